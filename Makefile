@@ -1,0 +1,101 @@
+# Everything the project does, by name. `make` lists the targets; each creates the environment it needs by itself.
+
+PYTHON      = python3
+VENV        = .venv
+# Without `train` (diffusers, peft, ...): the student needs of it no more than `export` brings.
+EXTRAS      = export,demo,dev
+# More arguments for pip. On Linux, PyPI's torch is the CUDA build (gigabytes); the CPU build is enough here:
+#   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS    =
+# Left out by default: tests of more than about ten seconds. All of them: make test PYTEST_ARGS=
+PYTEST_ARGS = -m "not slow"
+
+CHECKPOINT  = export/weights/pocket
+BUNDLE      = runtime/bundles/pocket.gdposr
+DATA        = ../shared/data/hr
+REALSR      = ../shared/data/realsr
+SQF_WEIGHTS = ../shared/data/peers/squeezenet1_1.safetensors
+PEER_NCNN   = ../shared/data/peers/RealESRGAN_General_x4_v3.param
+PHOTO       =
+OUT         =
+ARGS        =
+
+RUN       = $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+DEMO      = build/demo
+SOURCES   = $(wildcard runtime/*.py training/*.py calibration/*.py export/*.py gdposr/*.py gdposr/commands/*.py)
+WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
+EXPORTED  = $(or $(OUT),$(BUNDLE))/manifest.json
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check train-student export export-onnx export-coreml accuracy bench clean FORCE
+
+help: ## list the targets
+	@echo "make TARGET [VARIABLE=value ...]"
+	@echo
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PYTHON=python3.12   the Python that creates $(VENV) (3.11 or newer)"
+	@echo "  PIP_ARGS=...        more arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu"
+	@echo "  ARGS=...            more arguments for the command behind a target"
+
+setup: $(INSTALLED) ## create the environment in .venv
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: Python 3.11 or newer is needed, $(PYTHON) is another or missing: make setup PYTHON=/path/to/python3" >&2; exit 2; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { \
+		echo "make: venv failed: on Debian and Ubuntu 'apt install python3-venv' brings it" >&2; exit 2; }
+	@echo "installing into $(VENV) (a minute or two, more with a slow line)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: $(DEMO)/.done ## export the student, check it, upscale a photo with several seeds [PHOTO=file]
+	@cat $(DEMO)/where.txt
+
+$(DEMO)/.done: $(SOURCES) $(WEIGHTS) $(DEMO)/.photo | $(INSTALLED)
+	$(RUN) -m gdposr.demo --checkpoint $(CHECKPOINT) --out $(DEMO) $(if $(PHOTO),--photo "$(PHOTO)") $(ARGS)
+	@touch $@
+
+# Changes only when another PHOTO is asked for, so that a repeated demo has nothing to do.
+$(DEMO)/.photo: FORCE
+	@mkdir -p $(DEMO)
+	@printf '%s\n' "$(PHOTO)" | cmp -s - $@ || printf '%s\n' "$(PHOTO)" > $@
+
+FORCE:
+
+test: $(INSTALLED) ## run the tests [PYTEST_ARGS=, for the slow ones too]
+	$(RUN) -m pytest $(PYTEST_ARGS) $(ARGS)
+
+check: $(INSTALLED) ## formatting, lint, types and tests
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+train-student: $(INSTALLED) ## train the pocket student [DATA=photos, SQF_WEIGHTS=, OUT=run folder, ARGS=]
+	$(RUN) -m gdposr train student --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" \
+		--out "$(or $(OUT),runs/student)" $(ARGS)
+
+export: $(EXPORTED) ## write the built-in bundle from the checkpoint [CHECKPOINT=, OUT=bundle folder]
+
+export-onnx: export ## the same: ONNX is what a bundle holds so far [CHECKPOINT=, OUT=]
+
+$(EXPORTED): $(WEIGHTS) $(wildcard export/*.py) | $(INSTALLED)
+	$(RUN) -m gdposr export --checkpoint "$(CHECKPOINT)" --out "$(@D)" $(ARGS)
+	@touch $@
+
+export-coreml: ## Core ML packages: not built yet
+	@echo "make: Core ML export is not built yet: use 'make export-onnx'; on Apple devices ONNX Runtime runs that bundle" >&2; exit 2
+
+accuracy: $(INSTALLED) ## measure quality on pairs of photos [REALSR=folder with LR/ and HR/, SQF_WEIGHTS=, OUT=report.html]
+	$(RUN) -m gdposr accuracy "$(BUNDLE)" --lr "$(REALSR)/LR" --hr "$(REALSR)/HR" \
+		$(if $(wildcard $(SQF_WEIGHTS)),--sqf-weights "$(SQF_WEIGHTS)") --report "$(or $(OUT),build/accuracy.html)" $(ARGS)
+
+bench: $(INSTALLED) ## measure speed and memory, beside a peer where its files are present [PEER_NCNN=]
+	$(RUN) -m gdposr bench "$(BUNDLE)" $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") $(ARGS)
+
+clean: ## remove what was built; keeps .venv and runs/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Export stage: the student, its training, ONNX conversion, quantization and bundle writing."""

@@ -1,0 +1,360 @@
+"""Train the student. Here from ground truth alone: pixels, SqueezeNet features, structure and an adversary.
+
+    python -m export.distill --data DIR --perceptual-weights FILE --out RUN --minutes 120
+
+A run folder holds config.json (the resolved settings, written first), log.jsonl, samples/ and state/ (for --resume), and at the end
+student/ (the averaged weights as safetensors + JSON). The stream of pictures and noise is a pure function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from export.objectives import (
+    PatchDiscriminator,
+    discriminator_loss,
+    energy_score,
+    generator_loss,
+    pixel_score,
+    structure_loss,
+)
+from export.student import Student, StudentConfig, save_student
+from export.validation import Validation
+from training.checkpoint import has_state, load_state, save_state
+from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
+from training.perceptual import SqueezeFeatures
+
+log = logging.getLogger("distill")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Everything that decides a run besides its data. Weights of the losses multiply terms of order 0.01 to 1."""
+
+    student: StudentConfig = field(default_factory=StudentConfig)
+    crop: int = 192  # HR pixels
+    batch: int = 4  # LR pictures in a step; each gets two samples
+    lr: float = 4e-4
+    final_lr: float = 1e-5
+    warmup_steps: int = 200
+    discriminator_lr: float = 2e-4
+    discriminator_width: int = 32
+    discriminator_every: int = 2  # steps between updates of the discriminator
+    adversary_from: float = 0.15  # part of the run after which the adversary joins
+    pixel: float = 1.0
+    feature: float = 0.3
+    structure: float = 2.0
+    adversary: float = 0.01
+    spread: float = 0.35  # see objectives.energy_score
+    ema: float = 0.999
+    clip: float = 1.0  # largest norm of the gradient
+    held_out: int = 16  # photos kept for validation
+    seed: int = 0
+    precision: str = "bf16"  # autocast type: bf16 or fp32
+    compile: bool = True  # compile the perceptual loss (half its time; needs a C++ compiler)
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision must be bf16 or fp32, got {self.precision!r}")
+        if self.crop % 8 or self.crop < 64:
+            raise ValueError(f"crop must be a multiple of 8 of at least 64 HR pixels, got {self.crop}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DistillConfig:
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(f.name for f in fields(cls))}")
+        student = StudentConfig.from_dict(values.get("student", {}))
+        return cls(**{**values, "student": student})
+
+    def with_settings(self, settings: list[str]) -> DistillConfig:
+        """Apply key=value settings; `student.width=64` reaches inside. Values are JSON (or plain text)."""
+        values = self.to_dict()
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise ValueError(f"--set expects key=value, got {setting!r}")
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError:
+                value = text
+            place = values["student"] if key.startswith("student.") else values
+            place[key.removeprefix("student.")] = value
+        return DistillConfig.from_dict(values)
+
+
+PRESETS = {
+    "pocket": DistillConfig(),
+    "tiny": DistillConfig(  # for tests: seconds on a CPU
+        student=StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8),
+        crop=64,
+        batch=2,
+        warmup_steps=2,
+        discriminator_width=8,
+        held_out=1,
+        precision="fp32",
+        compile=False,
+    ),
+}
+
+
+@dataclass
+class Budget:
+    """End of the run: a number of steps, or minutes of training (summed over resumed parts)."""
+
+    steps: int | None = None
+    minutes: float | None = None
+    spent: float = 0.0  # seconds of earlier parts
+    started: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        return self.spent + time.monotonic() - self.started
+
+    def progress(self, step: int) -> float:
+        """From 0 at the start to 1 at the end; it drives the learning rate and the adversary."""
+        parts = [step / self.steps] if self.steps else []
+        parts += [self.seconds() / (60 * self.minutes)] if self.minutes else []
+        return min(1.0, max(parts))
+
+
+class Distiller:
+    """The models, their optimizers and one `step`."""
+
+    def __init__(self, config: DistillConfig, features: SqueezeFeatures) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.student = Student(config.student).to(memory_format=torch.channels_last)
+        self.average = Student(config.student).requires_grad_(False).eval()
+        self.average.load_state_dict(self.student.state_dict())
+        self.discriminator = PatchDiscriminator(config.discriminator_width).to(memory_format=torch.channels_last)
+        self.features = features.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.adversary = torch.optim.AdamW(self.discriminator.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self._perceptual: Callable[[Tensor, Tensor], Tensor] = self._feature_score
+        if config.compile:
+            self._perceptual = torch.compile(self._feature_score)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"student": self.student, "average": self.average, "discriminator": self.discriminator}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"student": self.optimizer, "discriminator": self.adversary}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _feature_score(self, samples: Tensor, target: Tensor) -> Tensor:
+        with self._autocast():
+            near = self.features.maps(samples)
+            with torch.no_grad():
+                far = self.features.maps(target)
+        return energy_score(near, far, self.config.spread)
+
+    def learning_rate(self, step: int, progress: float) -> float:
+        """Linear warm-up, then a cosine from lr to final_lr."""
+        c = self.config
+        cosine = c.final_lr + (c.lr - c.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return cosine * min(1.0, (step + 1) / c.warmup_steps)
+
+    def step(self, lr: Tensor, hr: Tensor, step: int, progress: float) -> dict[str, float]:
+        """One update. lr: (n, 3, h, w), hr: (n, 3, 4h, 4w) in [0, 1]. Returns the losses of this step."""
+        c = self.config
+        draw = torch.Generator().manual_seed((c.seed << 32) + step)
+        n, _, h, w = lr.shape
+        noise = torch.randn(2 * n, c.student.noise_channels, h // c.student.fold, w // c.student.fold, generator=draw)
+        dy, dx = torch.randint(0, 8, (2,), generator=draw).tolist()  # so that no loss sees the pixel-shuffle grid at a fixed phase
+        with self._autocast():
+            features, base = self.student.encoder(lr)
+            residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), noise)
+        samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
+        side = hr.shape[-1] - 8
+        cut, real = (x[:, :, dy : dy + side, dx : dx + side].contiguous(memory_format=torch.channels_last) for x in (samples, hr))
+
+        losses = {
+            "pixel": pixel_score(samples, hr, c.spread),
+            "feature": self._perceptual(cut, real),
+            "structure": structure_loss(samples, hr),
+        }
+        adversarial = progress >= c.adversary_from and c.adversary > 0
+        if adversarial:
+            self.discriminator.requires_grad_(False)
+            with self._autocast():
+                losses["adversary"] = generator_loss(self.discriminator(cut).float())
+        total = torch.stack([getattr(c, name) * value for name, value in losses.items()]).sum()
+        rate = self.learning_rate(step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), c.clip)
+        self.optimizer.step()
+        self._update_average(step)
+        values = {name: value.item() for name, value in losses.items()} | {"total": total.item(), "grad": norm.item(), "lr": rate}
+        if adversarial and step % c.discriminator_every == 0:
+            values["discriminator"] = self._update_discriminator(real, cut.detach()[step // c.discriminator_every % 2 * n :][:n])
+        return values
+
+    def _update_discriminator(self, real: Tensor, fake: Tensor) -> float:
+        self.discriminator.requires_grad_(True)
+        with self._autocast():
+            loss = discriminator_loss(self.discriminator(real).float(), self.discriminator(fake.clamp(0, 1)).float())
+        self.adversary.zero_grad(set_to_none=True)
+        loss.backward()
+        self.adversary.step()
+        return loss.item()
+
+    def _update_average(self, step: int) -> None:
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.student.parameters(), strict=True):
+                mean.lerp_(value, 1.0 - decay)
+
+
+class _Interrupt:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C is the usual one."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _Interrupt:
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    config: DistillConfig,
+    data: Path,
+    perceptual_weights: Path,
+    out: Path,
+    budget: Budget,
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    validate_minutes: float = 5.0,
+    on_progress: Callable[[int, float, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Run until the budget is spent; returns the last validation. FloatingPointError when a loss is not finite (state saved)."""
+    if has_state(out / "state") and not resume:
+        raise FileExistsError(f"{out} holds an unfinished or finished run; go on with --resume or choose another --out")
+    training, held_out = split_photos(find_images(data), config.held_out)
+    distiller = Distiller(config, SqueezeFeatures(perceptual_weights))
+    step = 0
+    if resume:
+        values = load_state(out / "state", distiller.modules, distiller.optimizers)
+        step, budget.spent = values["step"], values["seconds"]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(config.to_dict() | {"data": str(data)}, indent=2) + "\n")
+    pairs = PairDataset(PhotoSet(training), CropParams(config.crop), seed=config.seed, start=step * config.batch)
+    validation = Validation(PhotoSet(held_out), distiller.features, out / "samples")
+    budget.started = time.monotonic()
+
+    def save() -> None:
+        save_state(out / "state", distiller.modules, distiller.optimizers, {"step": step, "seconds": budget.seconds()})
+
+    def measure() -> dict[str, Any]:
+        row = {"step": step, "seconds": round(budget.seconds(), 1), **validation(distiller.average, step)}
+        with (out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        log.info("validation %s", " ".join(f"{k}={v:.4g}" for k, v in row.items()))
+        return row
+
+    last: dict[str, Any] = {}
+    next_measure = budget.seconds() + 60.0  # the first one early, to see at once whether the student lives
+    with _Interrupt() as interrupt:
+        for lr, hr in _batches(pairs, config.batch, workers):
+            progress = budget.progress(step)
+            if progress >= 1.0 or interrupt.asked:
+                break
+            losses = distiller.step(lr, hr, step, progress)
+            if not all(math.isfinite(v) for v in losses.values()):
+                save()
+                raise FloatingPointError(f"step {step}: loss is not finite ({losses}); state saved in {out / 'state'}. Lower lr or use fp32")
+            step += 1
+            if on_progress:
+                on_progress(step, progress, losses)
+            if budget.seconds() >= next_measure:
+                last = measure()
+                save()
+                next_measure = budget.seconds() + 60 * validate_minutes
+    last = measure()
+    save()
+    provenance = {"steps": step, "minutes": round(budget.seconds() / 60, 1), "photos": len(training), "config": config.to_dict(), "validation": last}
+    save_student(distiller.average, out / "student", provenance)
+    return last
+
+
+def _batches(pairs: PairDataset, batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from DataLoader(pairs, batch_size=batch, num_workers=workers, prefetch_factor=8 if workers else None)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gdposr train student", description="Train the student from a folder of photos.")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
+    parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
+    parser.add_argument("--perceptual-weights", type=Path, required=True, help="SqueezeNet 1.1 weights (safetensors, Caffe layout)")
+    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--minutes", type=float, help="time budget")
+    parser.add_argument("--steps", type=int, help="step budget")
+    parser.add_argument("--resume", action="store_true", help="go on from RUN/state")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--validate-minutes", type=float, default=5.0, help="minutes between validations and saved states")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 when an argument is wrong or the run cannot start."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        if not args.minutes and not args.steps:
+            raise ValueError("give a budget: --minutes or --steps")
+        config = PRESETS[args.preset].with_settings(args.set)
+        budget = Budget(steps=args.steps, minutes=args.minutes)
+        started = time.monotonic()
+
+        def show(step: int, progress: float, losses: dict[str, float]) -> None:
+            if step % 100 == 0:
+                rate = (time.monotonic() - started) / step
+                terms = " ".join(f"{k}={v:.4g}" for k, v in losses.items())
+                log.info("step %d (%.0f %%, %.2f s/step) %s", step, 100 * progress, rate, terms)
+
+        train(config, args.data, args.perceptual_weights, args.out, budget,
+              resume=args.resume, workers=args.workers, validate_minutes=args.validate_minutes, on_progress=show)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    log.info("student written to %s", args.out / "student")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,180 @@
+"""The student that ships: a plain convolutional generator at half the LR resolution, in two graphs.
+
+`Encoder` runs once per photo and `Generator` once per sample. Pixel (un)shuffle, 3x3 convolutions and ReLU only, so that every phone
+accelerator runs it; all of the noise enters as an explicit input. The output is the bicubic upscale plus a learned residual.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Shape of the student. Spatial cells are `fold` LR pixels wide."""
+
+    width: int = 80  # channels of the trunk
+    encoder_blocks: int = 3
+    generator_blocks: int = 2
+    detail: int = 32  # channels at LR resolution, before the last convolution
+    noise_channels: int = 4
+    fold: int = 2
+    scale: int = 4
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"student {name} must be a positive whole number, got {value!r}")
+
+    @property
+    def receptive_radius(self) -> int:
+        """Radius of the receptive field of an output pixel, in LR pixels."""
+        cells = 1 + 2 * self.encoder_blocks + 2 * self.generator_blocks + 1  # stem, blocks, expansion
+        return self.fold * cells + 1 + (self.fold - 1)  # the last convolution; an LR pixel's place inside its cell
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StudentConfig:
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"unknown student setting {', '.join(unknown)}; known: {', '.join(cls.__dataclass_fields__)}")
+        return cls(**values)
+
+
+def bicubic_weight(scale: int) -> Tensor:
+    """Weights (3 * scale^2, 3, 5, 5) such that pixel_shuffle(conv(x, padding=2), scale) is the bicubic upscale of x
+    (Keys' kernel with a = -0.5, half-pixel centres)."""
+
+    def keys(t: float) -> float:
+        t = abs(t)
+        if t < 1:
+            return 1.5 * t**3 - 2.5 * t**2 + 1
+        return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t < 2 else 0.0
+
+    taps = torch.zeros(scale, 5)
+    for phase in range(scale):
+        centre = (phase + 0.5) / scale - 0.5  # where the output pixel lies, in LR pixels from the middle tap
+        for k in range(5):
+            taps[phase, k] = keys(k - 2 - centre)
+    taps /= taps.sum(dim=1, keepdim=True)
+    plane = torch.einsum("ai,bj->abij", taps, taps).reshape(scale * scale, 5, 5)
+    weight = torch.zeros(3, scale * scale, 3, 5, 5)
+    for channel in range(3):
+        weight[channel, :, channel] = plane
+    return weight.reshape(3 * scale * scale, 3, 5, 5)
+
+
+class Block(nn.Module):
+    """x + conv(relu(conv(x))), as in EDSR (Lim et al. 2017): no normalisation, nothing after the sum."""
+
+    def __init__(self, width: int, residual_scale: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.kaiming_normal_(self.conv1.weight)
+        nn.init.kaiming_normal_(self.conv2.weight)
+        with torch.no_grad():
+            self.conv2.weight.mul_(residual_scale)
+            self.conv1.bias.zero_()
+            self.conv2.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class Encoder(nn.Module):
+    """image (n, 3, h, w) in [0, 1], h and w even -> features (n, width, h/2, w/2), base (n, 3 * 16, h, w): the bicubic upscale
+    before its pixel shuffle."""
+
+    bicubic: Tensor
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = nn.Conv2d(3 * config.fold**2, config.width, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(config.width, 0.25) for _ in range(config.encoder_blocks)))
+        self.register_buffer("bicubic", bicubic_weight(config.scale), persistent=False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        base = F.conv2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), self.bicubic)
+        features = self.stem(F.pixel_unshuffle(image - 0.5, self.config.fold))
+        return self.blocks(features), base
+
+
+class Generator(nn.Module):
+    """features (n, width, h/2, w/2), base (n, 48, h, w), noise (n, 4, h/2, w/2) -> sr (n, 3, 4h, 4w) in [0, 1]."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.noise = nn.Conv2d(config.noise_channels, config.width, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(config.width, 0.25) for _ in range(config.generator_blocks)))
+        self.expand = nn.Conv2d(config.width, config.detail * config.fold**2, 3, padding=1)
+        self.last = nn.Conv2d(config.detail, 3 * config.scale**2, 3, padding=1)
+        with torch.no_grad():  # start close to the bicubic upscale
+            self.last.weight.mul_(0.1)
+            assert self.last.bias is not None
+            self.last.bias.zero_()
+
+    def residual(self, features: Tensor, noise: Tensor) -> Tensor:
+        """What is added to the base, (n, 48, h, w)."""
+        x = self.blocks(features + self.noise(noise))
+        return self.last(F.relu(F.pixel_shuffle(self.expand(x), self.config.fold)))
+
+    def forward(self, features: Tensor, base: Tensor, noise: Tensor) -> Tensor:
+        return F.pixel_shuffle(base + self.residual(features, noise), self.config.scale).clamp(0.0, 1.0)
+
+
+class Student(nn.Module):
+    """Encoder and generator. Calling it gives one sample: (n, 3, h, w), (n, 4, h/2, w/2) -> (n, 3, 4h, 4w)."""
+
+    def __init__(self, config: StudentConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or StudentConfig()
+        self.encoder = Encoder(self.config)
+        self.generator = Generator(self.config)
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        features, base = self.encoder(image)
+        return self.generator(features, base, noise)
+
+    @property
+    def parameters_total(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+def save_student(student: Student, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
+    """Write model.safetensors and config.json; config.json is written last, so a folder with it is complete."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().float().contiguous() for key, value in student.state_dict().items()}
+    save_file(state, target / WEIGHTS_FILE, metadata={"format": "pt", "model": "gdposr student"})
+    document = {"model": "student", "config": student.config.to_dict(), "provenance": provenance or {}}
+    (target / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def load_student(folder: str | Path) -> tuple[Student, dict[str, Any]]:
+    """Read what `save_student` wrote. Returns (student in eval mode, provenance)."""
+    source = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (source / name).is_file():
+            raise FileNotFoundError(f"{source} is not a student checkpoint: {name} is missing (expected {CONFIG_FILE} and {WEIGHTS_FILE})")
+    document = json.loads((source / CONFIG_FILE).read_text())
+    if document.get("model") != "student":
+        raise ValueError(f"{source / CONFIG_FILE} describes a {document.get('model')!r}, expected a 'student'")
+    student = Student(StudentConfig.from_dict(document["config"]))
+    student.load_state_dict(load_file(source / WEIGHTS_FILE))
+    return student.eval(), document.get("provenance", {})

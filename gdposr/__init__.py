@@ -1,0 +1,57 @@
+"""On-device generative super-resolution: a low-resolution photo in, sharp and believable 4x versions out.
+
+    from gdposr import Upscaler
+    with Upscaler() as upscaler:
+        pictures = upscaler.up(image, seed=0, samples=3)
+
+The names below are resolved at first use, so that `import gdposr` (and with it the start of the command)
+loads neither numpy nor an inference library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "DeviceError",
+    "GdposrError",
+    "ImageError",
+    "Photo",
+    "Upscaler",
+    "__version__",
+    "read_photo",
+    "write_photo",
+]
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
+    from runtime.errors import BundleError, DeviceError, GdposrError, ImageError
+    from runtime.image import Photo, read_photo, write_photo
+    from runtime.upscaler import Upscaler
+
+_HOME = {
+    "Bundle": "runtime.bundle",
+    "BundleError": "runtime.errors",
+    "DeviceError": "runtime.errors",
+    "GdposrError": "runtime.errors",
+    "ImageError": "runtime.errors",
+    "Photo": "runtime.image",
+    "Upscaler": "runtime.upscaler",
+    "read_photo": "runtime.image",
+    "write_photo": "runtime.image",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gdposr' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

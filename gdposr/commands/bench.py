@@ -1,0 +1,234 @@
+"""Measure a bundle's speed and memory on this machine, on its own or beside other models.
+
+All contenders are run in turn in every round, so that a busy moment hits them alike; figures are medians
+with quartiles, and ratios are medians over the rounds.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gdposr import __version__
+from gdposr.console import OK, UsageError, emit, progress_bar, say, table, whole_number
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from runtime.bundle import Bundle
+
+HELP = "measure speed and memory, also beside other models"
+
+Times = dict[str, list[float]]  # contender -> milliseconds per round
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
+    parser.add_argument("--size", type=whole_number(8, 4096), default=128, help="side of the input picture (default: 128)")
+    parser.add_argument("--rounds", type=whole_number(1), default=20, help="measured rounds (default: 20)")
+    parser.add_argument("--warmup", type=whole_number(0), default=3, help="rounds before measuring (default: 3)")
+    parser.add_argument("--device", default="auto", help="where to run (default: auto)")
+    parser.add_argument("--precision", action="append", help="measure only this one; may be repeated (default: all)")
+    parser.add_argument("--threads", type=whole_number(1), help="CPU threads, for all contenders (default: all cores)")
+    parser.add_argument("--peer-onnx", type=Path, action="append", default=[], metavar="FILE", help="another model, as ONNX")
+    parser.add_argument(
+        "--peer-ncnn", type=Path, metavar="PARAM", help="another model, as ncnn .param with its .bin beside it"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gdposr.machine import available_cores, describe_machine
+    from runtime.backend import resolve
+    from runtime.bundle import Bundle
+
+    bundle = Bundle.open(args.bundle)
+    threads = args.threads or available_cores()
+    device = ""
+    calls: dict[str, Callable[[], object]] = {}
+    precisions = args.precision or list(bundle.manifest.graphs)
+    for precision in precisions:
+        device, precision, notes = resolve(bundle, args.device, precision)
+        for note in notes:
+            say(note)
+        calls |= own_calls(bundle, device, precision, threads, args.size)
+    peers = peer_calls(args.peer_onnx, args.peer_ncnn, threads, args.size)
+    say(f"{len(calls) + len(peers)} contenders, {args.rounds} rounds of {args.size}x{args.size}, {threads} threads on {device}")
+    times = measure(calls | peers, args.rounds, args.warmup)
+    memory = {precision: peak_memory(bundle, device, precision, threads, args.size) for precision in precisions}
+    result = {
+        "version": __version__,
+        "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
+        "machine": describe_machine(),
+        "device": device,
+        "threads": threads,
+        "size": args.size,
+        "rounds": args.rounds,
+        "warmup": args.warmup,
+        "precisions": {
+            precision: own_figures(times, precision) | {"peak_memory_mb": memory[precision]} for precision in precisions
+        },
+        "peers": {name: {"ms": spread(times[name])} for name in peers},
+        "ratios": ratios(times, precisions, list(peers)),
+    }
+    if args.json:
+        emit(result)
+    else:
+        print(as_text(result))
+    return OK
+
+
+def own_calls(bundle: "Bundle", device: str, precision: str, threads: int, size: int) -> dict[str, Callable[[], object]]:
+    """The timed calls of one precision: each graph alone, and a whole picture through the pipeline (tiles, colour, noise)."""
+    from runtime.backend import OnnxBackend
+    from runtime.noise import noise_field
+    from runtime.upscaler import Upscaler
+
+    rule, noise = bundle.manifest.size, bundle.manifest.noise
+    if size % rule.multiple_of or size < rule.minimum:
+        raise UsageError(f"--size: this model takes multiples of {rule.multiple_of} from {rule.minimum} on, got {size}")
+    backend = OnnxBackend(bundle, device, precision, threads)
+    picture = test_picture(size)
+    image = picture.transpose(2, 0, 1)[None].astype("float32") / 255
+    cells = size // noise.downscale
+    grain = noise_field(0, 0, cells, cells, channels=noise.channels)[None]
+    features = backend.encode(image)
+    upscaler = Upscaler(bundle, device=device, precision=precision, threads=threads, check=False)
+    return {
+        f"{precision} encoder": lambda: backend.encode(image),
+        f"{precision} generator": lambda: backend.generate(features, grain),
+        f"{precision} picture": lambda: upscaler.up(picture),
+    }
+
+
+def peer_calls(onnx_files: Sequence[Path], param: Path | None, threads: int, size: int) -> dict[str, Callable[[], object]]:
+    """The timed calls of other models, by name."""
+    from gdposr.peers import Run, ncnn_peer, ncnn_to_onnx, onnx_peer
+
+    image = test_picture(size).transpose(2, 0, 1)[None].astype("float32") / 255
+    runs: dict[str, Run] = {f"{file.stem} (onnx)": onnx_peer(file, threads) for file in onnx_files}
+    if param is not None:
+        if find_spec("ncnn") is None and find_spec("onnx") is None:
+            raise UsageError("--peer-ncnn needs the package ncnn or onnx: pip install ncnn onnx")
+        if find_spec("ncnn") is not None:
+            runs[f"{param.stem} (ncnn)"] = ncnn_peer(param, threads)
+        if find_spec("onnx") is not None:
+            runs[f"{param.stem} (onnx)"] = onnx_peer(ncnn_to_onnx(param), threads)
+    return {name: _bound(run, image) for name, run in runs.items()}
+
+
+def measure(calls: dict[str, Callable[[], object]], rounds: int, warmup: int) -> Times:
+    """Milliseconds of every call in every round, the calls taking turns."""
+    times: Times = {name: [] for name in calls}
+    with progress_bar("measuring") as update:
+        for round_number in range(warmup + rounds):
+            for name, call in calls.items():
+                begin = time.perf_counter()
+                call()
+                if round_number >= warmup:
+                    times[name].append((time.perf_counter() - begin) * 1e3)
+            update(round_number + 1, warmup + rounds, None)
+    return times
+
+
+def own_figures(times: Times, precision: str) -> dict[str, Any]:
+    """first: encoder and generator; further: the generator alone, since the features are kept; picture: `Upscaler.up`."""
+    encoder, generator = times[f"{precision} encoder"], times[f"{precision} generator"]
+    return {
+        "encoder_ms": spread(encoder),
+        "generator_ms": spread(generator),
+        "first_sample_ms": spread(_sum(encoder, generator)),
+        "further_sample_ms": spread(generator),
+        "picture_ms": spread(times[f"{precision} picture"]),
+    }
+
+
+def ratios(times: Times, precisions: Sequence[str], peers: Sequence[str]) -> dict[str, float]:
+    """The figures that hold from machine to machine, each the median over the rounds."""
+    first = {precision: _sum(times[f"{precision} encoder"], times[f"{precision} generator"]) for precision in precisions}
+    result = {}
+    for precision in precisions:
+        result[f"{precision} further / first sample"] = _ratio(times[f"{precision} generator"], first[precision])
+        if precision != "fp32" and "fp32" in first:
+            result[f"{precision} / fp32"] = _ratio(first[precision], first["fp32"])
+        for peer in peers:
+            result[f"{precision} / {peer}"] = _ratio(first[precision], times[peer])
+    return result
+
+
+def peak_memory(bundle: "Bundle", device: str, precision: str, threads: int, size: int) -> float | None:
+    """The most memory a fresh process needs to load the model and upscale one picture, in 10^6 bytes."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_memory_job, str(bundle.path), device, precision, threads, size).result()
+
+
+def _memory_job(path: str, device: str, precision: str, threads: int, size: int) -> float | None:
+    from gdposr.machine import peak_memory_mb
+    from runtime.upscaler import Upscaler
+
+    with Upscaler(path, device=device, precision=precision, threads=threads, check=False) as upscaler:
+        upscaler.up(test_picture(size))
+    peak = peak_memory_mb()
+    return None if peak is None else round(peak, 1)
+
+
+def test_picture(size: int) -> "np.ndarray":
+    """A picture of the given side, (size, size, 3) uint8: ramps with some grain, always the same."""
+    import numpy as np
+
+    y, x = np.mgrid[:size, :size].astype(np.float32) / size
+    grain = (np.arange(size * size, dtype=np.uint32) * np.uint32(2654435761) >> np.uint32(24)).reshape(size, size) / 2048
+    return np.rint(np.clip(np.stack([x, y, (x + y) / 2], axis=2) + grain[..., None], 0, 1) * 255).astype(np.uint8)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles, milliseconds."""
+    low, middle, high = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    )
+    return {"median": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The result for a person."""
+    machine = result["machine"]
+    flags = " ".join(flag if present else f"no-{flag}" for flag, present in machine["cpu_flags"].items())
+    bundle = result["bundle"]
+    lines = [
+        f"{bundle['name']} ({bundle['digest']}) on {result['device']}, {result['threads']} threads, "
+        f"{result['size']}x{result['size']} input, {result['rounds']} rounds",
+        f"{machine['cpu']}: {flags}; load {machine['load']}; "
+        + " ".join(f"{name} {version}" for name, version in machine["packages"].items()),
+        "",
+    ]
+    rows = [("ms, median [quartiles]", "encoder", "generator", "first sample", "further sample", "picture", "peak memory")]
+    columns = ("encoder_ms", "generator_ms", "first_sample_ms", "further_sample_ms", "picture_ms")
+    for precision, figures in result["precisions"].items():
+        peak = figures["peak_memory_mb"]
+        memory = "unknown" if peak is None else f"{peak:.0f} MB"
+        rows.append((precision, *(_shown(figures[column]) for column in columns), memory))
+    rows += [(name, "", "", _shown(peer["ms"]), "", "", "") for name, peer in result["peers"].items()]
+    lines += [table(rows), "", table([("ratio", ""), *((name, f"{value:.3f}") for name, value in result["ratios"].items())])]
+    return "\n".join(lines)
+
+
+def _shown(figure: dict[str, float]) -> str:
+    return f"{figure['median']:.1f} [{figure['low']:.1f} {figure['high']:.1f}]"
+
+
+def _sum(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    return [a + b for a, b in zip(first, second, strict=True)]
+
+
+def _ratio(ours: Sequence[float], other: Sequence[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(ours, other, strict=True)), 4)
+
+
+def _bound(run: Callable[["np.ndarray"], object], image: "np.ndarray") -> Callable[[], object]:
+    return lambda: run(image)

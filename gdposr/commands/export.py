@@ -1,0 +1,14 @@
+"""Write a bundle from a checkpoint. Needs the extra `export`: pip install "gdposr[export]"."""
+
+from collections.abc import Sequence
+
+from gdposr.commands.stage import Stage, run_stage
+
+HELP = "write a bundle from a checkpoint (needs the extra `export`)"
+
+STAGE = Stage("export.bundle", "export", "merge, convert, quantize and write a bundle")
+
+
+def forward(argv: Sequence[str]) -> int:
+    """All arguments are the bundle writer's own."""
+    return run_stage(STAGE, argv)

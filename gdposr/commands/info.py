@@ -1,0 +1,73 @@
+"""Tell what a bundle is, what it was made from, and which devices are at hand here."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gdposr import __version__
+from gdposr.console import OK, emit, table
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
+
+HELP = "tell what a bundle is and which devices are at hand"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
+    parser.add_argument("--json", action="store_true", help="print the whole manifest and the devices as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from runtime.backend import available_devices
+    from runtime.bundle import Bundle
+
+    bundle = Bundle.open(args.bundle)
+    devices = list(available_devices())
+    if args.json:
+        manifest = bundle.manifest.to_dict()
+        emit({"version": __version__, "path": str(bundle.path), "digest": bundle.digest, "devices": devices, "manifest": manifest})
+    else:
+        print(describe(bundle, devices))
+    return OK
+
+
+def describe(bundle: "Bundle", devices: list[str]) -> str:
+    """A bundle as text for a person."""
+    manifest = bundle.manifest
+    size, noise = manifest.size, manifest.noise
+    facts = [
+        ("model", manifest.name),
+        ("scale", f"x{manifest.scale}"),
+        ("bundle", f"{bundle.path} (format {manifest.format_version}, digest {bundle.digest})"),
+        ("tiles", f"{size.tile} px with {size.context} px of context, multiples of {size.multiple_of}, overlap {size.overlap}"),
+        ("noise", f"{noise.channels} channels, one cell per {noise.downscale} px, version {noise.version}"),
+        ("timesteps", "none" if manifest.t_n is None else f"noised at {manifest.t_n}, denoised as {manifest.t_d}"),
+        ("colour fix", manifest.color_fix),
+        ("default", ", ".join(f"{precision} on {device}" for device, precision in manifest.default_precision.items())),
+        ("devices here", ", ".join(devices)),
+    ]
+    graphs = [("precision", "encoder", "generator", "probe floor")]
+    for precision, files in manifest.graphs.items():
+        sizes = [_megabytes(files[graph].bytes) for graph in ("encoder", "generator")]
+        graphs.append((precision, *sizes, f"{manifest.probe.floor_db[precision]:g} dB"))
+    lines = [f"{name:13} {value}" for name, value in facts] + ["", table(graphs)]
+    for title, content in (("accuracy", manifest.accuracy), ("provenance", manifest.provenance)):
+        if content:
+            lines += ["", title, *_outline(content, 2)]
+    return "\n".join(lines)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def _outline(content: dict[str, Any], indent: int) -> list[str]:
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            lines += [f"{' ' * indent}{key}", *_outline(value, indent + 2)]
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            lines.append(f"{' ' * indent}{key}: {shown}")
+    return lines

@@ -1,0 +1,31 @@
+"""Hands a command line on to a stage with its own parser, and names the extra where its packages are missing."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from gdposr.console import UsageError
+
+STAGE_PACKAGES = ("runtime", "training", "calibration", "export", "gdposr")
+
+
+@dataclass(frozen=True)
+class Stage:
+    module: str  # has main(argv) -> int
+    extra: str  # the optional dependencies it needs
+    about: str
+
+
+def run_stage(stage: Stage, argv: Sequence[str]) -> int:
+    """Run `stage.module`'s main with argv; a package that is not installed becomes a UsageError with the remedy."""
+    try:
+        return int(import_module(stage.module).main(list(argv)))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing in STAGE_PACKAGES:
+            raise  # a fault of ours, not a missing extra
+        raise UsageError(
+            f"this needs the package {missing!r}, which is not installed for {sys.executable}: "
+            f'pip install "gdposr[{stage.extra}]"'
+        ) from error

@@ -1,0 +1,29 @@
+"""Train a model. Needs the extra `train`: pip install "gdposr[train]"."""
+
+from collections.abc import Sequence
+
+from gdposr.commands.stage import Stage, run_stage
+from gdposr.console import OK, UsageError
+
+HELP = "train a model (needs the extra `train`)"
+
+STAGES = {
+    "student": Stage("export.distill", "train", "the small student that ships in a bundle, from photos alone"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:10} {stage.about}" for name, stage in STAGES.items()]
+    return "\n".join(
+        ["usage: gdposr train STAGE ...", "", "stages:", *lines, "", "gdposr train STAGE --help tells its options."]
+    )
+
+
+def forward(argv: Sequence[str]) -> int:
+    """The first argument names the stage; the rest is the stage's own."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return OK
+    if argv[0] not in STAGES:
+        raise UsageError(f"train expects one of {', '.join(STAGES)}, got {argv[0]!r}")
+    return run_stage(STAGES[argv[0]], argv[1:])

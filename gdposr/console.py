@@ -1,0 +1,111 @@
+"""What the command says and where: messages and progress on stderr, results on stdout, errors as one line."""
+
+import json
+import math
+import os
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class UsageError(Exception):
+    """The command cannot start as asked: what was expected, what came, the remedy. Exit code 2."""
+
+
+def say(message: str) -> None:
+    """One message for the person at the terminal, on stderr so that stdout stays a clean result."""
+    print(f"gdposr: {message}", file=sys.stderr, flush=True)
+
+
+def emit(result: object) -> None:
+    """A result as JSON on stdout. Infinite and undefined numbers become null: JSON has no word for them."""
+    print(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line; kinds that are not ours are named, since their text alone often says little."""
+    text = " ".join(str(error).split())
+    if not text:
+        return type(error).__name__
+    known = isinstance(error, UsageError) or type(error).__module__.startswith("runtime.")
+    return text if known else f"{type(error).__name__}: {text}"
+
+
+def debugging() -> bool:
+    """GDPOSR_DEBUG=1 shows tracebacks instead of one-line errors."""
+    return os.environ.get("GDPOSR_DEBUG", "") not in ("", "0")
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of text as aligned columns; the first column is left-aligned, the others right-aligned."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+@contextmanager
+def progress_bar(description: str, enabled: bool = True) -> Iterator[Callable[[int, int, str | None], None]]:
+    """A progress bar on stderr: the value is `update(done, total, text=None)`. Silent where stderr is no terminal."""
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda done, total, text=None: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+
+        def update(done: int, total: int, text: str | None = None) -> None:
+            bar.update(task, completed=done, total=total, description=text or description)
+
+        yield update
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: an integer within [low, high]."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        if value < low or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise ArgumentTypeError(f"expected a whole number {bounds}, got {text}")
+        return value
+
+    return parse
+
+
+def scale_factor(text: str) -> float:
+    """An argparse type: a factor in (0, 4]."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a number above 0 and up to 4, got {text!r}") from None
+    if not 0 < value <= 4:  # also refuses nan
+        raise ArgumentTypeError(f"expected a number above 0 and up to 4, got {text}")
+    return value
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

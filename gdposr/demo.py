@@ -1,0 +1,120 @@
+"""The demonstration behind `make demo`: checkpoint -> bundle -> check -> a photo, upscaled with several seeds.
+
+Without a photo of your own, an openly licensed one (the cat Chelsea, CC0, out of scikit-image's wheel) is reduced
+fourfold and compressed as JPEG, so that the original can stand beside the results.
+"""
+
+import argparse
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gdposr.cli import main as command
+from gdposr.console import OK, UsageError, say
+from gdposr.sheet import contact_sheet, to_rgb8
+
+SAMPLE_PHOTO = "chelsea"
+JPEG_QUALITY = 80  # about what phones and messengers use
+LARGEST = 512  # pixels; of a larger photo the middle is taken, so that the demonstration stays short
+SCALE = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m gdposr.demo", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=Path("export/weights/pocket"), help="the student's weights")
+    parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder of everything made here")
+    parser.add_argument("--photo", type=Path, help="a photo of your own (default: one that needs no download)")
+    parser.add_argument("--seeds", type=int, default=4, help="how many seeds (default: 4)")
+    args = parser.parse_args(argv)
+    begin = time.perf_counter()
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        small, original = own_photo(args.photo) if args.photo else sample_photo()
+    except UsageError as error:
+        say(f"error: {error}")
+        return 2
+    photo = args.out / "photo.png"
+    Image.fromarray(small).save(photo)
+    bundle = args.out / "pocket.gdposr"
+
+    say(f"1/3 exporting {args.checkpoint} to {bundle}")
+    code = command(["export", "--checkpoint", str(args.checkpoint), "--out", str(bundle)])
+    if code != OK:
+        return code
+    say("2/3 checking hashes and running the probe")
+    code = command(["verify", str(bundle)])
+    if code != OK:
+        return code
+    say(f"3/3 upscaling {photo} ({small.shape[1]}x{small.shape[0]}) with {args.seeds} seeds")
+    pictures = []
+    for seed in range(args.seeds):
+        picture = args.out / f"photo_x{SCALE}_seed{seed}.png"
+        code = command(["upscale", str(photo), "-o", str(picture), "--seed", str(seed), "--bundle", str(bundle)])
+        if code != OK:
+            return code
+        pictures.append(picture)
+    sheet = args.out / "sheet.png"
+    Image.fromarray(side_by_side(small, [np.asarray(Image.open(picture)) for picture in pictures], original)).save(sheet)
+
+    seconds = time.perf_counter() - begin
+    lines = ["the pictures:", f"  {sheet}  (everything side by side: look at this one first)", f"  {photo}  (the input)"]
+    lines += [f"  {picture}" for picture in pictures]
+    lines += ["upscale your own, from here:", f"  python -m gdposr upscale YOUR_PHOTO.jpg -o big.png --bundle {bundle}"]
+    (args.out / "where.txt").write_text("\n".join(lines) + "\n")
+    say(f"done in {seconds:.1f} s")
+    return OK
+
+
+def sample_photo() -> tuple[np.ndarray, np.ndarray]:
+    """The small, JPEG-compressed photo and the original it was made from, both (H, W, 3) uint8."""
+    try:
+        from skimage import data
+    except ImportError:
+        raise UsageError('the demonstration photo needs scikit-image: pip install "gdposr[demo]", or give --photo') from None
+    original = getattr(data, SAMPLE_PHOTO)()
+    height, width = (side // (2 * SCALE) * (2 * SCALE) for side in original.shape[:2])
+    original = original[:height, :width]
+    return like_a_phone(original), original
+
+
+def own_photo(path: Path) -> tuple[np.ndarray, None]:
+    """The user's photo as it is, (H, W, 3) uint8; only its middle where it is large."""
+    from runtime.errors import ImageError
+    from runtime.image import read_photo
+
+    try:
+        pixels = to_rgb8(read_photo(path, notify=say).pixels)
+    except ImageError as error:
+        raise UsageError(str(error)) from error
+    height, width = pixels.shape[:2]
+    if max(height, width) > LARGEST:
+        say(f"{path} is {width}x{height}: the demonstration takes the middle {LARGEST} pixels; `gdposr upscale` takes it all")
+    top, left = max(0, (height - LARGEST) // 2), max(0, (width - LARGEST) // 2)
+    return pixels[top : top + LARGEST, left : left + LARGEST], None
+
+
+def like_a_phone(original: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H/4, W/4, 3) uint8 with the traces of JPEG compression."""
+    height, width = original.shape[:2]
+    small = Image.fromarray(original).resize((width // SCALE, height // SCALE), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=JPEG_QUALITY)
+    return np.asarray(Image.open(stream).convert("RGB"))
+
+
+def side_by_side(small: np.ndarray, samples: Sequence[np.ndarray], original: np.ndarray | None) -> np.ndarray:
+    """Bicubic enlargement, the samples and, where there is one, the original on one sheet."""
+    height, width = samples[0].shape[:2]
+    bicubic = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+    pictures = [bicubic, *samples, *([] if original is None else [original])]
+    labels = ["bicubic", *(f"seed {seed}" for seed in range(len(samples))), *([] if original is None else ["original"])]
+    judged = range(1, 1 + len(samples))
+    return contact_sheet(pictures, labels, columns=3 if len(pictures) > 4 else 2, detail_by=judged)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""Other super-resolution models run beside ours in the same benchmark: any ONNX file, or a plain ncnn network.
+
+An ncnn network of the SRVGG kind (realesr-general-x4v3) is timed in ncnn where that package is installed, and, rebuilt from
+the same weights, in ONNX Runtime where `onnx` is installed, so that two models can be compared in one and the same library.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gdposr.console import UsageError
+
+Run = Callable[[np.ndarray], np.ndarray]  # (1, 3, h, w) float32 RGB in [0, 1] -> (1, 3, H, W) float32
+
+FLOAT16_TAG = 0x01306B47  # ncnn's mark in front of weights stored as float16; 0 = float32
+
+
+def onnx_peer(model: Path | bytes, threads: int) -> Run:
+    """A model with one NCHW input and one output, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if isinstance(model, Path) and not model.is_file():
+        raise UsageError(f"{model}: expected an ONNX file, there is nothing: check the path")
+    try:
+        session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
+        raise UsageError(f"{model if isinstance(model, Path) else 'peer'}: not a usable ONNX file: {error}") from error
+    if len(session.get_inputs()) != 1:
+        names = [tensor.name for tensor in session.get_inputs()]
+        raise UsageError(f"{model if isinstance(model, Path) else 'peer'}: expected one image input, got {names}")
+    name = session.get_inputs()[0].name
+    return lambda image: np.asarray(session.run(None, {name: image})[0])
+
+
+def ncnn_peer(param: Path, threads: int) -> Run:
+    """An ncnn network with input blob `data` and output blob `output`; its weights lie beside it as .bin."""
+    import ncnn
+
+    weights = _weights_of(param)
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_vulkan_compute = False
+    if net.load_param(str(param)) != 0 or net.load_model(str(weights)) != 0:
+        raise UsageError(f"{param}: ncnn cannot load it: expected a .param file and its .bin beside it")
+
+    def run(image: np.ndarray) -> np.ndarray:
+        planes = np.ascontiguousarray(image[0])  # ncnn.Mat borrows this memory: it must outlive the run
+        with net.create_extractor() as extractor:
+            extractor.input("data", ncnn.Mat(planes))
+            return np.array(extractor.extract("output")[1])[None]
+
+    return run
+
+
+def ncnn_to_onnx(param: Path) -> bytes:
+    """An SRVGG network (a chain of 3x3 convolutions and PReLU, pixel shuffle, plus the enlarged input) as an ONNX model."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    data, offset = _weights_of(param).read_bytes(), 0
+    nodes: list[Any] = []
+    constants: list[Any] = []
+    tensor, shuffle, enlarge = "image", 0, 0
+    for line in param.read_text().splitlines()[2:]:
+        kind, name, inputs, outputs, *rest = line.split()
+        options = {int(key): value for key, _, value in (word.partition("=") for word in rest if "=" in word)}
+        if kind == "Convolution":
+            weight, bias, offset = _convolution(data, offset, options)
+            constants += [numpy_helper.from_array(weight, f"{name}_w"), numpy_helper.from_array(bias, f"{name}_b")]
+            pads = [int(options.get(4, "0"))] * 4
+            nodes.append(helper.make_node("Conv", [tensor, f"{name}_w", f"{name}_b"], [name], pads=pads))
+        elif kind == "PReLU":
+            count = int(options[0])
+            slope = np.frombuffer(data, "<f4", count, offset).reshape(count, 1, 1)
+            offset += 4 * count
+            constants.append(numpy_helper.from_array(slope, f"{name}_s"))
+            nodes.append(helper.make_node("PRelu", [tensor, f"{name}_s"], [name]))
+        elif kind == "PixelShuffle":
+            shuffle = int(options[0])
+            nodes.append(helper.make_node("DepthToSpace", [tensor], [name], blocksize=shuffle, mode="CRD"))
+        elif kind == "Interp" and options[0] == "1":  # nearest
+            enlarge = int(float(options[1]))
+            scales = numpy_helper.from_array(np.array([1, 1, enlarge, enlarge], np.float32), "scales")
+            constants.append(scales)
+            node = helper.make_node(
+                "Resize", ["image", "", "scales"], [name],
+                mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+            )  # fmt: skip
+            nodes.append(node)
+            enlarged = name
+            continue
+        elif kind == "BinaryOp":
+            nodes.append(helper.make_node("Add", [tensor, enlarged], ["output"]))
+        elif kind in ("Input", "Split"):
+            continue
+        else:
+            raise UsageError(f"{param}: layer {kind} is not part of an SRVGG network: give the peer as --peer-onnx instead")
+        tensor = name
+    if offset != len(data) or not shuffle or shuffle != enlarge:
+        raise UsageError(f"{param}: not an SRVGG network, or its .bin belongs to another: use --peer-onnx instead")
+    side: list[Any] = ["n", 3, "h", "w"]
+    graph = helper.make_graph(
+        nodes,
+        "peer",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, side)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", 3, "sh", "sw"])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def _convolution(data: bytes, offset: int, options: dict[int, str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Weight (out, in, k, k), bias (out,), both float32, and where the next layer's numbers begin."""
+    out, kernel, count = int(options[0]), int(options[1]), int(options[6])
+    tag = int.from_bytes(data[offset : offset + 4], "little")
+    if tag not in (0, FLOAT16_TAG):
+        raise UsageError("the peer's weights are neither float16 nor float32: export it again without quantization")
+    kind, width = ("<f2", 2) if tag else ("<f4", 4)
+    weight = np.frombuffer(data, kind, count, offset + 4).astype(np.float32)
+    offset += 4 + (count * width + 3) // 4 * 4  # padded to four bytes
+    bias = np.frombuffer(data, "<f4", out, offset)
+    return weight.reshape(out, -1, kernel, kernel), bias, offset + 4 * out
+
+
+def _weights_of(param: Path) -> Path:
+    weights = param.with_suffix(".bin")
+    if not param.is_file() or not weights.is_file():
+        raise UsageError(f"{param}: expected an ncnn .param file with {weights.name} beside it: check the path")
+    return weights

@@ -1,0 +1,21 @@
+"""Exceptions a caller may catch. Each message says what was expected, what came, and the remedy."""
+
+
+class GdposrError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class BundleError(GdposrError):
+    """A model bundle is missing, malformed, altered, or lacks what was asked of it."""
+
+
+class ImageError(GdposrError):
+    """A picture cannot be read, written or processed."""
+
+
+class DeviceError(GdposrError):
+    """A device is unknown, missing, or computes something else than it should."""
+
+
+class SettingError(GdposrError, ValueError):
+    """An argument lies outside its stated range, for example a negative seed or a scale above 4."""

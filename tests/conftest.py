@@ -1,0 +1,110 @@
+"""What the tests share: paths, generated photos, and skips that say what they need."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+TOY = ROOT / "tests" / "data" / "toy.gdposr"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu or coreml are skipped where they cannot run."""
+    for item in items:
+        if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("coreml") and sys.platform != "darwin":
+            item.add_marker(pytest.mark.skip(reason="needs macOS"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def toy_bundle() -> Path:
+    """The committed toy bundle; only to read, copy it with `toy_copy` to change it."""
+    return TOY
+
+
+@pytest.fixture
+def toy_copy(tmp_path: Path) -> Path:
+    """A toy bundle of the test's own."""
+    return Path(shutil.copytree(TOY, tmp_path / "copy.gdposr"))
+
+
+@pytest.fixture(scope="session")
+def make_pixels() -> Callable[..., np.ndarray]:
+    """make_pixels(height, width, channels=3, seed=0, dtype=uint8): ramps, an edge and grain, always the same."""
+
+    def make(height: int, width: int, channels: int = 3, seed: int = 0, dtype: type = np.uint8) -> np.ndarray:
+        y, x = np.mgrid[:height, :width] / max(height, width, 2)
+        planes = [0.5 + 0.4 * np.sin(7 * x + 5 * y + channel + seed) for channel in range(channels)]
+        picture = np.stack(planes, axis=2) + 0.1 * (x > y)[..., None]
+        index = np.arange(picture.size, dtype=np.uint64) + np.uint64(1000003 * seed)
+        grain = (index * np.uint64(6364136223846793005) >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5
+        top = np.iinfo(dtype).max
+        return np.rint(np.clip(picture + 0.1 * grain.reshape(picture.shape), 0, 1) * top).astype(dtype)
+
+    return make
+
+
+@pytest.fixture
+def make_photo(tmp_path: Path, make_pixels: Callable[..., np.ndarray]) -> Callable[..., Path]:
+    """make_photo("sub/name.png", height, width, channels=3, seed=0) writes a picture under tmp_path and gives its path."""
+
+    def make(name: str, height: int = 24, width: int = 32, channels: int = 3, seed: int = 0) -> Path:
+        pixels = make_pixels(height, width, channels, seed)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """shared_data("realsr/LR"): that path of the optional data folder; skips the test where it is missing."""
+
+    def find(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"needs ../shared/data/{name}, which is not here")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[..., None]:
+    """need("torch", "onnx") skips the test where a package is missing."""
+
+    def check(*packages: str) -> None:
+        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+        if missing:
+            pytest.skip(f"needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def run_python(root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run_python("-m", "gdposr", ...) runs this Python in the repository and captures what it prints."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, arguments)]
+        settings: dict = {"cwd": root, "capture_output": True, "text": True, "timeout": 120, **options}
+        return subprocess.run(command, check=False, **settings)
+
+    return run

@@ -1,0 +1,155 @@
+"""The import order of the packages, what the runtime may need, and a light start of the command."""
+
+import ast
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+CHAIN = ("runtime", "training", "calibration", "export", "gdposr")
+RUNTIME_NEEDS = {"numpy", "PIL", "onnxruntime"}
+
+
+def imports(source: str) -> list[tuple[int, str, bool]]:
+    """Every import in a module: (level of dots, name, whether it runs at import time)."""
+    found = []
+
+    def visit(node: ast.AST, at_import: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend((0, alias.name, at_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or "", at_import))
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            name = node.args[0] if node.args else None
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                found.append((0, name.value, at_import))
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        checked_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.iter_child_nodes(node):
+            visit(child, at_import and not inside and not checked_only)
+
+    visit(ast.parse(source), True)
+    return found
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def faults(package: str, source: str) -> list[str]:
+    """What a module of `package` imports against the rules."""
+    allowed = CHAIN[: CHAIN.index(package) + 1]
+    result = []
+    for level, name, at_import in imports(source):
+        top = name.partition(".")[0]
+        if level == 0 and top in CHAIN and top not in allowed:
+            result.append(f"{package} imports {name}, which comes later in the chain {' <- '.join(CHAIN)}")
+        if package == "runtime":
+            if level == 0 and top == "runtime":
+                result.append(f"runtime imports {name} by its full name: imports inside runtime/ are relative")
+            elif level == 0 and top not in CHAIN and top not in RUNTIME_NEEDS | sys.stdlib_module_names:
+                result.append(f"runtime imports {name}: it may need {', '.join(sorted(RUNTIME_NEEDS))} only")
+            elif top == "onnxruntime" and at_import:
+                result.append("runtime imports onnxruntime at import time: do it inside the function that needs it")
+        if package == "gdposr" and level == 0 and top in CHAIN[:-1] and at_import:
+            result.append(f"gdposr imports {name} at import time: stages are imported inside functions")
+    return result
+
+
+def modules(root: Path) -> list[Path]:
+    return sorted(path for package in CHAIN for path in (root / package).rglob("*.py"))
+
+
+def test_chain_is_kept(root: Path) -> None:
+    files = modules(root)
+    assert {path.relative_to(root).parts[0] for path in files} == set(CHAIN)
+    broken = [
+        f"{path.relative_to(root)}: {fault}"
+        for path in files
+        for fault in faults(path.relative_to(root).parts[0], path.read_text(encoding="utf-8"))
+    ]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("runtime", "import torch"),
+        ("runtime", "def f():\n    import torch.nn"),
+        ("runtime", "from training.degradation import blur"),
+        ("runtime", "from runtime.noise import noise_field"),
+        ("runtime", "import onnxruntime"),
+        ("training", "from calibration import metrics"),
+        ("calibration", "import export.student"),
+        ("export", "def f():\n    from importlib import import_module\n    return import_module('gdposr.cli')"),
+        ("gdposr", "from runtime.upscaler import Upscaler"),
+    ],
+)
+def test_check_finds_a_broken_chain(package: str, source: str) -> None:
+    assert faults(package, source)
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("runtime", "import numpy as np\nfrom PIL import Image\nfrom .noise import noise_field"),
+        ("runtime", "def f():\n    import onnxruntime"),
+        ("export", "from runtime.noise import noise_field\nimport torch"),
+        ("gdposr", "def f():\n    from runtime.upscaler import Upscaler"),
+        ("gdposr", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from runtime.bundle import Bundle"),
+    ],
+)
+def test_check_leaves_a_kept_chain_alone(package: str, source: str) -> None:
+    assert not faults(package, source)
+
+
+def test_runtime_loads_no_heavy_package(run_python) -> None:
+    code = (
+        "import sys, pkgutil, importlib, runtime\n"
+        "for module in pkgutil.iter_modules(runtime.__path__):\n"
+        "    importlib.import_module(f'runtime.{module.name}')\n"
+        "heavy = {'torch', 'diffusers', 'scipy', 'skimage', 'onnx', 'onnxruntime', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_command_starts_light(run_python, argument: str) -> None:
+    code = (
+        "import sys\n"
+        "from gdposr.cli import main\n"
+        f"code = main([{argument!r}])\n"
+        "heavy = {'numpy', 'torch', 'onnxruntime', 'PIL', 'rich', 'runtime'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_command_starts_within_half_a_second_of_cpu(run_python) -> None:
+    run_python("-m", "gdposr", "--help")  # compiles the modules
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = run_python("-m", "gdposr", "--help", env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert result.returncode == 0
+        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(spent) < 0.5, f"seconds of CPU: {spent}"
+
+
+def test_public_names_resolve(run_python) -> None:
+    code = (
+        "import sys, gdposr\n"
+        "assert 'numpy' not in sys.modules\n"
+        "names = [getattr(gdposr, name) for name in gdposr.__all__]\n"
+        "from gdposr import Upscaler, Bundle, GdposrError, BundleError, ImageError, DeviceError\n"
+        "assert issubclass(BundleError, GdposrError)\n"
+        "try:\n    gdposr.nothing\nexcept AttributeError:\n    pass\nelse:\n    sys.exit('no AttributeError')\n"
+    )
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,103 @@
+"""The Makefile: its help, what its targets would run, and messages. Nothing here installs anything."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TARGETS = {
+    "help", "setup", "demo", "test", "check", "train-student", "export", "export-onnx", "export-coreml", "accuracy", "bench",
+    "clean",
+}  # fmt: skip
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def tree(root: Path, tmp_path: Path) -> Path:
+    """A folder with the Makefile and a checkpoint, and an environment that only records what it is asked to run."""
+    shutil.copy(root / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "export/weights/pocket").mkdir(parents=True)
+    (tmp_path / "export/weights/pocket/model.safetensors").write_text("")
+    python = tmp_path / "fakepython"
+    python.write_text(
+        '#!/bin/sh\necho "$@" >> log\n'
+        'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi\n'
+        'if [ "$2" = gdposr.demo ]; then echo "the pictures: here" > build/demo/where.txt; fi\n'
+        'if [ "$3" = export ]; then mkdir -p "$7"; echo x > "$7/manifest.json"; fi\n'
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def log(tree: Path) -> list[str]:
+    path = tree / "log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.write_text("")
+    return lines
+
+
+def test_help_is_the_default_and_names_every_target(root: Path) -> None:
+    result = make(root)
+    assert result.returncode == 0, result.stderr
+    listed = set(re.findall(r"^  ([a-z-]+)  +\S", result.stdout, flags=re.MULTILINE))
+    assert listed >= TARGETS
+
+
+def test_demo_is_the_first_command(tree: Path) -> None:
+    result = make(tree, "demo", "PYTHON=./fakepython")
+    assert result.returncode == 0, result.stderr
+    steps = log(tree)
+    assert any(step.startswith("-m venv") for step in steps)
+    assert any("pip install" in step for step in steps)
+    assert steps[-1].startswith("-m gdposr.demo --checkpoint export/weights/pocket --out build/demo")
+    assert "the pictures" in result.stdout
+
+
+def test_second_run_does_nothing(tree: Path) -> None:
+    make(tree, "demo", "PYTHON=./fakepython")
+    log(tree)
+    result = make(tree, "demo", "PYTHON=./fakepython")
+    assert log(tree) == []
+    assert "the pictures" in result.stdout
+    make(tree, "demo", "PYTHON=./fakepython", "PHOTO=mine.jpg")
+    assert "--photo mine.jpg" in log(tree)[-1]
+    make(tree, "export", "PYTHON=./fakepython", "OUT=build/x.gdposr")
+    assert log(tree) == ["-m gdposr export --checkpoint export/weights/pocket --out build/x.gdposr"]
+    make(tree, "export", "PYTHON=./fakepython", "OUT=build/x.gdposr")
+    assert log(tree) == []
+
+
+def test_test_is_the_first_command(tree: Path) -> None:
+    assert make(tree, "test", "PYTHON=./fakepython").returncode == 0
+    assert log(tree)[-1] == "-m pytest -m not slow"
+
+
+def test_pip_arguments_and_old_python(tree: Path) -> None:
+    make(tree, "setup", "PYTHON=./fakepython", "PIP_ARGS=--extra-index-url https://example.invalid/cpu")
+    assert "--extra-index-url https://example.invalid/cpu" in log(tree)[-1]
+    shutil.rmtree(tree / ".venv")
+    result = make(tree, "setup", "PYTHON=false")
+    assert result.returncode == 2
+    assert "Python 3.11 or newer" in result.stderr
+    assert not (tree / ".venv").exists()
+
+
+def test_coreml_says_that_it_is_not_there(root: Path) -> None:
+    result = make(root, "export-coreml")
+    assert result.returncode == 2
+    assert "Core ML export is not built yet" in result.stderr
+
+
+def test_ci_runs_the_readme_command(root: Path) -> None:
+    script = root / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text().splitlines()[-1] == "make test"
+    assert "make test" in (root / "README.md").read_text()

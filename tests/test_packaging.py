@@ -1,0 +1,67 @@
+"""What `pip install .` brings: dependencies, files, entry point. Nothing here reaches a network."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+BASE = {"numpy", "pillow", "onnxruntime", "rich"}
+EXTRAS = {"train", "export", "cuda", "coreml", "openvino", "demo", "dev"}
+
+
+@pytest.fixture(scope="module")
+def project(root: Path) -> dict:
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+
+def name_of(requirement: str) -> str:
+    return requirement.split(";")[0].split("[")[0].split(">")[0].split("<")[0].split("=")[0].strip().lower()
+
+
+def test_base_dependencies_are_light(project: dict) -> None:
+    assert {name_of(requirement) for requirement in project["dependencies"]} == BASE
+
+
+def test_extras(project: dict) -> None:
+    extras = {extra: {name_of(each) for each in needs} for extra, needs in project["optional-dependencies"].items()}
+    assert set(extras) == EXTRAS
+    assert "torch" in extras["train"]
+    assert "torch" in extras["export"]
+    assert "onnxruntime-gpu" in extras["cuda"]
+
+
+def test_default_bundle_is_package_data(root: Path) -> None:
+    from runtime.bundle import DEFAULT_BUNDLE, Bundle
+
+    assert root / "runtime" / "bundles" in DEFAULT_BUNDLE.parents
+    Bundle.open().verify()
+
+
+@pytest.mark.slow
+def test_wheel_holds_what_is_needed(root: Path, tmp_path: Path) -> None:
+    """Needs setuptools in this environment; the wheel is built from a copy, so that the tree stays clean."""
+    pytest.importorskip("setuptools", minversion="77")
+    tree = tmp_path / "tree"
+    shutil.copytree(
+        root, tree, ignore=shutil.ignore_patterns(".venv", ".git", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    )
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(tree)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("gdposr-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
+        entry = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"runtime", "training", "calibration", "export", "gdposr"}
+    assert "runtime/bundles/pocket.gdposr/manifest.json" in names
+    assert "runtime/niqe_pristine.npz" in names
+    assert "gdposr/commands/upscale.py" in names
+    assert "gdposr = gdposr.cli:main" in entry
+    plain = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    assert {name_of(line.removeprefix("Requires-Dist:")) for line in plain} == BASE

@@ -1,0 +1,1 @@
+"""GPU training stage: degradation, data, perceptual features and (later) NAOSD and GDPO."""

@@ -1,0 +1,93 @@
+"""Training state without pickles: tensors in one safetensors file, the rest in JSON beside it.
+
+A state is a folder with state.safetensors and state.json. It is written beside the old one and then swapped in, so an interruption
+leaves either the old or the new state, never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+TENSORS = "state.safetensors"
+VALUES = "state.json"
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's per-parameter tensors as {"index.name": tensor}, index in the order of the parameter groups."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, slots in state.items() for name, value in slots.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`; learning rate and other settings stay those of the optimizer."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        slots.setdefault(int(index), {})[name] = value
+    state = optimizer.state_dict()
+    state["state"] = slots
+    optimizer.load_state_dict(state)
+
+
+def save_state(
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    values: Mapping[str, Any],
+) -> None:
+    """Write modules, optimizers and JSON values as one state folder."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"module/{name}/{key}": value.detach().clone().contiguous() for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        tensors |= {f"optimizer/{name}/{key}": value.clone().contiguous() for key, value in optimizer_tensors(optimizer).items()}
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(tensors, fresh / TENSORS)
+    (fresh / VALUES).write_text(json.dumps(dict(values), indent=2) + "\n")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def has_state(folder: Path) -> bool:
+    """True when `load_state` would find a state at folder (or the one it replaced, if the swap was interrupted)."""
+    return _complete(folder) is not None
+
+
+def _complete(folder: Path) -> Path | None:
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / TENSORS).is_file() and (candidate / VALUES).is_file():
+            return candidate
+    return None
+
+
+def load_state(
+    folder: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """Load a state into modules and optimizers of the same names; returns the JSON values."""
+    source = _complete(folder)
+    if source is None:
+        raise FileNotFoundError(f"no training state at {folder}; expected {TENSORS} and {VALUES}. Start without --resume")
+    tensors = load_file(source / TENSORS)
+    for name, module in modules.items():
+        module.load_state_dict(_under(tensors, f"module/{name}/"))
+    for name, optimizer in optimizers.items():
+        load_optimizer_tensors(optimizer, _under(tensors, f"optimizer/{name}/"))
+    return json.loads((source / VALUES).read_text())
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,135 @@
+"""Training pairs from any folder of photos: crop, augment, degrade. Sample k of a seed is the same picture in every run.
+
+Photos are decoded once and kept in memory as uint8 up to a budget; afterwards a crop costs a slice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from training.degradation import PAPER, DegradationParams, degrade
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All images below folder, sorted by path. FileNotFoundError when there is no folder or no image in it."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"expected a folder of photos, got {root}, which is not a folder")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not paths:
+        raise FileNotFoundError(f"no image below {root}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    return paths
+
+
+def load_rgb(path: Path) -> np.ndarray:
+    """Decode an image upright as uint8 (h, w, 3)."""
+    with Image.open(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+class PhotoSet:
+    """The readable photos of a list, cached decoded. A broken file is logged and left out when the set is made.
+
+    cache_bytes bounds the decoded photos kept in memory; the rest are decoded at each use.
+    """
+
+    def __init__(self, paths: Sequence[Path], cache_bytes: int = 4 << 30) -> None:
+        self.paths: list[Path] = []
+        self._cache: dict[int, np.ndarray] = {}
+        kept = 0
+        for path in paths:
+            try:
+                pixels = load_rgb(path)
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                log.warning("skipping %s: %s", path, error)
+                continue
+            if kept + pixels.nbytes <= cache_bytes:
+                self._cache[len(self.paths)] = pixels
+                kept += pixels.nbytes
+            self.paths.append(path)
+        if not self.paths:
+            raise ValueError(f"none of the {len(paths)} images could be read")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        cached = self._cache.get(index)
+        return load_rgb(self.paths[index]) if cached is None else cached
+
+
+def split_photos(paths: Sequence[Path], held_out: int) -> tuple[list[Path], list[Path]]:
+    """(training, validation) paths; every n-th photo of the sorted list is held out, so the split needs no random state."""
+    if not 0 <= held_out < len(paths):
+        raise ValueError(f"held_out must be from 0 to {len(paths) - 1} for {len(paths)} photos, got {held_out}")
+    chosen = {int((k + 0.5) * len(paths) / held_out) for k in range(held_out)}
+    return [p for k, p in enumerate(paths) if k not in chosen], [p for k, p in enumerate(paths) if k in chosen]
+
+
+@dataclass(frozen=True)
+class CropParams:
+    """size: HR crop in pixels. zoom_range: the photo is shrunk by a random factor in it before the crop is taken."""
+
+    size: int = 192
+    zoom_range: tuple[float, float] = (0.5, 1.0)
+    augment: bool = True  # flips and quarter turns
+
+
+def random_crop(photo: np.ndarray, rng: np.random.Generator, params: CropParams) -> np.ndarray:
+    """Random window of (h, w, 3) uint8 -> (size, size, 3). A photo smaller than the window is mirrored at its border."""
+    want = int(round(params.size / rng.uniform(*params.zoom_range)))
+    want = max(params.size, min(want, *photo.shape[:2]))
+    short = [(0, max(0, want - side)) for side in photo.shape[:2]]
+    if any(after for _, after in short):
+        photo = np.pad(photo, (*short, (0, 0)), mode="symmetric")
+    y, x = (int(rng.integers(0, side - want + 1)) for side in photo.shape[:2])
+    crop = photo[y : y + want, x : x + want]
+    if want != params.size:
+        crop = np.asarray(Image.fromarray(crop).resize((params.size, params.size), Image.Resampling.LANCZOS))
+    if params.augment:
+        crop = np.rot90(crop, int(rng.integers(4)))
+        crop = crop[:, ::-1] if rng.random() < 0.5 else crop
+    return np.array(crop)
+
+
+class PairDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed, k).
+
+    So any number of workers gives the same stream, and a resumed run goes on where it stopped by starting at a later k.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoSet,
+        crop: CropParams,
+        degradation: DegradationParams = PAPER,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        length: int = 1 << 40,
+    ) -> None:
+        self.photos, self.crop, self.degradation = photos, crop, degradation
+        self.seed, self.start, self.length = seed, start, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, self.start + index])
+        photo = self.photos[int(rng.integers(len(self.photos)))]
+        pixels = random_crop(photo, rng, self.crop)
+        hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+        return degrade(hr, rng, self.degradation), hr

@@ -1,0 +1,173 @@
+"""Second-order degradation of Real-ESRGAN (Wang et al. 2021) with the milder parameters of OSEDiff and GDPO-SR.
+
+Images are float32 tensors (3, h, w), RGB in [0, 1]. Every random choice is drawn from the `numpy.random.Generator` that is passed
+in, so a picture and a seed give one low-resolution picture. Each step is a function of its own; `degrade` chains them.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from training.kernels import KernelParams, random_kernel, sinc_kernel
+
+RESIZE_MODES = ("area", "bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class StageParams:
+    """One order of the degradation: blur, resize, noise, JPEG. Sigma of the noise and JPEG quality on the 0-255 / 0-100 scale."""
+
+    kernel: KernelParams
+    blur_prob: float  # probability that the blur is applied at all
+    resize_prob: tuple[float, float, float]  # up, down, keep
+    resize_range: tuple[float, float]  # factor of the down range (low, 1) and the up range (1, high)
+    gaussian_prob: float  # Gaussian noise with this probability, else Poisson
+    noise_range: tuple[float, float]  # standard deviation, 8-bit levels
+    poisson_range: tuple[float, float]  # scale of the Poisson noise
+    gray_noise_prob: float  # the same noise in all channels
+    jpeg_range: tuple[int, int]  # quality, inclusive
+
+
+@dataclass(frozen=True)
+class DegradationParams:
+    """Two stages and the final sinc filter. The defaults of `PAPER` are the published table of the method."""
+
+    first: StageParams
+    second: StageParams
+    final_sinc_prob: float
+    final_kernel_size: int = 21
+    scale: int = 4
+
+
+PAPER = DegradationParams(
+    first=StageParams(
+        kernel=KernelParams(size_range=(3, 21), sigma_range=(0.2, 3.0), sinc_prob=0.1),
+        blur_prob=1.0,
+        resize_prob=(0.2, 0.7, 0.1),
+        resize_range=(0.3, 1.5),
+        gaussian_prob=0.5,
+        noise_range=(1.0, 15.0),
+        poisson_range=(0.05, 2.0),
+        gray_noise_prob=0.4,
+        jpeg_range=(60, 95),
+    ),
+    second=StageParams(
+        kernel=KernelParams(size_range=(3, 11), sigma_range=(0.2, 1.5), sinc_prob=0.1),
+        blur_prob=0.5,
+        resize_prob=(0.3, 0.4, 0.3),
+        resize_range=(0.6, 1.2),
+        gaussian_prob=0.5,
+        noise_range=(1.0, 12.0),
+        poisson_range=(0.05, 1.0),
+        gray_noise_prob=0.4,
+        jpeg_range=(60, 100),
+    ),
+    final_sinc_prob=0.8,
+)
+
+
+def blur(image: Tensor, kernel: np.ndarray) -> Tensor:
+    """Convolve each channel of (3, h, w) with one odd-sized kernel (k, k); borders are replicated."""
+    k = kernel.shape[0] // 2
+    weight = torch.from_numpy(kernel).to(image.dtype)[None, None]  # (1, 1, k, k)
+    padded = F.pad(image[:, None], (k, k, k, k), mode="replicate")  # (3, 1, h + 2k, w + 2k)
+    return F.conv2d(padded, weight)[:, 0]
+
+
+def resize(image: Tensor, height: int, width: int, mode: str) -> Tensor:
+    """Resize (3, h, w) to (3, height, width); mode is one of `RESIZE_MODES`. No antialiasing, as published: aliasing is part of it."""
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"resize mode must be one of {RESIZE_MODES}, got {mode!r}")
+    align = None if mode == "area" else False
+    return F.interpolate(image[None], size=(height, width), mode=mode, align_corners=align)[0]
+
+
+def random_resize_factor(rng: np.random.Generator, prob: tuple[float, float, float], bounds: tuple[float, float]) -> float:
+    """Factor of the up (1, high), down (low, 1) or keep branch."""
+    branch = rng.choice(3, p=prob)
+    if branch == 0:
+        return float(rng.uniform(1.0, bounds[1]))
+    return float(rng.uniform(bounds[0], 1.0)) if branch == 1 else 1.0
+
+
+def gaussian_noise(image: Tensor, rng: np.random.Generator, sigma: float, gray: bool) -> Tensor:
+    """Add white Gaussian noise of standard deviation sigma (8-bit levels), equal in all channels when gray; not clipped."""
+    shape = (1 if gray else image.shape[0], *image.shape[1:])
+    noise = rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma / 255.0)
+    return image + torch.from_numpy(noise)
+
+
+def poisson_noise(image: Tensor, rng: np.random.Generator, scale: float, gray: bool) -> Tensor:
+    """Add signal-dependent Poisson noise times scale; gray draws it from the luma. The photon count is the power of two that is
+    not less than the number of levels in the image, as in Real-ESRGAN. Not clipped."""
+    source = image.clamp(0, 1)
+    if gray:
+        source = source.mul(torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+    levels = (source.numpy() * 255.0).round() / 255.0
+    peak = 2.0 ** np.ceil(np.log2(len(np.unique(levels))))
+    noise = rng.poisson(levels * peak) / peak - levels
+    return image + torch.from_numpy((noise * scale).astype(np.float32))
+
+
+def random_noise(image: Tensor, rng: np.random.Generator, stage: StageParams) -> Tensor:
+    """Gaussian or Poisson noise of a random strength, clipped to [0, 1]."""
+    gaussian = rng.random() < stage.gaussian_prob
+    gray = rng.random() < stage.gray_noise_prob
+    if gaussian:
+        return gaussian_noise(image, rng, rng.uniform(*stage.noise_range), gray).clamp(0, 1)
+    return poisson_noise(image, rng, rng.uniform(*stage.poisson_range), gray).clamp(0, 1)
+
+
+def jpeg(image: Tensor, quality: int) -> Tensor:
+    """Encode and decode (3, h, w) as a real JPEG (4:2:0) of this quality, 1-100."""
+    pixels = (image.clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="JPEG", quality=int(quality))
+    decoded = np.array(Image.open(buffer))
+    return torch.from_numpy(decoded).permute(2, 0, 1).to(image.dtype) / 255.0
+
+
+def random_jpeg(image: Tensor, rng: np.random.Generator, stage: StageParams) -> Tensor:
+    low, high = stage.jpeg_range
+    return jpeg(image, int(rng.integers(low, high + 1)))
+
+
+def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PAPER) -> Tensor:
+    """Low-resolution picture of an HR one. hr: (3, H, W) float32 in [0, 1], H and W multiples of params.scale
+    -> (3, H/scale, W/scale) in multiples of 1/255."""
+    height, width = hr.shape[1] // params.scale, hr.shape[2] // params.scale
+    if (height * params.scale, width * params.scale) != tuple(hr.shape[1:]):
+        raise ValueError(f"HR size must be a multiple of {params.scale}, got {tuple(hr.shape[1:])}")
+    first, second = params.first, params.second
+
+    image = hr
+    if rng.random() < first.blur_prob:
+        image = blur(image, random_kernel(rng, first.kernel))
+    factor = random_resize_factor(rng, first.resize_prob, first.resize_range)
+    image = resize(image, max(1, int(hr.shape[1] * factor)), max(1, int(hr.shape[2] * factor)), str(rng.choice(RESIZE_MODES)))
+    image = random_noise(image, rng, first)
+    image = random_jpeg(image, rng, first)
+
+    if rng.random() < second.blur_prob:
+        image = blur(image, random_kernel(rng, second.kernel))
+    factor = random_resize_factor(rng, second.resize_prob, second.resize_range)
+    image = resize(image, max(1, int(height * factor)), max(1, int(width * factor)), str(rng.choice(RESIZE_MODES)))
+    image = random_noise(image, rng, second)
+
+    jpeg_first = rng.random() < 0.5  # the last resize and sinc come before or after the last JPEG
+    if jpeg_first:
+        image = random_jpeg(image, rng, second)
+    image = resize(image, height, width, str(rng.choice(RESIZE_MODES)))
+    if rng.random() < params.final_sinc_prob:
+        image = blur(image, sinc_kernel(params.final_kernel_size, rng.uniform(np.pi / 3, np.pi)))
+    image = image.clamp(0, 1)
+    if not jpeg_first:
+        image = random_jpeg(image, rng, second)
+    return (image.clamp(0, 1) * 255.0).round() / 255.0

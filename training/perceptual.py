@@ -1,0 +1,79 @@
+"""SqueezeNet-1.1 features for the perceptual loss and the SQF score.
+
+The weights are ImageNet's in the Caffe layout (BGR, 0-255, mean subtracted), read from a safetensors file that the user names;
+they are not part of this package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+BGR_MEAN = (104.0, 117.0, 123.0)
+LAYERS = ("conv1", "fire3", "fire5", "fire7", "fire9")
+_FIRES = {2: (16, 64), 3: (16, 64), 4: (32, 128), 5: (32, 128), 6: (48, 192), 7: (48, 192), 8: (64, 256), 9: (64, 256)}
+
+
+class Fire(nn.Module):
+    """Squeeze 1x1, then 1x1 and 3x3 expansions side by side."""
+
+    def __init__(self, channels: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze1x1 = nn.Conv2d(channels, squeeze, 1)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze1x1(x))
+        return F.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], dim=1))
+
+
+class SqueezeFeatures(nn.Module):
+    """Frozen feature extractor. forward: (n, 3, h, w) RGB in [0, 1], h and w >= 35 -> five feature maps (n, c, h', w'), one for
+    each name in `LAYERS`, scaled to unit length over channels as in LPIPS (Zhang et al. 2018)."""
+
+    mean: Tensor
+
+    def __init__(self, weights: str | Path) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, stride=2)
+        channels = 64
+        for index, (squeeze, expand) in _FIRES.items():
+            self.add_module(f"fire{index}", Fire(channels, squeeze, expand))
+            channels = 2 * expand
+        self.register_buffer("mean", torch.tensor(BGR_MEAN)[:, None, None])
+        self._load(Path(weights))
+        self.requires_grad_(False).eval()
+
+    def _load(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"SqueezeNet 1.1 weights expected at {path}, no such file. Give a safetensors file in the Caffe layout "
+                "(conv1, fire2..fire9), for example with --perceptual-weights FILE"
+            )
+        weights = {key: value for key, value in load_file(path).items() if not key.startswith("conv10")}
+        missing = self.load_state_dict(weights, strict=False)
+        wrong = [key for key in missing.missing_keys if key != "mean"] + list(missing.unexpected_keys)
+        if wrong:
+            raise ValueError(f"{path} is not a SqueezeNet 1.1 in the Caffe layout: {', '.join(wrong[:4])} missing or unknown")
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The five maps before normalisation; the losses normalise inside their inner products, which costs far less."""
+        maps = []
+        x = F.relu(self.conv1(x.flip(1) * 255.0 - self.mean))
+        maps.append(x)
+        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        for index in _FIRES:
+            x = getattr(self, f"fire{index}")(x)
+            if index in (3, 5, 7, 9):
+                maps.append(x)
+            if index in (3, 5):
+                x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        return maps
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [F.normalize(m.float(), dim=1, eps=1e-6) for m in self.maps(x)]
