@@ -16,6 +16,7 @@ DATA        = ../shared/data/hr
 REALSR      = ../shared/data/realsr
 SQF_WEIGHTS = ../shared/data/peers/squeezenet1_1.safetensors
 PEER_NCNN   = ../shared/data/peers/RealESRGAN_General_x4_v3.param
+MINUTES     = 120
 PHOTO       =
 OUT         =
 ARGS        =
@@ -74,9 +75,9 @@ check: $(INSTALLED) ## formatting, lint, types and tests
 	$(RUN) -m mypy
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
-train-student: $(INSTALLED) ## train the pocket student [DATA=photos, SQF_WEIGHTS=, OUT=run folder, ARGS=]
+train-student: $(INSTALLED) ## train the pocket student [DATA=photos, MINUTES=, OUT=run folder, ARGS=]
 	$(RUN) -m gdposr train student --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" \
-		--out "$(or $(OUT),runs/student)" $(ARGS)
+		--out "$(or $(OUT),runs/student)" --minutes $(MINUTES) $(ARGS)
 
 export: $(EXPORTED) ## write the built-in bundle from the checkpoint [CHECKPOINT=, OUT=bundle folder]
 

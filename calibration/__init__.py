@@ -1,1 +1,1 @@
-"""Calibration stage: is the small model still as good? Full-reference and no-reference metrics, accuracy tables and reports."""
+"""Calibration stage: is the small model still as good? Metrics, accuracy tables and reports."""

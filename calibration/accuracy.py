@@ -1,7 +1,8 @@
-"""Accuracy of a bundle on pairs of small and large photos: one row per method, the same metrics on the same pictures.
+"""Accuracy of a bundle on pairs of small and large photos: one row per method, measured alike.
 
-Rows: bicubic, folders of pictures made elsewhere, other models given as functions, and the bundle in each precision.
-Everything is deterministic: seeds are arguments, pairs are sorted by name, pictures are compared as 8-bit RGB.
+Rows: bicubic, folders of pictures made elsewhere, other models given as functions, and the bundle in each
+precision. Everything is deterministic: seeds are arguments, pairs are sorted by name, pictures are compared
+as 8-bit RGB.
 """
 
 import math
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from runtime.bundle import Bundle
 from runtime.errors import ImageError
@@ -20,36 +20,23 @@ from runtime.upscaler import Upscaler
 
 from . import metrics, sqf
 from .gates import GateResult, Gates, check_gates
-from .pairs import Pair, find_pairs, named_photos, read_rgb
+from .methods import Method, bicubic, bicubic_method, folder_method, model_method, peer_method, precision_rank
+from .pairs import Pair, find_pairs, read_rgb
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 Progress = Callable[[int, int, str], None]  # pictures done, pictures in all, row being measured
-Observe = Callable[[str, str, np.ndarray], None]  # row ("LR", "HR" or its name), picture name, (H, W, 3) uint8
+Observe = Callable[
+    [str, str, np.ndarray], None
+]  # row ("LR", "HR" or its name), picture name, (H, W, 3) uint8
 
 DIVERSITY_IMAGES, DIVERSITY_SAMPLES = 8, 4
-PRECISION_ORDER = ("fp32", "fp16", "int8")
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to enlarge a picture. upscale: (pair name, (h, w, 3) uint8) -> (H, W, 3) uint8.
-
-    samples: the same with a count, giving that many versions; None where the method has no randomness.
-    """
-
-    name: str
-    kind: str  # "bicubic", "model", "folder" or "peer"
-    upscale: Callable[[str, np.ndarray], np.ndarray]
-    samples: Callable[[np.ndarray, int], Sequence[np.ndarray]] | None = None
-    parameters: int | None = None
-    bytes: int | None = None  # of the graph files
-    device: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One picture of one method. sqf: None without weights; checkerboard: None for a picture below 128 pixels."""
+    """One picture of one method. sqf: None without weights; checkerboard: None for a picture below 128
+    pixels.
+    """
 
     name: str
     psnr: float  # dB, infinite for equal pictures
@@ -71,7 +58,9 @@ class Row:
     sqf: float | None
     niqe: float
     colour_shift: tuple[float, float, float]
-    colour_shift_abs: float  # mean over pictures and channels of the shift without sign: tints that cancel out in the mean
+    colour_shift_abs: (
+        float  # mean over pictures and channels of the shift without sign: tints that cancel out in the mean
+    )
     checkerboard: float | None
     diversity: float | None  # mean pairwise RMS distance between samples, 1/255
     parameters: int | None
@@ -137,20 +126,21 @@ def evaluate(
 ) -> AccuracyReport:
     """Measure a bundle (None: the built-in one) on all pairs of two folders.
 
-    precisions: None = all the bundle has. folders: name -> pictures already enlarged. peers: name -> function from (h, w, 3)
-    uint8 to (H, W, 3) uint8. limit: only the first pairs. observe is handed every picture, for a report's crops.
+    precisions: None = all the bundle has. folders: name -> pictures already enlarged. peers: name -> function
+    from (h, w, 3) uint8 to (H, W, 3) uint8. limit: only the first pairs. observe is handed every picture, for
+    a report's crops.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
-    chosen = list(precisions or sorted(manifest.graphs, key=_precision_rank))
+    chosen = list(precisions or sorted(manifest.graphs, key=precision_rank))
     unknown = [name for name in chosen if name not in manifest.graphs]
     if unknown:
         raise ImageError(f"the bundle has no {unknown[0]}: choose from {', '.join(manifest.graphs)}")
     if gates and gates.needs_reference and "fp32" not in chosen:
         raise ImageError("gates against fp32 need it among the precisions: add fp32")
     pairs = find_pairs(lr_dir, hr_dir, limit)
-    others = [_folder_method(name, Path(folder), pairs) for name, folder in (folders or {}).items()]
-    others += [_peer_method(name, run) for name, run in (peers or {}).items()]
+    others = [folder_method(name, Path(folder), pairs) for name, folder in (folders or {}).items()]
+    others += [peer_method(name, run) for name, run in (peers or {}).items()]
     reserved = ["bicubic", "LR", "HR", *chosen]
     names = [method.name for method in others]
     clash = [name for name in names if name in reserved or names.count(name) > 1]
@@ -167,13 +157,17 @@ def evaluate(
             progress(done, total, row)
 
     def measure(method: Method) -> Row:
-        return measure_row(method, pairs, manifest.scale, score, diversity_images, diversity_samples, tick, observe)
+        return measure_row(
+            method, pairs, manifest.scale, score, diversity_images, diversity_samples, tick, observe
+        )
 
     hr_niqe, hr_checkerboard = _measure_originals(pairs, observe)
-    rows = [measure(method) for method in (_bicubic_method(manifest.scale), *others)]
+    rows = [measure(method) for method in (bicubic_method(manifest.scale), *others)]
     for precision in chosen:  # one model in memory at a time
-        with Upscaler(opened, device=device, precision=precision, threads=threads, color_fix=color_fix) as upscaler:
-            rows.append(measure(_model_method(precision, upscaler, opened, seed)))
+        with Upscaler(
+            opened, device=device, precision=precision, threads=threads, color_fix=color_fix
+        ) as upscaler:
+            rows.append(measure(model_method(precision, upscaler, opened, seed)))
     return AccuracyReport(
         bundle={"name": manifest.name, "digest": opened.digest},
         scale=manifest.scale,
@@ -199,7 +193,9 @@ def measure_row(
     tick: Callable[[str], None] | None = None,
     observe: Observe | None = None,
 ) -> Row:
-    """All pictures of one method. score: SQF, None to leave it out. Diversity is taken on the first pictures only."""
+    """All pictures of one method. score: SQF, None to leave it out. Diversity is taken on the first pictures
+    only.
+    """
     images, spread = [], []
     for index, pair in enumerate(pairs):
         lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
@@ -207,7 +203,7 @@ def measure_row(
         sr = method.upscale(pair.name, lr)
         if sr.shape != hr.shape or sr.dtype != np.uint8:
             raise ImageError(
-                f"{method.name}: {pair.name}: expected {hr.shape} uint8 like the HR photo, got {sr.shape} {sr.dtype}"
+                f"{method.name}: {pair.name}: expected {hr.shape} uint8 like HR, got {sr.shape} {sr.dtype}"
             )
         images.append(_score_image(pair.name, sr, hr, bicubic(lr, scale), score))
         if method.samples is not None and index < diversity_images and diversity_samples > 1:
@@ -237,13 +233,9 @@ def measure_row(
     )
 
 
-def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
-    """Pillow's bicubic enlargement, (h, w, 3) uint8 -> (h * scale, w * scale, 3) uint8."""
-    height, width = lr.shape[:2]
-    return np.array(Image.fromarray(lr).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
-
-
-def _score_image(name: str, sr: np.ndarray, hr: np.ndarray, plain: np.ndarray, score: Score | None) -> ImageScore:
+def _score_image(
+    name: str, sr: np.ndarray, hr: np.ndarray, plain: np.ndarray, score: Score | None
+) -> ImageScore:
     pattern = metrics.checkerboard_db(sr)
     return ImageScore(
         name=name,
@@ -268,50 +260,6 @@ def _measure_originals(pairs: Sequence[Pair], observe: Observe | None) -> tuple[
     return float(np.mean(natural)), _mean([None if math.isnan(value) else value for value in patterns])
 
 
-def _bicubic_method(scale: int) -> Method:
-    return Method("bicubic", "bicubic", lambda name, lr: bicubic(lr, scale), parameters=0, bytes=0)
-
-
-def _folder_method(name: str, folder: Path, pairs: Sequence[Pair]) -> Method:
-    pictures = named_photos(folder)
-    missing = [pair.name for pair in pairs if pair.name not in pictures]
-    if missing:
-        raise ImageError(f"{name}: {len(missing)} pictures are missing in {folder}, the first is {missing[0]}: add them")
-    return Method(name, "folder", lambda picture, lr: read_rgb(pictures[picture]))
-
-
-def _peer_method(name: str, run: Callable[[np.ndarray], np.ndarray]) -> Method:
-    return Method(name, "peer", lambda picture, lr: run(lr))
-
-
-def _model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) -> Method:
-    files = bundle.manifest.graphs[precision].values()
-    return Method(
-        name=precision,
-        kind="model",
-        upscale=lambda name, lr: upscaler.up(lr, seed=seed)[0],
-        samples=lambda lr, count: upscaler.up(lr, seed=seed, samples=count),
-        parameters=count_parameters(bundle),
-        bytes=sum(file.bytes for file in files),
-        device=upscaler.device,
-        notes=tuple(upscaler.notes),
-    )
-
-
-def count_parameters(bundle: Bundle) -> int | None:
-    """Weights of both graphs: as stated in the provenance, else counted in the finest precision where `onnx` is installed."""
-    stated = bundle.manifest.provenance.get("parameters")
-    if isinstance(stated, int):
-        return stated
-    try:
-        import onnx
-    except ImportError:
-        return None
-    graphs = bundle.manifest.graphs[min(bundle.manifest.graphs, key=_precision_rank)]
-    models = [onnx.load_model_from_string(bundle.read(file)) for file in graphs.values()]
-    return sum(math.prod(tensor.dims) for model in models for tensor in model.graph.initializer if len(tensor.dims))
-
-
 def _check_sizes(pair: Pair, lr: np.ndarray, hr: np.ndarray, scale: int) -> None:
     expected = (lr.shape[0] * scale, lr.shape[1] * scale)
     if hr.shape[:2] != expected:
@@ -319,10 +267,6 @@ def _check_sizes(pair: Pair, lr: np.ndarray, hr: np.ndarray, scale: int) -> None
             f"{pair.name}: HR must be {scale} times LR, expected {expected[1]}x{expected[0]}, "
             f"got {hr.shape[1]}x{hr.shape[0]}: crop the HR photo or use a bundle of another scale"
         )
-
-
-def _precision_rank(name: str) -> int:
-    return PRECISION_ORDER.index(name) if name in PRECISION_ORDER else len(PRECISION_ORDER)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

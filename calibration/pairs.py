@@ -25,7 +25,9 @@ def find_pairs(lr_dir: str | Path, hr_dir: str | Path, limit: int | None = None)
     small, large = named_photos(lr_dir), named_photos(hr_dir)
     lonely = sorted(small.keys() ^ large.keys())
     if lonely:
-        missing = ", ".join(f"{name} (only in {lr_dir if name in small else hr_dir})" for name in lonely[:SHOWN])
+        missing = ", ".join(
+            f"{name} (only in {lr_dir if name in small else hr_dir})" for name in lonely[:SHOWN]
+        )
         raise ImageError(
             f"LR and HR photos must have the same names; {len(lonely)} have no partner: {missing}"
             f"{', ...' if len(lonely) > SHOWN else ''}: rename or remove them"
@@ -50,8 +52,12 @@ def named_photos(folder: str | Path) -> dict[str, Path]:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """A photo as (H, W, 3) uint8. Gray is repeated; what 8-bit RGB cannot hold is refused, as it would distort the figures."""
+    """A photo as (H, W, 3) uint8. Gray is repeated; what 8-bit RGB cannot hold is refused, as it would
+    distort the figures.
+    """
     pixels = read_photo(path).pixels
     if pixels.dtype != np.uint8 or pixels.shape[2] in (2, 4):
-        raise ImageError(f"{path}: accuracy is measured on 8-bit photos without transparency: convert it first")
+        raise ImageError(
+            f"{path}: accuracy is measured on 8-bit photos without transparency: convert it first"
+        )
     return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)

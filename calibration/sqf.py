@@ -1,8 +1,8 @@
-"""SQF, a full-reference perceptual distance: LPIPS (Zhang et al., 2018) without its learned weights. Lower is better, 0 is equal.
+"""SQF, a full-reference perceptual distance: LPIPS (Zhang et al., 2018) without its learned weights.
 
-Both pictures pass through SqueezeNet 1.1; the feature maps after conv1, fire3, fire5, fire7 and fire9 are scaled to unit length over
-channels; the squared difference is summed over channels and averaged over pixels, then over the five layers.
-On RealSR: bicubic 0.563, OSEDiff 0.488.
+Lower is better, 0 is equal. Both pictures pass through SqueezeNet 1.1; the feature maps after conv1, fire3,
+fire5, fire7 and fire9 are scaled to unit length over channels; the squared difference is summed over channels
+and averaged over pixels, then over the five layers. On RealSR: bicubic 0.563, OSEDiff 0.488.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,9 @@ MIN_SIDE = 35  # pixels; smaller pictures have no fire9 map
 
 
 def sqf(sr: np.ndarray, hr: np.ndarray, weights: str | Path) -> float:
-    """sr, hr: (H, W, 3) uint8 of one size, at least 35 pixels a side. weights: SqueezeNet 1.1 as a safetensors file."""
+    """sr, hr: (H, W, 3) uint8 of one size, at least 35 pixels a side. weights: SqueezeNet 1.1 as a
+    safetensors file.
+    """
     return scorer(weights)(sr, hr)
 
 
@@ -45,7 +47,9 @@ def scorer(weights: str | Path) -> Callable[[np.ndarray, np.ndarray], float]:
         import torch
 
         if sr.shape != hr.shape or sr.dtype != np.uint8 or hr.dtype != np.uint8 or sr.shape[2:] != (3,):
-            raise ImageError(f"SQF needs two (H, W, 3) uint8 pictures of one size, got {sr.shape} and {hr.shape}")
+            raise ImageError(
+                f"SQF needs two (H, W, 3) uint8 pictures of one size, got {sr.shape} and {hr.shape}"
+            )
         if min(sr.shape[:2]) < MIN_SIDE:
             raise ImageError(f"SQF needs at least {MIN_SIDE} pixels a side, got {sr.shape[1]}x{sr.shape[0]}")
         with torch.inference_mode():

@@ -27,18 +27,20 @@ from torch.utils.data import DataLoader
 from export.objectives import (
     PatchDiscriminator,
     discriminator_loss,
-    energy_score,
+    diversity_loss,
     generator_loss,
-    pixel_score,
+    squared_feature_distance,
     structure_loss,
 )
-from export.student import Student, StudentConfig, save_student
+from export.student import Student, StudentConfig, load_student, save_student
 from export.validation import Validation
 from training.checkpoint import has_state, load_state, save_state
 from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
 from training.perceptual import SqueezeFeatures
 
 log = logging.getLogger("distill")
+
+DEAD_BELOW = 1e-3  # difference of two samples, 1/255 rms, under which the student counts as dead
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,22 @@ class DistillConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     crop: int = 192  # HR pixels
     batch: int = 4  # LR pictures in a step; each gets two samples
-    lr: float = 4e-4
+    lr: float = 2.5e-4
     final_lr: float = 1e-5
     warmup_steps: int = 200
-    discriminator_lr: float = 2e-4
+    discriminator_lr: float = 1e-4
     discriminator_width: int = 32
     discriminator_every: int = 2  # steps between updates of the discriminator
-    adversary_from: float = 0.15  # part of the run after which the adversary joins
-    pixel: float = 1.0
+    adversary_from: float = 0.2  # part of the run after which the adversary joins
+    pixel: float = 2.0
     feature: float = 0.3
+    feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.25)  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
-    adversary: float = 0.01
-    spread: float = 0.35  # see objectives.energy_score
+    diversity: float = 1.0
+    texture_share: float = 0.7  # see objectives.diversity_loss
+    adversary: float = 0.5  # its gradient at the pixels, relative to that of pixel and structure together
     ema: float = 0.999
-    clip: float = 1.0  # largest norm of the gradient
+    clip: float = 0.5  # largest norm of the gradient
     held_out: int = 16  # photos kept for validation
     seed: int = 0
     precision: str = "bf16"  # autocast type: bf16 or fp32
@@ -82,7 +86,8 @@ class DistillConfig:
         if unknown:
             raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(f.name for f in fields(cls))}")
         student = StudentConfig.from_dict(values.get("student", {}))
-        return cls(**{**values, "student": student})
+        layers = tuple(values.get("feature_layers", cls.feature_layers))
+        return cls(**{**values, "student": student, "feature_layers": layers})
 
     def with_settings(self, settings: list[str]) -> DistillConfig:
         """Apply key=value settings; `student.width=64` reaches inside. Values are JSON (or plain text)."""
@@ -151,6 +156,15 @@ class Distiller:
         if config.compile:
             self._perceptual = torch.compile(self._feature_score)
 
+    def start_from(self, checkpoint: Path) -> dict[str, Any]:
+        """Take the weights of a student checkpoint; returns its provenance."""
+        earlier, provenance = load_student(checkpoint)
+        if earlier.config != self.config.student:
+            raise ValueError(f"{checkpoint} holds a student of shape {earlier.config}, expected {self.config.student}; set student.* to match")
+        self.student.load_state_dict(earlier.state_dict())
+        self.average.load_state_dict(earlier.state_dict())
+        return provenance
+
     @property
     def modules(self) -> dict[str, nn.Module]:
         return {"student": self.student, "average": self.average, "discriminator": self.discriminator}
@@ -166,8 +180,8 @@ class Distiller:
         with self._autocast():
             near = self.features.maps(samples)
             with torch.no_grad():
-                far = self.features.maps(target)
-        return energy_score(near, far, self.config.spread)
+                far = [m.repeat(2, 1, 1, 1) for m in self.features.maps(target)]
+        return squared_feature_distance(near, far, self.config.feature_layers)
 
     def learning_rate(self, step: int, progress: float) -> float:
         """Linear warm-up, then a cosine from lr to final_lr."""
@@ -186,32 +200,44 @@ class Distiller:
             features, base = self.student.encoder(lr)
             residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), noise)
         samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
-        side = hr.shape[-1] - 8
-        cut, real = (x[:, :, dy : dy + side, dx : dx + side].contiguous(memory_format=torch.channels_last) for x in (samples, hr))
-
-        losses = {
-            "pixel": pixel_score(samples, hr, c.spread),
-            "feature": self._perceptual(cut, real),
-            "structure": structure_loss(samples, hr),
-        }
-        adversarial = progress >= c.adversary_from and c.adversary > 0
-        if adversarial:
-            self.discriminator.requires_grad_(False)
-            with self._autocast():
-                losses["adversary"] = generator_loss(self.discriminator(cut).float())
-        total = torch.stack([getattr(c, name) * value for name, value in losses.items()]).sum()
+        losses, pull, real, fake = self._pull(samples.detach().requires_grad_(True), hr, (dy, dx), progress)
         rate = self.learning_rate(step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        samples.backward(pull)
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), c.clip)
         self.optimizer.step()
         self._update_average(step)
-        values = {name: value.item() for name, value in losses.items()} | {"total": total.item(), "grad": norm.item(), "lr": rate}
-        if adversarial and step % c.discriminator_every == 0:
-            values["discriminator"] = self._update_discriminator(real, cut.detach()[step // c.discriminator_every % 2 * n :][:n])
+        values = {name: value.item() for name, value in losses.items()} | {"grad": norm.item(), "lr": rate}
+        if "adversary" in losses and step % c.discriminator_every == 0:
+            half = step // c.discriminator_every % 2 * n
+            values["discriminator"] = self._update_discriminator(real, fake.detach()[half : half + n])
         return values
+
+    def _pull(
+        self, samples: Tensor, hr: Tensor, shift: tuple[int, int], progress: float
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """Losses, the gradient of their sum at the samples, and what the discriminator is to see (photos, samples).
+
+        The adversary's gradient is scaled to a fixed share of that of pixel and structure, so its strength does not depend on how
+        steep the discriminator happens to be."""
+        c = self.config
+        side = hr.shape[-1] - 8
+        dy, dx = shift
+        fake, real = (x[:, :, dy : dy + side, dx : dx + side].contiguous(memory_format=torch.channels_last) for x in (samples, hr))
+        losses = {"pixel": (samples - hr.repeat(2, 1, 1, 1)).abs().mean(), "structure": structure_loss(samples, hr)}
+        anchor = _gradient(c.pixel * losses["pixel"] + c.structure * losses["structure"], samples)
+        losses["feature"] = self._perceptual(fake, real)
+        losses["diversity"] = diversity_loss(samples, hr, c.texture_share)
+        pull = anchor + _gradient(c.feature * losses["feature"] + c.diversity * losses["diversity"], samples)
+        if c.adversary > 0 and progress >= c.adversary_from:
+            self.discriminator.requires_grad_(False)
+            with self._autocast():
+                losses["adversary"] = generator_loss(self.discriminator(fake).float())
+            push = _gradient(losses["adversary"], samples)
+            pull = pull + push * (c.adversary * anchor.norm() / push.norm().clamp_min(1e-12))
+        return losses, pull, real, fake
 
     def _update_discriminator(self, real: Tensor, fake: Tensor) -> float:
         self.discriminator.requires_grad_(True)
@@ -227,6 +253,10 @@ class Distiller:
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.student.parameters(), strict=True):
                 mean.lerp_(value, 1.0 - decay)
+
+
+def _gradient(loss: Tensor, samples: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, samples, retain_graph=True)[0]
 
 
 class _Interrupt:
@@ -257,6 +287,7 @@ def train(
     budget: Budget,
     *,
     resume: bool = False,
+    init: Path | None = None,
     workers: int = 1,
     validate_minutes: float = 5.0,
     on_progress: Callable[[int, float, dict[str, float]], None] | None = None,
@@ -266,10 +297,13 @@ def train(
         raise FileExistsError(f"{out} holds an unfinished or finished run; go on with --resume or choose another --out")
     training, held_out = split_photos(find_images(data), config.held_out)
     distiller = Distiller(config, SqueezeFeatures(perceptual_weights))
-    step = 0
+    step, history = 0, []
+    if init is not None:
+        earlier = distiller.start_from(init)
+        history = [*earlier.pop("history", []), earlier]
     if resume:
         values = load_state(out / "state", distiller.modules, distiller.optimizers)
-        step, budget.spent = values["step"], values["seconds"]
+        step, budget.spent, history = values["step"], values["seconds"], values["history"]
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config.to_dict() | {"data": str(data)}, indent=2) + "\n")
     pairs = PairDataset(PhotoSet(training), CropParams(config.crop), seed=config.seed, start=step * config.batch)
@@ -277,13 +311,19 @@ def train(
     budget.started = time.monotonic()
 
     def save() -> None:
-        save_state(out / "state", distiller.modules, distiller.optimizers, {"step": step, "seconds": budget.seconds()})
+        save_state(out / "state", distiller.modules, distiller.optimizers, {"step": step, "seconds": budget.seconds(), "history": history})
 
     def measure() -> dict[str, Any]:
         row = {"step": step, "seconds": round(budget.seconds(), 1), **validation(distiller.average, step)}
         with (out / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         log.info("validation %s", " ".join(f"{k}={v:.4g}" for k, v in row.items()))
+        save_student(distiller.average, out / "snapshots" / f"{step:07d}", row)
+        if not row["samples_differ"] > DEAD_BELOW:
+            raise FloatingPointError(
+                f"step {step}: the noise has lost its effect (two samples differ by {row['samples_differ']:.2g}/255): the student "
+                f"died. Go on from an earlier one in {out / 'snapshots'} with --init and a lower lr"
+            )
         return row
 
     last: dict[str, Any] = {}
@@ -306,7 +346,14 @@ def train(
                 next_measure = budget.seconds() + 60 * validate_minutes
     last = measure()
     save()
-    provenance = {"steps": step, "minutes": round(budget.seconds() / 60, 1), "photos": len(training), "config": config.to_dict(), "validation": last}
+    provenance = {
+        "steps": step,
+        "minutes": round(budget.seconds() / 60, 1),
+        "photos": len(training),
+        "config": config.to_dict(),
+        "validation": last,
+        "history": history,  # earlier runs whose weights this one began with
+    }
     save_student(distiller.average, out / "student", provenance)
     return last
 
@@ -324,6 +371,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="time budget")
     parser.add_argument("--steps", type=int, help="step budget")
     parser.add_argument("--resume", action="store_true", help="go on from RUN/state")
+    parser.add_argument("--init", type=Path, metavar="STUDENT", help="begin with the weights of a finished student")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--validate-minutes", type=float, default=5.0, help="minutes between validations and saved states")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset")
@@ -339,16 +387,18 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("give a budget: --minutes or --steps")
         config = PRESETS[args.preset].with_settings(args.set)
         budget = Budget(steps=args.steps, minutes=args.minutes)
-        started = time.monotonic()
+        last = time.monotonic()
 
         def show(step: int, progress: float, losses: dict[str, float]) -> None:
+            nonlocal last
             if step % 100 == 0:
-                rate = (time.monotonic() - started) / step
+                now = time.monotonic()
                 terms = " ".join(f"{k}={v:.4g}" for k, v in losses.items())
-                log.info("step %d (%.0f %%, %.2f s/step) %s", step, 100 * progress, rate, terms)
+                log.info("step %d (%.0f %%, %.2f s/step) %s", step, 100 * progress, (now - last) / 100, terms)
+                last = now
 
         train(config, args.data, args.perceptual_weights, args.out, budget,
-              resume=args.resume, workers=args.workers, validate_minutes=args.validate_minutes, on_progress=show)
+              resume=args.resume, init=args.init, workers=args.workers, validate_minutes=args.validate_minutes, on_progress=show)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

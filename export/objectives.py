@@ -1,7 +1,7 @@
 """Losses of the student and its discriminator, as pure functions.
 
-Two samples are drawn for each LR picture. `energy_score` rewards both for being near the photo and for being apart from each other
-as far as the data allow: a proper scoring rule (Gneiting & Raftery 2007), so the noise is used without an ad-hoc diversity term.
+Two samples are drawn for each LR picture; they come stacked as (2n, 3, h, w), the first n and the last n being samples of the same
+pictures. All images RGB in [0, 1].
 """
 
 from __future__ import annotations
@@ -23,23 +23,12 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return (2.0 - 2.0 * (a * b).sum(1) * norms).clamp_min(0.0)
 
 
-def feature_distance(a: Maps, b: Maps) -> Tensor:
-    """Euclidean distance of the channel-normalised vectors, mean over places, summed over layers."""
-    return torch.stack([(squared_distances(x, y) + 1e-4).sqrt().mean() for x, y in zip(a, b, strict=True)]).sum()
-
-
-def squared_feature_distance(a: Maps, b: Maps) -> Tensor:
-    """Squared distance of the channel-normalised vectors, mean over places, summed over layers: SQF when the maps are SqueezeNet's."""
-    return torch.stack([squared_distances(x, y).mean() for x, y in zip(a, b, strict=True)]).sum()
-
-
-def energy_score(samples: Maps, target: Maps, spread: float) -> Tensor:
-    """(d(x1, y) + d(x2, y)) / 2 - spread * d(x1, x2). samples: maps (2n, c, h, w), the first n and the last n being two samples of the
-    same pictures; target: maps (n, c, h, w). spread = 1/2 is the proper energy score; less keeps samples closer together, 0 is plain
-    regression, under which the noise dies out."""
-    first, second = zip(*(m.chunk(2) for m in samples), strict=True)
-    near = (feature_distance(first, target) + feature_distance(second, target)) / 2
-    return near - spread * feature_distance(first, second)
+def squared_feature_distance(a: Maps, b: Maps, weights: Sequence[float] | None = None) -> Tensor:
+    """Squared distance of channel-normalised features, mean over places, mean over layers (weighted when weights are given). With
+    SqueezeNet's maps and no weights this is the SQF score."""
+    weights = weights or [1.0] * len(a)
+    terms = [w * squared_distances(x, y).mean() for w, x, y in zip(weights, a, b, strict=True)]
+    return torch.stack(terms).sum() / sum(weights)
 
 
 def low_pass(image: Tensor, cell: int = 8) -> Tensor:
@@ -47,18 +36,29 @@ def low_pass(image: Tensor, cell: int = 8) -> Tensor:
     return F.avg_pool2d(image, cell)
 
 
-def pixel_score(samples: Tensor, target: Tensor, spread: float) -> Tensor:
-    """`energy_score` of the pixels themselves, in L1 (the continuous ranked probability score of each value when spread = 1/2)."""
-    first, second = samples.chunk(2)
-    near = ((first - target).abs().mean() + (second - target).abs().mean()) / 2
-    return near - spread * (first - second).abs().mean()
-
-
 def structure_loss(samples: Tensor, target: Tensor) -> Tensor:
     """L1 of the low-pass parts to the photo's, and of the two samples' to each other."""
     first, second = low_pass(samples).chunk(2)
     photo = low_pass(target)
     return ((first - photo).abs().mean() + (second - photo).abs().mean()) / 2 + (first - second).abs().mean()
+
+
+def high_pass(image: Tensor) -> Tensor:
+    """What a 5x5 mean takes away: the texture that samples may differ in."""
+    return image - F.avg_pool2d(image, 5, 1, 2, count_include_pad=False)
+
+
+def diversity_loss(samples: Tensor, target: Tensor, share: float) -> Tensor:
+    """How far the texture of two samples falls short of differing by `share` of the photo's own texture, place by place.
+
+    Texture strength is the mean absolute high-pass over 17x17 pixels, so flat places ask for nothing and the term cannot be driven
+    below zero by inventing patterns (which an unbounded distance between samples invites)."""
+    first, second = high_pass(samples).chunk(2)
+
+    def strength(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x.abs().mean(1, keepdim=True), 17, 4)
+
+    return F.relu(share * strength(high_pass(target)) - strength(first - second)).mean()
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The student that ships: a plain convolutional generator at half the LR resolution, in two graphs.
 
-`Encoder` runs once per photo and `Generator` once per sample. Pixel (un)shuffle, 3x3 convolutions and ReLU only, so that every phone
-accelerator runs it; all of the noise enters as an explicit input. The output is the bicubic upscale plus a learned residual.
+`Encoder` runs once per photo and `Generator` once per sample. Pixel (un)shuffle, convolutions and (leaky) ReLU only, so that every
+phone accelerator runs it; all of the noise enters as an explicit input. The output is the bicubic upscale plus a learned residual.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class Generator(nn.Module):
     def residual(self, features: Tensor, noise: Tensor) -> Tensor:
         """What is added to the base, (n, 48, h, w)."""
         x = self.blocks(features + self.noise(noise))
-        return self.last(F.relu(F.pixel_shuffle(self.expand(x), self.config.fold)))
+        detail = F.pixel_shuffle(self.expand(x), self.config.fold)
+        return self.last(F.leaky_relu(detail, 0.1))  # leaky: no path leads around it, and dead units would end the residual
 
     def forward(self, features: Tensor, base: Tensor, noise: Tensor) -> Tensor:
         return F.pixel_shuffle(base + self.residual(features, noise), self.config.scale).clamp(0.0, 1.0)

@@ -77,6 +77,6 @@ def _could_not_start(error: Exception) -> bool:
     """Arguments, bundle and device problems; a photo's own problem is counted by the verb instead."""
     if isinstance(error, UsageError):
         return True
-    from runtime.errors import BundleError, DeviceError
+    from runtime.errors import BundleError, DeviceError, SettingError
 
-    return isinstance(error, BundleError | DeviceError)
+    return isinstance(error, BundleError | DeviceError | SettingError)

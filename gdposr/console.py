@@ -11,6 +11,9 @@ from contextlib import contextmanager
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
+Update = Callable[[int, int, str | None], None]  # done, total, text (None: the description)
+
+
 class UsageError(Exception):
     """The command cannot start as asked: what was expected, what came, the remedy. Exit code 2."""
 
@@ -51,10 +54,10 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 @contextmanager
-def progress_bar(description: str, enabled: bool = True) -> Iterator[Callable[[int, int, str | None], None]]:
-    """A progress bar on stderr: the value is `update(done, total, text=None)`. Silent where stderr is no terminal."""
+def progress_bar(description: str, enabled: bool = True) -> Iterator[Update]:
+    """A progress bar on stderr: the value is its `Update`. Silent where stderr is no terminal."""
     if not (enabled and sys.stderr.isatty()):
-        yield lambda done, total, text=None: None
+        yield _silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,6 +75,10 @@ def progress_bar(description: str, enabled: bool = True) -> Iterator[Callable[[i
             bar.update(task, completed=done, total=total, description=text or description)
 
         yield update
+
+
+def _silent(done: int, total: int, text: str | None = None) -> None:
+    """No terminal, no bar."""
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:

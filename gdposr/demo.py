@@ -25,9 +25,13 @@ SCALE = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gdposr.demo", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=Path("export/weights/pocket"), help="the student's weights")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path("export/weights/pocket"), help="the student's weights"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder of everything made here")
-    parser.add_argument("--photo", type=Path, help="a photo of your own (default: one that needs no download)")
+    parser.add_argument(
+        "--photo", type=Path, help="a photo of your own (default: one that needs no download)"
+    )
     parser.add_argument("--seeds", type=int, default=4, help="how many seeds (default: 4)")
     args = parser.parse_args(argv)
     begin = time.perf_counter()
@@ -53,17 +57,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = []
     for seed in range(args.seeds):
         picture = args.out / f"photo_x{SCALE}_seed{seed}.png"
-        code = command(["upscale", str(photo), "-o", str(picture), "--seed", str(seed), "--bundle", str(bundle)])
+        code = command(
+            ["upscale", str(photo), "-o", str(picture), "--seed", str(seed), "--bundle", str(bundle)]
+        )
         if code != OK:
             return code
         pictures.append(picture)
     sheet = args.out / "sheet.png"
-    Image.fromarray(side_by_side(small, [np.asarray(Image.open(picture)) for picture in pictures], original)).save(sheet)
+    Image.fromarray(
+        side_by_side(small, [np.asarray(Image.open(picture)) for picture in pictures], original)
+    ).save(sheet)
 
     seconds = time.perf_counter() - begin
-    lines = ["the pictures:", f"  {sheet}  (everything side by side: look at this one first)", f"  {photo}  (the input)"]
+    lines = [
+        "the pictures:",
+        f"  {sheet}  (everything side by side: look at this one first)",
+        f"  {photo}  (the input)",
+    ]
     lines += [f"  {picture}" for picture in pictures]
-    lines += ["upscale your own, from here:", f"  python -m gdposr upscale YOUR_PHOTO.jpg -o big.png --bundle {bundle}"]
+    lines += [
+        "upscale your own, from here:",
+        f"  python -m gdposr upscale YOUR_PHOTO.jpg -o big.png --bundle {bundle}",
+    ]
     (args.out / "where.txt").write_text("\n".join(lines) + "\n")
     say(f"done in {seconds:.1f} s")
     return OK
@@ -74,7 +89,9 @@ def sample_photo() -> tuple[np.ndarray, np.ndarray]:
     try:
         from skimage import data
     except ImportError:
-        raise UsageError('the demonstration photo needs scikit-image: pip install "gdposr[demo]", or give --photo') from None
+        raise UsageError(
+            'the demonstration photo needs scikit-image: pip install "gdposr[demo]", or give --photo'
+        ) from None
     original = getattr(data, SAMPLE_PHOTO)()
     height, width = (side // (2 * SCALE) * (2 * SCALE) for side in original.shape[:2])
     original = original[:height, :width]
@@ -92,7 +109,9 @@ def own_photo(path: Path) -> tuple[np.ndarray, None]:
         raise UsageError(str(error)) from error
     height, width = pixels.shape[:2]
     if max(height, width) > LARGEST:
-        say(f"{path} is {width}x{height}: the demonstration takes the middle {LARGEST} pixels; `gdposr upscale` takes it all")
+        say(
+            f"{path} is {width}x{height}: the demonstration takes the middle {LARGEST} pixels; `gdposr upscale` takes it all"
+        )
     top, left = max(0, (height - LARGEST) // 2), max(0, (width - LARGEST) // 2)
     return pixels[top : top + LARGEST, left : left + LARGEST], None
 
@@ -111,7 +130,11 @@ def side_by_side(small: np.ndarray, samples: Sequence[np.ndarray], original: np.
     height, width = samples[0].shape[:2]
     bicubic = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
     pictures = [bicubic, *samples, *([] if original is None else [original])]
-    labels = ["bicubic", *(f"seed {seed}" for seed in range(len(samples))), *([] if original is None else ["original"])]
+    labels = [
+        "bicubic",
+        *(f"seed {seed}" for seed in range(len(samples))),
+        *([] if original is None else ["original"]),
+    ]
     judged = range(1, 1 + len(samples))
     return contact_sheet(pictures, labels, columns=3 if len(pictures) > 4 else 2, detail_by=judged)
 

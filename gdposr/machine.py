@@ -16,22 +16,19 @@ PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "ncnn", "pillow")
 
 def describe_machine() -> dict[str, Any]:
     """The machine as a JSON-ready dictionary."""
+    from runtime.backend import usable_processors
+
     model, flags = _processor()
     wanted = ARM_FLAGS if platform.machine().lower() in ("arm64", "aarch64") else X86_FLAGS
     return {
         "cpu": model or platform.processor() or "unknown",
         "cpu_flags": {flag: flag in flags for flag in wanted},
-        "cores": available_cores(),
+        "cores": usable_processors(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
-
-
-def available_cores() -> int:
-    """Cores this process may use, which a container or taskset can make fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_mb() -> float | None:
@@ -66,15 +63,33 @@ def _processor() -> tuple[str, set[str]]:
 def _sysctl() -> tuple[str, set[str]]:
     if sys.platform != "darwin":
         return "", set()
-    names = {"FEAT_DotProd": "asimddp", "FEAT_FP16": "asimdhp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16", "AdvSIMD": "asimd"}
-    command = ["sysctl", "machdep.cpu.brand_string", "machdep.cpu.features", "machdep.cpu.leaf7_features", "hw.optional"]
+    names = {
+        "FEAT_DotProd": "asimddp",
+        "FEAT_FP16": "asimdhp",
+        "FEAT_I8MM": "i8mm",
+        "FEAT_BF16": "bf16",
+        "AdvSIMD": "asimd",
+    }
+    command = [
+        "sysctl",
+        "machdep.cpu.brand_string",
+        "machdep.cpu.features",
+        "machdep.cpu.leaf7_features",
+        "hw.optional",
+    ]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "", set()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    fields = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())
+    }
     words = f"{fields.get('machdep.cpu.features', '')} {fields.get('machdep.cpu.leaf7_features', '')}".lower().split()
-    flags = {names[leaf] for key, value in fields.items() if value == "1" and (leaf := key.rpartition(".")[2]) in names}
+    flags = {
+        names[leaf]
+        for key, value in fields.items()
+        if value == "1" and (leaf := key.rpartition(".")[2]) in names
+    }
     return fields.get("machdep.cpu.brand_string", ""), flags | set(words)
 
 

@@ -4,7 +4,8 @@ An ncnn network of the SRVGG kind (realesr-general-x4v3) is timed in ncnn where 
 the same weights, in ONNX Runtime where `onnx` is installed, so that two models can be compared in one and the same library.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,38 @@ Run = Callable[[np.ndarray], np.ndarray]  # (1, 3, h, w) float32 RGB in [0, 1] -
 FLOAT16_TAG = 0x01306B47  # ncnn's mark in front of weights stored as float16; 0 = float32
 
 
+def load_peers(onnx_files: Sequence[Path], param: Path | None, threads: int) -> dict[str, Run]:
+    """The models of --peer-onnx and --peer-ncnn by name; the ncnn one in every library that is installed."""
+    runs = {f"{file.stem} (onnx)": onnx_peer(file, threads) for file in onnx_files}
+    if param is not None:
+        if find_spec("ncnn") is None and find_spec("onnx") is None:
+            raise UsageError("--peer-ncnn needs the package ncnn or onnx: pip install ncnn onnx")
+        if find_spec("ncnn") is not None:
+            runs[f"{param.stem} (ncnn)"] = ncnn_peer(param, threads)
+        if find_spec("onnx") is not None:
+            runs[f"{param.stem} (onnx)"] = onnx_peer(ncnn_to_onnx(param), threads)
+    return runs
+
+
+def on_pictures(run: Run) -> Callable[[np.ndarray], np.ndarray]:
+    """A peer as a function from (h, w, 3) uint8 to (H, W, 3) uint8."""
+
+    def enlarge(picture: np.ndarray) -> np.ndarray:
+        output = run(picture.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255))[0]
+        return np.rint(np.clip(output, 0, 1).transpose(1, 2, 0) * 255).astype(np.uint8)
+
+    return enlarge
+
+
 def onnx_peer(model: Path | bytes, threads: int) -> Run:
     """A model with one NCHW input and one output, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # as ours: idle threads let others run
     if isinstance(model, Path) and not model.is_file():
         raise UsageError(f"{model}: expected an ONNX file, there is nothing: check the path")
     try:
@@ -30,10 +57,14 @@ def onnx_peer(model: Path | bytes, threads: int) -> Run:
             model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
-        raise UsageError(f"{model if isinstance(model, Path) else 'peer'}: not a usable ONNX file: {error}") from error
+        raise UsageError(
+            f"{model if isinstance(model, Path) else 'peer'}: not a usable ONNX file: {error}"
+        ) from error
     if len(session.get_inputs()) != 1:
         names = [tensor.name for tensor in session.get_inputs()]
-        raise UsageError(f"{model if isinstance(model, Path) else 'peer'}: expected one image input, got {names}")
+        raise UsageError(
+            f"{model if isinstance(model, Path) else 'peer'}: expected one image input, got {names}"
+        )
     name = session.get_inputs()[0].name
     return lambda image: np.asarray(session.run(None, {name: image})[0])
 
@@ -67,11 +98,14 @@ def ncnn_to_onnx(param: Path) -> bytes:
     constants: list[Any] = []
     tensor, shuffle, enlarge = "image", 0, 0
     for line in param.read_text().splitlines()[2:]:
-        kind, name, inputs, outputs, *rest = line.split()
+        kind, name, _, _, *rest = line.split()
         options = {int(key): value for key, _, value in (word.partition("=") for word in rest if "=" in word)}
         if kind == "Convolution":
             weight, bias, offset = _convolution(data, offset, options)
-            constants += [numpy_helper.from_array(weight, f"{name}_w"), numpy_helper.from_array(bias, f"{name}_b")]
+            constants += [
+                numpy_helper.from_array(weight, f"{name}_w"),
+                numpy_helper.from_array(bias, f"{name}_b"),
+            ]
             pads = [int(options.get(4, "0"))] * 4
             nodes.append(helper.make_node("Conv", [tensor, f"{name}_w", f"{name}_b"], [name], pads=pads))
         elif kind == "PReLU":
@@ -99,10 +133,14 @@ def ncnn_to_onnx(param: Path) -> bytes:
         elif kind in ("Input", "Split"):
             continue
         else:
-            raise UsageError(f"{param}: layer {kind} is not part of an SRVGG network: give the peer as --peer-onnx instead")
+            raise UsageError(
+                f"{param}: layer {kind} is not part of an SRVGG network: give the peer as --peer-onnx instead"
+            )
         tensor = name
     if offset != len(data) or not shuffle or shuffle != enlarge:
-        raise UsageError(f"{param}: not an SRVGG network, or its .bin belongs to another: use --peer-onnx instead")
+        raise UsageError(
+            f"{param}: not an SRVGG network, or its .bin belongs to another: use --peer-onnx instead"
+        )
     side: list[Any] = ["n", 3, "h", "w"]
     graph = helper.make_graph(
         nodes,
@@ -120,7 +158,9 @@ def _convolution(data: bytes, offset: int, options: dict[int, str]) -> tuple[np.
     out, kernel, count = int(options[0]), int(options[1]), int(options[6])
     tag = int.from_bytes(data[offset : offset + 4], "little")
     if tag not in (0, FLOAT16_TAG):
-        raise UsageError("the peer's weights are neither float16 nor float32: export it again without quantization")
+        raise UsageError(
+            "the peer's weights are neither float16 nor float32: export it again without quantization"
+        )
     kind, width = ("<f2", 2) if tag else ("<f4", 4)
     weight = np.frombuffer(data, kind, count, offset + 4).astype(np.float32)
     offset += 4 + (count * width + 3) // 4 * 4  # padded to four bytes
@@ -131,5 +171,7 @@ def _convolution(data: bytes, offset: int, options: dict[int, str]) -> tuple[np.
 def _weights_of(param: Path) -> Path:
     weights = param.with_suffix(".bin")
     if not param.is_file() or not weights.is_file():
-        raise UsageError(f"{param}: expected an ncnn .param file with {weights.name} beside it: check the path")
+        raise UsageError(
+            f"{param}: expected an ncnn .param file with {weights.name} beside it: check the path"
+        )
     return weights

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from gdposr.console import UsageError
 
-NOT_WRITTEN = (".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tga")  # meant as a picture, not as a folder's name
+NOT_WRITTEN = (
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".jxl",
+    ".psd",
+    ".svg",
+    ".tga",
+)  # meant as a picture, not as a folder's name
 
 
 @dataclass(frozen=True)
@@ -38,19 +46,27 @@ def plan_jobs(
 
     is_file = out.suffix.lower() in (*SUFFIXES, *WRITE_FORMATS, *NOT_WRITTEN) and not out.is_dir()
     if is_file and out.suffix.lower() not in WRITE_FORMATS:
-        raise UsageError(f"cannot write {out.suffix}: use one of {', '.join(WRITE_FORMATS)}, or name a folder")
+        raise UsageError(
+            f"cannot write {out.suffix}: use one of {', '.join(WRITE_FORMATS)}, or name a folder"
+        )
     if not is_file and out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is neither a picture's name nor a folder: name another output")
     found = _sources(inputs, None if is_file else out)
     if is_file:
         if len(found) != 1 or pictures != 1:
             many = f"{len(found)} photos" if len(found) != 1 else f"{pictures} samples of one photo"
-            raise UsageError(f"{out} is one file, got {many}: name a folder, or use --select sheet or best for samples")
+            raise UsageError(
+                f"{out} is one file, got {many}: name a folder, or use --select sheet or best for samples"
+            )
         jobs = [Job(found[0][0], out.parent, out.stem, exact=out)]
     else:
         suffix = f"_x{scale:g}_seed{seed}"
         jobs = [
-            Job(source, out / inside.parent, f"{inside.stem if inside.suffix.lower() in SUFFIXES else inside.name}{suffix}")
+            Job(
+                source,
+                out / inside.parent,
+                f"{inside.stem if inside.suffix.lower() in SUFFIXES else inside.name}{suffix}",
+            )
             for source, inside in found
         ]
     _refuse_clashes(jobs, parts)
@@ -66,12 +82,20 @@ def _sources(inputs: Sequence[str], out: Path | None) -> list[tuple[Path, Path]]
     for item in inputs:
         root = _tree_root(item)
         if root is not None and out is not None and Path(item).is_dir() and _identity(root) == _identity(out):
-            raise UsageError(f"{out} is an input and the output too: name another folder, so that photos and results stay apart")
+            raise UsageError(
+                f"{out} is an input and the output too: name another folder, so that photos and results stay apart"
+            )
         photos = find_photos([item], exclude=exclude)
         if not photos:
-            raise UsageError(f"{item}: no photo found in this folder: name files, or a folder that holds pictures")
+            raise UsageError(
+                f"{item}: no photo found in this folder: name files, or a folder that holds pictures"
+            )
         for photo in photos:
-            inside = photo.relative_to(root) if root is not None and photo.is_relative_to(root) else Path(photo.name)
+            inside = (
+                photo.relative_to(root)
+                if root is not None and photo.is_relative_to(root)
+                else Path(photo.name)
+            )
             found.setdefault(photo.resolve(), (photo, inside))
     return list(found.values())
 

@@ -26,11 +26,13 @@ def contact_sheet(
 ) -> np.ndarray:
     """Versions of one photo, all of one size, (H, W, 1..4) uint8 or uint16 -> one (H', W', 3) uint8 picture.
 
-    cell: longest side of a shown picture. columns: None = 3 for up to nine, else enough for about a square. detail_by: which
+    cell: longest side of a shown picture. columns: None = about a square. detail_by: which
     pictures decide where the detail is taken (None: all); leave out those that are not samples, such as an interpolated one.
     """
     if not pictures or len(pictures) != len(labels):
-        raise ValueError(f"expected one label per picture and at least one, got {len(pictures)} and {len(labels)}")
+        raise ValueError(
+            f"expected one label per picture and at least one, got {len(pictures)} and {len(labels)}"
+        )
     shots = [to_rgb8(picture) for picture in pictures]
     if len({shot.shape for shot in shots}) != 1:
         raise ValueError(f"expected pictures of one size, got {sorted({shot.shape for shot in shots})}")
@@ -41,7 +43,9 @@ def contact_sheet(
     if shrink < 1:
         judged = shots if detail_by is None else [shots[index] for index in detail_by]
         detail = most_varied(judged, min(height, whole[0]), min(width, whole[0]))
-    columns = columns or min(len(shots), 3 if len(shots) <= 9 else ceil(len(shots) ** 0.5))
+    columns = columns or (
+        len(shots) if len(shots) < 4 else max(ceil(len(shots) ** 0.5), 3 if len(shots) > 4 else 2)
+    )
     rows = ceil(len(shots) / columns)
     cell_width = max(whole[0], 120)
     cell_height = LABEL + whole[1] + (GAP + detail[1] - detail[0] if detail else 0)
@@ -53,7 +57,9 @@ def contact_sheet(
         left, top = GAP + column * (cell_width + GAP), GAP + row * (cell_height + GAP)
         pen.text((left + 2, top + 2), label, fill=INK, font=font)
         picture = Image.fromarray(shot)
-        sheet.paste(picture if shrink == 1 else picture.resize(whole, Image.Resampling.LANCZOS), (left, top + LABEL))
+        sheet.paste(
+            picture if shrink == 1 else picture.resize(whole, Image.Resampling.LANCZOS), (left, top + LABEL)
+        )
         if detail:
             y0, y1, x0, x1 = detail
             sheet.paste(Image.fromarray(shot[y0:y1, x0:x1]), (left, top + LABEL + whole[1] + GAP))
@@ -85,6 +91,8 @@ def most_varied(shots: Sequence[np.ndarray], height: int, width: int) -> tuple[i
         energy[:, 1:] += np.abs(np.diff(gray[0], axis=1))
     total = np.zeros((energy.shape[0] + 1, energy.shape[1] + 1))
     total[1:, 1:] = energy.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
-    sums = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    sums = (
+        total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    )
     top, left = np.unravel_index(int(sums.argmax()), sums.shape)
     return int(top), int(top) + height, int(left), int(left) + width

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle
-from .errors import BundleError, DeviceError, SettingError
+from .checks import setting
+from .errors import BundleError, DeviceError
 from .manifest import GraphSpec, TensorSpec
 
 Floats = NDArray[np.float32]
@@ -81,13 +82,11 @@ class OnnxBackend:
     """The graphs in ONNX Runtime, loaded from verified bytes. threads: None = all processors this process may use."""
 
     def __init__(self, bundle: Bundle, device: str, precision: str, threads: int | None = None) -> None:
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise SettingError(f"threads: expected a whole number of at least 1, came {threads!r}")
+        self.threads = usable_processors() if threads is None else setting("threads", threads, 1)
         spec = device_spec(device)
         _require(spec)
         pair = bundle.manifest.graphs[check_precision(bundle, precision)]
         self.device, self.precision = spec.name, precision
-        self.threads = threads or usable_processors()
         encoder, generator = bundle.manifest.encoder, bundle.manifest.generator
         self._image, self._noise = bundle.manifest.image.name, bundle.manifest.noise_input.name
         self._features = [tensor.name for tensor in encoder.outputs]

@@ -1,6 +1,7 @@
 """Colour fixes: give an upscaled picture the colours of the picture it came from.
 
-Both work on the whole image, never per tile, so that tiles cannot differ in tint (StableSR, arXiv 2305.07015, Sec. 3.3).
+Both work on the whole image, never per tile, so that tiles cannot differ in tint (StableSR, arXiv 2305.07015,
+Sec. 3.3).
 """
 
 from collections.abc import Callable
@@ -17,19 +18,21 @@ STD_FLOOR = 1e-5  # a flat channel has no contrast to rescale
 def color_fix(sr: np.ndarray, lr: np.ndarray, method: str) -> np.ndarray:
     """sr: (H, W, 3) float32 in [0, 1], lr: (h, w, 3) float32 in [0, 1] -> (H, W, 3) float32 in [0, 1].
 
-    method: "none" returns sr itself; "adain" gives each channel LR's mean and standard deviation; "wavelet" keeps the detail of
-    sr and takes everything coarser than about 32 pixels from LR.
+    method: "none" returns sr itself; "adain" gives each channel LR's mean and standard deviation; "wavelet"
+    keeps the detail of sr and takes everything coarser than about 32 pixels from LR.
     """
     if method not in COLOR_FIXES:
         raise ImageError(f"unknown colour fix {method!r}: use one of {', '.join(COLOR_FIXES)}")
     for name, image in (("sr", sr), ("lr", lr)):
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ImageError(f"the colour fix needs {name} as (H, W, 3), got {image.shape}: convert it to RGB first")
+            raise ImageError(
+                f"the colour fix needs {name} as (H, W, 3), got {image.shape}: convert it to RGB first"
+            )
     return _METHODS[method](sr, lr)
 
 
 def adain(sr: np.ndarray, lr: np.ndarray) -> np.ndarray:
-    """Adaptive instance normalisation: mean and standard deviation per channel, taken over the whole image."""
+    """Adaptive instance normalisation: mean and deviation per channel, taken over the whole image."""
     axes = (0, 1)
     mean_sr, mean_lr = sr.mean(axes, dtype=np.float64), lr.mean(axes, dtype=np.float64)
     std_sr, std_lr = sr.std(axes, dtype=np.float64), lr.std(axes, dtype=np.float64)
@@ -40,7 +43,9 @@ def adain(sr: np.ndarray, lr: np.ndarray) -> np.ndarray:
 
 
 def wavelet(sr: np.ndarray, lr: np.ndarray) -> np.ndarray:
-    """Swap of the a-trous low-pass band. The low-pass is linear, so low(LR) - low(SR) = low(LR - SR): one pass instead of two."""
+    """Swap of the a-trous low-pass band. The low-pass is linear, so low(LR) - low(SR) = low(LR - SR): one
+    pass instead of two.
+    """
     fixed = np.empty(sr.shape, np.float32)
     for channel in range(3):
         difference = _enlarge(lr[..., channel], sr.shape[0], sr.shape[1])

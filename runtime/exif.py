@@ -1,7 +1,8 @@
 """EXIF blocks edited in place, so that what we do not understand (maker notes, previews) stays byte for byte.
 
-An EXIF block is a small TIFF file after the header "Exif\\0\\0": a byte order mark, then directories of 12-byte entries
-(tag, type, count, value). Numbers that fit are stored in the entry itself, so overwriting one moves nothing.
+An EXIF block is a small TIFF file after the header "Exif\\0\\0": a byte order mark, then directories of
+12-byte entries (tag, type, count, value). Numbers that fit are stored in the entry itself, so overwriting one
+moves nothing.
 """
 
 import struct
@@ -13,12 +14,14 @@ EXIF_HEADER = b"Exif\0\0"
 ORIENTATION = 0x0112
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
-# Descriptive tags worth carrying out of a TIFF: ImageDescription, Make, Model, Software, DateTime, Artist, Copyright.
+# Worth carrying out of a TIFF: ImageDescription, Make, Model, Software, DateTime, Artist, Copyright.
 TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 
 
 def _entries(body: bytes) -> Iterator[tuple[int, int, int, str]]:
-    """(tag, type, offset of the value, byte order) of every entry of the first and the Exif directory. Stops at damage."""
+    """(tag, type, offset of the value, byte order) of every entry of the first and the Exif directory. Stops
+    at damage.
+    """
     order = {b"II": "<", b"MM": ">"}.get(body[:2])
     if order is None or len(body) < 8:
         return
@@ -46,7 +49,9 @@ def read_tag(exif: bytes, tag: int = ORIENTATION, default: int = 1) -> int:
 
 
 def patch_exif(exif: bytes, values: dict[int, int]) -> bytes:
-    """The same EXIF block with the named SHORT or LONG tags overwritten where they are present and wide enough."""
+    """The same EXIF block with the named SHORT or LONG tags overwritten where they are present and wide
+    enough.
+    """
     body = bytearray(exif.removeprefix(EXIF_HEADER))
     for tag, kind, offset, order in list(_entries(bytes(body))):
         value = values.get(tag)
@@ -57,7 +62,9 @@ def patch_exif(exif: bytes, values: dict[int, int]) -> bytes:
 
 
 def tiff_exif(tags: Image.Exif) -> bytes | None:
-    """The descriptive tags of a TIFF (camera, date, author, Exif and GPS directories) as an EXIF block; None where there are none."""
+    """The descriptive tags of a TIFF (camera, date, author, Exif and GPS directories) as an EXIF block; None
+    where there are none.
+    """
     kept = Image.Exif()
     for tag in TIFF_TAGS:
         if tag in tags:

@@ -1,9 +1,10 @@
 """Photos in and out: decoding with clear errors, metadata kept, files written atomically.
 
-Pixels are (H, W, C) uint8 or uint16 with C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha. What is read: PNG, JPEG (and MPO),
-TIFF, WebP, BMP, GIF, PPM/PGM and, where Pillow has it, AVIF. What is kept: EXIF, ICC profile, dpi. Orientation is applied to the
-pixels once and the tag reset. 16-bit gray is read and written at full depth; 16-bit *colour* is not: Pillow reduces it to 8 bits
-in silence, so `read_photo` finds it in the file header and says so through `notify`, and `write_photo` refuses it.
+Pixels are (H, W, C) uint8 or uint16 with C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha. What is read: PNG,
+JPEG (and MPO), TIFF, WebP, BMP, GIF, PPM/PGM and, where Pillow has it, AVIF. What is kept: EXIF, ICC profile,
+dpi. Orientation is applied to the pixels once and the tag reset. 16-bit gray is read and written at full
+depth; 16-bit *colour* is not: Pillow reduces it to 8 bits in silence, so `read_photo` finds it in the file
+header and says so through `notify`, and `write_photo` refuses it.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import io
 import os
 import secrets
 import struct
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from .decode import check_still, is_deep_colour, open_image, to_mode
 from .errors import ImageError
 from .exif import EXIF_HEADER, ORIENTATION, PIXEL_HEIGHT, PIXEL_WIDTH, patch_exif, read_tag, tiff_exif
 
-READ_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF")
 SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".gif", ".jpe", ".jpeg", ".jpg",
+    ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 WRITE_FORMATS = {
-    ".bmp": "BMP", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF",
-    ".webp": "WEBP",
+    ".bmp": "BMP", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG",
+    ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 TRANSPOSES = {  # EXIF orientation -> the operation that undoes it
@@ -43,15 +44,14 @@ TRANSPOSES = {  # EXIF orientation -> the operation that undoes it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_OPEN_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
     """Pixels with the metadata that belongs to them.
 
-    pixels: (H, W, C) uint8 or uint16, C in 1..4. exif: EXIF block or None. icc: colour profile of these pixels; None means sRGB.
-    dpi: horizontal and vertical resolution or None.
+    pixels: (H, W, C) uint8 or uint16, C in 1..4. exif: EXIF block or None. icc: colour profile of these
+    pixels; None means sRGB. dpi: horizontal and vertical resolution or None.
     """
 
     pixels: np.ndarray
@@ -74,9 +74,11 @@ def read_photo(
     *,
     notify: Callable[[str], None] | None = None,
 ) -> Photo:
-    """Decode one still picture. Whatever is lost on the way is announced through `notify` (default: `warnings.warn`).
+    """Decode one still picture. Whatever is lost on the way is announced through `notify` (default:
+    `warnings.warn`).
 
-    Raises ImageError for a missing, empty, truncated, animated or too large file and for one that is no picture.
+    Raises ImageError for a missing, empty, truncated, animated or too large file and for one that is no
+    picture.
     """
     path = Path(path)
     tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
@@ -89,22 +91,26 @@ def read_photo(
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}): check its permissions") from error
     if not data:
-        raise ImageError(f"{path}: expected a picture, got an empty file (0 bytes): copy it again from its source")
+        raise ImageError(
+            f"{path}: expected a picture, got an empty file (0 bytes): copy it again from its source"
+        )
     try:
-        with _open(data) as image:
-            _check_still(path, image, max_pixels)
+        with open_image(data) as image:
+            check_still(path, image, max_pixels)
             image.load()
             return _to_photo(path, data, image, tell)
     except ImageError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(
             f"{path}: expected a picture ({', '.join(SUFFIXES)}), got something else or a damaged header: "
             "convert it to PNG or JPEG first"
         ) from None
     except MemoryError:
         raise ImageError(f"{path}: not enough memory to decode it: use a smaller picture") from None
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for a damaged file
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for a damaged file
         raise ImageError(f"{path}: damaged or cut off ({error}): copy it again from its source") from error
 
 
@@ -113,38 +119,50 @@ def write_photo(
 ) -> None:
     """Write a photo in the format of the suffix; the file appears complete or not at all.
 
-    quality: 1..100, for JPEG and WebP. text: notes such as the seed, kept by PNG (text chunks), JPEG (comment) and TIFF
-    (ImageDescription); the other formats have no place for them.
+    quality: 1..100, for JPEG and WebP. text: notes such as the seed, kept by PNG (text chunks), JPEG
+    (comment) and TIFF (ImageDescription); the other formats have no place for them.
     """
     path = Path(path)
     file_format = WRITE_FORMATS.get(path.suffix.lower())
     if file_format is None:
-        raise ImageError(f"{path}: cannot write {path.suffix or 'a name without suffix'}: use {', '.join(WRITE_FORMATS)}")
+        raise ImageError(
+            f"{path}: cannot write {path.suffix or 'a name without suffix'}: use {', '.join(WRITE_FORMATS)}"
+        )
     channels, deep = photo.pixels.shape[2], photo.pixels.dtype == np.uint16
     if deep and (channels > 1 or file_format not in ("PNG", "TIFF")):
-        raise ImageError(f"{path}: 16 bits are written for gray PNG and TIFF only: convert the pixels to uint8 first")
+        raise ImageError(
+            f"{path}: 16 bits are written for gray PNG and TIFF only: convert the pixels to uint8 first"
+        )
     if channels in (2, 4) and file_format in ("JPEG", "BMP"):
         raise ImageError(f"{path}: {file_format} cannot hold transparency: write .png, .tif or .webp")
     image = Image.fromarray(photo.pixels[..., 0] if channels == 1 else photo.pixels)
     options = _save_options(file_format, photo, quality, text or {})
-    with _atomic(path) as stream:
+    with atomic_file(path) as stream:
         try:
             image.save(stream, file_format, **options)
-        except (ValueError, struct.error) as error:
-            raise ImageError(f"{path}: {file_format} cannot hold this picture ({error}): write .png") from error
+        except (ValueError, RuntimeError, struct.error) as error:
+            raise ImageError(
+                f"{path}: {file_format} cannot hold this picture ({error}): write .png"
+            ) from error
         except OSError as error:
             if error.errno is not None:
-                raise  # a full or broken disk, reported by _atomic
-            raise ImageError(f"{path}: {file_format} cannot hold this picture ({error}): write .png") from error
+                raise  # a full or broken disk, reported by atomic_file
+            raise ImageError(
+                f"{path}: {file_format} cannot hold this picture ({error}): write .png"
+            ) from error
 
 
 def find_photos(
-    inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = True, exclude: Sequence[str | os.PathLike[str]] = ()
+    inputs: Iterable[str | os.PathLike[str]],
+    *,
+    recursive: bool = True,
+    exclude: Sequence[str | os.PathLike[str]] = (),
 ) -> list[Path]:
     """Files, folders and glob patterns -> sorted list of files without duplicates.
 
-    A folder gives its files with a known suffix, hidden ones left out; `exclude` names folders to leave out (the output folder).
-    A file named outright is kept whatever its suffix, and a name that matches nothing is kept too, so that reading it reports it.
+    A folder gives its files with a known suffix, hidden ones left out; `exclude` names folders to leave out
+    (the output folder). A file named outright is kept whatever its suffix, and a name that matches nothing is
+    kept too, so that reading it reports it.
     """
     excluded = [Path(folder).resolve() for folder in exclude]
     found: dict[Path, Path] = {}
@@ -155,7 +173,11 @@ def find_photos(
         elif path.exists():
             matches = [path]
         else:
-            hits = [Path(name) for name in glob.glob(str(item), recursive=True)] if glob.has_magic(str(item)) else []
+            hits = (
+                [Path(name) for name in glob.glob(str(item), recursive=True)]
+                if glob.has_magic(str(item))
+                else []
+            )
             matches = [hit for hit in hits if hit.is_file() and hit.suffix.lower() in SUFFIXES] or [path]
         for match in matches:
             found.setdefault(match.resolve(), match)
@@ -175,101 +197,27 @@ def _photos_in(folder: Path, recursive: bool, excluded: list[Path]) -> Iterator[
                 yield here / name
 
 
-def _open(data: bytes) -> Image.Image:
-    """Parse the header. Pillow's own size limit is a global; ours is an argument, so Pillow's is lifted for this moment."""
-    with _OPEN_LOCK:
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            return Image.open(io.BytesIO(data), formats=READ_FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _check_still(path: Path, image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{path}: {width}x{height} is more than the limit of {max_pixels / 1e6:g} megapixels: "
-            "scale or crop it first, or raise the limit"
-        )
-    # An MPO is a photo with a preview or a second view behind it: its first frame is the photo.
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1:
-        kind = "pages" if image.format == "TIFF" else "frames"
-        raise ImageError(f"{path}: expected a still picture, got {frames} {kind}: extract the one you want first")
-
-
 def _to_photo(path: Path, data: bytes, image: Image.Image, tell: Callable[[str], None]) -> Photo:
     file_format = image.format
     exif = tiff_exif(image.getexif()) if file_format == "TIFF" else image.info.get("exif")
-    orientation = image.getexif().get(ORIENTATION, 1) if file_format == "TIFF" or exif is None else read_tag(exif)
+    orientation = (
+        image.getexif().get(ORIENTATION, 1) if file_format == "TIFF" or exif is None else read_tag(exif)
+    )
     if exif is not None:
         exif = EXIF_HEADER + bytes(exif).removeprefix(EXIF_HEADER)
         exif = patch_exif(exif, {ORIENTATION: 1})
     icc, dpi = image.info.get("icc_profile") or None, _dpi(image.info.get("dpi"))
-    if _is_deep_colour(data, image):
-        tell(f"{path}: 16-bit colour is read with 8 bits per channel; 16-bit gray keeps its depth")
-    image, icc = _to_mode(path, image, icc, tell)
+    if is_deep_colour(data, image):
+        tell(f"{path}: 16-bit colour is read with 8 bits per channel; only plain 16-bit gray keeps its depth")
+        if file_format == "PNG" and data[25] == 4:  # gray + alpha, handed out as RGBA
+            image = image.convert("LA")
+    image, icc = to_mode(path, image, icc, tell)
     if orientation in TRANSPOSES:
         image = image.transpose(TRANSPOSES[orientation])
     pixels = np.array(image)
     if pixels.dtype != np.uint8:
         pixels = np.clip(pixels, 0, 65535).astype(np.uint16)
     return Photo(pixels.reshape(*pixels.shape[:2], -1), exif, icc, dpi)
-
-
-def _to_mode(
-    path: Path, image: Image.Image, icc: bytes | None, tell: Callable[[str], None]
-) -> tuple[Image.Image, bytes | None]:
-    """Any Pillow mode -> L, LA, RGB, RGBA or a 16-bit gray mode, and the profile that is right for the result."""
-    mode, keyed = image.mode, "transparency" in image.info
-    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
-        if keyed:
-            tell(f"{path}: the transparent gray level of a 16-bit picture is dropped")
-        return image, icc
-    if mode in ("LA", "RGBA") or (mode in ("L", "RGB") and not keyed):
-        return image, icc
-    if mode in ("1", "L"):
-        return image.convert("LA" if keyed else "L"), icc
-    if mode == "CMYK":
-        return _from_cmyk(path, image, icc, tell), None
-    if mode in ("P", "PA", "La", "RGBa", "RGBX", "RGB", "YCbCr"):
-        alpha = keyed or mode in ("PA", "La", "RGBa")
-        return image.convert("RGBA" if alpha else "RGB"), icc
-    raise ImageError(f"{path}: pixels of kind {mode!r} are not supported: convert it to 8-bit RGB or 16-bit gray first")
-
-
-def _from_cmyk(path: Path, image: Image.Image, icc: bytes | None, tell: Callable[[str], None]) -> Image.Image:
-    """CMYK -> sRGB through the embedded profile where there is one; else by Pillow's plain formula."""
-    if icc is not None:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            if converted is not None:
-                return converted
-        except (ImageCms.PyCMSError, OSError, ImportError):
-            tell(f"{path}: the CMYK profile cannot be used; colours are converted without it")
-    return image.convert("RGB")
-
-
-def _is_deep_colour(data: bytes, image: Image.Image) -> bool:
-    """True where the file holds more than 8 bits per colour channel and Pillow hands out 8."""
-    if image.mode not in ("RGB", "RGBA", "LA", "CMYK"):
-        return False
-    if image.format == "PNG":
-        return data[24] == 16  # bit depth in IHDR
-    if image.format == "TIFF":
-        return max(np.atleast_1d(image.getexif().get(258, 8))) > 8  # BitsPerSample
-    if image.format == "PPM":
-        return _maxval(data) > 255
-    return False
-
-
-def _maxval(data: bytes) -> int:
-    """Largest sample value stated in a PPM header (comments left out); 255 where it cannot be found."""
-    words = b" ".join(line.split(b"#")[0] for line in data[:512].splitlines()).split()
-    return int(words[3]) if len(words) > 3 and words[3].isdigit() else 255
 
 
 def _dpi(value: Any) -> tuple[float, float] | None:
@@ -303,14 +251,15 @@ def _save_options(file_format: str, photo: Photo, quality: int, text: dict[str, 
     elif file_format == "WEBP":
         options |= {"quality": quality, "method": 4}
     elif file_format == "TIFF":
-        options |= {"compression": "tiff_adobe_deflate"}
+        # Pillow's compressing writer (libtiff) fails on nested EXIF directories, its plain one does not.
+        options |= {"compression": "tiff_adobe_deflate" if photo.exif is None else "raw"}
         options |= {"description": lines} if lines else {}
     return options
 
 
 @contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[io.BufferedWriter]:
-    """A stream into a temporary file of the same folder, moved onto `path` at the end and removed on any failure."""
+def atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
+    """A stream into a temporary file of the same folder: moved onto `path` at the end, removed on failure."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as stream:
@@ -320,7 +269,7 @@ def _atomic(path: Path) -> Iterator[io.BufferedWriter]:
         os.replace(temporary, path)
     except OSError as error:
         raise ImageError(
-            f"{path}: cannot be written ({error.strerror or error}): check the folder, its permissions and its free space"
+            f"{path}: cannot be written ({error.strerror or error}): check folder, permissions and free space"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """NIQE, the no-reference naturalness score (Mittal, Soundararajan and Bovik, 2013). Lower is better.
 
-The picture is divided by its local mean and contrast (MSCN coefficients), each 96x96 block at full and half size is described by
-the parameters of generalised Gaussians, and the score is the distance between the Gaussian over these 36 features and the one
-fitted on pristine photos (`niqe_pristine.npz`, written by `python -m calibration.niqe_fit`).
+The picture is divided by its local mean and contrast (MSCN coefficients), each 96x96 block at full and half
+size is described by the parameters of generalised Gaussians, and the score is the distance between the
+Gaussian over these 36 features and the one fitted on pristine photos (`niqe_pristine.npz`, written by `python
+-m calibration.niqe_fit`).
 """
 
 from dataclasses import dataclass
@@ -38,10 +39,12 @@ def pristine_model() -> NiqeModel:
 
 
 def niqe(image: np.ndarray, model: NiqeModel | None = None) -> float:
-    """Score of (H, W) gray, (H, W, 1..4) uint8, uint16 or float in [0, 1]; alpha is ignored. model: None = the shipped one.
+    """Score of (H, W) gray, (H, W, 1..4) uint8, uint16 or float in [0, 1]; alpha is ignored. model: None =
+    the shipped one.
 
-    Less than 96 pixels in a direction: the picture is mirrored up to one block, so that the score only ranks pictures of that
-    same size. Without any textured block (a flat picture) there is nothing to judge: the score is infinite.
+    Less than 96 pixels in a direction: the picture is mirrored up to one block, so that the score only ranks
+    pictures of that same size. Without any textured block (a flat picture) there is nothing to judge: the
+    score is infinite.
     """
     model = model or pristine_model()
     features, _ = block_features(luma(image))
@@ -56,9 +59,13 @@ def niqe(image: np.ndarray, model: NiqeModel | None = None) -> float:
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Luma of BT.601 in full range, (H, W) float64, rounded to whole levels of 0..255 like the published evaluation codes."""
+    """Luma of BT.601 in full range, (H, W) float64, rounded to whole levels of 0..255 like the published
+    evaluation codes.
+    """
     if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] > 4):
-        raise ImageError(f"NIQE needs an image (H, W) or (H, W, 1..4), got shape {image.shape}: pass one image at a time")
+        raise ImageError(
+            f"NIQE needs an image (H, W) or (H, W, 1..4), got shape {image.shape}: pass one image at a time"
+        )
     scale = {"uint8": 1 / 255, "uint16": 1 / 65535}.get(str(image.dtype), 1.0)
     pixels = image if image.ndim == 3 else image[..., None]
     weights = np.array([0.299, 0.587, 0.114]) * 255.0 * scale
@@ -92,7 +99,9 @@ def block_features(gray: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np
 
 
 def normalise(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean-subtracted, contrast-normalised coefficients and the local deviation, both (H, W) float64; 7x7 Gaussian window."""
+    """Mean-subtracted, contrast-normalised coefficients and the local deviation, both (H, W) float64; 7x7
+    Gaussian window.
+    """
     mean = _gaussian(plane)
     deviation = np.sqrt(np.abs(_gaussian(plane * plane) - mean * mean))
     return (plane - mean) / (deviation + 1.0), deviation
@@ -120,7 +129,9 @@ def _blocks(plane: np.ndarray, size: int) -> np.ndarray:
 
 
 def _aggd_features(blocks: np.ndarray) -> np.ndarray:
-    """(n, b, b) MSCN blocks -> (n, 18): shape and scale of the coefficients, four numbers for each of the four products."""
+    """(n, b, b) MSCN blocks -> (n, 18): shape and scale of the coefficients, four numbers for each of the
+    four products.
+    """
     alpha, left, right, _ = fit_aggd(blocks)
     columns = [alpha, (left + right) / 2]
     for shift in SHIFTS:
@@ -130,7 +141,8 @@ def _aggd_features(blocks: np.ndarray) -> np.ndarray:
 
 
 def fit_aggd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Asymmetric generalised Gaussian of each row of (n, ...) by moment matching: shape, left and right scale, mean, each (n,).
+    """Asymmetric generalised Gaussian of each row of (n, ...) by moment matching: shape, left and right
+    scale, mean, each (n,).
 
     Rows without contrast or with one sign only give NaN.
     """
@@ -156,7 +168,9 @@ def fit_aggd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 
 @cache
 def _aggd_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Shape parameters 0.2, 0.201, ..., 10 and for each: the moment ratio (ascending), factor to the scale, factor to the mean."""
+    """Shape parameters 0.2, 0.201, ..., 10 and for each: the moment ratio (ascending), factor to the scale,
+    factor to the mean.
+    """
     alphas = np.arange(200, 10001) / 1000
     log1, log2, log3 = (np.array([lgamma(k / alpha) for alpha in alphas]) for k in (1, 2, 3))
     return alphas, np.exp(2 * log2 - log1 - log3), np.exp((log1 - log3) / 2), np.exp(log2 - log1)

@@ -1,21 +1,21 @@
 """The noise field: a pure function of (seed, sample, y, x, channel), equal bit for bit on every machine.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) gives 32 random bits for each cell and
-channel; the inverse normal distribution function (P. J. Acklam's rational approximation, relative error below 1.2e-9) turns them
-into a normal deviate. Everything after the integers uses only + - * / and sqrt of float64, which IEEE 754 rounds correctly, and
-frexp, which is exact; the logarithm is computed here because libraries differ in its last bit. `docs/noise.md` holds pseudo-code
-and a test vector for other languages. This is noise version 1 of the bundle manifest: its values never change.
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) gives 32 random bits for
+each cell and channel; the inverse normal distribution function (P. J. Acklam's rational approximation,
+relative error below 1.2e-9) turns them into a normal deviate. Everything after the integers uses only + - * /
+and sqrt of float64, which IEEE 754 rounds correctly, and frexp, which is exact; the logarithm is computed
+here because libraries differ in its last bit. `docs/noise.md` holds pseudo-code and a test vector for other
+languages. This is noise version 1 of the bundle manifest: its values never change.
 """
 
 from __future__ import annotations
 
-import operator
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SettingError
+from .checks import setting
 
 NOISE_VERSION: Final = 1
 ROUNDS: Final = 10
@@ -53,14 +53,13 @@ def noise_field(
 ) -> NDArray[np.float32]:
     """Standard normal deviates of the window (y0, x0, height, width), in noise cells of the whole image.
 
-    seed in [0, 2**64), sample in [0, 2**32); y0 + height and x0 + width at most 2**32. Returns (channels, height, width) float32.
-    A window equals the same slice of the full field.
+    seed in [0, 2**64), sample in [0, 2**32); y0 + height and x0 + width at most 2**32. Returns (channels,
+    height, width) float32. A window equals the same slice of the full field.
     """
-    seed = _whole("seed", seed, 0, 2**64)
-    sample = _whole("sample", sample, 0, 2**32)
-    height, width = _whole("height", height, 0, 2**32), _whole("width", width, 0, 2**32)
-    channels = _whole("channels", channels, 1, 2**32)
-    y0, x0 = _whole("y0", y0, 0, 2**32 - height + 1), _whole("x0", x0, 0, 2**32 - width + 1)
+    seed, sample = setting("seed", seed, 0, 2**64 - 1), setting("sample", sample, 0, 2**32 - 1)
+    height, width = setting("height", height, 0, 2**32), setting("width", width, 0, 2**32)
+    channels = setting("channels", channels, 1, 2**32)
+    y0, x0 = setting("y0", y0, 0, 2**32 - height), setting("x0", x0, 0, 2**32 - width)
 
     field = np.empty((channels, height, width), dtype=np.float32)
     key0, key1 = seed & 0xFFFFFFFF, seed >> 32
@@ -119,16 +118,3 @@ def _rounds(c0, c1, c2, c3, key0: int, key1: int):  # type: ignore[no-untyped-de
         c1, c3 = p1 & _LOW, p0 & _LOW
         key0, key1 = (key0 + _W0) & 0xFFFFFFFF, (key1 + _W1) & 0xFFFFFFFF
     return c0, c1, c2, c3
-
-
-def _whole(name: str, value: int, low: int, high: int) -> int:
-    """value as a Python int in [low, high)."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise SettingError(f"{name}: expected a whole number, came {value!r}") from None
-    if not low <= number < high:
-        raise SettingError(
-            f"{name}: expected {low} to {high - 1}, came {number}; choose a number in that range"
-        )
-    return number

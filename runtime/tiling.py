@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def tile_rows(tiles: list[Tile]) -> list[list[Tile]]:
     return [list(row) for _, row in groupby(tiles, key=lambda tile: tile.core.y0)]
 
 
-def pad_edge(image: NDArray[np.generic], height: int, width: int) -> NDArray[np.generic]:
+def pad_edge(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """(h, w, C) -> (height, width, C), the last row and column repeated at the bottom and the right."""
     below, right = height - image.shape[0], width - image.shape[1]
     if below == right == 0:
@@ -100,18 +101,12 @@ def _up(value: int, multiple: int) -> int:
 
 
 def _spans(length: int, tile: int, rule: SizeRule) -> list[tuple[int, int, int, int]]:
-    """(core start, core end, padded start, padded end) along one axis; cores of about equal size, at most tile."""
-    whole = padded_size(length, rule)
-    step = tile - rule.overlap
-    count = 1 if length <= tile else -(-(length - rule.overlap) // step)
-    units = -(-length // rule.multiple_of)
-    edges = [units * i // count * rule.multiple_of for i in range(count)] + [length]
+    """(core start, core end, padded start, padded end) along one axis."""
+    whole, least = padded_size(length, rule), padded_size(1, rule)
     spans = []
-    for i, (edge, end) in enumerate(zip(edges, edges[1:], strict=False)):
-        start = edge - rule.overlap if i else 0
-        first = max(0, start - rule.context)
+    for start in range(0, max(1, length - rule.overlap), tile - rule.overlap):
+        end = min(start + tile, length)
         last = min(whole, _up(end, rule.multiple_of) + rule.context)
-        first = max(0, min(first, last - padded_size(1, rule)))  # at least the minimum, towards the start
-        last = max(last, first + padded_size(1, rule))
-        spans.append((start, end, first, last))
+        first = max(0, min(start - rule.context, last - least))  # at least the minimum, towards the start
+        spans.append((start, end, first, max(last, first + least)))
     return spans

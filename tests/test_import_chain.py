@@ -48,11 +48,15 @@ def faults(package: str, source: str) -> list[str]:
             result.append(f"{package} imports {name}, which comes later in the chain {' <- '.join(CHAIN)}")
         if package == "runtime":
             if level == 0 and top == "runtime":
-                result.append(f"runtime imports {name} by its full name: imports inside runtime/ are relative")
+                result.append(
+                    f"runtime imports {name} by its full name: imports inside runtime/ are relative"
+                )
             elif level == 0 and top not in CHAIN and top not in RUNTIME_NEEDS | sys.stdlib_module_names:
                 result.append(f"runtime imports {name}: it may need {', '.join(sorted(RUNTIME_NEEDS))} only")
             elif top == "onnxruntime" and at_import:
-                result.append("runtime imports onnxruntime at import time: do it inside the function that needs it")
+                result.append(
+                    "runtime imports onnxruntime at import time: do it inside the function that needs it"
+                )
         if package == "gdposr" and level == 0 and top in CHAIN[:-1] and at_import:
             result.append(f"gdposr imports {name} at import time: stages are imported inside functions")
     return result
@@ -83,7 +87,10 @@ def test_chain_is_kept(root: Path) -> None:
         ("runtime", "import onnxruntime"),
         ("training", "from calibration import metrics"),
         ("calibration", "import export.student"),
-        ("export", "def f():\n    from importlib import import_module\n    return import_module('gdposr.cli')"),
+        (
+            "export",
+            "def f():\n    from importlib import import_module\n    return import_module('gdposr.cli')",
+        ),
         ("gdposr", "from runtime.upscaler import Upscaler"),
     ],
 )
@@ -98,7 +105,10 @@ def test_check_finds_a_broken_chain(package: str, source: str) -> None:
         ("runtime", "def f():\n    import onnxruntime"),
         ("export", "from runtime.noise import noise_field\nimport torch"),
         ("gdposr", "def f():\n    from runtime.upscaler import Upscaler"),
-        ("gdposr", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from runtime.bundle import Bundle"),
+        (
+            "gdposr",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from runtime.bundle import Bundle",
+        ),
     ],
 )
 def test_check_leaves_a_kept_chain_alone(package: str, source: str) -> None:

@@ -1,5 +1,6 @@
 """The Makefile: its help, what its targets would run, and messages. Nothing here installs anything."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,13 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    # Without what an outer `make test ARGS=...` hands down to every make below it.
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"
+    }
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env=clean, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ def test_base_dependencies_are_light(project: dict) -> None:
 
 
 def test_extras(project: dict) -> None:
-    extras = {extra: {name_of(each) for each in needs} for extra, needs in project["optional-dependencies"].items()}
+    extras = {
+        extra: {name_of(each) for each in needs} for extra, needs in project["optional-dependencies"].items()
+    }
     assert set(extras) == EXTRAS
     assert "torch" in extras["train"]
     assert "torch" in extras["export"]
@@ -41,15 +43,27 @@ def test_default_bundle_is_package_data(root: Path) -> None:
     Bundle.open().verify()
 
 
-@pytest.mark.slow
 def test_wheel_holds_what_is_needed(root: Path, tmp_path: Path) -> None:
     """Needs setuptools in this environment; the wheel is built from a copy, so that the tree stays clean."""
     pytest.importorskip("setuptools", minversion="77")
     tree = tmp_path / "tree"
     shutil.copytree(
-        root, tree, ignore=shutil.ignore_patterns(".venv", ".git", "build", "dist", "runs", "*.egg-info", "__pycache__")
+        root,
+        tree,
+        ignore=shutil.ignore_patterns(".venv", ".git", "build", "dist", "runs", "*.egg-info", "__pycache__"),
     )
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(tree)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(tmp_path),
+        str(tree),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("gdposr-*.whl")
@@ -63,5 +77,7 @@ def test_wheel_holds_what_is_needed(root: Path, tmp_path: Path) -> None:
     assert "runtime/niqe_pristine.npz" in names
     assert "gdposr/commands/upscale.py" in names
     assert "gdposr = gdposr.cli:main" in entry
-    plain = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    plain = [
+        line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
     assert {name_of(line.removeprefix("Requires-Dist:")) for line in plain} == BASE

@@ -1,14 +1,14 @@
 """Measure a bundle's speed and memory on this machine, on its own or beside other models.
 
-All contenders are run in turn in every round, so that a busy moment hits them alike; figures are medians
-with quartiles, and ratios are medians over the rounds.
+All contenders take turns in every round, so that a busy moment hits them alike, each once unmeasured and then
+measured, so that none pays for its neighbour's threads; figures are medians with quartiles, and ratios are
+medians over the rounds.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,27 +26,42 @@ Times = dict[str, list[float]]  # contender -> milliseconds per round
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
-    parser.add_argument("--size", type=whole_number(8, 4096), default=128, help="side of the input picture (default: 128)")
-    parser.add_argument("--rounds", type=whole_number(1), default=20, help="measured rounds (default: 20)")
-    parser.add_argument("--warmup", type=whole_number(0), default=3, help="rounds before measuring (default: 3)")
-    parser.add_argument("--device", default="auto", help="where to run (default: auto)")
-    parser.add_argument("--precision", action="append", help="measure only this one; may be repeated (default: all)")
-    parser.add_argument("--threads", type=whole_number(1), help="CPU threads, for all contenders (default: all cores)")
-    parser.add_argument("--peer-onnx", type=Path, action="append", default=[], metavar="FILE", help="another model, as ONNX")
     parser.add_argument(
-        "--peer-ncnn", type=Path, metavar="PARAM", help="another model, as ncnn .param with its .bin beside it"
+        "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
+    )
+    parser.add_argument(
+        "--size", type=whole_number(8, 4096), default=128, help="side of the input picture (default: 128)"
+    )
+    parser.add_argument("--rounds", type=whole_number(1), default=20, help="measured rounds (default: 20)")
+    parser.add_argument(
+        "--warmup", type=whole_number(0), default=3, help="rounds before measuring (default: 3)"
+    )
+    parser.add_argument("--device", default="auto", help="where to run (default: auto)")
+    parser.add_argument(
+        "--precision", action="append", help="measure only this one; may be repeated (default: all)"
+    )
+    parser.add_argument(
+        "--threads", type=whole_number(1), help="CPU threads, for all contenders (default: all cores)"
+    )
+    parser.add_argument(
+        "--peer-onnx", type=Path, action="append", default=[], metavar="FILE", help="another model, as ONNX"
+    )
+    parser.add_argument(
+        "--peer-ncnn",
+        type=Path,
+        metavar="PARAM",
+        help="another model, as ncnn .param with its .bin beside it",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    from gdposr.machine import available_cores, describe_machine
-    from runtime.backend import resolve
+    from gdposr.machine import describe_machine
+    from runtime.backend import resolve, usable_processors
     from runtime.bundle import Bundle
 
     bundle = Bundle.open(args.bundle)
-    threads = args.threads or available_cores()
+    threads = args.threads or usable_processors()
     device = ""
     calls: dict[str, Callable[[], object]] = {}
     precisions = args.precision or list(bundle.manifest.graphs)
@@ -56,9 +71,13 @@ def run(args: argparse.Namespace) -> int:
             say(note)
         calls |= own_calls(bundle, device, precision, threads, args.size)
     peers = peer_calls(args.peer_onnx, args.peer_ncnn, threads, args.size)
-    say(f"{len(calls) + len(peers)} contenders, {args.rounds} rounds of {args.size}x{args.size}, {threads} threads on {device}")
+    say(
+        f"{len(calls) + len(peers)} contenders, {args.rounds} rounds of {args.size}x{args.size}, {threads} threads on {device}"
+    )
     times = measure(calls | peers, args.rounds, args.warmup)
-    memory = {precision: peak_memory(bundle, device, precision, threads, args.size) for precision in precisions}
+    memory = {
+        precision: peak_memory(bundle, device, precision, threads, args.size) for precision in precisions
+    }
     result = {
         "version": __version__,
         "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
@@ -69,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         "rounds": args.rounds,
         "warmup": args.warmup,
         "precisions": {
-            precision: own_figures(times, precision) | {"peak_memory_mb": memory[precision]} for precision in precisions
+            precision: own_figures(times, precision) | {"peak_memory_mb": memory[precision]}
+            for precision in precisions
         },
         "peers": {name: {"ms": spread(times[name])} for name in peers},
         "ratios": ratios(times, precisions, list(peers)),
@@ -81,18 +101,24 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def own_calls(bundle: "Bundle", device: str, precision: str, threads: int, size: int) -> dict[str, Callable[[], object]]:
+def own_calls(
+    bundle: "Bundle", device: str, precision: str, threads: int, size: int
+) -> dict[str, Callable[[], object]]:
     """The timed calls of one precision: each graph alone, and a whole picture through the pipeline (tiles, colour, noise)."""
+    import numpy as np
+
     from runtime.backend import OnnxBackend
     from runtime.noise import noise_field
     from runtime.upscaler import Upscaler
 
     rule, noise = bundle.manifest.size, bundle.manifest.noise
     if size % rule.multiple_of or size < rule.minimum:
-        raise UsageError(f"--size: this model takes multiples of {rule.multiple_of} from {rule.minimum} on, got {size}")
+        raise UsageError(
+            f"--size: this model takes multiples of {rule.multiple_of} from {rule.minimum} on, got {size}"
+        )
     backend = OnnxBackend(bundle, device, precision, threads)
     picture = test_picture(size)
-    image = picture.transpose(2, 0, 1)[None].astype("float32") / 255
+    image = picture.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
     cells = size // noise.downscale
     grain = noise_field(0, 0, cells, cells, channels=noise.channels)[None]
     features = backend.encode(image)
@@ -104,28 +130,25 @@ def own_calls(bundle: "Bundle", device: str, precision: str, threads: int, size:
     }
 
 
-def peer_calls(onnx_files: Sequence[Path], param: Path | None, threads: int, size: int) -> dict[str, Callable[[], object]]:
+def peer_calls(
+    onnx_files: Sequence[Path], param: Path | None, threads: int, size: int
+) -> dict[str, Callable[[], object]]:
     """The timed calls of other models, by name."""
-    from gdposr.peers import Run, ncnn_peer, ncnn_to_onnx, onnx_peer
+    import numpy as np
 
-    image = test_picture(size).transpose(2, 0, 1)[None].astype("float32") / 255
-    runs: dict[str, Run] = {f"{file.stem} (onnx)": onnx_peer(file, threads) for file in onnx_files}
-    if param is not None:
-        if find_spec("ncnn") is None and find_spec("onnx") is None:
-            raise UsageError("--peer-ncnn needs the package ncnn or onnx: pip install ncnn onnx")
-        if find_spec("ncnn") is not None:
-            runs[f"{param.stem} (ncnn)"] = ncnn_peer(param, threads)
-        if find_spec("onnx") is not None:
-            runs[f"{param.stem} (onnx)"] = onnx_peer(ncnn_to_onnx(param), threads)
-    return {name: _bound(run, image) for name, run in runs.items()}
+    from gdposr.peers import load_peers
+
+    image = test_picture(size).transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
+    return {name: _bound(run, image) for name, run in load_peers(onnx_files, param, threads).items()}
 
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int, warmup: int) -> Times:
-    """Milliseconds of every call in every round, the calls taking turns."""
+    """Milliseconds of every call in every round, the calls taking turns; each is made twice and timed once."""
     times: Times = {name: [] for name in calls}
     with progress_bar("measuring") as update:
         for round_number in range(warmup + rounds):
             for name, call in calls.items():
+                call()  # threads of the one before may still spin, and the caches hold its data
                 begin = time.perf_counter()
                 call()
                 if round_number >= warmup:
@@ -148,10 +171,15 @@ def own_figures(times: Times, precision: str) -> dict[str, Any]:
 
 def ratios(times: Times, precisions: Sequence[str], peers: Sequence[str]) -> dict[str, float]:
     """The figures that hold from machine to machine, each the median over the rounds."""
-    first = {precision: _sum(times[f"{precision} encoder"], times[f"{precision} generator"]) for precision in precisions}
+    first = {
+        precision: _sum(times[f"{precision} encoder"], times[f"{precision} generator"])
+        for precision in precisions
+    }
     result = {}
     for precision in precisions:
-        result[f"{precision} further / first sample"] = _ratio(times[f"{precision} generator"], first[precision])
+        result[f"{precision} further / first sample"] = _ratio(
+            times[f"{precision} generator"], first[precision]
+        )
         if precision != "fp32" and "fp32" in first:
             result[f"{precision} / fp32"] = _ratio(first[precision], first["fp32"])
         for peer in peers:
@@ -183,8 +211,12 @@ def test_picture(size: int) -> "np.ndarray":
     import numpy as np
 
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
-    grain = (np.arange(size * size, dtype=np.uint32) * np.uint32(2654435761) >> np.uint32(24)).reshape(size, size) / 2048
-    return np.rint(np.clip(np.stack([x, y, (x + y) / 2], axis=2) + grain[..., None], 0, 1) * 255).astype(np.uint8)
+    grain = (np.arange(size * size, dtype=np.uint32) * np.uint32(2654435761) >> np.uint32(24)).reshape(
+        size, size
+    ) / 2048
+    return np.rint(np.clip(np.stack([x, y, (x + y) / 2], axis=2) + grain[..., None], 0, 1) * 255).astype(
+        np.uint8
+    )
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -207,14 +239,28 @@ def as_text(result: dict[str, Any]) -> str:
         + " ".join(f"{name} {version}" for name, version in machine["packages"].items()),
         "",
     ]
-    rows = [("ms, median [quartiles]", "encoder", "generator", "first sample", "further sample", "picture", "peak memory")]
+    rows: list[tuple[str, ...]] = [
+        (
+            "ms, median [quartiles]",
+            "encoder",
+            "generator",
+            "first sample",
+            "further sample",
+            "picture",
+            "peak memory",
+        )
+    ]
     columns = ("encoder_ms", "generator_ms", "first_sample_ms", "further_sample_ms", "picture_ms")
     for precision, figures in result["precisions"].items():
         peak = figures["peak_memory_mb"]
         memory = "unknown" if peak is None else f"{peak:.0f} MB"
         rows.append((precision, *(_shown(figures[column]) for column in columns), memory))
     rows += [(name, "", "", _shown(peer["ms"]), "", "", "") for name, peer in result["peers"].items()]
-    lines += [table(rows), "", table([("ratio", ""), *((name, f"{value:.3f}") for name, value in result["ratios"].items())])]
+    lines += [
+        table(rows),
+        "",
+        table([("ratio", ""), *((name, f"{value:.3f}") for name, value in result["ratios"].items())]),
+    ]
     return "\n".join(lines)
 
 

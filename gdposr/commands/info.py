@@ -14,8 +14,12 @@ HELP = "tell what a bundle is and which devices are at hand"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
-    parser.add_argument("--json", action="store_true", help="print the whole manifest and the devices as JSON")
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the whole manifest and the devices as JSON"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +30,15 @@ def run(args: argparse.Namespace) -> int:
     devices = list(available_devices())
     if args.json:
         manifest = bundle.manifest.to_dict()
-        emit({"version": __version__, "path": str(bundle.path), "digest": bundle.digest, "devices": devices, "manifest": manifest})
+        emit(
+            {
+                "version": __version__,
+                "path": str(bundle.path),
+                "digest": bundle.digest,
+                "devices": devices,
+                "manifest": manifest,
+            }
+        )
     else:
         print(describe(bundle, devices))
     return OK
@@ -40,16 +52,25 @@ def describe(bundle: "Bundle", devices: list[str]) -> str:
         ("model", manifest.name),
         ("scale", f"x{manifest.scale}"),
         ("bundle", f"{bundle.path} (format {manifest.format_version}, digest {bundle.digest})"),
-        ("tiles", f"{size.tile} px with {size.context} px of context, multiples of {size.multiple_of}, overlap {size.overlap}"),
+        (
+            "tiles",
+            f"{size.tile} px with {size.context} px of context, multiples of {size.multiple_of}, overlap {size.overlap}",
+        ),
         ("noise", f"{noise.channels} channels, one cell per {noise.downscale} px, version {noise.version}"),
-        ("timesteps", "none" if manifest.t_n is None else f"noised at {manifest.t_n}, denoised as {manifest.t_d}"),
+        (
+            "timesteps",
+            "none" if manifest.t_n is None else f"noised at {manifest.t_n}, denoised as {manifest.t_d}",
+        ),
         ("colour fix", manifest.color_fix),
-        ("default", ", ".join(f"{precision} on {device}" for device, precision in manifest.default_precision.items())),
+        (
+            "default",
+            ", ".join(f"{precision} on {device}" for device, precision in manifest.default_precision.items()),
+        ),
         ("devices here", ", ".join(devices)),
     ]
-    graphs = [("precision", "encoder", "generator", "probe floor")]
+    graphs: list[tuple[str, ...]] = [("precision", "encoder", "generator", "probe floor")]
     for precision, files in manifest.graphs.items():
-        sizes = [_megabytes(files[graph].bytes) for graph in ("encoder", "generator")]
+        sizes = [_size(files[graph].bytes) for graph in ("encoder", "generator")]
         graphs.append((precision, *sizes, f"{manifest.probe.floor_db[precision]:g} dB"))
     lines = [f"{name:13} {value}" for name, value in facts] + ["", table(graphs)]
     for title, content in (("accuracy", manifest.accuracy), ("provenance", manifest.provenance)):
@@ -58,8 +79,8 @@ def describe(bundle: "Bundle", devices: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.2f} MB"
+def _size(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _outline(content: dict[str, Any], indent: int) -> list[str]:

@@ -8,14 +8,23 @@ from gdposr.console import OK, UsageError
 HELP = "train a model (needs the extra `train`)"
 
 STAGES = {
-    "student": Stage("export.distill", "train", "the small student that ships in a bundle, from photos alone"),
+    "student": Stage(
+        "export.distill", "train", "the small student that ships in a bundle, from photos alone"
+    ),
 }
 
 
 def usage() -> str:
     lines = [f"  {name:10} {stage.about}" for name, stage in STAGES.items()]
     return "\n".join(
-        ["usage: gdposr train STAGE ...", "", "stages:", *lines, "", "gdposr train STAGE --help tells its options."]
+        [
+            "usage: gdposr train STAGE ...",
+            "",
+            "stages:",
+            *lines,
+            "",
+            "gdposr train STAGE --help tells its options.",
+        ]
     )
 
 

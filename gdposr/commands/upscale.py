@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
-from gdposr.console import FAILED, INTERRUPTED, OK, debugging, emit, one_line, progress_bar, say, scale_factor, whole_number
+from gdposr.console import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Update,
+    debugging,
+    emit,
+    one_line,
+    progress_bar,
+    say,
+    scale_factor,
+    whole_number,
+)
 from gdposr.plan import Job, plan_jobs
 
 if TYPE_CHECKING:
@@ -25,8 +37,6 @@ HELP = "upscale photos: files, folders or globs"
 
 SELECT = ("all", "sheet", "best")
 SCORED_SIDE = 2048  # pixels; `best` judges the middle of larger pictures, to bound time and memory
-
-Update = Callable[[int, int, str | None], None]
 
 
 @dataclass(frozen=True)
@@ -66,26 +76,49 @@ class Outcome:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder of photos, or a quoted glob")
-    parser.add_argument("-o", "--out", required=True, type=Path, help="a picture's name (one output) or a folder")
     parser.add_argument(
-        "--seed", type=whole_number(0, 2**64 - 1), default=0, help="which texture is drawn; same seed, same bytes (default: 0)"
+        "inputs", nargs="+", metavar="INPUT", help="a photo, a folder of photos, or a quoted glob"
     )
-    parser.add_argument("--samples", type=whole_number(1, 10_000), default=1, help="versions per photo (default: 1)")
+    parser.add_argument(
+        "-o", "--out", required=True, type=Path, help="a picture's name (one output) or a folder"
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, 2**64 - 1),
+        default=0,
+        help="which texture is drawn; same seed, same bytes (default: 0)",
+    )
+    parser.add_argument(
+        "--samples", type=whole_number(1, 10_000), default=1, help="versions per photo (default: 1)"
+    )
     parser.add_argument(
         "--select",
         choices=SELECT,
         default="all",
-        help="of several samples keep all, one labelled contact sheet, or the best by NIQE, a no-reference score (default: all)",
+        help="of several samples keep all, a labelled contact sheet, or the best by NIQE, a no-reference score (default: all)",
     )
     parser.add_argument("--scale", type=scale_factor, help="any factor up to 4 (default: the model's own)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (`gdposr info` lists those at hand)")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, fp16 or int8, as the bundle has them")
-    parser.add_argument("--bundle", type=Path, help="a model bundle, folder or zip (default: the built-in one)")
-    parser.add_argument("--tile", type=whole_number(1), help="tile side in input pixels (default: the model's best)")
-    parser.add_argument("--color-fix", help="none, adain or wavelet: take the colours from the input (default: the model's)")
-    parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all cores); never changes the result")
-    parser.add_argument("--quality", type=whole_number(1, 100), default=95, help="for a .jpg or .webp OUT (default: 95)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, ... (`gdposr info` lists those at hand)"
+    )
+    parser.add_argument(
+        "--precision", default="auto", help="auto, fp32, fp16 or int8, as the bundle has them"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, help="a model bundle, folder or zip (default: the built-in one)"
+    )
+    parser.add_argument(
+        "--tile", type=whole_number(1), help="tile side in input pixels (default: the model's best)"
+    )
+    parser.add_argument(
+        "--color-fix", help="none, adain or wavelet: take the colours from the input (default: the model's)"
+    )
+    parser.add_argument(
+        "--threads", type=whole_number(1), help="CPU threads (default: all cores); never changes the result"
+    )
+    parser.add_argument(
+        "--quality", type=whole_number(1, 100), default=95, help="for a .jpg or .webp OUT (default: 95)"
+    )
     parser.add_argument("--json", action="store_true", help="print a report on stdout")
 
 
@@ -116,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
                 for number, job in enumerate(jobs, 1):
                     label = f"{number}/{len(jobs)} {job.source.name}"
                     outcomes.append(Outcome(str(job.source)))
+                    update(0, 1, label)
                     _attempt(outcomes[-1], job, wish, upscaler, _labelled(update, label))
         except KeyboardInterrupt:
             interrupted = True
@@ -144,7 +178,10 @@ def run(args: argparse.Namespace) -> int:
     if interrupted:
         return INTERRUPTED
     if failed:
-        say(f"{failed} of {len(jobs)} photos failed; the others are done")
+        say(
+            f"{failed} of {len(jobs)} photos failed"
+            + ("" if failed == len(jobs) else "; the others are done")
+        )
     return FAILED if failed else OK
 
 
@@ -163,7 +200,11 @@ def _attempt(outcome: Outcome, job: Job, wish: Wish, upscaler: "Upscaler", updat
         if debugging():
             raise
         outcome.status, outcome.error = "failed", one_line(error)
-        say(f"failed: {outcome.error}" if str(job.source) in outcome.error else f"failed: {job.source}: {outcome.error}")
+        say(
+            f"failed: {outcome.error}"
+            if str(job.source) in outcome.error
+            else f"failed: {job.source}: {outcome.error}"
+        )
     finally:
         outcome.seconds = round(time.perf_counter() - begin, 3)
 
@@ -185,7 +226,9 @@ def _upscale(
         for sample, version in enumerate(versions):
             _write(outcome, job, wish, upscaler, version, sample, wish.parts[sample])
     elif wish.select == "best":
-        score, sample, best = min(((_score(version), sample, version) for sample, version in enumerate(versions)), key=_first)
+        score, sample, best = min(
+            ((_score(version), sample, version) for sample, version in enumerate(versions)), key=_first
+        )
         _write(outcome, job, wish, upscaler, best, sample, wish.parts[sample], niqe=round(score, 4))
     else:
         from gdposr.sheet import contact_sheet
@@ -220,7 +263,9 @@ def _write(
     }
     write_photo(target, picture, quality=wish.quality, text=text)
     height, width = picture.pixels.shape[:2]
-    outcome.outputs.append({"path": str(target), "sample": sample, "width": width, "height": height, **scores})
+    outcome.outputs.append(
+        {"path": str(target), "sample": sample, "width": width, "height": height, **scores}
+    )
 
 
 def _score(picture: "Photo") -> float:
@@ -237,4 +282,7 @@ def _first(entry: tuple[float, int, "Photo"]) -> float:
 
 
 def _labelled(update: Update, label: str) -> Update:
-    return lambda done, total, text=None: update(done, total, text or label)
+    def relabel(done: int, total: int, text: str | None = None) -> None:
+        update(done, total, text or label)
+
+    return relabel

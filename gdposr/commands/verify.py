@@ -5,18 +5,25 @@ The probe is a small picture with a known result: a device that silently compute
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.console import FAILED, OK, UsageError, emit, one_line, say, whole_number
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
 
 HELP = "check a bundle's hashes and run its probe on this device"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
+    )
     parser.add_argument("--device", default="auto", help="where the probe runs (default: auto)")
-    parser.add_argument("--precision", action="append", help="probe only this one; may be repeated (default: all)")
+    parser.add_argument(
+        "--precision", action="append", help="probe only this one; may be repeated (default: all)"
+    )
     parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -27,10 +34,20 @@ def run(args: argparse.Namespace) -> int:
 
     if args.bundle is not None and not args.bundle.exists():
         raise UsageError(f"{args.bundle}: expected a bundle folder or zip, there is nothing: check the path")
-    result: dict[str, Any] = {"version": __version__, "path": str(args.bundle or ""), "ok": False, "error": None}
+    result: dict[str, Any] = {
+        "version": __version__,
+        "path": str(args.bundle or ""),
+        "ok": False,
+        "error": None,
+    }
     try:
         bundle = Bundle.open(args.bundle)
-        result |= {"path": str(bundle.path), "digest": bundle.digest, "files": len(bundle.manifest.files), "probes": []}
+        result |= {
+            "path": str(bundle.path),
+            "digest": bundle.digest,
+            "files": len(bundle.manifest.files),
+            "probes": [],
+        }
         bundle.verify()
     except BundleError as error:
         result["error"] = one_line(error)
@@ -39,30 +56,37 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"hashes  ok      {result['files']} files of {bundle.path} ({bundle.digest})")
         wanted = args.precision or list(bundle.manifest.graphs)
-        result["probes"] = [_probe(bundle, args.device, precision, args.threads, args.json) for precision in wanted]
+        result["probes"] = [
+            _probe(bundle, args.device, precision, args.threads, args.json) for precision in wanted
+        ]
         result["ok"] = all(probe["ok"] for probe in result["probes"])
     if args.json:
         emit(result)
     return OK if result["ok"] else FAILED
 
 
-def _probe(bundle: Any, device: str, precision: str, threads: int | None, quiet: bool) -> dict[str, Any]:
-    """Run the probe in one precision; a device or precision that does not exist is the caller's mistake and raises."""
+def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, quiet: bool) -> dict[str, Any]:
+    """Run the probe in one precision. A device or precision that does not exist is the caller's mistake and raises."""
     from runtime.backend import OnnxBackend, resolve
+    from runtime.errors import GdposrError
     from runtime.probe import run_probe
 
     chosen, precision, notes = resolve(bundle, device, precision)
     for note in notes:
         say(note)
-    outcome = run_probe(bundle, OnnxBackend(bundle, chosen, precision, threads))
+    result: dict[str, Any] = {"device": chosen, "precision": precision, "ok": False, "notes": list(notes)}
+    try:
+        outcome = run_probe(bundle, OnnxBackend(bundle, chosen, precision, threads))
+    except GdposrError as error:  # graphs that cannot be loaded or run here
+        say(f"failed: {one_line(error)}")
+        return result | {"psnr_db": None, "floor_db": None, "error": one_line(error)}
     if not quiet:
         verdict = "ok    " if outcome.ok else "FAILED"
-        print(f"probe   {verdict}  {precision} on {chosen}: {outcome.psnr_db:.1f} dB, floor {outcome.floor_db:g} dB")
-    return {
-        "device": chosen,
-        "precision": precision,
+        figures = f"{outcome.psnr_db:.1f} dB, floor {outcome.floor_db:g} dB"
+        print(f"probe   {verdict}  {precision} on {chosen}: {figures}")
+    return result | {
         "psnr_db": outcome.psnr_db,
         "floor_db": outcome.floor_db,
         "ok": outcome.ok,
-        "notes": list(notes),
+        "error": None,
     }

@@ -1,0 +1,94 @@
+"""The methods an accuracy table compares: bicubic, the bundle itself, folders of pictures, other models."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from runtime.bundle import Bundle
+from runtime.errors import ImageError
+from runtime.upscaler import Upscaler
+
+from .pairs import Pair, named_photos, read_rgb
+
+PRECISION_ORDER = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to enlarge a picture. upscale: (pair name, (h, w, 3) uint8) -> (H, W, 3) uint8.
+
+    samples: the same with a count, giving that many versions; None where the method has no randomness.
+    """
+
+    name: str
+    kind: str  # "bicubic", "model", "folder" or "peer"
+    upscale: Callable[[str, np.ndarray], np.ndarray]
+    samples: Callable[[np.ndarray, int], Sequence[np.ndarray]] | None = None
+    parameters: int | None = None
+    bytes: int | None = None  # of the graph files
+    device: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
+    """Pillow's bicubic enlargement, (h, w, 3) uint8 -> (h * scale, w * scale, 3) uint8."""
+    height, width = lr.shape[:2]
+    return np.array(Image.fromarray(lr).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
+
+
+def bicubic_method(scale: int) -> Method:
+    return Method("bicubic", "bicubic", lambda name, lr: bicubic(lr, scale), parameters=0, bytes=0)
+
+
+def folder_method(name: str, folder: Path, pairs: Sequence[Pair]) -> Method:
+    pictures = named_photos(folder)
+    missing = [pair.name for pair in pairs if pair.name not in pictures]
+    if missing:
+        raise ImageError(
+            f"{name}: {len(missing)} pictures are missing in {folder}, the first is {missing[0]}: add them"
+        )
+    return Method(name, "folder", lambda picture, lr: read_rgb(pictures[picture]))
+
+
+def peer_method(name: str, run: Callable[[np.ndarray], np.ndarray]) -> Method:
+    return Method(name, "peer", lambda picture, lr: run(lr))
+
+
+def model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) -> Method:
+    files = bundle.manifest.graphs[precision].values()
+    return Method(
+        name=precision,
+        kind="model",
+        upscale=lambda name, lr: upscaler.up(lr, seed=seed)[0],
+        samples=lambda lr, count: upscaler.up(lr, seed=seed, samples=count),
+        parameters=count_parameters(bundle),
+        bytes=sum(file.bytes for file in files),
+        device=upscaler.device,
+        notes=tuple(upscaler.notes),
+    )
+
+
+def count_parameters(bundle: Bundle) -> int | None:
+    """Weights of both graphs: as stated in the provenance, else counted in the finest precision where `onnx`
+    is installed.
+    """
+    stated = bundle.manifest.provenance.get("parameters")
+    if isinstance(stated, int):
+        return stated
+    try:
+        import onnx
+    except ImportError:
+        return None
+    graphs = bundle.manifest.graphs[min(bundle.manifest.graphs, key=precision_rank)]
+    models = [onnx.load_model_from_string(bundle.read(file)) for file in graphs.values()]
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)  # integers are shapes
+    tensors = [tensor for model in models for tensor in model.graph.initializer]
+    return sum(math.prod(tensor.dims) for tensor in tensors if tensor.dims and tensor.data_type in floats)
+
+
+def precision_rank(name: str) -> int:
+    return PRECISION_ORDER.index(name) if name in PRECISION_ORDER else len(PRECISION_ORDER)

@@ -1,0 +1,98 @@
+"""Checks of values that come from outside: a manifest's entries and a caller's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from typing import Any
+
+from .errors import BundleError, SettingError
+
+
+class Plain:
+    """A dataclass that can be written as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same values as dictionaries, lists and scalars."""
+        assert dataclasses.is_dataclass(self)
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def setting(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """A caller's whole number from low to high (None: no bound) as int; SettingError for anything else."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise SettingError(f"{name}: expected a whole number, came {value!r}") from None
+    if isinstance(value, bool) or number < low or (high is not None and number > high):
+        wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise SettingError(
+            f"{name}: expected a whole number {wanted}, came {value!r}; choose one in that range"
+        )
+    return number
+
+
+def fail(where: str, expected: str, came: object) -> BundleError:
+    """The error of a manifest entry."""
+    text = repr(came)
+    shown = text if len(text) <= 80 else text[:77] + "..."
+    return BundleError(f"manifest: {where}: expected {expected}, came {shown}; export the bundle again")
+
+
+def check_whole(where: str, value: object, low: int, high: int | None = None) -> None:
+    """value must be an integer within its bounds; true and false are none."""
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and value >= low
+        and (high is None or value <= high)
+    ):
+        return
+    wanted = f"a whole number of at least {low}" + ("" if high is None else f", at most {high}")
+    raise fail(where, wanted, value)
+
+
+def check_real(where: str, value: object) -> float:
+    """value must be a finite number."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not abs(value) < 1e300:  # type: ignore[arg-type]  # NaN fails the comparison
+        raise fail(where, "a finite number", value)
+    return float(value)  # type: ignore[arg-type]
+
+
+def check_text(where: str, value: object) -> None:
+    """value must be a short text."""
+    if not isinstance(value, str) or not 1 <= len(value) <= 256:
+        raise fail(where, "a text of 1 to 256 characters", value)
+
+
+def check_mapping(where: str, value: object) -> dict[str, Any]:
+    """value must be a JSON object."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise fail(where, "an object with text keys", value)
+    return value
+
+
+def arguments(cls: type, where: str, data: object) -> dict[str, Any]:
+    """A JSON object as arguments of the dataclass cls: no unknown key, none missing unless it has a default."""
+    values = check_mapping(where, data)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise BundleError(
+            f"manifest: {where}: unknown key {unknown[0]!r}, expected some of {sorted(fields)}; correct the spelling"
+        )
+    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
+    if missing:
+        raise BundleError(f"manifest: {where}: key {missing[0]!r} is missing; export the bundle again")
+    return dict(values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Plain):
+        return value.to_dict()
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

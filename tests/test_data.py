@@ -1,0 +1,106 @@
+"""Photos from a folder: order, broken and small files, the pair stream."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
+
+from training.data import (  # noqa: E402  (after importorskip)
+    CropParams,
+    PairDataset,
+    PhotoSet,
+    find_images,
+    random_crop,
+    split_photos,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name, size in {"b.png": (80, 120), "a.jpg": (200, 160), "deep/er/c.png": (20, 30)}.items():
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not a photo")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
+    return tmp_path
+
+
+def test_images_are_found_recursively_and_sorted(folder: Path) -> None:
+    names = [p.relative_to(folder).as_posix() for p in find_images(folder)]
+    assert names == ["a.jpg", "b.png", "broken.png", "deep/er/c.png"]
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        find_images(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no image below"):
+        find_images(tmp_path)
+
+
+def test_broken_files_are_reported_and_skipped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        photos = PhotoSet(find_images(folder))
+    assert len(photos) == 3 and "broken.png" in caplog.text
+    with pytest.raises(ValueError, match="none of the 1 images"):
+        PhotoSet([folder / "broken.png"])
+
+
+def test_cache_budget_changes_nothing_but_memory(folder: Path) -> None:
+    cached, uncached = PhotoSet(find_images(folder)), PhotoSet(find_images(folder), cache_bytes=0)
+    for k in range(len(cached)):
+        np.testing.assert_array_equal(cached[k], uncached[k])
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert PhotoSet([tmp_path / "turned.jpg"])[0].shape == (40, 20, 3)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (64, 64), (65, 200), (500, 90)])
+def test_crops_have_their_size_whatever_the_photo(size: tuple[int, int]) -> None:
+    photo = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for seed in range(8):
+        crop = random_crop(photo, np.random.default_rng(seed), CropParams(64))
+        assert crop.shape == (64, 64, 3) and crop.dtype == np.uint8
+
+
+def test_crop_without_zoom_or_augmentation_is_a_window_of_the_photo() -> None:
+    photo = np.arange(90 * 100 * 3, dtype=np.uint32).astype(np.uint8).reshape(90, 100, 3)
+    crop = random_crop(photo, np.random.default_rng(2), CropParams(64, zoom_range=(1.0, 1.0), augment=False))
+    windows = np.lib.stride_tricks.sliding_window_view(photo, (64, 64, 3))[:, :, 0]
+    assert (windows == crop).all(axis=(2, 3, 4)).any()
+
+
+def test_split_is_disjoint_and_complete(folder: Path) -> None:
+    paths = [Path(f"{k:03}.png") for k in range(37)]
+    training, held_out = split_photos(paths, 5)
+    assert len(held_out) == 5 and sorted(training + held_out) == paths
+    with pytest.raises(ValueError, match="held_out"):
+        split_photos(paths, 37)
+
+
+def test_pairs_are_a_pure_function_of_seed_and_index(folder: Path) -> None:
+    photos = PhotoSet(find_images(folder))
+    pairs = PairDataset(photos, CropParams(64), seed=3)
+    resumed = PairDataset(photos, CropParams(64), seed=3, start=5)
+    lr, hr = pairs[7]
+    assert lr.shape == (3, 16, 16) and hr.shape == (3, 64, 64)
+    assert torch.equal(lr, resumed[2][0]) and torch.equal(hr, resumed[2][1])
+    assert not torch.equal(lr, pairs[8][0])
+    assert not torch.equal(lr, PairDataset(photos, CropParams(64), seed=4)[7][0])
+
+
+def test_stream_does_not_depend_on_the_number_of_workers(folder: Path) -> None:
+    pairs = PairDataset(PhotoSet(find_images(folder)), CropParams(64), seed=3, length=6)
+    streams = [
+        torch.cat([lr for lr, _ in torch.utils.data.DataLoader(pairs, batch_size=2, num_workers=workers)])
+        for workers in (0, 2)
+    ]
+    assert torch.equal(*streams)

@@ -1,0 +1,147 @@
+"""The degradation: kernels, each step alone, the published table, seeds."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
+
+from training import degradation as D  # noqa: E402  (after importorskip)
+from training import kernels as K  # noqa: E402
+
+
+def picture(height: int = 64, width: int = 96, seed: int = 0) -> "torch.Tensor":
+    """A smooth colour ramp with some texture, (3, h, w)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [x / width, y / height, 0.5 + 0.4 * np.sin(x / 5) * np.cos(y / 7)]
+    return torch.from_numpy(np.clip(np.stack(planes) + 0.03 * rng.standard_normal((3, height, width)), 0, 1).astype(np.float32))
+
+
+ALL_KERNELS = {
+    "gaussian": lambda n: K.gaussian_kernel(n, 1.5),
+    "gaussian aniso": lambda n: K.gaussian_kernel(n, 2.0, 0.7, 0.6),
+    "generalized": lambda n: K.generalized_gaussian_kernel(n, 1.5, None, 0.0, 0.7),
+    "plateau": lambda n: K.plateau_kernel(n, 1.5, 2.5, 0.3, 1.4),
+    "sinc": lambda n: K.sinc_kernel(n, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", ALL_KERNELS)
+def test_kernels_sum_to_one_and_are_point_symmetric(name: str) -> None:
+    kernel = ALL_KERNELS[name](15)
+    assert kernel.shape == (15, 15) and kernel.dtype == np.float32
+    assert kernel.sum() == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_allclose(kernel, kernel[::-1, ::-1], atol=1e-6)
+
+
+def test_gaussian_kernel_has_the_stated_deviation_along_its_axes() -> None:
+    kernel = K.gaussian_kernel(41, 4.0, 2.0, 0.0).astype(np.float64)
+    axis = np.arange(41) - 20
+    assert np.sqrt((kernel.sum(0) * axis**2).sum()) == pytest.approx(4.0, rel=0.01)  # x
+    assert np.sqrt((kernel.sum(1) * axis**2).sum()) == pytest.approx(2.0, rel=0.01)  # y
+    turned = K.gaussian_kernel(41, 4.0, 2.0, np.pi / 2)
+    np.testing.assert_allclose(turned, kernel.T, atol=1e-6)
+
+
+def test_beta_one_is_the_gaussian() -> None:
+    np.testing.assert_allclose(
+        K.generalized_gaussian_kernel(13, 1.3, 2.1, 0.4, 1.0), K.gaussian_kernel(13, 1.3, 2.1, 0.4), atol=1e-7
+    )
+
+
+def test_sinc_kernel_is_a_low_pass_at_its_cutoff() -> None:
+    response = np.abs(np.fft.fft2(K.sinc_kernel(61, np.pi / 2), s=(256, 256)))[0]
+    assert response[:40].min() > 0.9 and response[90:128].max() < 0.1  # the cutoff pi / 2 lies at bin 64
+
+
+@pytest.mark.parametrize("size", [0, 4, -3])
+def test_even_kernel_sizes_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="odd and positive"):
+        K.gaussian_kernel(size, 1.0)
+
+
+def test_random_kernels_follow_their_probabilities() -> None:
+    only_sinc = K.KernelParams((7, 7), (0.2, 3.0), sinc_prob=1.0)
+    kernels = [K.random_kernel(np.random.default_rng(k), only_sinc) for k in range(20)]
+    assert all(kernel.shape == (7, 7) and kernel.min() < 0 for kernel in kernels)  # only the sinc rings
+    never = K.KernelParams((3, 21), (0.2, 3.0), sinc_prob=0.0)
+    drawn = [K.random_kernel(np.random.default_rng(k), never) for k in range(300)]
+    assert all(kernel.min() >= 0 for kernel in drawn)
+    assert {kernel.shape[0] for kernel in drawn} == set(range(3, 22, 2))
+
+
+def test_paper_preset_equals_the_published_table() -> None:
+    first, second = D.PAPER.first, D.PAPER.second
+    assert (first.resize_range, first.noise_range, first.jpeg_range) == ((0.3, 1.5), (1.0, 15.0), (60, 95))
+    assert (second.resize_range, second.noise_range, second.jpeg_range) == ((0.6, 1.2), (1.0, 12.0), (60, 100))
+    assert (first.kernel.sinc_prob, second.kernel.sinc_prob, D.PAPER.final_sinc_prob) == (0.1, 0.1, 0.8)
+    assert (first.resize_prob, second.resize_prob) == ((0.2, 0.7, 0.1), (0.3, 0.4, 0.3))
+    assert (first.poisson_range, second.poisson_range) == ((0.05, 2.0), (0.05, 1.0))
+
+
+def test_blur_keeps_a_constant_and_smooths_the_rest() -> None:
+    flat = torch.full((3, 20, 30), 0.4)
+    torch.testing.assert_close(D.blur(flat, K.gaussian_kernel(9, 2.0)), flat)
+    image = picture()
+    assert D.blur(image, K.gaussian_kernel(9, 2.0)).diff(dim=2).abs().mean() < image.diff(dim=2).abs().mean() / 2
+
+
+@pytest.mark.parametrize("mode", D.RESIZE_MODES)
+def test_resize_gives_the_size_asked_for(mode: str) -> None:
+    assert D.resize(picture(), 17, 101, mode).shape == (3, 17, 101)
+    flat = torch.full((3, 20, 30), 0.4)
+    torch.testing.assert_close(D.resize(flat, 7, 50, mode), torch.full((3, 7, 50), 0.4))
+
+
+def test_resize_factor_stays_in_its_branch() -> None:
+    draw = [D.random_resize_factor(np.random.default_rng(k), (1.0, 0.0, 0.0), (0.3, 1.5)) for k in range(50)]
+    assert 1.0 <= min(draw) and max(draw) <= 1.5
+    draw = [D.random_resize_factor(np.random.default_rng(k), (0.0, 1.0, 0.0), (0.3, 1.5)) for k in range(50)]
+    assert 0.3 <= min(draw) and max(draw) <= 1.0
+    assert D.random_resize_factor(np.random.default_rng(0), (0.0, 0.0, 1.0), (0.3, 1.5)) == 1.0
+    with pytest.raises(ValueError, match="resize mode"):
+        D.resize(picture(), 8, 8, "nearest")
+
+
+def test_gaussian_noise_has_its_sigma_and_gray_noise_is_gray() -> None:
+    flat = torch.full((3, 200, 200), 0.5)
+    colour = D.gaussian_noise(flat, np.random.default_rng(0), 10.0, gray=False) - flat
+    assert float(colour.std()) * 255 == pytest.approx(10.0, rel=0.02)
+    assert abs(float(torch.corrcoef(colour.reshape(3, -1))[0, 1])) < 0.02
+    gray = D.gaussian_noise(flat, np.random.default_rng(0), 10.0, gray=True) - flat
+    torch.testing.assert_close(gray[0], gray[2])
+
+
+def test_poisson_noise_grows_with_the_signal() -> None:
+    levels = torch.linspace(0, 1, 256).repeat(3, 400, 1)  # all 256 levels: peak 256 photons
+    noise = D.poisson_noise(levels, np.random.default_rng(0), 1.0, gray=False) - levels
+    dark, bright = noise[..., 20:40].var(), noise[..., 220:240].var()
+    assert float(bright / dark) == pytest.approx(230 / 30, rel=0.15)
+    assert float(noise[..., 220:240].std()) == pytest.approx((230 / 255 / 256) ** 0.5, rel=0.05)
+
+
+def test_jpeg_is_a_real_jpeg() -> None:
+    image = picture()
+    fine, coarse = (float((D.jpeg(image, q) - image).square().mean()) for q in (98, 30))
+    assert 0 < fine < coarse
+
+
+def test_degrade_is_a_function_of_picture_and_seed() -> None:
+    hr = picture(96, 128)
+    one, same, other = (D.degrade(hr, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert one.shape == (3, 24, 32) and one.dtype == torch.float32
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert float(one.min()) >= 0 and float(one.max()) <= 1
+    torch.testing.assert_close(one * 255, (one * 255).round(), atol=1e-4, rtol=0)
+
+
+def test_degrade_never_leaves_the_range_over_many_seeds() -> None:
+    hr = picture(64, 64)
+    for seed in range(40):
+        lr = D.degrade(hr, np.random.default_rng(seed))
+        assert torch.isfinite(lr).all() and 0 <= float(lr.min()) and float(lr.max()) <= 1
+
+
+def test_degrade_refuses_sizes_off_the_grid() -> None:
+    with pytest.raises(ValueError, match="multiple of 4"):
+        D.degrade(picture(62, 64), np.random.default_rng(0))

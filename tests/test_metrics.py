@@ -1,0 +1,183 @@
+"""Metrics: the published log reproduced, known values, and the checkerboard measure on pictures that have one."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.metrics import checkerboard_db, colour_shift, diversity, luma, psnr_y, ssim_y
+from calibration.sqf import scorer, sqf, unavailable
+from runtime.errors import ImageError
+
+PSNR_TOLERANCE, SSIM_TOLERANCE = 1e-3, 1e-5
+SQF_BICUBIC, SQF_OSEDIFF = 0.53029, 0.46731  # means of every tenth pair
+Pixels = Callable[..., np.ndarray]
+
+
+def load(path: Path) -> np.ndarray:
+    return np.array(Image.open(path).convert("RGB"))
+
+
+def bicubic4(path: Path) -> np.ndarray:
+    image = Image.open(path).convert("RGB")
+    return np.array(image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC))
+
+
+def published(log: Path) -> dict[str, tuple[float, float]]:
+    """File name -> PSNR and SSIM of OSEDiff's own log."""
+    found = re.findall(r"results_osediff/(\S+) \| PSNR: ([\d.]+); SSIM: ([\d.]+);", log.read_text())
+    return {name: (float(psnr), float(ssim)) for name, psnr, ssim in found}
+
+
+def test_psnr_and_ssim_reproduce_the_published_log(shared_data: Callable[[str], Path]) -> None:
+    values = published(shared_data("realsr/osediff_metrics.log"))
+    sr_dir, hr_dir = shared_data("realsr/osediff_SR"), shared_data("realsr/HR")
+    assert len(values) == 100
+    errors = []
+    for name, (psnr, ssim) in values.items():
+        sr, hr = load(sr_dir / name), load(hr_dir / name)
+        errors.append((abs(psnr_y(sr, hr) - psnr), abs(ssim_y(sr, hr) - ssim)))
+    worst_psnr, worst_ssim = np.max(errors, axis=0)
+    assert worst_psnr < PSNR_TOLERANCE, f"PSNR is off by up to {worst_psnr:.2e} dB"
+    assert worst_ssim < SSIM_TOLERANCE, f"SSIM is off by up to {worst_ssim:.2e}"
+
+
+def test_sqf_gives_the_known_values_on_realsr(
+    shared_data: Callable[[str], Path], need: Callable[..., None]
+) -> None:
+    """On every tenth pair; the whole set gives bicubic 0.5632 and OSEDiff 0.4881."""
+    need("torch", "safetensors")
+    score = scorer(shared_data("peers/squeezenet1_1.safetensors"))
+    names = sorted(path.name for path in shared_data("realsr/HR").glob("*.png"))[::10]
+    root = shared_data("realsr")
+    bicubic = np.mean([score(bicubic4(root / "LR" / name), load(root / "HR" / name)) for name in names])
+    osediff = np.mean([score(load(root / "osediff_SR" / name), load(root / "HR" / name)) for name in names])
+    assert bicubic == pytest.approx(SQF_BICUBIC, abs=2e-4)
+    assert osediff == pytest.approx(SQF_OSEDIFF, abs=2e-4)
+
+
+def test_sqf_of_equal_pictures_is_zero(
+    shared_data: Callable[[str], Path], need: Callable[..., None], make_pixels: Pixels
+) -> None:
+    need("torch", "safetensors")
+    weights = shared_data("peers/squeezenet1_1.safetensors")
+    picture = make_pixels(64, 80)
+    assert sqf(picture, picture, weights) == 0
+    assert sqf(make_pixels(64, 80, seed=3), picture, weights) > 0.01
+    with pytest.raises(ImageError, match="at least 35"):
+        sqf(picture[:20], picture[:20], weights)
+
+
+def test_sqf_says_why_it_is_missing(tmp_path: Path, need: Callable[..., None]) -> None:
+    assert unavailable(None) == "no SqueezeNet weights given"
+    need("torch", "safetensors")
+    assert unavailable(tmp_path / "w.safetensors") is None
+    with pytest.raises(ImageError, match=r"w\.safetensors"):
+        scorer(tmp_path / "w.safetensors")
+
+
+def test_luma_has_the_limited_range() -> None:
+    assert luma(np.zeros((1, 1, 3), np.uint8))[0, 0] == 16
+    assert luma(np.full((1, 1, 3), 255, np.uint8))[0, 0] == pytest.approx(235)
+
+
+def test_psnr_of_a_known_difference(make_pixels: Pixels) -> None:
+    hr = make_pixels(32, 32).clip(0, 200)
+    sr = hr + np.uint8(10)
+    assert psnr_y(sr, hr) == pytest.approx(20 * np.log10(255 / (10 * 219 / 255)), abs=1e-9)
+    assert psnr_y(sr, hr) == psnr_y(hr, sr)
+
+
+def test_psnr_of_equal_pictures_is_infinite_by_rule(make_pixels: Pixels) -> None:
+    assert psnr_y(make_pixels(8, 8), make_pixels(8, 8)) == float("inf")
+
+
+def test_ssim_agrees_with_scikit_image(need: Callable[..., None], make_pixels: Pixels) -> None:
+    """Where no local structure is reversed, the two definitions are one."""
+    need("skimage")
+    from skimage.metrics import structural_similarity
+
+    hr = make_pixels(90, 70)
+    grain = np.random.default_rng(1).integers(-4, 5, hr.shape[:2])[..., None]
+    sr = np.clip(hr.astype(int) + grain, 0, 255).astype(np.uint8)
+    x, y = np.round(luma(sr)), np.round(luma(hr))
+    _, full = structural_similarity(
+        x, y, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+    )
+    assert full.min() > 0
+    assert ssim_y(sr, hr) == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-6)
+
+
+def test_ssim_bounds(make_pixels: Pixels) -> None:
+    hr = make_pixels(40, 40)
+    assert ssim_y(hr, hr) == pytest.approx(1)
+    assert 0 <= ssim_y(255 - hr, hr) < 0.5
+    with pytest.raises(ImageError, match="at least 11"):
+        ssim_y(hr[:8], hr[:8])
+
+
+def test_wrong_pictures_are_named(make_pixels: Pixels) -> None:
+    with pytest.raises(ImageError, match="one size"):
+        psnr_y(make_pixels(8, 8), make_pixels(8, 9))
+    with pytest.raises(ImageError, match="uint8"):
+        psnr_y(make_pixels(8, 8).astype(np.float32), make_pixels(8, 8).astype(np.float32))
+
+
+def test_colour_shift_and_diversity(make_pixels: Pixels) -> None:
+    base = make_pixels(16, 16).clip(10, 200)
+    assert colour_shift(base + np.array([3, 0, 5], np.uint8), base) == pytest.approx((3, 0, 5))
+    assert diversity([base, base + np.uint8(2), base + np.uint8(4)]) == pytest.approx((2 + 2 + 4) / 3)
+    with pytest.raises(ImageError, match="two samples"):
+        diversity([base])
+
+
+def natural(size: int = 512, seed: int = 0) -> np.ndarray:
+    """A picture with a falling spectrum like a slightly soft photo, (size, size, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
+    spectrum = np.fft.fft2(rng.normal(size=(size, size))) / np.maximum(frequency, 1 / size) ** 1.6
+    plane = np.fft.ifft2(spectrum).real
+    plane = 128 + 40 * (plane - plane.mean()) / plane.std()
+    return np.repeat(np.clip(np.round(plane), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def patterned(amplitude: float, period: int, size: int = 512) -> np.ndarray:
+    """The same with a fixed tile of that period added, of that root mean square in gray levels."""
+    tile = np.random.default_rng(5).normal(size=(period, period))
+    tile = (tile - tile.mean()) / tile.std() * amplitude
+    pattern = np.tile(tile, (size // period, size // period))
+    return np.clip(np.round(natural(size) + pattern[..., None]), 0, 255).astype(np.uint8)
+
+
+def test_a_picture_without_a_pattern_has_none() -> None:
+    assert abs(checkerboard_db(natural())) < 1
+    assert abs(checkerboard_db(np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8))) < 1
+
+
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_a_checkerboard_of_one_gray_level_is_found_and_grows_with_its_strength(period: int) -> None:
+    weak, strong = checkerboard_db(patterned(1, period)), checkerboard_db(patterned(4, period))
+    assert weak > 5
+    assert strong > weak + 8
+
+
+@pytest.mark.parametrize("period", [3, 5, 7])
+def test_other_textures_are_no_checkerboard(period: int) -> None:
+    size = 512 // period * period
+    assert checkerboard_db(patterned(4, period, size)) < 1
+
+
+def test_the_checkerboard_of_small_and_flat_pictures_is_not_a_number() -> None:
+    assert np.isnan(checkerboard_db(natural(128)[:100]))
+    assert np.isnan(checkerboard_db(np.full((200, 200, 3), 90, np.uint8)))
+
+
+def test_photos_have_none_and_half_a_gray_level_shows_on_them(shared_data: Callable[[str], Path]) -> None:
+    photos = [load(path) for path in sorted(shared_data("realsr/HR").glob("*.png"))[::10]]
+    assert np.mean([checkerboard_db(photo) for photo in photos]) < 1
+    y, x = np.mgrid[:512, :512]
+    board = np.where((x + y) % 2, 1, 0).astype(np.uint8)[..., None]
+    assert min(checkerboard_db(photo.clip(0, 254) + board) for photo in photos) > 8

@@ -1,0 +1,99 @@
+"""The student: contract of its two graphs, receptive field, bicubic base, saving and loading."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+
+from export.student import Student, StudentConfig, bicubic_weight, load_student, save_student  # noqa: E402  (after importorskip)
+
+SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=4)
+
+
+def lively(config: StudentConfig = SMALL) -> Student:
+    """A student whose residual is strong enough to see; fixed weights."""
+    torch.manual_seed(0)
+    student = Student(config).eval()
+    with torch.no_grad():
+        for block in (*student.encoder.blocks, *student.generator.blocks):
+            block.conv2.weight.mul_(4)
+        student.generator.last.weight.mul_(10)
+    return student
+
+
+def inputs(config: StudentConfig, height: int, width: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+    draw = torch.Generator().manual_seed(1)
+    noise = torch.randn(2, config.noise_channels, height // config.fold, width // config.fold, generator=draw)
+    return torch.rand(2, 3, height, width, generator=draw), noise
+
+
+def test_shapes_follow_the_contract_at_any_even_size() -> None:
+    student = lively()
+    image, noise = inputs(SMALL, 14, 22)
+    features, base = student.encoder(image)
+    assert features.shape == (2, 8, 7, 11) and base.shape == (2, 48, 14, 22)
+    sr = student.generator(features, base, noise)
+    assert sr.shape == (2, 3, 56, 88) and float(sr.min()) >= 0 and float(sr.max()) <= 1
+
+
+def test_base_is_pillows_bicubic_away_from_the_border() -> None:
+    image = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(2))
+    base = torch.pixel_shuffle(torch.nn.functional.conv2d(image, bicubic_weight(4), padding=2), 4)[0].numpy()
+    for plane, ours in zip(image[0].numpy(), base, strict=True):
+        theirs = np.asarray(Image.fromarray(plane).resize((96, 80), Image.Resampling.BICUBIC))
+        np.testing.assert_allclose(ours[12:-12, 12:-12], theirs[12:-12, 12:-12], atol=1e-5)
+
+
+def test_noise_changes_the_picture_and_nothing_else_does() -> None:
+    student = lively()
+    image, noise = inputs(SMALL, 16, 16)
+    assert torch.equal(student(image, noise), student(image, noise))
+    assert float((student(image, noise) - student(image, noise.flip(0))).abs().max()) > 0.01
+
+
+def test_receptive_field_is_as_stated() -> None:
+    student = lively().double()
+    radius = SMALL.receptive_radius
+    side = 4 * radius
+    image, noise = (x[:1].double() for x in inputs(SMALL, side, side))
+    before = student(image, noise)
+    centre = side // 2
+    image[:, :, centre, centre] += 0.1
+    changed = (student(image, noise) - before).abs().amax((0, 1)).nonzero() // 4  # LR pixels
+    reach = int(max(centre - changed.min(), changed.max() - centre))
+    assert reach <= radius and reach >= radius - SMALL.fold
+
+
+def test_default_student_keeps_its_budget() -> None:
+    student = Student()
+    assert student.parameters_total <= 4_000_000
+    assert student.config.receptive_radius == 26
+
+
+@pytest.mark.parametrize("values", [{"width": 0}, {"width": "80"}, {"depth": 3}])
+def test_wrong_settings_are_refused(values: dict) -> None:
+    with pytest.raises(ValueError, match="student"):
+        StudentConfig.from_dict(values)
+
+
+def test_saved_student_comes_back_equal(tmp_path: Path) -> None:
+    student = lively()
+    save_student(student, tmp_path / "run", {"steps": 3})
+    again, provenance = load_student(tmp_path / "run")
+    assert provenance == {"steps": 3} and again.config == SMALL
+    image, noise = inputs(SMALL, 16, 16)
+    assert torch.equal(student(image, noise), again(image, noise))
+
+
+def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        load_student(tmp_path)
+    save_student(lively(), tmp_path)
+    document = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(document | {"model": "teacher"}))
+    with pytest.raises(ValueError, match="'teacher', expected a 'student'"):
+        load_student(tmp_path)
