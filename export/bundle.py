@@ -98,7 +98,7 @@ def write_bundle(
             color_fix="none",
             default_precision={d: p if p in kept else next(iter(kept)) for d, p in DEFAULT_PRECISION.items()},
             probe=_write_probe(student, fresh, tuple(kept)),
-            provenance={"training": training, "tools": _tools(), **metadata},
+            provenance={"training": training, "parameters": student.parameters_total, "tools": _tools(), **metadata},
             accuracy={"parity_db": {p: round(v, 1) for p, v in parity.items()}, **(accuracy or {})},
         )
         if "fp32" not in kept:

@@ -1,8 +1,8 @@
 """INT8 by ONNX Runtime's static quantization: 8-bit activations calibrated on photos, per-channel weights.
 
 The weights use 7 of their 8 bits (`reduce_range`): without VNNI an x86 processor adds products in 16 bits, and full-range weights
-saturate there. The bicubic base, the noise's first convolution and the last convolution stay in floating point: they are a small
-part of the time, and they are where rounding shows.
+saturate there. The bicubic base and its sum with the residual stay in floating point, so 8 bits limit the residual only, never the
+picture.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -57,17 +56,16 @@ def quantize_int8(graphs: dict[str, Path], folder: Path, samples: Sequence[Sampl
 
 
 def float_nodes(model: onnx.ModelProto) -> list[str]:
-    """Convolutions that stay in floating point: those that read the image or the noise, and the one nearest to the output."""
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    inputs = {value.name for value in model.graph.input}
-    padded = {node.output[0] for node in model.graph.node if node.op_type == "Pad" and node.input[0] in inputs}
-    kept = [node.name for node in convolutions if node.input[0] in inputs | padded]
-    if any(value.name == NOISE for value in model.graph.input):
-        kept.append(convolutions[-1].name)
-    return kept
+    """Nodes that stay in floating point: the convolution that makes the base and the sum that adds the residual to it."""
+    padded = {node.output[0] for node in model.graph.node if node.op_type == "Pad" and node.input[0] == IMAGE}
+    return [
+        node.name
+        for node in model.graph.node
+        if (node.op_type == "Conv" and node.input[0] in padded) or (node.op_type == "Add" and BASE in node.input)
+    ]
 
 
-def _quantize(source: Path, target: Path, feeds: Sequence[dict[str, np.ndarray]], **options: Any) -> Path:
+def _quantize(source: Path, target: Path, feeds: Sequence[dict[str, np.ndarray]]) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -77,14 +75,13 @@ def _quantize(source: Path, target: Path, feeds: Sequence[dict[str, np.ndarray]]
             target,
             _Feeds(feeds),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Add"],
+            op_types_to_quantize=["Conv", "Add", "DepthToSpace", "LeakyRelu"],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=float_nodes(onnx.load(source)),
             calibrate_method=CalibrationMethod.MinMax,
-            **options,
         )
         logging.getLogger().setLevel(level)
     save_checked(onnx.load(target), target)

@@ -1,4 +1,4 @@
-"""Pictures as callers hold them, seen as float32 RGB rows, and float32 RGB rows back as the caller's kind of picture."""
+"""Pictures as callers hold them, seen as planes of float32 rows, and such rows back as the caller's kind of picture."""
 
 from __future__ import annotations
 
@@ -37,15 +37,18 @@ class Picture:
         return np.float32(_LEVELS[self.color.dtype.name])
 
     def rgb(self, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> Floats:
-        """A window as (h, w, 3) float32 in [0, 1]; gray is repeated."""
+        """A window as (3, h, w) float32 in [0, 1]; gray is repeated."""
         window = self.color[y0:y1, x0:x1]
-        values = np.clip(window.astype(np.float32) / self.level, 0.0, 1.0)
-        return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
+        planes = np.empty((3, *window.shape[:2]), np.float32)
+        for channel in range(3):
+            source = window[..., min(channel, window.shape[2] - 1)]
+            np.divide(source, self.level, out=planes[channel], dtype=np.float32)
+        return np.clip(planes, 0.0, 1.0, out=planes)
 
     def alpha_rows(self, y0: int, y1: int) -> Floats:
-        """Rows of the alpha channel as (h, w, 1) float32 in [0, 1]."""
+        """Rows of the alpha channel as (1, h, w) float32 in [0, 1]."""
         assert self.alpha is not None
-        return np.clip(self.alpha[y0:y1].astype(np.float32) / self.level, 0.0, 1.0)[..., None]
+        return np.clip(self.alpha[None, y0:y1].astype(np.float32) / self.level, 0.0, 1.0)
 
     def empty(self, height: int, width: int) -> NDArray[Any]:
         """An uninitialised (height, width, C) array of this picture's kind."""
@@ -53,21 +56,19 @@ class Picture:
         return np.empty((height, width, channels), self.color.dtype)
 
     def store(self, target: NDArray[Any], rgb: Floats, alpha: Floats | None) -> None:
-        """Write float32 rows (n, W, 3), and (n, W, 1) alpha, into rows of `empty`: gray averaged, clipped, rounded."""
-        colors = self.color.shape[2]
-        if colors == 1:
-            rgb = (rgb[..., :1] + rgb[..., 1:2] + rgb[..., 2:]) / np.float32(3)
-        target[..., :colors] = self._rounded(rgb)
-        if alpha is not None:
-            target[..., colors:] = self._rounded(alpha)
+        """Write float32 rows (3, n, W), and (1, n, W) alpha, into rows of `empty`: averaged for gray, clipped, rounded."""
+        if self.color.shape[2] == 1:
+            rgb = ((rgb[0] + rgb[1] + rgb[2]) / np.float32(3))[None]
+        for channel, plane in enumerate([*rgb, *(() if alpha is None else alpha)]):
+            target[..., channel] = self._rounded(plane)
 
-    def _rounded(self, values: Floats) -> NDArray[Any]:
-        values = np.clip(values, 0.0, 1.0)
+    def _rounded(self, plane: Floats) -> NDArray[Any]:
+        plane = np.clip(plane, 0.0, 1.0)
         if self.color.dtype == np.float32:
-            return values
-        values *= self.level
-        values += np.float32(0.5)
-        return values.astype(self.color.dtype)
+            return plane
+        plane *= self.level
+        plane += np.float32(0.5)
+        return plane.astype(self.color.dtype)
 
 
 def as_picture(image: NDArray[Any] | Image.Image) -> Picture:

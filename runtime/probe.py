@@ -19,6 +19,7 @@ from .bundle import Bundle
 from .errors import BundleError
 from .manifest import GraphFile
 from .noise import noise_field
+from .pixels import as_picture
 from .tiling import pad_edge, padded_size
 
 IDENTICAL_DB: Final = 99.0  # reported where not one 8-bit value differs, so that reports stay valid JSON
@@ -55,8 +56,7 @@ def probe_output(bundle: Bundle, backend: Backend, image: NDArray[np.uint8], see
     rule, noise, scale = bundle.manifest.size, bundle.manifest.noise, bundle.manifest.scale
     height, width = image.shape[:2]
     rows, columns = padded_size(height, rule), padded_size(width, rule)
-    padded = pad_edge(image, rows, columns).astype(np.float32) / np.float32(255)
-    features = backend.encode(np.ascontiguousarray(padded.transpose(2, 0, 1))[None])
+    features = backend.encode(pad_edge(as_picture(image).rgb(0, height), rows, columns)[None])
     cells = (rows // noise.downscale, columns // noise.downscale)
     output = backend.generate(features, noise_field(seed, 0, *cells, channels=noise.channels)[None])
     crop = np.nan_to_num(output[0, :, : height * scale, : width * scale], nan=0.0)

@@ -72,11 +72,11 @@ def tile_rows(tiles: list[Tile]) -> list[list[Tile]]:
 
 
 def pad_edge(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """(h, w, C) -> (height, width, C), the last row and column repeated at the bottom and the right."""
-    below, right = height - image.shape[0], width - image.shape[1]
+    """(C, h, w) -> (C, height, width), the last row and column repeated at the bottom and the right."""
+    below, right = height - image.shape[1], width - image.shape[2]
     if below == right == 0:
         return image
-    return np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")
+    return np.pad(image, ((0, 0), (0, below), (0, right)), mode="edge")
 
 
 def ramp(length: int) -> Floats:
@@ -86,14 +86,14 @@ def ramp(length: int) -> Floats:
 
 
 def paste(canvas: Floats, piece: Floats, start: int, shared: int) -> None:
-    """Put piece (H, w, C) into canvas (H, W, C) at column start; its first `shared` columns are blended with what is there.
+    """Put piece (C, H, w) into canvas (C, H, W) at column start; its first `shared` columns are blended with what is there.
 
     The blend a + w (b - a) leaves a pixel exactly as it is where both agree.
     """
     if shared:
-        there = canvas[:, start : start + shared]
-        there += ramp(shared)[:, None] * (piece[:, :shared] - there)
-    canvas[:, start + shared : start + piece.shape[1]] = piece[:, shared:]
+        there = canvas[..., start : start + shared]
+        there += ramp(shared) * (piece[..., :shared] - there)
+    canvas[..., start + shared : start + piece.shape[-1]] = piece[..., shared:]
 
 
 def _up(value: int, multiple: int) -> int:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]  # (tiles done, tiles in all)
-FEATURE_BUDGET: Final = 512 << 20  # bytes of encoder features kept between the samples of one picture
+FEATURE_BUDGET: Final = 512 << 20  # bytes of encoder features kept for further samples of a picture
 STRIP_BUDGET: Final = 64 << 20  # bytes of float32 output held while a row of tiles is computed
 WHOLE_BUDGET: Final = 64 << 20  # bytes of float32 output held between the two passes of adain
 
@@ -193,23 +193,19 @@ class _Job:
         row_bytes = self.sr_size[1] * scale * 3 * 4  # of float32 output for one LR row
         tallest = max(rule.multiple_of, STRIP_BUDGET // row_bytes // rule.multiple_of * rule.multiple_of)
         self.tiles = plan_tiles(*self.lr_size, (min(upscaler.tile, tallest), upscaler.tile), rule)
-        self.passes = (
-            2 if self.color_fix == "adain" and self.sr_size[0] // scale * row_bytes > WHOLE_BUDGET else 1
-        )
+        large = picture.height * row_bytes > WHOLE_BUDGET
+        self.passes = 2 if large and self.color_fix == "adain" else 1
         self.done, self.total = 0, len(self.tiles) * samples * self.passes
         per_lr_pixel = sum(4 * t.channels * t.scale**2 for t in self.manifest.encoder.outputs)
-        kept = sum(t.padded.height * t.padded.width for t in self.tiles) * per_lr_pixel <= FEATURE_BUDGET
-        self.features: dict[Tile, dict[str, Floats]] | None = (
-            {} if kept and samples * self.passes > 1 else None
-        )
+        fits = sum(t.padded.height * t.padded.width for t in self.tiles) * per_lr_pixel <= FEATURE_BUDGET
+        keep = fits and samples > 1
+        self.features: dict[Tile, dict[str, Floats]] | None = {} if keep else None
 
     def sample(self, sample: int) -> NDArray[Any]:
         """Sample number `sample`, finished."""
         fixed = Rows(self._fixed(sample))
         result = self.picture.empty(*self.size)
-        ratio = math.ceil(
-            self.sr_size[0] / self.size[0]
-        )  # a band of results needs about ratio times as many rows
+        ratio = math.ceil(self.sr_size[0] / self.size[0])  # source rows behind one row of the result
         for top, bottom in bands(self.size[0], max(1, BAND // ratio)):
             rgb = resized(fixed, self.sr_size, self.size, top, bottom, Image.Resampling.LANCZOS)
             alpha = None
@@ -233,27 +229,27 @@ class _Job:
         return self._strips(sample)
 
     def _strips(self, sample: int) -> Iterator[Floats]:
-        """The model's output, (n, W, 3) float32 in [0, 1] for each row of tiles, blended where tiles overlap."""
+        """The model's output, (3, n, W) float32 in [0, 1] for each row of tiles, blended where tiles overlap."""
         scale, width = self.manifest.scale, self.sr_size[1]
         rows = tile_rows(self.tiles)
         pending: Floats | None = None  # rows that the next row of tiles also computes
         for row, below in itertools.zip_longest(rows, rows[1:]):
             core = row[0].core
-            strip = np.empty((core.height * scale, width, 3), np.float32)
+            strip = np.empty((3, core.height * scale, width), np.float32)
             filled = 0
             for tile in row:
                 start = tile.core.x0 * scale
                 paste(strip, self._core(tile, sample), start, filled - start)
                 filled = tile.core.x1 * scale
             if pending is not None:
-                shared = strip[: len(pending)]
-                shared[:] = pending + ramp(len(pending))[:, None, None] * (shared - pending)
-            ready = len(strip) if below is None else (below[0].core.y0 - core.y0) * scale
-            pending = strip[ready:].copy() if ready < len(strip) else None
-            yield strip[:ready]
+                shared = strip[:, : pending.shape[1]]
+                shared[:] = pending + ramp(pending.shape[1])[:, None] * (shared - pending)
+            ready = strip.shape[1] if below is None else (below[0].core.y0 - core.y0) * scale
+            pending = strip[:, ready:].copy() if ready < strip.shape[1] else None
+            yield strip[:, :ready]
 
     def _core(self, tile: Tile, sample: int) -> Floats:
-        """The model's output for a tile's core: (h, w, 3) float32 in [0, 1]."""
+        """The model's output for a tile's core: (3, h, w) float32 in [0, 1]."""
         noise, scale = self.manifest.noise, self.manifest.scale
         features = None if self.features is None else self.features.get(tile)
         if features is None:
@@ -267,7 +263,7 @@ class _Job:
         )
         output = self.backend.generate(features, field[None])
         wanted = (1, 3, padded.height * scale, padded.width * scale)
-        if output.shape != wanted or not math.isfinite(float(output.sum(dtype=np.float64))):
+        if output.shape != wanted or not math.isfinite(float(output.sum())):
             raise DeviceError(
                 f"{self.backend.device} {self.backend.precision}: expected finite values of shape {wanted}, came "
                 f"shape {output.shape} or values that are not numbers; use another device or precision"
@@ -277,11 +273,10 @@ class _Job:
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total)
-        return np.clip(cut, 0.0, 1.0).transpose(1, 2, 0)
+        return np.clip(cut, 0.0, 1.0)
 
     def _window(self, tile: Tile) -> Floats:
         """What the encoder sees of a tile: (1, 3, h, w) float32, the picture's edge repeated beyond it."""
         box = tile.padded
         window = self.picture.rgb(box.y0, min(box.y1, self.lr_size[0]), box.x0, min(box.x1, self.lr_size[1]))
-        window = pad_edge(window, box.height, box.width)
-        return np.ascontiguousarray(window.transpose(2, 0, 1))[None]
+        return pad_edge(window, box.height, box.width)[None]

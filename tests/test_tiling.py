@@ -72,11 +72,12 @@ def test_tile_size_is_rounded_up() -> None:
 
 
 def test_pad_edge() -> None:
-    image = np.arange(12).reshape(2, 2, 3)
+    image = np.arange(12).reshape(3, 2, 2)
     padded = pad_edge(image, 4, 3)
-    np.testing.assert_array_equal(padded[:2, :2], image)
-    np.testing.assert_array_equal(padded[3, 2], image[1, 1])
-    np.testing.assert_array_equal(padded[0, 2], image[0, 1])
+    assert padded.shape == (3, 4, 3)
+    np.testing.assert_array_equal(padded[:, :2, :2], image)
+    np.testing.assert_array_equal(padded[:, 3, 2], image[:, 1, 1])
+    np.testing.assert_array_equal(padded[:, 0, 2], image[:, 0, 1])
     assert pad_edge(image, 2, 2) is image
 
 
@@ -93,19 +94,19 @@ def test_ramp() -> None:
 
 def test_paste_is_exact_where_both_agree() -> None:
     rng = np.random.default_rng(0)
-    whole = rng.random((5, 40, 3), dtype=np.float32)
+    whole = rng.random((3, 5, 40), dtype=np.float32)
     canvas = np.empty_like(whole)
-    paste(canvas, whole[:, :20], 0, 0)
-    paste(canvas, whole[:, 12:30], 12, 8)
-    paste(canvas, whole[:, 30:], 30, 0)
+    paste(canvas, whole[..., :20], 0, 0)
+    paste(canvas, whole[..., 12:30], 12, 8)
+    paste(canvas, whole[..., 30:], 30, 0)
     np.testing.assert_array_equal(canvas, whole)
 
 
 def test_paste_blends_smoothly() -> None:
-    canvas = np.zeros((1, 30, 1), np.float32)
-    paste(canvas, np.zeros((1, 20, 1), np.float32), 0, 0)
-    paste(canvas, np.ones((1, 20, 1), np.float32), 10, 10)
-    line = canvas[0, :, 0]
+    canvas = np.zeros((1, 1, 30), np.float32)
+    paste(canvas, np.zeros((1, 1, 20), np.float32), 0, 0)
+    paste(canvas, np.ones((1, 1, 20), np.float32), 10, 10)
+    line = canvas[0, 0]
     assert (line[:10] == 0).all()
     assert (line[20:] == 1).all()
     assert (np.diff(line) >= 0).all()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime import stream
 from runtime import upscaler as module
 from runtime.backend import OnnxBackend
 from runtime.bundle import Bundle
@@ -215,6 +216,13 @@ def test_blending_leaves_agreement_exact(
             with_model(overlapping, Smooth(), tile=tile).up(image)[0],
             np.asarray(image.repeat(4, axis=0).repeat(4, axis=1)),
         )
+
+
+def test_context_is_needed(toy_copy: Path, make_pixels: Pixels) -> None:
+    """The toy's receptive field is real: with less context its tiles differ, so the tests above do see it."""
+    bundle = altered(toy_copy, context=2)
+    tiled, whole = (Upscaler(bundle, precision="fp32", tile=t).up(make_pixels(40, 40))[0] for t in (16, 64))
+    assert not np.array_equal(tiled, whole)
 
 
 def test_overlap_within_a_level_of_untiled(toy_copy: Path, make_pixels: Pixels) -> None:
@@ -490,7 +498,8 @@ def test_color_fix_is_that_of_the_whole_image(
 ) -> None:
     """However the rows stream by, the result is `color.color_fix` of the whole picture."""
     monkeypatch.setattr(module, "WHOLE_BUDGET", budget)
-    image = make_pixels(73, 51).astype(np.float32) / np.float32(255)
+    monkeypatch.setattr(stream, "WAVELET_BLOCK", 100)
+    image = make_pixels(131, 87).astype(np.float32) / np.float32(255)
     plain = Upscaler(bundle, tile=16, color_fix="none").up(image, samples=2)
     fixed = Upscaler(bundle, tile=16, color_fix=fix).up(image, samples=2)
     for a, b in zip(plain, fixed, strict=True):
@@ -562,7 +571,9 @@ def test_values_that_are_no_numbers(bundle: Bundle, with_model: Callable[..., Up
 
 def test_picture_rows() -> None:
     picture = as_picture(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
-    np.testing.assert_allclose(picture.rgb(1, 2, 2, 4).ravel() * 255, np.arange(18, 24), atol=1e-4)
+    np.testing.assert_array_equal(
+        np.rint(picture.rgb(1, 2, 2, 4) * 255)[:, 0], [[18, 21], [19, 22], [20, 23]]
+    )
 
 
 def test_precisions_agree(bundle: Bundle, make_pixels: Pixels) -> None:
@@ -571,3 +582,12 @@ def test_precisions_agree(bundle: Bundle, make_pixels: Pixels) -> None:
     psnr = 10 * np.log10(255**2 / np.mean((a - b) ** 2))
     assert 35 < psnr < 80, f"{psnr:.1f} dB: switching precision changes a little, and something"
     assert OnnxBackend(bundle, "cpu", "int8").precision == "int8"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 70), (33, 31), (130, 9)])
+def test_wavelet_of_any_size(bundle: Bundle, make_pixels: Pixels, size: tuple[int, int]) -> None:
+    """Small pictures, where the low-pass is wider than the picture."""
+    image = make_pixels(*size).astype(np.float32) / np.float32(255)
+    plain = Upscaler(bundle, color_fix="none").up(image)[0]
+    fixed = Upscaler(bundle, color_fix="wavelet").up(image)[0]
+    np.testing.assert_allclose(fixed, color_fix(plain, image, "wavelet"), atol=2e-6)
