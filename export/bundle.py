@@ -41,7 +41,11 @@ from runtime.manifest import (
 from runtime.noise import noise_field
 
 PRECISIONS = ("fp32", "fp16", "int8")
-PARITY_FLOOR_DB = {"fp32": 100.0, "fp16": 55.0, "int8": 36.0}  # worst PSNR against torch over sizes, photos and seeds
+PARITY_FLOOR_DB = {
+    "fp32": 100.0,
+    "fp16": 55.0,
+    "int8": 36.0,
+}  # worst PSNR against torch over sizes, photos and seeds
 PROBE_FLOOR_DB = {"fp32": 50.0, "fp16": 45.0, "int8": 32.0}  # the same for the 8-bit probe, on any device
 PROBE_INPUT, PROBE_OUTPUT, PROBE_SEED = "probe_lr.png", "probe_sr.png", 7
 CALIBRATION_SAMPLES = 32
@@ -73,13 +77,18 @@ def write_bundle(
     fresh.mkdir(parents=True)
     try:
         say("converting to ONNX")
-        metadata = {"model": "gdposr student", "checkpoint_sha256": _sha256((checkpoint / "model.safetensors").read_bytes())}
+        metadata = {
+            "model": "gdposr student",
+            "checkpoint_sha256": _sha256((checkpoint / "model.safetensors").read_bytes()),
+        }
         graphs = {"fp32": export_fp32(student, fresh, metadata)}
         if "fp16" in precisions:
             graphs["fp16"] = {r: convert_fp16(p, fresh / f"{r}.fp16.onnx") for r, p in graphs["fp32"].items()}
         if "int8" in precisions:
             say("quantizing to INT8")
-            graphs["int8"] = quantize_int8(graphs["fp32"], fresh, _samples(student, calibration, CALIBRATION_SAMPLES, seed=0))
+            graphs["int8"] = quantize_int8(
+                graphs["fp32"], fresh, _samples(student, calibration, CALIBRATION_SAMPLES, seed=0)
+            )
         kept = {precision: graphs[precision] for precision in PRECISIONS if precision in precisions}
         say("checking against torch")
         parity = {p: check_parity(student, OnnxStudent(paths), p) for p, paths in kept.items()}
@@ -98,7 +107,12 @@ def write_bundle(
             color_fix="none",
             default_precision={d: p if p in kept else next(iter(kept)) for d, p in DEFAULT_PRECISION.items()},
             probe=_write_probe(student, fresh, tuple(kept)),
-            provenance={"training": training, "parameters": student.parameters_total, "tools": _tools(), **metadata},
+            provenance={
+                "training": training,
+                "parameters": student.parameters_total,
+                "tools": _tools(),
+                **metadata,
+            },
             accuracy={"parity_db": {p: round(v, 1) for p, v in parity.items()}, **(accuracy or {})},
         )
         if "fp32" not in kept:
@@ -122,13 +136,21 @@ def check_parity(student: Student, converted: OnnxStudent, precision: str) -> fl
             if image.shape[2:] != (height, width):
                 image = np.pad(image, ((0, 0), (0, 0), (0, 0), (0, width - image.shape[3])), mode="reflect")
             noise = np.random.default_rng(height).standard_normal(
-                (1, student.config.noise_channels, height // student.config.fold, width // student.config.fold), dtype=np.float32
+                (
+                    1,
+                    student.config.noise_channels,
+                    height // student.config.fold,
+                    width // student.config.fold,
+                ),
+                dtype=np.float32,
             )
             with torch.no_grad():
                 expected = student(torch.from_numpy(image), torch.from_numpy(noise)).numpy()
             came = converted(image, noise)
             if not np.isfinite(came).all():
-                raise ParityError(f"{precision}: the converted graphs give NaN or infinity at {height}x{width}; export fp32 instead")
+                raise ParityError(
+                    f"{precision}: the converted graphs give NaN or infinity at {height}x{width}; export fp32 instead"
+                )
             mse = float(np.square(came.astype(np.float64) - expected).mean())
             worst = min(worst, 200.0 if mse == 0 else -10 * np.log10(mse))
     floor = PARITY_FLOOR_DB[precision]
@@ -142,7 +164,9 @@ def check_parity(student: Student, converted: OnnxStudent, precision: str) -> fl
 
 def _samples(student: Student, folder: Path | None, count: int, seed: int) -> list[Sample]:
     config = student.config
-    return draw_samples(folder, count, size=64, channels=config.noise_channels, downscale=config.fold, seed=seed)
+    return draw_samples(
+        folder, count, size=64, channels=config.noise_channels, downscale=config.fold, seed=seed
+    )
 
 
 def _tensor_specs(student: Student) -> dict[str, GraphSpec]:
@@ -152,7 +176,10 @@ def _tensor_specs(student: Student) -> dict[str, GraphSpec]:
     base = TensorSpec(BASE, 3 * c.scale**2, 1.0)
     noise = TensorSpec(NOISE, c.noise_channels, 1.0 / c.fold)
     sr = TensorSpec(SR, 3, float(c.scale), (0.0, 1.0))
-    return {"encoder": GraphSpec((image,), (features, base)), "generator": GraphSpec((features, base, noise), (sr,))}
+    return {
+        "encoder": GraphSpec((image,), (features, base)),
+        "generator": GraphSpec((features, base, noise), (sr,)),
+    }
 
 
 def _size_rule(student: Student) -> SizeRule:
@@ -207,13 +234,21 @@ def _swap(fresh: Path, out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, 1 when a parity floor is missed, 2 for wrong arguments or checkpoints."""
-    parser = argparse.ArgumentParser(prog="gdposr export", description="Write a bundle from a student checkpoint.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder with model.safetensors and config.json")
+    parser = argparse.ArgumentParser(
+        prog="gdposr export", description="Write a bundle from a student checkpoint."
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="folder with model.safetensors and config.json"
+    )
     parser.add_argument("--out", type=Path, required=True, help="bundle folder to write, NAME.gdposr")
     parser.add_argument("--targets", default="onnx", help="onnx (Core ML is not built yet)")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--calibration", type=Path, help="folder of photos for INT8 (default: those inside scikit-image)")
-    parser.add_argument("--accuracy", type=Path, help="JSON report of `gdposr accuracy` to put into the manifest")
+    parser.add_argument(
+        "--calibration", type=Path, help="folder of photos for INT8 (default: those inside scikit-image)"
+    )
+    parser.add_argument(
+        "--accuracy", type=Path, help="JSON report of `gdposr accuracy` to put into the manifest"
+    )
     args = parser.parse_args(argv)
 
     def say(text: str) -> None:
@@ -224,7 +259,12 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--targets: only onnx can be written so far, got {args.targets!r}")
         report = json.loads(args.accuracy.read_text()) if args.accuracy else None
         manifest = write_bundle(
-            args.checkpoint, args.out, precisions=args.precision, calibration=args.calibration, accuracy=report, say=say
+            args.checkpoint,
+            args.out,
+            precisions=args.precision,
+            calibration=args.calibration,
+            accuracy=report,
+            say=say,
         )
     except ParityError as error:
         print(f"error: {error}", file=sys.stderr)

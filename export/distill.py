@@ -59,7 +59,13 @@ class DistillConfig:
     adversary_from: float = 0.2  # part of the run after which the adversary joins
     pixel: float = 2.0
     feature: float = 0.3
-    feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.25)  # weights of conv1, fire3, fire5, fire7, fire9
+    feature_layers: tuple[float, ...] = (
+        1.0,
+        1.0,
+        1.0,
+        0.5,
+        0.25,
+    )  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
     diversity: float = 1.0
     texture_share: float = 0.7  # see objectives.diversity_loss
@@ -84,7 +90,9 @@ class DistillConfig:
     def from_dict(cls, values: dict[str, Any]) -> DistillConfig:
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
-            raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(f.name for f in fields(cls))}")
+            raise ValueError(
+                f"unknown setting {', '.join(unknown)}; known: {', '.join(f.name for f in fields(cls))}"
+            )
         student = StudentConfig.from_dict(values.get("student", {}))
         layers = tuple(values.get("feature_layers", cls.feature_layers))
         return cls(**{**values, "student": student, "feature_layers": layers})
@@ -148,10 +156,16 @@ class Distiller:
         self.student = Student(config.student).to(memory_format=torch.channels_last)
         self.average = Student(config.student).requires_grad_(False).eval()
         self.average.load_state_dict(self.student.state_dict())
-        self.discriminator = PatchDiscriminator(config.discriminator_width).to(memory_format=torch.channels_last)
+        self.discriminator = PatchDiscriminator(config.discriminator_width).to(
+            memory_format=torch.channels_last
+        )
         self.features = features.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        self.adversary = torch.optim.AdamW(self.discriminator.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.adversary = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99), weight_decay=0.0
+        )
         self._perceptual: Callable[[Tensor, Tensor], Tensor] = self._feature_score
         if config.compile:
             self._perceptual = torch.compile(self._feature_score)
@@ -160,7 +174,9 @@ class Distiller:
         """Take the weights of a student checkpoint; returns its provenance."""
         earlier, provenance = load_student(checkpoint)
         if earlier.config != self.config.student:
-            raise ValueError(f"{checkpoint} holds a student of shape {earlier.config}, expected {self.config.student}; set student.* to match")
+            raise ValueError(
+                f"{checkpoint} holds a student of shape {earlier.config}, expected {self.config.student}; set student.* to match"
+            )
         self.student.load_state_dict(earlier.state_dict())
         self.average.load_state_dict(earlier.state_dict())
         return provenance
@@ -194,8 +210,12 @@ class Distiller:
         c = self.config
         draw = torch.Generator().manual_seed((c.seed << 32) + step)
         n, _, h, w = lr.shape
-        noise = torch.randn(2 * n, c.student.noise_channels, h // c.student.fold, w // c.student.fold, generator=draw)
-        dy, dx = torch.randint(0, 8, (2,), generator=draw).tolist()  # so that no loss sees the pixel-shuffle grid at a fixed phase
+        noise = torch.randn(
+            2 * n, c.student.noise_channels, h // c.student.fold, w // c.student.fold, generator=draw
+        )
+        dy, dx = torch.randint(
+            0, 8, (2,), generator=draw
+        ).tolist()  # so that no loss sees the pixel-shuffle grid at a fixed phase
         with self._autocast():
             features, base = self.student.encoder(lr)
             residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), noise)
@@ -226,9 +246,14 @@ class Distiller:
         side = hr.shape[-1] - 8
         dy, dx = shift
         fake, real = (x[:, :, dy : dy + side, dx : dx + side].contiguous() for x in (samples, hr))
-        losses = {"pixel": (samples - hr.repeat(2, 1, 1, 1)).abs().mean(), "structure": structure_loss(samples, hr)}
+        losses = {
+            "pixel": (samples - hr.repeat(2, 1, 1, 1)).abs().mean(),
+            "structure": structure_loss(samples, hr),
+        }
         anchor = _gradient(c.pixel * losses["pixel"] + c.structure * losses["structure"], samples)
-        losses["feature"] = self._perceptual(fake[: len(hr)], real)  # of the first samples: same expectation, half the cost
+        losses["feature"] = self._perceptual(
+            fake[: len(hr)], real
+        )  # of the first samples: same expectation, half the cost
         losses["diversity"] = diversity_loss(samples, hr, c.texture_share)
         pull = anchor + _gradient(c.feature * losses["feature"] + c.diversity * losses["diversity"], samples)
         if c.adversary > 0 and progress >= c.adversary_from:
@@ -242,7 +267,9 @@ class Distiller:
     def _update_discriminator(self, real: Tensor, fake: Tensor) -> float:
         self.discriminator.requires_grad_(True)
         with self._autocast():
-            loss = discriminator_loss(self.discriminator(real).float(), self.discriminator(fake.clamp(0, 1)).float())
+            loss = discriminator_loss(
+                self.discriminator(real).float(), self.discriminator(fake.clamp(0, 1)).float()
+            )
         self.adversary.zero_grad(set_to_none=True)
         loss.backward()
         self.adversary.step()
@@ -294,7 +321,9 @@ def train(
 ) -> dict[str, Any]:
     """Run until the budget is spent; returns the last validation. FloatingPointError when a loss is not finite (state saved)."""
     if has_state(out / "state") and not resume:
-        raise FileExistsError(f"{out} holds an unfinished or finished run; go on with --resume or choose another --out")
+        raise FileExistsError(
+            f"{out} holds an unfinished or finished run; go on with --resume or choose another --out"
+        )
     training, held_out = split_photos(find_images(data), config.held_out)
     distiller = Distiller(config, SqueezeFeatures(perceptual_weights))
     step, history = 0, []
@@ -306,12 +335,19 @@ def train(
         step, budget.spent, history = values["step"], values["seconds"], values["history"]
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config.to_dict() | {"data": str(data)}, indent=2) + "\n")
-    pairs = PairDataset(PhotoSet(training), CropParams(config.crop), seed=config.seed, start=step * config.batch)
+    pairs = PairDataset(
+        PhotoSet(training), CropParams(config.crop), seed=config.seed, start=step * config.batch
+    )
     validation = Validation(PhotoSet(held_out), distiller.features, out / "samples")
     budget.started = time.monotonic()
 
     def save() -> None:
-        save_state(out / "state", distiller.modules, distiller.optimizers, {"step": step, "seconds": budget.seconds(), "history": history})
+        save_state(
+            out / "state",
+            distiller.modules,
+            distiller.optimizers,
+            {"step": step, "seconds": budget.seconds(), "history": history},
+        )
 
     def measure() -> dict[str, Any]:
         row = {"step": step, "seconds": round(budget.seconds(), 1), **validation(distiller.average, step)}
@@ -336,7 +372,9 @@ def train(
             losses = distiller.step(lr, hr, step, progress)
             if not all(math.isfinite(v) for v in losses.values()):
                 save()
-                raise FloatingPointError(f"step {step}: loss is not finite ({losses}); state saved in {out / 'state'}. Lower lr or use fp32")
+                raise FloatingPointError(
+                    f"step {step}: loss is not finite ({losses}); state saved in {out / 'state'}. Lower lr or use fp32"
+                )
             step += 1
             if on_progress:
                 on_progress(step, progress, losses)
@@ -359,22 +397,37 @@ def train(
 
 
 def _batches(pairs: PairDataset, batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from DataLoader(pairs, batch_size=batch, num_workers=workers, prefetch_factor=8 if workers else None)
+    yield from DataLoader(
+        pairs, batch_size=batch, num_workers=workers, prefetch_factor=8 if workers else None
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gdposr train student", description="Train the student from a folder of photos.")
+    parser = argparse.ArgumentParser(
+        prog="gdposr train student", description="Train the student from a folder of photos."
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
     parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
-    parser.add_argument("--perceptual-weights", type=Path, required=True, help="SqueezeNet 1.1 weights (safetensors, Caffe layout)")
+    parser.add_argument(
+        "--perceptual-weights",
+        type=Path,
+        required=True,
+        help="SqueezeNet 1.1 weights (safetensors, Caffe layout)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--minutes", type=float, help="time budget")
     parser.add_argument("--steps", type=int, help="step budget")
     parser.add_argument("--resume", action="store_true", help="go on from RUN/state")
-    parser.add_argument("--init", type=Path, metavar="STUDENT", help="begin with the weights of a finished student")
+    parser.add_argument(
+        "--init", type=Path, metavar="STUDENT", help="begin with the weights of a finished student"
+    )
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--validate-minutes", type=float, default=5.0, help="minutes between validations and saved states")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset")
+    parser.add_argument(
+        "--validate-minutes", type=float, default=5.0, help="minutes between validations and saved states"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset"
+    )
     return parser
 
 
@@ -397,8 +450,18 @@ def main(argv: list[str] | None = None) -> int:
                 log.info("step %d (%.0f %%, %.2f s/step) %s", step, 100 * progress, (now - last) / 100, terms)
                 last = now
 
-        train(config, args.data, args.perceptual_weights, args.out, budget,
-              resume=args.resume, init=args.init, workers=args.workers, validate_minutes=args.validate_minutes, on_progress=show)
+        train(
+            config,
+            args.data,
+            args.perceptual_weights,
+            args.out,
+            budget,
+            resume=args.resume,
+            init=args.init,
+            workers=args.workers,
+            validate_minutes=args.validate_minutes,
+            on_progress=show,
+        )
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -40,7 +40,15 @@ def export_fp32(student: Student, folder: Path, metadata: Mapping[str, str]) -> 
     with torch.no_grad():
         features, base = student.encoder(image)
     return {
-        "encoder": _export(student.encoder, (image,), [IMAGE], [FEATURES, BASE], (pixels,), folder / "encoder.fp32.onnx", metadata),
+        "encoder": _export(
+            student.encoder,
+            (image,),
+            [IMAGE],
+            [FEATURES, BASE],
+            (pixels,),
+            folder / "encoder.fp32.onnx",
+            metadata,
+        ),
         "generator": _export(
             student.generator,
             (features, base, noise),
@@ -127,10 +135,13 @@ class OnnxStudent:
 
     def __init__(self, graphs: Mapping[str, Path]) -> None:
         self.sessions = {
-            role: ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for role, path in graphs.items()
+            role: ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            for role, path in graphs.items()
         }
 
     def __call__(self, image: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """image (n, 3, h, w), noise (n, c, h/2, w/2) float32 -> (n, 3, 4h, 4w) float32."""
         features, base = self.sessions["encoder"].run([FEATURES, BASE], {IMAGE: image})
-        return np.asarray(self.sessions["generator"].run([SR], {FEATURES: features, BASE: base, NOISE: noise})[0])
+        return np.asarray(
+            self.sessions["generator"].run([SR], {FEATURES: features, BASE: base, NOISE: noise})[0]
+        )

@@ -34,7 +34,7 @@ class _Feeds(CalibrationDataReader):
     def __init__(self, feeds: Sequence[dict[str, np.ndarray]]) -> None:
         self._feeds = iter(feeds)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+    def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._feeds, None)
 
 
@@ -42,14 +42,17 @@ def quantize_int8(graphs: dict[str, Path], folder: Path, samples: Sequence[Sampl
     """Quantize both fp32 graphs with these samples; writes encoder.int8.onnx and generator.int8.onnx. The generator is calibrated on
     the fp32 encoder's features."""
     if len(samples) < 4:
-        raise ValueError(f"calibration needs at least 4 samples, got {len(samples)}; give a folder with more photos")
+        raise ValueError(
+            f"calibration needs at least 4 samples, got {len(samples)}; give a folder with more photos"
+        )
     encoder = ort.InferenceSession(str(graphs["encoder"]), providers=["CPUExecutionProvider"])
     images = [{IMAGE: s.lr[None]} for s in samples]
     encoded = [encoder.run([FEATURES, BASE], feed) for feed in images]
     feeds = {
         "encoder": images,
         "generator": [
-            {FEATURES: np.asarray(f), BASE: np.asarray(b), NOISE: s.noise[None]} for (f, b), s in zip(encoded, samples, strict=True)
+            {FEATURES: np.asarray(f), BASE: np.asarray(b), NOISE: s.noise[None]}
+            for (f, b), s in zip(encoded, samples, strict=True)
         ],
     }
     return {role: _quantize(path, folder / f"{role}.int8.onnx", feeds[role]) for role, path in graphs.items()}
@@ -61,7 +64,8 @@ def float_nodes(model: onnx.ModelProto) -> list[str]:
     return [
         node.name
         for node in model.graph.node
-        if (node.op_type == "Conv" and node.input[0] in padded) or (node.op_type == "Add" and BASE in node.input)
+        if (node.op_type == "Conv" and node.input[0] in padded)
+        or (node.op_type == "Add" and BASE in node.input)
     ]
 
 

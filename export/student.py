@@ -41,7 +41,9 @@ class StudentConfig:
     def receptive_radius(self) -> int:
         """Radius of the receptive field of an output pixel, in LR pixels."""
         cells = 1 + 2 * self.encoder_blocks + 2 * self.generator_blocks + 1  # stem, blocks, expansion
-        return self.fold * cells + 1 + (self.fold - 1)  # the last convolution; an LR pixel's place inside its cell
+        return (
+            self.fold * cells + 1 + (self.fold - 1)
+        )  # the last convolution; an LR pixel's place inside its cell
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,7 +52,9 @@ class StudentConfig:
     def from_dict(cls, values: dict[str, Any]) -> StudentConfig:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ValueError(f"unknown student setting {', '.join(unknown)}; known: {', '.join(cls.__dataclass_fields__)}")
+            raise ValueError(
+                f"unknown student setting {', '.join(unknown)}; known: {', '.join(cls.__dataclass_fields__)}"
+            )
         return cls(**values)
 
 
@@ -133,7 +137,9 @@ class Generator(nn.Module):
         """What is added to the base, (n, 48, h, w)."""
         x = self.blocks(features + self.noise(noise))
         detail = F.pixel_shuffle(self.expand(x), self.config.fold)
-        return self.last(F.leaky_relu(detail, 0.1))  # leaky: no path leads around it, and dead units would end the residual
+        return self.last(
+            F.leaky_relu(detail, 0.1)
+        )  # leaky: no path leads around it, and dead units would end the residual
 
     def forward(self, features: Tensor, base: Tensor, noise: Tensor) -> Tensor:
         return F.pixel_shuffle(base + self.residual(features, noise), self.config.scale).clamp(0.0, 1.0)
@@ -172,10 +178,14 @@ def load_student(folder: str | Path) -> tuple[Student, dict[str, Any]]:
     source = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (source / name).is_file():
-            raise FileNotFoundError(f"{source} is not a student checkpoint: {name} is missing (expected {CONFIG_FILE} and {WEIGHTS_FILE})")
+            raise FileNotFoundError(
+                f"{source} is not a student checkpoint: {name} is missing (expected {CONFIG_FILE} and {WEIGHTS_FILE})"
+            )
     document = json.loads((source / CONFIG_FILE).read_text())
     if document.get("model") != "student":
-        raise ValueError(f"{source / CONFIG_FILE} describes a {document.get('model')!r}, expected a 'student'")
+        raise ValueError(
+            f"{source / CONFIG_FILE} describes a {document.get('model')!r}, expected a 'student'"
+        )
     student = Student(StudentConfig.from_dict(document["config"]))
     student.load_state_dict(load_file(source / WEIGHTS_FILE))
     return student.eval(), document.get("provenance", {})

@@ -37,10 +37,20 @@ class Validation:
         that difference's low-pass part, in 1/255."""
         draw = torch.Generator().manual_seed(0)
         config = student.config
-        shape = (len(self.lr), config.noise_channels, self.lr.shape[2] // config.fold, self.lr.shape[3] // config.fold)
+        shape = (
+            len(self.lr),
+            config.noise_channels,
+            self.lr.shape[2] // config.fold,
+            self.lr.shape[3] // config.fold,
+        )
         first, second = (student(self.lr, torch.randn(shape, generator=draw)) for _ in range(2))
         base = F.pixel_shuffle(student.encoder(self.lr)[1], config.scale)
-        sqf = torch.stack([squared_feature_distance(self.features(a[None]), self.features(b[None])) for a, b in zip(first, self.hr, strict=True)])
+        sqf = torch.stack(
+            [
+                squared_feature_distance(self.features(a[None]), self.features(b[None]))
+                for a, b in zip(first, self.hr, strict=True)
+            ]
+        )
         self._sheet(base, first, second, step)
         return {
             "psnr": float((-10 * (first - self.hr).square().mean((1, 2, 3)).log10()).mean()),
@@ -55,7 +65,9 @@ class Validation:
         """Rows of bicubic, sample 1, sample 2, photo."""
         self.folder.mkdir(parents=True, exist_ok=True)
         columns = (base, first, second, self.hr)
-        grid = np.concatenate([np.concatenate([_pixels(c[k]) for c in columns], axis=1) for k in range(min(rows, len(first)))])
+        grid = np.concatenate(
+            [np.concatenate([_pixels(c[k]) for c in columns], axis=1) for k in range(min(rows, len(first)))]
+        )
         Image.fromarray(grid).save(self.folder / f"{step:07d}.png")
 
 

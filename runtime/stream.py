@@ -80,7 +80,8 @@ def resized(
     planes = source(above, below)
     result = np.empty((len(planes), end - first, target[1]), np.float32)
     for plane, rows in zip(planes, result, strict=True):
-        rows[:] = Image.fromarray(np.ascontiguousarray(plane)).resize((target[1], end - first), resample, box)
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        rows[:] = np.asarray(image.resize((target[1], end - first), resample, box))
     return result
 
 

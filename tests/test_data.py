@@ -45,7 +45,8 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
 def test_broken_files_are_reported_and_skipped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         photos = PhotoSet(find_images(folder))
-    assert len(photos) == 3 and "broken.png" in caplog.text
+    assert len(photos) == 3
+    assert "broken.png" in caplog.text
     with pytest.raises(ValueError, match="none of the 1 images"):
         PhotoSet([folder / "broken.png"])
 
@@ -68,7 +69,8 @@ def test_crops_have_their_size_whatever_the_photo(size: tuple[int, int]) -> None
     photo = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     for seed in range(8):
         crop = random_crop(photo, np.random.default_rng(seed), CropParams(64))
-        assert crop.shape == (64, 64, 3) and crop.dtype == np.uint8
+        assert crop.shape == (64, 64, 3)
+        assert crop.dtype == np.uint8
 
 
 def test_crop_without_zoom_or_augmentation_is_a_window_of_the_photo() -> None:
@@ -81,7 +83,8 @@ def test_crop_without_zoom_or_augmentation_is_a_window_of_the_photo() -> None:
 def test_split_is_disjoint_and_complete(folder: Path) -> None:
     paths = [Path(f"{k:03}.png") for k in range(37)]
     training, held_out = split_photos(paths, 5)
-    assert len(held_out) == 5 and sorted(training + held_out) == paths
+    assert len(held_out) == 5
+    assert sorted(training + held_out) == paths
     with pytest.raises(ValueError, match="held_out"):
         split_photos(paths, 37)
 
@@ -91,8 +94,10 @@ def test_pairs_are_a_pure_function_of_seed_and_index(folder: Path) -> None:
     pairs = PairDataset(photos, CropParams(64), seed=3)
     resumed = PairDataset(photos, CropParams(64), seed=3, start=5)
     lr, hr = pairs[7]
-    assert lr.shape == (3, 16, 16) and hr.shape == (3, 64, 64)
-    assert torch.equal(lr, resumed[2][0]) and torch.equal(hr, resumed[2][1])
+    assert lr.shape == (3, 16, 16)
+    assert hr.shape == (3, 64, 64)
+    assert torch.equal(lr, resumed[2][0])
+    assert torch.equal(hr, resumed[2][1])
     assert not torch.equal(lr, pairs[8][0])
     assert not torch.equal(lr, PairDataset(photos, CropParams(64), seed=4)[7][0])
 

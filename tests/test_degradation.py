@@ -14,7 +14,9 @@ def picture(height: int = 64, width: int = 96, seed: int = 0) -> "torch.Tensor":
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     planes = [x / width, y / height, 0.5 + 0.4 * np.sin(x / 5) * np.cos(y / 7)]
-    return torch.from_numpy(np.clip(np.stack(planes) + 0.03 * rng.standard_normal((3, height, width)), 0, 1).astype(np.float32))
+    return torch.from_numpy(
+        np.clip(np.stack(planes) + 0.03 * rng.standard_normal((3, height, width)), 0, 1).astype(np.float32)
+    )
 
 
 ALL_KERNELS = {
@@ -29,7 +31,8 @@ ALL_KERNELS = {
 @pytest.mark.parametrize("name", ALL_KERNELS)
 def test_kernels_sum_to_one_and_are_point_symmetric(name: str) -> None:
     kernel = ALL_KERNELS[name](15)
-    assert kernel.shape == (15, 15) and kernel.dtype == np.float32
+    assert kernel.shape == (15, 15)
+    assert kernel.dtype == np.float32
     assert kernel.sum() == pytest.approx(1.0, abs=1e-5)
     np.testing.assert_allclose(kernel, kernel[::-1, ::-1], atol=1e-6)
 
@@ -51,7 +54,8 @@ def test_beta_one_is_the_gaussian() -> None:
 
 def test_sinc_kernel_is_a_low_pass_at_its_cutoff() -> None:
     response = np.abs(np.fft.fft2(K.sinc_kernel(61, np.pi / 2), s=(256, 256)))[0]
-    assert response[:40].min() > 0.9 and response[90:128].max() < 0.1  # the cutoff pi / 2 lies at bin 64
+    assert response[:40].min() > 0.9
+    assert response[90:128].max() < 0.1
 
 
 @pytest.mark.parametrize("size", [0, 4, -3])
@@ -73,7 +77,11 @@ def test_random_kernels_follow_their_probabilities() -> None:
 def test_paper_preset_equals_the_published_table() -> None:
     first, second = D.PAPER.first, D.PAPER.second
     assert (first.resize_range, first.noise_range, first.jpeg_range) == ((0.3, 1.5), (1.0, 15.0), (60, 95))
-    assert (second.resize_range, second.noise_range, second.jpeg_range) == ((0.6, 1.2), (1.0, 12.0), (60, 100))
+    assert (second.resize_range, second.noise_range, second.jpeg_range) == (
+        (0.6, 1.2),
+        (1.0, 12.0),
+        (60, 100),
+    )
     assert (first.kernel.sinc_prob, second.kernel.sinc_prob, D.PAPER.final_sinc_prob) == (0.1, 0.1, 0.8)
     assert (first.resize_prob, second.resize_prob) == ((0.2, 0.7, 0.1), (0.3, 0.4, 0.3))
     assert (first.poisson_range, second.poisson_range) == ((0.05, 2.0), (0.05, 1.0))
@@ -83,7 +91,9 @@ def test_blur_keeps_a_constant_and_smooths_the_rest() -> None:
     flat = torch.full((3, 20, 30), 0.4)
     torch.testing.assert_close(D.blur(flat, K.gaussian_kernel(9, 2.0)), flat)
     image = picture()
-    assert D.blur(image, K.gaussian_kernel(9, 2.0)).diff(dim=2).abs().mean() < image.diff(dim=2).abs().mean() / 2
+    assert (
+        D.blur(image, K.gaussian_kernel(9, 2.0)).diff(dim=2).abs().mean() < image.diff(dim=2).abs().mean() / 2
+    )
 
 
 @pytest.mark.parametrize("mode", D.RESIZE_MODES)
@@ -95,9 +105,11 @@ def test_resize_gives_the_size_asked_for(mode: str) -> None:
 
 def test_resize_factor_stays_in_its_branch() -> None:
     draw = [D.random_resize_factor(np.random.default_rng(k), (1.0, 0.0, 0.0), (0.3, 1.5)) for k in range(50)]
-    assert 1.0 <= min(draw) and max(draw) <= 1.5
+    assert min(draw) >= 1.0
+    assert max(draw) <= 1.5
     draw = [D.random_resize_factor(np.random.default_rng(k), (0.0, 1.0, 0.0), (0.3, 1.5)) for k in range(50)]
-    assert 0.3 <= min(draw) and max(draw) <= 1.0
+    assert min(draw) >= 0.3
+    assert max(draw) <= 1.0
     assert D.random_resize_factor(np.random.default_rng(0), (0.0, 0.0, 1.0), (0.3, 1.5)) == 1.0
     with pytest.raises(ValueError, match="resize mode"):
         D.resize(picture(), 8, 8, "nearest")
@@ -129,9 +141,12 @@ def test_jpeg_is_a_real_jpeg() -> None:
 def test_degrade_is_a_function_of_picture_and_seed() -> None:
     hr = picture(96, 128)
     one, same, other = (D.degrade(hr, np.random.default_rng(seed)) for seed in (5, 5, 6))
-    assert one.shape == (3, 24, 32) and one.dtype == torch.float32
-    assert torch.equal(one, same) and not torch.equal(one, other)
-    assert float(one.min()) >= 0 and float(one.max()) <= 1
+    assert one.shape == (3, 24, 32)
+    assert one.dtype == torch.float32
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert float(one.min()) >= 0
+    assert float(one.max()) <= 1
     torch.testing.assert_close(one * 255, (one * 255).round(), atol=1e-4, rtol=0)
 
 
@@ -139,7 +154,9 @@ def test_degrade_never_leaves_the_range_over_many_seeds() -> None:
     hr = picture(64, 64)
     for seed in range(40):
         lr = D.degrade(hr, np.random.default_rng(seed))
-        assert torch.isfinite(lr).all() and 0 <= float(lr.min()) and float(lr.max()) <= 1
+        assert torch.isfinite(lr).all()
+        assert float(lr.min()) >= 0
+        assert float(lr.max()) <= 1
 
 
 def test_degrade_refuses_sizes_off_the_grid() -> None:

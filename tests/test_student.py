@@ -35,9 +35,12 @@ def test_shapes_follow_the_contract_at_any_even_size() -> None:
     student = lively()
     image, noise = inputs(SMALL, 14, 22)
     features, base = student.encoder(image)
-    assert features.shape == (2, 8, 7, 11) and base.shape == (2, 48, 14, 22)
+    assert features.shape == (2, 8, 7, 11)
+    assert base.shape == (2, 48, 14, 22)
     sr = student.generator(features, base, noise)
-    assert sr.shape == (2, 3, 56, 88) and float(sr.min()) >= 0 and float(sr.max()) <= 1
+    assert sr.shape == (2, 3, 56, 88)
+    assert float(sr.min()) >= 0
+    assert float(sr.max()) <= 1
 
 
 def test_base_is_pillows_bicubic_away_from_the_border() -> None:
@@ -65,7 +68,8 @@ def test_receptive_field_is_as_stated() -> None:
     image[:, :, centre, centre] += 0.1
     changed = (student(image, noise) - before).abs().amax((0, 1)).nonzero() // 4  # LR pixels
     reach = int(max(centre - changed.min(), changed.max() - centre))
-    assert reach <= radius and reach >= radius - SMALL.fold
+    assert reach <= radius
+    assert reach >= radius - SMALL.fold
 
 
 def test_default_student_keeps_its_budget() -> None:
@@ -84,7 +88,8 @@ def test_saved_student_comes_back_equal(tmp_path: Path) -> None:
     student = lively()
     save_student(student, tmp_path / "run", {"steps": 3})
     again, provenance = load_student(tmp_path / "run")
-    assert provenance == {"steps": 3} and again.config == SMALL
+    assert provenance == {"steps": 3}
+    assert again.config == SMALL
     image, noise = inputs(SMALL, 16, 16)
     assert torch.equal(student(image, noise), again(image, noise))
 

@@ -23,7 +23,11 @@ VALUES = "state.json"
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's per-parameter tensors as {"index.name": tensor}, index in the order of the parameter groups."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, slots in state.items() for name, value in slots.items()}
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, slots in state.items()
+        for name, value in slots.items()
+    }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -46,9 +50,15 @@ def save_state(
     """Write modules, optimizers and JSON values as one state folder."""
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
-        tensors |= {f"module/{name}/{key}": value.detach().clone().contiguous() for key, value in module.state_dict().items()}
+        tensors |= {
+            f"module/{name}/{key}": value.detach().clone().contiguous()
+            for key, value in module.state_dict().items()
+        }
     for name, optimizer in optimizers.items():
-        tensors |= {f"optimizer/{name}/{key}": value.clone().contiguous() for key, value in optimizer_tensors(optimizer).items()}
+        tensors |= {
+            f"optimizer/{name}/{key}": value.clone().contiguous()
+            for key, value in optimizer_tensors(optimizer).items()
+        }
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -80,7 +90,9 @@ def load_state(
     """Load a state into modules and optimizers of the same names; returns the JSON values."""
     source = _complete(folder)
     if source is None:
-        raise FileNotFoundError(f"no training state at {folder}; expected {TENSORS} and {VALUES}. Start without --resume")
+        raise FileNotFoundError(
+            f"no training state at {folder}; expected {TENSORS} and {VALUES}. Start without --resume"
+        )
     tensors = load_file(source / TENSORS)
     for name, module in modules.items():
         module.load_state_dict(_under(tensors, f"module/{name}/"))

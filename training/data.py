@@ -30,7 +30,9 @@ def find_images(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"expected a folder of photos, got {root}, which is not a folder")
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not paths:
-        raise FileNotFoundError(f"no image below {root}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise FileNotFoundError(
+            f"no image below {root}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+        )
     return paths
 
 
@@ -74,9 +76,13 @@ class PhotoSet:
 def split_photos(paths: Sequence[Path], held_out: int) -> tuple[list[Path], list[Path]]:
     """(training, validation) paths; every n-th photo of the sorted list is held out, so the split needs no random state."""
     if not 0 <= held_out < len(paths):
-        raise ValueError(f"held_out must be from 0 to {len(paths) - 1} for {len(paths)} photos, got {held_out}")
+        raise ValueError(
+            f"held_out must be from 0 to {len(paths) - 1} for {len(paths)} photos, got {held_out}"
+        )
     chosen = {int((k + 0.5) * len(paths) / held_out) for k in range(held_out)}
-    return [p for k, p in enumerate(paths) if k not in chosen], [p for k, p in enumerate(paths) if k in chosen]
+    return [p for k, p in enumerate(paths) if k not in chosen], [
+        p for k, p in enumerate(paths) if k in chosen
+    ]
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class CropParams:
 
 def random_crop(photo: np.ndarray, rng: np.random.Generator, params: CropParams) -> np.ndarray:
     """Random window of (h, w, 3) uint8 -> (size, size, 3). A photo smaller than the window is mirrored at its border."""
-    want = int(round(params.size / rng.uniform(*params.zoom_range)))
+    want = round(params.size / rng.uniform(*params.zoom_range))
     want = max(params.size, min(want, *photo.shape[:2]))
     short = [(0, max(0, want - side)) for side in photo.shape[:2]]
     if any(after for _, after in short):

@@ -89,7 +89,9 @@ def resize(image: Tensor, height: int, width: int, mode: str) -> Tensor:
     return F.interpolate(image[None], size=(height, width), mode=mode, align_corners=align)[0]
 
 
-def random_resize_factor(rng: np.random.Generator, prob: tuple[float, float, float], bounds: tuple[float, float]) -> float:
+def random_resize_factor(
+    rng: np.random.Generator, prob: tuple[float, float, float], bounds: tuple[float, float]
+) -> float:
     """Factor of the up (1, high), down (low, 1) or keep branch."""
     branch = rng.choice(3, p=prob)
     if branch == 0:
@@ -151,14 +153,21 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
     if rng.random() < first.blur_prob:
         image = blur(image, random_kernel(rng, first.kernel))
     factor = random_resize_factor(rng, first.resize_prob, first.resize_range)
-    image = resize(image, max(1, int(hr.shape[1] * factor)), max(1, int(hr.shape[2] * factor)), str(rng.choice(RESIZE_MODES)))
+    image = resize(
+        image,
+        max(1, int(hr.shape[1] * factor)),
+        max(1, int(hr.shape[2] * factor)),
+        str(rng.choice(RESIZE_MODES)),
+    )
     image = random_noise(image, rng, first)
     image = random_jpeg(image, rng, first)
 
     if rng.random() < second.blur_prob:
         image = blur(image, random_kernel(rng, second.kernel))
     factor = random_resize_factor(rng, second.resize_prob, second.resize_range)
-    image = resize(image, max(1, int(height * factor)), max(1, int(width * factor)), str(rng.choice(RESIZE_MODES)))
+    image = resize(
+        image, max(1, int(height * factor)), max(1, int(width * factor)), str(rng.choice(RESIZE_MODES))
+    )
     image = random_noise(image, rng, second)
 
     jpeg_first = rng.random() < 0.5  # the last resize and sinc come before or after the last JPEG

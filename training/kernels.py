@@ -26,7 +26,9 @@ class KernelParams:
 
     def __post_init__(self) -> None:
         if abs(sum(self.kind_prob) - 1.0) > 1e-6 or len(self.kind_prob) != len(KINDS):
-            raise ValueError(f"kind_prob needs {len(KINDS)} probabilities that sum to 1, got {self.kind_prob}")
+            raise ValueError(
+                f"kind_prob needs {len(KINDS)} probabilities that sum to 1, got {self.kind_prob}"
+            )
         if self.size_range[0] % 2 == 0 or self.size_range[1] % 2 == 0:
             raise ValueError(f"kernel sizes must be odd, got {self.size_range}")
 
@@ -50,12 +52,16 @@ def _normalised(kernel: np.ndarray) -> np.ndarray:
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def gaussian_kernel(size: int, sigma_x: float, sigma_y: float | None = None, theta: float = 0.0) -> np.ndarray:
+def gaussian_kernel(
+    size: int, sigma_x: float, sigma_y: float | None = None, theta: float = 0.0
+) -> np.ndarray:
     """exp(-d^2 / 2); isotropic when sigma_y is None."""
     return _normalised(np.exp(-0.5 * _mahalanobis(size, sigma_x, sigma_y or sigma_x, theta)))
 
 
-def generalized_gaussian_kernel(size: int, sigma_x: float, sigma_y: float | None, theta: float, beta: float) -> np.ndarray:
+def generalized_gaussian_kernel(
+    size: int, sigma_x: float, sigma_y: float | None, theta: float, beta: float
+) -> np.ndarray:
     """exp(-(d^2)^beta / 2): beta < 1 is peaked, beta = 1 the Gaussian, beta > 1 flat-topped."""
     return _normalised(np.exp(-0.5 * _mahalanobis(size, sigma_x, sigma_y or sigma_x, theta) ** beta))
 

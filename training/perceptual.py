@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 BGR_MEAN = (104.0, 117.0, 123.0)
 LAYERS = ("conv1", "fire3", "fire5", "fire7", "fire9")
-_FIRES = {2: (16, 64), 3: (16, 64), 4: (32, 128), 5: (32, 128), 6: (48, 192), 7: (48, 192), 8: (64, 256), 9: (64, 256)}
+_FIRES = {
+    2: (16, 64),
+    3: (16, 64),
+    4: (32, 128),
+    5: (32, 128),
+    6: (48, 192),
+    7: (48, 192),
+    8: (64, 256),
+    9: (64, 256),
+}
 
 
 class Fire(nn.Module):
@@ -59,7 +68,9 @@ class SqueezeFeatures(nn.Module):
         missing = self.load_state_dict(weights, strict=False)
         wrong = [key for key in missing.missing_keys if key != "mean"] + list(missing.unexpected_keys)
         if wrong:
-            raise ValueError(f"{path} is not a SqueezeNet 1.1 in the Caffe layout: {', '.join(wrong[:4])} missing or unknown")
+            raise ValueError(
+                f"{path} is not a SqueezeNet 1.1 in the Caffe layout: {', '.join(wrong[:4])} missing or unknown"
+            )
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The five maps before normalisation; the losses normalise inside their inner products, which costs far less."""

@@ -1,0 +1,134 @@
+"""Export: ONNX graphs equal to torch, INT8, the bundle as a whole, and what happens when something is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
+pytest.importorskip("skimage", reason="needs the extra `export`, whose scikit-image holds the calibration photos")
+
+from calibration.samples import draw_samples  # noqa: E402  (after importorskip)
+from export import bundle as writer  # noqa: E402
+from export.onnx import OnnxStudent  # noqa: E402
+from export.quantize import float_nodes, quantize_int8  # noqa: E402
+from export.student import Student, StudentConfig, load_student, save_student  # noqa: E402
+from runtime.bundle import Bundle  # noqa: E402
+from runtime.upscaler import Upscaler  # noqa: E402
+
+SMALL = StudentConfig(width=16, encoder_blocks=1, generator_blocks=1, detail=16)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    student = Student(SMALL)
+    with torch.no_grad():
+        student.generator.last.weight.mul_(5)  # a residual that is worth quantizing
+    save_student(student, folder, {"steps": 0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "small.gdposr"
+    writer.write_bundle(checkpoint, out)
+    return out
+
+
+def graphs(bundle: Path, precision: str) -> dict[str, Path]:
+    return {role: bundle / f"{role}.{precision}.onnx" for role in ("encoder", "generator")}
+
+
+@pytest.mark.parametrize("precision", writer.PRECISIONS)
+def test_each_precision_keeps_its_floor_against_torch(checkpoint: Path, exported: Path, precision: str) -> None:
+    student, _ = load_student(checkpoint)
+    worst = writer.check_parity(student, OnnxStudent(graphs(exported, precision)), precision)
+    assert worst >= writer.PARITY_FLOOR_DB[precision]
+    assert json.loads((exported / "manifest.json").read_text())["accuracy"]["parity_db"][precision] == round(worst, 1)
+
+
+def test_parity_check_refuses_other_weights(exported: Path) -> None:
+    torch.manual_seed(1)
+    with pytest.raises(writer.ParityError, match="fp32: expected at least 100 dB"):
+        writer.check_parity(Student(SMALL).eval(), OnnxStudent(graphs(exported, "fp32")), "fp32")
+
+
+def test_graphs_are_dynamic_readable_and_free_of_the_exporting_machine(exported: Path) -> None:
+    for role, names in {"encoder": ["image"], "generator": ["features", "base", "noise"]}.items():
+        model = onnx.load(exported / f"{role}.fp32.onnx")
+        assert [value.name for value in model.graph.input] == names
+        assert {"model", "checkpoint_sha256"} <= {entry.key for entry in model.metadata_props}
+        text = model.SerializeToString()
+        assert b"site-packages" not in text
+        assert b".py" not in text
+        kinds = {node.op_type for node in model.graph.node}
+        phone = {"Conv", "Relu", "LeakyRelu", "Add", "Sub", "Pad", "Clip", "DepthToSpace", "SpaceToDepth", "Concat"}
+        assert kinds <= phone | {"Reshape", "Transpose", "Shape", "Slice", "Gather", "Constant", "Div", "Mul", "Cast"}, kinds
+
+
+def test_int8_keeps_the_base_in_floating_point_and_is_smaller(exported: Path) -> None:
+    for role in ("encoder", "generator"):
+        model = onnx.load(exported / f"{role}.fp32.onnx")
+        assert len(float_nodes(model)) == 1
+    kinds = [node.op_type for node in onnx.load(exported / "encoder.int8.onnx").graph.node]
+    assert "QuantizeLinear" in kinds
+    with pytest.raises(ValueError, match="at least 4 samples"):
+        quantize_int8(graphs(exported, "fp32"), exported, draw_samples(None, 3))
+
+
+def test_bundle_runs_in_the_runtime_and_passes_its_probe(exported: Path, make_pixels: Callable[..., np.ndarray]) -> None:
+    Bundle.open(exported).verify()
+    image = make_pixels(20, 30)
+    results = {}
+    for precision in writer.PRECISIONS:
+        with Upscaler(exported, device="cpu", precision=precision) as upscaler:
+            (results[precision],) = upscaler.up(image, seed=3)
+            assert upscaler.notes == () or precision in upscaler.precision
+    assert results["fp32"].shape == (80, 120, 3)
+    for precision in ("fp16", "int8"):
+        difference = results[precision].astype(float) - results["fp32"]
+        assert np.sqrt(np.mean(difference**2)) < 4.0, precision
+
+
+def test_tiles_of_a_student_agree_to_the_byte(exported: Path, make_pixels: Callable[..., np.ndarray]) -> None:
+    image = make_pixels(70, 90)
+    with Upscaler(exported, device="cpu", precision="fp32", tile=256) as whole:
+        expected = whole.up(image, seed=1)[0].astype(int)
+    with Upscaler(exported, device="cpu", precision="fp32", tile=32) as tiled:
+        came = tiled.up(image, seed=1)[0].astype(int)
+    assert np.array_equal(expected, came), f"largest difference {np.abs(expected - came).max()}"
+
+
+def test_same_checkpoint_gives_the_same_bytes(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    writer.write_bundle(checkpoint, tmp_path / "small.gdposr")
+    for path in sorted(exported.iterdir()):
+        assert (tmp_path / "small.gdposr" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_failed_export_leaves_the_old_bundle(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "b.gdposr"
+    writer.write_bundle(checkpoint, out, precisions=["fp32"])
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    monkeypatch.setattr(writer, "PARITY_FLOOR_DB", {"fp32": 1000.0})
+    arguments = ["--checkpoint", str(checkpoint), "--out", str(out), "--precision", "fp32"]
+    assert writer.main(arguments) == 1
+    assert "expected at least 1000 dB" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["b.gdposr"]
+
+
+def test_wrong_arguments_are_named(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert writer.main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    assert "not a student checkpoint" in capsys.readouterr().err
+    (tmp_path / "folder").mkdir()
+    assert writer.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "folder")]) == 2
+    assert "not a bundle" in capsys.readouterr().err
+    assert writer.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"), "--targets", "coreml"]) == 2
+    assert "only onnx" in capsys.readouterr().err
