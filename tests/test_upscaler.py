@@ -15,10 +15,11 @@ from PIL import Image
 from runtime import stream
 from runtime import upscaler as module
 from runtime.backend import OnnxBackend
-from runtime.bundle import Bundle
+from runtime.bundle import DEFAULT_BUNDLE, Bundle
 from runtime.color import COLOR_FIXES, color_fix
 from runtime.errors import DeviceError, GdposrError, ImageError, SettingError
 from runtime.image import Photo
+from runtime.manifest import PRECISIONS
 from runtime.pixels import as_picture, fill_transparent
 from runtime.upscaler import Upscaler
 
@@ -591,3 +592,44 @@ def test_wavelet_of_any_size(bundle: Bundle, make_pixels: Pixels, size: tuple[in
     plain = Upscaler(bundle, color_fix="none").up(image)[0]
     fixed = Upscaler(bundle, color_fix="wavelet").up(image)[0]
     np.testing.assert_allclose(fixed, color_fix(plain, image, "wavelet"), atol=2e-6)
+
+
+@pytest.mark.skipif(not DEFAULT_BUNDLE.exists(), reason="needs the shipped bundle")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_shipped_model_gives_same_bytes(make_pixels: Pixels, precision: str) -> None:
+    """The promise holds for the real graphs, too: its context covers its receptive field on this processor."""
+    bundle = Bundle.open()
+    if precision not in bundle.manifest.graphs:
+        pytest.skip(f"needs a shipped bundle with {precision} graphs")
+    image = make_pixels(75, 102)
+    whole, *tiled = (
+        Upscaler(bundle, device="cpu", precision=precision, tile=tile, threads=threads, check=False).up(
+            image, seed=3
+        )[0]
+        for tile, threads in ((4096, 1), (4096, 2), (32, 1), (50, 2))
+    )
+    for picture in tiled:
+        assert_same(picture, whole)
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from runtime.upscaler import Upscaler
+
+image = np.random.default_rng(0).integers(0, 255, (3000, 4000, 3), dtype=np.uint8)
+result = next(Upscaler(sys.argv[1], color_fix=sys.argv[2], tile=256).samples(image))
+unit = 1 if sys.platform == "darwin" else 1024
+print(result.nbytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fix", COLOR_FIXES)
+def test_memory_of_a_large_photo(run_python: Callable[..., Any], toy_bundle: Path, fix: str) -> None:
+    """12 megapixels enlarged 4 times: peak RSS at most 1.3 times the result plus 400 MB."""
+    pytest.importorskip("resource", reason="needs a system that counts resident memory")
+    result = run_python("-c", MEMORY, toy_bundle, fix, timeout=900)
+    assert result.returncode == 0, result.stderr
+    size, peak = map(int, result.stdout.split())
+    assert peak <= 1.3 * size + 400e6, f"peak {peak / 1e6:.0f} MB for a result of {size / 1e6:.0f} MB"
