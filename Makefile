@@ -4,8 +4,8 @@ PYTHON      = python3
 VENV        = .venv
 # Without `train` (diffusers, peft, ...): the student needs of it no more than `export` brings.
 EXTRAS      = export,demo,dev
-# More arguments for pip. On Linux, PyPI's torch is the CUDA build (gigabytes); the CPU build is enough here:
-#   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# More arguments for pip. On Linux, the default torch is the CUDA build (gigabytes); the CPU build is enough here:
+#   make setup PIP_ARGS="--extra-index-url URL" with the CPU wheel index that PyTorch's installation page names
 PIP_ARGS    =
 # Left out by default: tests of more than about ten seconds. All of them: make test PYTEST_ARGS=
 PYTEST_ARGS = -m "not slow"
@@ -38,7 +38,7 @@ help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12   the Python that creates $(VENV) (3.11 or newer)"
-	@echo "  PIP_ARGS=...        more arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu"
+	@echo "  PIP_ARGS=...        more arguments for pip, such as --extra-index-url URL"
 	@echo "  ARGS=...            more arguments for the command behind a target"
 
 setup: $(INSTALLED) ## create the environment in .venv
