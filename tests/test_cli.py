@@ -377,7 +377,11 @@ def test_ctrl_c_in_a_real_process(root: Path, toy_bundle: Path, make_photo: Any,
         sys.executable, "-m", "gdposr", "upscale", *inputs, "-o", str(tmp_path / "out"), "--samples", "8",
         "--bundle", str(toy_bundle),
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    # A test run started in the background ignores SIGINT and would hand that on.
+    process = subprocess.Popen(
+        command, cwd=root, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None and not list(tmp_path.glob("out/*.png")):
         time.sleep(0.01)
