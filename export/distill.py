@@ -29,6 +29,7 @@ from export.objectives import (
     discriminator_loss,
     diversity_loss,
     generator_loss,
+    grid_loss,
     squared_feature_distance,
     structure_loss,
 )
@@ -67,6 +68,7 @@ class DistillConfig:
         0.25,
     )  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
+    grid: float = 10.0  # against patterns at the period of the pixel shuffles
     diversity: float = 1.0
     texture_share: float = 0.7  # see objectives.diversity_loss
     adversary: float = 0.5  # its gradient at the pixels, relative to that of pixel and structure together
@@ -255,7 +257,9 @@ class Distiller:
             fake[: len(hr)], real
         )  # of the first samples: same expectation, half the cost
         losses["diversity"] = diversity_loss(samples, hr, c.texture_share)
-        pull = anchor + _gradient(c.feature * losses["feature"] + c.diversity * losses["diversity"], samples)
+        losses["grid"] = grid_loss(samples, hr)
+        total = torch.stack([getattr(c, name) * losses[name] for name in ("feature", "diversity", "grid")]).sum()
+        pull = anchor + _gradient(total, samples)
         if c.adversary > 0 and progress >= c.adversary_from:
             self.discriminator.requires_grad_(False)
             with self._autocast():

@@ -61,6 +61,16 @@ def diversity_loss(samples: Tensor, target: Tensor, share: float) -> Tensor:
     return F.relu(share * strength(high_pass(target)) - strength(first - second)).mean()
 
 
+def grid_loss(samples: Tensor, target: Tensor, period: int = 8, cells: int = 6) -> Tensor:
+    """L1 between the patterns of this period in samples and photo: the high-pass averaged, phase by phase, over windows of
+    cells x cells periods. Texture averages out, a checkerboard of the pixel shuffles does not. Sizes are multiples of period."""
+
+    def pattern(x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pixel_unshuffle(high_pass(x), period), cells, stride=max(1, cells // 2))
+
+    return (pattern(samples) - pattern(target).repeat(2, 1, 1, 1)).abs().mean()
+
+
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss (Lim & Ye 2017)."""
     return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
