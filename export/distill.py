@@ -258,7 +258,9 @@ class Distiller:
         )  # of the first samples: same expectation, half the cost
         losses["diversity"] = diversity_loss(samples, hr, c.texture_share)
         losses["grid"] = grid_loss(samples, hr)
-        total = torch.stack([getattr(c, name) * losses[name] for name in ("feature", "diversity", "grid")]).sum()
+        total = torch.stack(
+            [getattr(c, name) * losses[name] for name in ("feature", "diversity", "grid")]
+        ).sum()
         pull = anchor + _gradient(total, samples)
         if c.adversary > 0 and progress >= c.adversary_from:
             self.discriminator.requires_grad_(False)

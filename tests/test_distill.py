@@ -136,6 +136,17 @@ def test_structure_loss_sees_low_frequencies_only() -> None:
     )
 
 
+def test_grid_loss_sees_a_pattern_of_the_pixel_shuffle_and_not_texture() -> None:
+    draw = torch.Generator().manual_seed(0)
+    photo = torch.rand(2, 3, 96, 96, generator=draw)
+    texture = 0.05 * torch.randn(4, 3, 96, 96, generator=draw)
+    mesh = 0.05 * torch.randn(8, 8, generator=draw).repeat(12, 12)
+    both = photo.repeat(2, 1, 1, 1)
+    assert float(objectives.grid_loss(both, photo)) == 0.0
+    seen, passed = (float(objectives.grid_loss(both + x, photo)) for x in (mesh, texture))
+    assert seen > 4 * passed
+
+
 def test_discriminator_has_one_logit_per_eight_pixels() -> None:
     assert objectives.PatchDiscriminator(8)(torch.rand(2, 3, 64, 48)).shape == (2, 1, 8, 6)
 
@@ -156,19 +167,20 @@ def test_two_steps_give_the_recorded_losses(photos: Path, weights: Path, tmp_pat
 
 
 RECORDED: list[dict[str, float]] = [
-    {"pixel": 0.083657, "structure": 0.04623, "feature": 0.170027, "diversity": 0.007123},
+    {"pixel": 0.083657, "structure": 0.04623, "feature": 0.170027, "diversity": 0.007123, "grid": 0.006394},
     {
-        "pixel": 0.040064,
-        "structure": 0.01801,
-        "feature": 0.050889,
-        "diversity": 0.007608,
-        "adversary": 0.032209,
+        "pixel": 0.040012,
+        "structure": 0.018108,
+        "feature": 0.050717,
+        "diversity": 0.007721,
+        "grid": 0.006901,
+        "adversary": 0.032187,
     },
 ]
 
 
 def test_adversary_pulls_with_its_share_of_the_pixel_gradient(weights: Path) -> None:
-    config = replace(TINY, adversary=0.5, adversary_from=0.0, feature=0.0, diversity=0.0)
+    config = replace(TINY, adversary=0.5, adversary_from=0.0, feature=0.0, diversity=0.0, grid=0.0)
     distiller = distill.Distiller(config, SqueezeFeatures(weights))
     draw = torch.Generator().manual_seed(0)
     samples, hr = (torch.rand(n, 3, 64, 64, generator=draw) for n in (4, 2))
@@ -198,11 +210,10 @@ def test_init_starts_from_a_student_and_keeps_its_history(
     distill.train(TINY, photos, weights, tmp_path / "second", distill.Budget(steps=1), workers=0, init=begin)
     _, provenance = load_student(tmp_path / "second" / "student")
     assert [entry["steps"] for entry in provenance["history"]] == [2]
-    with pytest.raises(ValueError, match="student"):
-        other = replace(TINY, student=replace(TINY.student, width=16))
-        distill.train(
-            other, photos, weights, tmp_path / "third", distill.Budget(steps=1), workers=0, init=begin
-        )
+    other = replace(TINY, student=replace(TINY.student, width=16))
+    third, budget = tmp_path / "third", distill.Budget(steps=1)
+    with pytest.raises(ValueError, match="set student"):
+        distill.train(other, photos, weights, third, budget, workers=0, init=begin)
 
 
 def test_resumed_run_equals_an_uninterrupted_one(photos: Path, weights: Path, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
-pytest.importorskip("skimage", reason="needs the extra `export`, whose scikit-image holds the calibration photos")
+pytest.importorskip(
+    "skimage", reason="needs the extra `export`, whose scikit-image holds the calibration photos"
+)
 
 from calibration.samples import draw_samples  # noqa: E402  (after importorskip)
 from export import bundle as writer  # noqa: E402
@@ -45,11 +47,15 @@ def graphs(bundle: Path, precision: str) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("precision", writer.PRECISIONS)
-def test_each_precision_keeps_its_floor_against_torch(checkpoint: Path, exported: Path, precision: str) -> None:
+def test_each_precision_keeps_its_floor_against_torch(
+    checkpoint: Path, exported: Path, precision: str
+) -> None:
     student, _ = load_student(checkpoint)
     worst = writer.check_parity(student, OnnxStudent(graphs(exported, precision)), precision)
     assert worst >= writer.PARITY_FLOOR_DB[precision]
-    assert json.loads((exported / "manifest.json").read_text())["accuracy"]["parity_db"][precision] == round(worst, 1)
+    assert json.loads((exported / "manifest.json").read_text())["accuracy"]["parity_db"][precision] == round(
+        worst, 1
+    )
 
 
 def test_parity_check_refuses_other_weights(exported: Path) -> None:
@@ -67,8 +73,29 @@ def test_graphs_are_dynamic_readable_and_free_of_the_exporting_machine(exported:
         assert b"site-packages" not in text
         assert b".py" not in text
         kinds = {node.op_type for node in model.graph.node}
-        phone = {"Conv", "Relu", "LeakyRelu", "Add", "Sub", "Pad", "Clip", "DepthToSpace", "SpaceToDepth", "Concat"}
-        assert kinds <= phone | {"Reshape", "Transpose", "Shape", "Slice", "Gather", "Constant", "Div", "Mul", "Cast"}, kinds
+        phone = {
+            "Conv",
+            "Relu",
+            "LeakyRelu",
+            "Add",
+            "Sub",
+            "Pad",
+            "Clip",
+            "DepthToSpace",
+            "SpaceToDepth",
+            "Concat",
+        }
+        assert kinds <= phone | {
+            "Reshape",
+            "Transpose",
+            "Shape",
+            "Slice",
+            "Gather",
+            "Constant",
+            "Div",
+            "Mul",
+            "Cast",
+        }, kinds
 
 
 def test_int8_keeps_the_base_in_floating_point_and_is_smaller(exported: Path) -> None:
@@ -81,7 +108,9 @@ def test_int8_keeps_the_base_in_floating_point_and_is_smaller(exported: Path) ->
         quantize_int8(graphs(exported, "fp32"), exported, draw_samples(None, 3))
 
 
-def test_bundle_runs_in_the_runtime_and_passes_its_probe(exported: Path, make_pixels: Callable[..., np.ndarray]) -> None:
+def test_bundle_runs_in_the_runtime_and_passes_its_probe(
+    exported: Path, make_pixels: Callable[..., np.ndarray]
+) -> None:
     Bundle.open(exported).verify()
     image = make_pixels(20, 30)
     results = {}
@@ -124,11 +153,16 @@ def test_failed_export_leaves_the_old_bundle(
     assert [p.name for p in tmp_path.iterdir()] == ["b.gdposr"]
 
 
-def test_wrong_arguments_are_named(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert writer.main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "not a student checkpoint" in capsys.readouterr().err
     (tmp_path / "folder").mkdir()
     assert writer.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "folder")]) == 2
     assert "not a bundle" in capsys.readouterr().err
-    assert writer.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"), "--targets", "coreml"]) == 2
+    assert (
+        writer.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"), "--targets", "coreml"])
+        == 2
+    )
     assert "only onnx" in capsys.readouterr().err
