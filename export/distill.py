@@ -59,19 +59,13 @@ class DistillConfig:
     discriminator_every: int = 2  # steps between updates of the discriminator
     adversary_from: float = 0.2  # part of the run after which the adversary joins
     pixel: float = 2.0
-    feature: float = 0.3
-    feature_layers: tuple[float, ...] = (
-        1.0,
-        1.0,
-        1.0,
-        0.5,
-        0.25,
-    )  # weights of conv1, fire3, fire5, fire7, fire9
+    feature: float = 1.0
+    feature_layers: tuple[float, ...] = (1.0,) * 5  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
-    grid: float = 10.0  # against patterns at the period of the pixel shuffles
-    diversity: float = 1.0
-    texture_share: float = 0.7  # see objectives.diversity_loss
-    adversary: float = 0.5  # its gradient at the pixels, relative to that of pixel and structure together
+    grid: float = 20.0  # against patterns at the period of the pixel shuffles
+    diversity: float = 0.5
+    texture_share: float = 0.3  # see objectives.diversity_loss
+    adversary: float = 0.15  # its gradient at the pixels, relative to that of pixel and structure together
     ema: float = 0.999
     clip: float = 0.5  # largest norm of the gradient
     held_out: int = 16  # photos kept for validation
