@@ -39,6 +39,7 @@ from runtime.manifest import (
     TensorSpec,
 )
 from runtime.noise import noise_field
+from training.checkpoint import replace_folder
 
 PRECISIONS = ("fp32", "fp16", "int8")
 PARITY_FLOOR_DB = {
@@ -120,7 +121,7 @@ def write_bundle(
                 path.unlink()
         (fresh / MANIFEST_NAME).write_text(json.dumps(manifest.to_dict(), indent=2, sort_keys=True) + "\n")
         Bundle.open(fresh).verify()
-        _swap(fresh, out)
+        replace_folder(fresh, out)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -221,15 +222,6 @@ def _sha256(content: bytes) -> str:
 
 def _tools() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript")}
-
-
-def _swap(fresh: Path, out: Path) -> None:
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    fresh.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def main(argv: list[str] | None = None) -> int:

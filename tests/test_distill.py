@@ -14,28 +14,17 @@ from safetensors.torch import load_file, save_file  # noqa: E402  (after importo
 
 from export import distill, objectives  # noqa: E402
 from export.student import load_student  # noqa: E402
-from training.perceptual import LAYERS, SqueezeFeatures  # noqa: E402
+from training.perceptual import _FIRES, LAYERS, SqueezeFeatures  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SqueezeNet 1.1 with random weights, in the layout of the real file."""
     torch.manual_seed(0)
-    shape = object.__new__(SqueezeFeatures)
-    torch.nn.Module.__init__(shape)
     path = tmp_path_factory.mktemp("weights") / "squeezenet.safetensors"
     state = {"conv1.weight": torch.randn(64, 3, 3, 3) * 0.02, "conv1.bias": torch.zeros(64)}
     channels = 64
-    for index, (squeeze, expand) in {
-        2: (16, 64),
-        3: (16, 64),
-        4: (32, 128),
-        5: (32, 128),
-        6: (48, 192),
-        7: (48, 192),
-        8: (64, 256),
-        9: (64, 256),
-    }.items():
+    for index, (squeeze, expand) in _FIRES.items():
         for name, outputs, inputs, side in (
             ("squeeze1x1", squeeze, channels, 1),
             ("expand1x1", expand, squeeze, 1),

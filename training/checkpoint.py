@@ -64,11 +64,16 @@ def save_state(
     fresh.mkdir(parents=True)
     save_file(tensors, fresh / TENSORS)
     (fresh / VALUES).write_text(json.dumps(dict(values), indent=2) + "\n")
-    old = folder.with_name(folder.name + ".old")
+    replace_folder(fresh, folder)
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Put the folder fresh in target's place; what stood there is removed once the new one is in place."""
+    old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
