@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,15 +28,16 @@ from export.objectives import (
     diversity_loss,
     generator_loss,
     grid_loss,
-    squared_feature_distance,
     structure_loss,
 )
-from export.recipe import PRESETS, Budget, DistillConfig
+from export.recipe import PRESETS, DistillConfig
 from export.student import Student, load_student, save_student
-from export.validation import Validation
+from training.budget import Budget, Interrupt
 from training.checkpoint import has_state, load_state, save_state
 from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
-from training.perceptual import SqueezeFeatures
+from training.perceptual import SqueezeFeatures, squared_feature_distance
+from training.settings import to_dict, with_settings
+from training.validation import Validation
 
 log = logging.getLogger("distill")
 
@@ -77,6 +77,19 @@ class Distiller:
         self.student.load_state_dict(earlier.state_dict())
         self.average.load_state_dict(earlier.state_dict())
         return provenance
+
+    def validate(self, validation: Validation, step: int) -> dict[str, float]:
+        """Measure the averaged student."""
+        c = self.config.student
+
+        def sample(lr: Tensor, hr: Tensor, k: int) -> Tensor:
+            shape = (len(lr), c.noise_channels, lr.shape[2] // c.fold, lr.shape[3] // c.fold)
+            return self.average(lr, torch.randn(shape, generator=torch.Generator().manual_seed(k)))
+
+        def plain(lr: Tensor) -> Tensor:
+            return torch.pixel_shuffle(self.average.encoder(lr)[1], c.scale)
+
+        return validation(sample, step, plain)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -187,26 +200,6 @@ def _gradient(loss: Tensor, samples: Tensor) -> Tensor:
     return torch.autograd.grad(loss, samples, retain_graph=True)[0]
 
 
-class _Interrupt:
-    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C is the usual one."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> _Interrupt:
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def train(
     config: DistillConfig,
     data: Path,
@@ -235,23 +228,27 @@ def train(
         values = load_state(out / "state", distiller.modules, distiller.optimizers)
         step, budget.spent, history = values["step"], values["seconds"], values["history"]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(config.to_dict() | {"data": str(data)}, indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps(to_dict(config) | {"data": str(data)}, indent=2) + "\n")
     pairs = PairDataset(
-        PhotoSet(training), CropParams(config.crop), seed=config.seed, start=step * config.batch
+        PhotoSet(training),
+        CropParams(config.crop),
+        mild_share=config.mild_share,
+        seed=config.seed,
+        start=step * config.batch,
     )
-    validation = Validation(PhotoSet(held_out), distiller.features, out / "samples")
-    budget.started = time.monotonic()
+    validation = Validation(PhotoSet(held_out), out / "samples", distiller.features)
+    budget.start(budget.spent)
 
-    def save() -> None:
+    def save(name: str = "state") -> None:
         save_state(
-            out / "state",
+            out / name,
             distiller.modules,
             distiller.optimizers,
             {"step": step, "seconds": budget.seconds(), "history": history},
         )
 
     def measure() -> dict[str, Any]:
-        row = {"step": step, "seconds": round(budget.seconds(), 1), **validation(distiller.average, step)}
+        row = {"step": step, "seconds": round(budget.seconds(), 1), **distiller.validate(validation, step)}
         with (out / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         log.info("validation %s", " ".join(f"{k}={v:.4g}" for k, v in row.items()))
@@ -265,16 +262,17 @@ def train(
 
     last: dict[str, Any] = {}
     next_measure = budget.seconds() + 60.0  # the first one early, to see at once whether the student lives
-    with _Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         for lr, hr in _batches(pairs, config.batch, workers):
             progress = budget.progress(step)
             if progress >= 1.0 or interrupt.asked:
                 break
             losses = distiller.step(lr, hr, step, progress)
             if not all(math.isfinite(v) for v in losses.values()):
-                save()
+                save("failed")
                 raise FloatingPointError(
-                    f"step {step}: loss is not finite ({losses}); state saved in {out / 'state'}. Lower lr or use fp32"
+                    f"step {step}: loss is not finite ({losses}); what stood then is in {out / 'failed'}, the last regular "
+                    f"state in {out / 'state'}. Lower lr or use fp32"
                 )
             step += 1
             if on_progress:
@@ -289,7 +287,7 @@ def train(
         "steps": step,
         "minutes": round(budget.seconds() / 60, 1),
         "photos": len(training),
-        "config": config.to_dict(),
+        "config": to_dict(config),
         "validation": last,
         "history": history,  # earlier runs whose weights this one began with
     }
@@ -337,9 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        if not args.minutes and not args.steps:
-            raise ValueError("give a budget: --minutes or --steps")
-        config = PRESETS[args.preset].with_settings(args.set)
+        config = with_settings(PRESETS[args.preset], args.set)
         budget = Budget(steps=args.steps, minutes=args.minutes)
         last = time.monotonic()
 

@@ -6,29 +6,9 @@ pictures. All images RGB in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-
-Maps = Sequence[Tensor]
-
-
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a/|a| - b/|b||^2 over channels = 2 - 2 cos: (n, c, h, w) twice -> (n, h, w), from 0 to 4, in fp32."""
-    a, b = a.float(), b.float()
-    norms = (a.square().sum(1) * b.square().sum(1) + 1e-12).rsqrt()
-    return (2.0 - 2.0 * (a * b).sum(1) * norms).clamp_min(0.0)
-
-
-def squared_feature_distance(a: Maps, b: Maps, weights: Sequence[float] | None = None) -> Tensor:
-    """Squared distance of channel-normalised features, mean over places, mean over layers (weighted when weights are given). With
-    SqueezeNet's maps and no weights this is the SQF score."""
-    weights = weights or [1.0] * len(a)
-    terms = [w * squared_distances(x, y).mean() for w, x, y in zip(weights, a, b, strict=True)]
-    return torch.stack(terms).sum() / sum(weights)
 
 
 def low_pass(image: Tensor, cell: int = 8) -> Tensor:

@@ -108,3 +108,48 @@ def run_python(root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, check=False, **settings)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SqueezeNet 1.1 with random weights, in the layout of the real file. Needs torch."""
+    import torch
+    from safetensors.torch import save_file
+
+    from training.perceptual import _FIRES
+
+    draw = torch.Generator().manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "squeezenet.safetensors"
+    state = {
+        "conv1.weight": torch.randn(64, 3, 3, 3, generator=draw) * 0.02,
+        "conv1.bias": torch.zeros(64),
+    }
+    channels = 64
+    for index, (squeeze, expand) in _FIRES.items():
+        for name, outputs, inputs, side in (
+            ("squeeze1x1", squeeze, channels, 1),
+            ("expand1x1", expand, squeeze, 1),
+            ("expand3x3", expand, squeeze, 3),
+        ):
+            kernel = torch.randn(outputs, inputs, side, side, generator=draw)
+            state[f"fire{index}.{name}.weight"] = kernel * (2 / (inputs * side**2)) ** 0.5
+            state[f"fire{index}.{name}.bias"] = torch.zeros(outputs)
+        channels = 2 * expand
+    save_file(state, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four generated pictures of 160x120 pixels to train on."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:120, 0:160]
+    for k in range(4):
+        waves = (
+            128
+            + 80 * np.sin(x / (3 + k))[..., None] * np.cos(y / (5 + k))[..., None]
+            + rng.normal(0, 12, (120, 160, 3))
+        )
+        Image.fromarray(np.clip(waves, 0, 255).astype(np.uint8)).save(folder / f"{k}.png")
+    return folder

@@ -1,6 +1,7 @@
 """Photos from a folder: order, broken and small files, the pair stream."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from training.data import (  # noqa: E402  (after importorskip)
     random_crop,
     split_photos,
 )
+from training.validation import bicubic  # noqa: E402
 
 
 @pytest.fixture
@@ -109,3 +111,34 @@ def test_stream_does_not_depend_on_the_number_of_workers(folder: Path) -> None:
         for workers in (0, 2)
     ]
     assert torch.equal(*streams)
+
+
+def test_photo_that_breaks_during_training_is_replaced(
+    make_pixels: Callable[..., np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k in range(3):
+        Image.fromarray(make_pixels(80, 90, seed=k)).save(tmp_path / f"{k}.png")
+    photos = PhotoSet(find_images(tmp_path), cache_bytes=0)
+    second = photos[2]
+    (tmp_path / "1.png").write_bytes(b"\x89PNG gone")
+    assert np.array_equal(photos[1], second)
+    assert "1.png cannot be read any more" in caplog.text
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(OSError, match="none of the 3 photos"):
+        photos[0]
+
+
+def test_mild_share_mixes_in_the_milder_degradation(folder: Path) -> None:
+    photos = PhotoSet(find_images(folder))
+    hard, mixed, mild = (
+        PairDataset(photos, CropParams(64), mild_share=share, seed=2) for share in (0.0, 0.5, 1.0)
+    )
+    as_mild = [torch.equal(mixed[k][0], mild[k][0]) for k in range(12)]
+    assert 0 < sum(as_mild) < 12
+    assert all(torch.equal(mixed[k][1], hard[k][1]) for k in range(12))
+    errors = [
+        np.mean([float((bicubic(pairs[k][0][None]) - pairs[k][1]).square().mean()) for k in range(12)])
+        for pairs in (hard, mild)
+    ]
+    assert errors[1] < errors[0]

@@ -4,9 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
@@ -14,46 +12,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402  (after importo
 
 from export import distill, objectives  # noqa: E402
 from export.student import load_student  # noqa: E402
-from training.perceptual import _FIRES, LAYERS, SqueezeFeatures  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SqueezeNet 1.1 with random weights, in the layout of the real file."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "squeezenet.safetensors"
-    state = {"conv1.weight": torch.randn(64, 3, 3, 3) * 0.02, "conv1.bias": torch.zeros(64)}
-    channels = 64
-    for index, (squeeze, expand) in _FIRES.items():
-        for name, outputs, inputs, side in (
-            ("squeeze1x1", squeeze, channels, 1),
-            ("expand1x1", expand, squeeze, 1),
-            ("expand3x3", expand, squeeze, 3),
-        ):
-            state[f"fire{index}.{name}.weight"] = (
-                torch.randn(outputs, inputs, side, side) * (2 / (inputs * side**2)) ** 0.5
-            )
-            state[f"fire{index}.{name}.bias"] = torch.zeros(outputs)
-        channels = 2 * expand
-    state |= {"conv10.weight": torch.zeros(1000, 512, 1, 1), "conv10.bias": torch.zeros(1000)}
-    save_file(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:120, 0:160]
-    for k in range(4):
-        waves = (
-            128
-            + 80 * np.sin(x / (3 + k))[..., None] * np.cos(y / (5 + k))[..., None]
-            + rng.normal(0, 12, (120, 160, 3))
-        )
-        Image.fromarray(np.clip(waves, 0, 255).astype(np.uint8)).save(folder / f"{k}.png")
-    return folder
-
+from training import perceptual, settings  # noqa: E402
+from training.perceptual import LAYERS, SqueezeFeatures  # noqa: E402
 
 TINY = distill.PRESETS["tiny"]
 
@@ -91,11 +51,11 @@ def test_squared_distance_by_inner_products_equals_the_definition() -> None:
     a, b = torch.rand(2, 7, 5, 5), torch.rand(2, 7, 5, 5)
     unit = [torch.nn.functional.normalize(x, dim=1) for x in (a, b)]
     torch.testing.assert_close(
-        objectives.squared_distances(a, b), (unit[0] - unit[1]).square().sum(1), atol=1e-5, rtol=1e-4
+        perceptual.squared_distances(a, b), (unit[0] - unit[1]).square().sum(1), atol=1e-5, rtol=1e-4
     )
-    assert float(objectives.squared_distances(a, a).max()) < 1e-5
+    assert float(perceptual.squared_distances(a, a).max()) < 1e-5
     assert torch.isfinite(
-        objectives.squared_distances(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))
+        perceptual.squared_distances(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))
     ).all()
 
 
@@ -223,8 +183,9 @@ def test_run_folder_holds_config_log_samples_and_student(photos: Path, weights: 
     out = tmp_path / "run"
     last = run(out, photos, weights, steps=2)
     assert (
-        distill.DistillConfig.from_dict(
-            {k: v for k, v in json.loads((out / "config.json").read_text()).items() if k != "data"}
+        settings.from_dict(
+            distill.DistillConfig,
+            {k: v for k, v in json.loads((out / "config.json").read_text()).items() if k != "data"},
         )
         == TINY
     )
@@ -248,21 +209,24 @@ def test_loss_that_is_not_finite_stops_with_a_saved_state(
     config = replace(TINY, lr=1e30, warmup_steps=1)
     with pytest.raises(FloatingPointError, match="not finite"):
         run(tmp_path / "run", photos, weights, steps=20, config=config)
-    assert (tmp_path / "run" / "state" / "state.json").is_file()
+    assert (tmp_path / "run" / "failed" / "state.json").is_file()
+    assert not (tmp_path / "run" / "state").exists()  # a good state would not be overwritten by a broken one
 
 
 def test_settings_reach_the_config_and_mistyped_keys_are_refused() -> None:
-    config = TINY.with_settings(["lr=0.001", "student.width=16", "precision=bf16"])
+    config = settings.with_settings(TINY, ["lr=0.001", "student.width=16", "precision=bf16"])
     assert (config.lr, config.student.width, config.precision) == (0.001, 16, "bf16")
     for wrong in ("lrr=1", "student.widht=3", "lr"):
         with pytest.raises(ValueError, match=r"unknown|key=value"):
-            TINY.with_settings([wrong])
+            settings.with_settings(TINY, [wrong])
 
 
 @pytest.mark.parametrize("name", distill.PRESETS)
 def test_presets_survive_a_round_trip(name: str) -> None:
     preset = distill.PRESETS[name]
-    assert distill.DistillConfig.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
+    assert (
+        settings.from_dict(distill.DistillConfig, json.loads(json.dumps(settings.to_dict(preset)))) == preset
+    )
 
 
 def test_command_says_what_is_wrong(

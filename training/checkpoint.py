@@ -10,14 +10,23 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 TENSORS = "state.safetensors"
 VALUES = "state.json"
+
+
+class Stateful(Protocol):
+    """A module, or anything else that gives and takes named tensors."""
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -43,11 +52,11 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
 
 def save_state(
     folder: Path,
-    modules: Mapping[str, nn.Module],
+    modules: Mapping[str, Stateful],
     optimizers: Mapping[str, torch.optim.Optimizer],
     values: Mapping[str, Any],
 ) -> None:
-    """Write modules, optimizers and JSON values as one state folder."""
+    """Write modules, optimizers and JSON values as one state folder. OSError when it cannot be written: the earlier state stands."""
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         tensors |= {
@@ -61,9 +70,16 @@ def save_state(
         }
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(tensors, fresh / TENSORS)
-    (fresh / VALUES).write_text(json.dumps(dict(values), indent=2) + "\n")
+    try:
+        fresh.mkdir(parents=True)
+        save_file(tensors, fresh / TENSORS)
+        (fresh / VALUES).write_text(json.dumps(dict(values), indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        earlier = "the earlier state there is untouched" if has_state(folder) else "there is no earlier state"
+        raise OSError(
+            f"could not write the training state to {folder} ({error}); {earlier}. Free some space and go on with --resume"
+        ) from error
     replace_folder(fresh, folder)
 
 
@@ -90,7 +106,7 @@ def _complete(folder: Path) -> Path | None:
 
 
 def load_state(
-    folder: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+    folder: Path, modules: Mapping[str, Stateful], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> dict[str, Any]:
     """Load a state into modules and optimizers of the same names; returns the JSON values."""
     source = _complete(folder)

@@ -16,10 +16,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.degradation import PAPER, DegradationParams, degrade
+from training.degradation import MILD, PAPER, DegradationParams, degrade
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
@@ -55,7 +56,7 @@ class PhotoSet:
         for path in paths:
             try:
                 pixels = load_rgb(path)
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
+            except UNREADABLE as error:
                 log.warning("skipping %s: %s", path, error)
                 continue
             if kept + pixels.nbytes <= cache_bytes:
@@ -69,8 +70,20 @@ class PhotoSet:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        cached = self._cache.get(index)
-        return load_rgb(self.paths[index]) if cached is None else cached
+        """(h, w, 3) uint8. A file that broke since the set was made is reported, and the next photo stands in for it."""
+        for k in range(len(self.paths)):
+            place = (index + k) % len(self.paths)
+            if place in self._cache:
+                return self._cache[place]
+            try:
+                return load_rgb(self.paths[place])
+            except UNREADABLE as error:
+                log.warning(
+                    "%s cannot be read any more (%s): another photo stands in for it",
+                    self.paths[place],
+                    error,
+                )
+        raise OSError(f"none of the {len(self.paths)} photos can be read any more: is the disk still there?")
 
 
 def split_photos(paths: Sequence[Path], held_out: int) -> tuple[list[Path], list[Path]]:
@@ -115,6 +128,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
     """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed, k).
 
     So any number of workers gives the same stream, and a resumed run goes on where it stopped by starting at a later k.
+    mild_share: part of the pairs, 0-1, that go through `MILD` instead of `degradation`.
     """
 
     def __init__(
@@ -123,19 +137,30 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         crop: CropParams,
         degradation: DegradationParams = PAPER,
         *,
+        mild_share: float = 0.0,
         seed: int = 0,
         start: int = 0,
         length: int = 1 << 40,
     ) -> None:
-        self.photos, self.crop, self.degradation = photos, crop, degradation
+        self.photos, self.crop, self.degradation, self.mild_share = photos, crop, degradation, mild_share
         self.seed, self.start, self.length = seed, start, length
 
     def __len__(self) -> int:
         return self.length
 
+    def source(self, index: int) -> Path:
+        """The photo that item `index` is cut from."""
+        return self.photos.paths[self._draw_photo(self._rng(index))]
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.start + index])
+
+    def _draw_photo(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(len(self.photos)))
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self.seed, self.start + index])
-        photo = self.photos[int(rng.integers(len(self.photos)))]
-        pixels = random_crop(photo, rng, self.crop)
+        rng = self._rng(index)
+        pixels = random_crop(self.photos[self._draw_photo(rng)], rng, self.crop)
         hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
-        return degrade(hr, rng, self.degradation), hr
+        mild = self.mild_share > 0 and rng.random() < self.mild_share
+        return degrade(hr, rng, MILD if mild else self.degradation), hr

@@ -72,6 +72,32 @@ PAPER = DegradationParams(
     final_sinc_prob=0.8,
 )
 
+MILD = DegradationParams(  # a good camera held too far away: blur, little noise, light compression
+    first=StageParams(
+        kernel=KernelParams(size_range=(3, 21), sigma_range=(0.2, 2.5), sinc_prob=0.1),
+        blur_prob=1.0,
+        resize_prob=(0.1, 0.3, 0.6),
+        resize_range=(0.7, 1.2),
+        gaussian_prob=0.5,
+        noise_range=(0.5, 4.0),
+        poisson_range=(0.02, 0.2),
+        gray_noise_prob=0.4,
+        jpeg_range=(92, 100),
+    ),
+    second=StageParams(
+        kernel=KernelParams(size_range=(3, 11), sigma_range=(0.2, 0.8), sinc_prob=0.1),
+        blur_prob=0.2,
+        resize_prob=(0.1, 0.1, 0.8),
+        resize_range=(0.9, 1.1),
+        gaussian_prob=0.5,
+        noise_range=(0.0, 2.0),
+        poisson_range=(0.0, 0.1),
+        gray_noise_prob=0.4,
+        jpeg_range=(92, 100),
+    ),
+    final_sinc_prob=0.2,
+)
+
 
 def blur(image: Tensor, kernel: np.ndarray) -> Tensor:
     """Convolve each channel of (3, h, w) with one odd-sized kernel (k, k); borders are replicated."""

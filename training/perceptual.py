@@ -6,6 +6,7 @@ they are not part of this package.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -88,3 +89,64 @@ class SqueezeFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [F.normalize(m.float(), dim=1, eps=1e-6) for m in self.maps(x)]
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """|a/|a| - b/|b||^2 over channels = 2 - 2 cos: (n, c, h, w) twice -> (n, h, w), from 0 to 4, in fp32."""
+    a, b = a.float(), b.float()
+    norms = (a.square().sum(1) * b.square().sum(1) + 1e-12).rsqrt()
+    return (2.0 - 2.0 * (a * b).sum(1) * norms).clamp_min(0.0)
+
+
+def squared_feature_distance(
+    a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[float] | None = None
+) -> Tensor:
+    """Squared distance of channel-normalised features, mean over places, mean over layers (weighted when weights are given). With
+    SqueezeNet's maps and no weights this is the SQF score."""
+    weights = weights or [1.0] * len(a)
+    terms = [w * squared_distances(x, y).mean() for w, x, y in zip(weights, a, b, strict=True)]
+    return torch.stack(terms).sum() / sum(weights)
+
+
+NETS = ("auto", "lpips", "squeeze")
+
+
+class Perceptual(nn.Module):
+    """Perceptual distance of two batches (n, 3, h, w) in [0, 1] -> scalar. `name` says which network it is."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network, self.name = network.requires_grad_(False).eval(), name
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        if isinstance(self.network, SqueezeFeatures):
+            with torch.no_grad():
+                target = self.network.maps(hr)
+            return squared_feature_distance(self.network.maps(sr), target)
+        return self.network(sr * 2 - 1, hr * 2 - 1).float().mean()
+
+
+def perceptual_loss(weights: Path | None, net: str = "auto") -> Perceptual:
+    """LPIPS (VGG) where the package `lpips` is installed, else SqueezeNet features from a weights file.
+
+    net: "lpips" or "squeeze" insist on one; "auto" takes SqueezeNet only where lpips is missing. ValueError when there is neither.
+    """
+    if net not in NETS:
+        raise ValueError(f"the perceptual network is one of {', '.join(NETS)}, got {net!r}")
+    if net != "squeeze":
+        try:
+            import lpips
+        except ModuleNotFoundError as error:
+            if net == "lpips":
+                raise ValueError(
+                    "the package lpips is not installed: pip install lpips, or use SqueezeNet features with "
+                    "perceptual_net=squeeze and --perceptual-weights FILE"
+                ) from error
+        else:
+            return Perceptual(lpips.LPIPS(net="vgg", verbose=False), "LPIPS (VGG)")
+    if weights is None:
+        raise ValueError(
+            "no perceptual network: the package lpips is not installed (pip install lpips) and no SqueezeNet 1.1 weights were given "
+            "(--perceptual-weights FILE); or leave the term out with --set perceptual=0"
+        )
+    return Perceptual(SqueezeFeatures(weights), f"SqueezeNet 1.1 features ({Path(weights).name}), not LPIPS")

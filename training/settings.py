@@ -1,0 +1,96 @@
+"""Settings of a run: frozen dataclasses that go to JSON and back, and are changed by `key=value` on a command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+
+class Settings(Protocol):
+    """Any dataclass whose fields all have defaults; a field may be such a dataclass itself."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=Settings)
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    return asdict(settings)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Inverse of `to_dict`, also after JSON (lists become tuples). ValueError for an unknown key or a value of another kind."""
+    defaults = cls()
+    unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(cls.__dataclass_fields__)
+        raise ValueError(f"unknown setting {', '.join(unknown)}; known: {known}")
+    return cls(**{name: _like(getattr(defaults, name), value, name) for name, value in values.items()})
+
+
+def with_settings(settings: T, changes: Sequence[str]) -> T:
+    """Apply key=value changes; a dot reaches inside (`student.width=64`). Values are JSON, or plain text where they are not."""
+    values = to_dict(settings)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"a setting is key=value, got {change!r}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        *path, last = key.split(".")
+        place = values
+        for name in path:
+            inside = place.get(name)
+            if not isinstance(inside, dict):
+                raise ValueError(
+                    f"unknown setting {key}: {name!r} has nothing inside; known: {', '.join(place)}"
+                )
+            place = inside
+        place[last] = value
+    return from_dict(type(settings), values)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], inside: str = "") -> list[str]:
+    """Settings that differ, as "key: a -> b" with a dot for each level, after both went through JSON."""
+    a, b = json.loads(json.dumps(dict(a))), json.loads(json.dumps(dict(b)))
+    found = []
+    for key in sorted({*a, *b}):
+        before, after = a.get(key), b.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{inside}{key}.")
+        elif before != after:
+            found.append(f"{inside}{key}: {before} -> {after}")
+    return found
+
+
+def _like(default: Any, value: Any, name: str) -> Any:
+    """The value in the kind of the default: a number stays a number, a list becomes a tuple, a mapping a dataclass."""
+    if is_dataclass(default):
+        kind: Any = type(default)
+        return value if isinstance(value, kind) else from_dict(kind, value)
+    if isinstance(default, tuple) and isinstance(value, list | tuple | str):
+        return tuple(value.split(",") if isinstance(value, str) else value)
+    if isinstance(default, bool) or default is None:
+        fits = isinstance(value, bool) if default is not None else True
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if fits else value
+    elif isinstance(default, int):
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, type(default))
+    if not fits:
+        kinds = {
+            bool: "true or false",
+            float: "a number",
+            int: "a whole number",
+            str: "a text",
+            tuple: "a list",
+        }
+        raise ValueError(f"{name} expects {kinds.get(type(default), type(default).__name__)}, got {value!r}")
+    return value
