@@ -2,8 +2,8 @@
 
 PYTHON      = python3
 VENV        = .venv
-# Without `train` (diffusers, peft, ...): the student needs of it no more than `export` brings.
-EXTRAS      = export,demo,dev
+EXTRAS      = export,demo
+DEV_EXTRAS  = train,export,demo,dev
 # More arguments for pip. On Linux, the default torch is the CUDA build (gigabytes); the CPU build is enough here:
 #   make setup PIP_ARGS="--extra-index-url URL" with the CPU wheel index that PyTorch's installation page names
 PIP_ARGS    =
@@ -17,12 +17,15 @@ REALSR      = ../shared/data/realsr
 SQF_WEIGHTS = ../shared/data/peers/squeezenet1_1.safetensors
 PEER_NCNN   = ../shared/data/peers/RealESRGAN_General_x4_v3.param
 MINUTES     = 120
+BASE        =
 PHOTO       =
 OUT         =
 ARGS        =
 
+PERCEPTUAL = $(if $(wildcard $(SQF_WEIGHTS)),--perceptual-weights "$(SQF_WEIGHTS)")
 RUN       = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
+DEV       = $(VENV)/.installed-dev
 DEMO      = build/demo
 SOURCES   = $(wildcard runtime/*.py training/*.py calibration/*.py export/*.py gdposr/*.py gdposr/commands/*.py)
 WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
@@ -30,18 +33,18 @@ EXPORTED  = $(or $(OUT),$(BUNDLE))/manifest.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-student export export-onnx export-coreml accuracy bench clean FORCE
+.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student export export-onnx export-coreml accuracy bench clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12   the Python that creates $(VENV) (3.11 or newer)"
 	@echo "  PIP_ARGS=...        more arguments for pip, such as --extra-index-url URL"
 	@echo "  ARGS=...            more arguments for the command behind a target"
 
-setup: $(INSTALLED) ## create the environment in .venv
+setup: $(DEV) ## create the environment in .venv
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -50,6 +53,12 @@ $(INSTALLED): pyproject.toml
 		echo "make: venv failed: on Debian and Ubuntu 'apt install python3-venv' brings it" >&2; exit 2; }
 	@echo "installing into $(VENV) (a minute or two, more with a slow line)"
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[$(EXTRAS)]"
+	@touch $@
+
+# Training, tests and measurements need more than the demo does.
+$(DEV): $(INSTALLED)
+	@echo "installing what training and tests need besides"
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[$(DEV_EXTRAS)]"
 	@touch $@
 
 demo: $(DEMO)/.done ## export the student, check it, upscale a photo with several seeds [PHOTO=file]
@@ -66,16 +75,27 @@ $(DEMO)/.photo: FORCE
 
 FORCE:
 
-test: $(INSTALLED) ## run the tests [PYTEST_ARGS=, for the slow ones too]
+test: $(DEV) ## run the tests [PYTEST_ARGS=, for the slow ones too]
 	$(RUN) -m pytest $(PYTEST_ARGS) $(ARGS)
 
-check: $(INSTALLED) ## formatting, lint, types and tests
+check: $(DEV) ## formatting, lint, types and tests
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
-train-student: $(INSTALLED) ## train the pocket student [DATA=photos, MINUTES=, OUT=run folder, ARGS=]
+train-pretrain: $(DEV) ## pocket base from scratch [DATA=photos, MINUTES=, OUT=run folder, ARGS=]
+	$(RUN) -m gdposr train pretrain --data "$(DATA)" --out "$(or $(OUT),runs/pretrain)" --minutes $(MINUTES) $(PERCEPTUAL) $(ARGS)
+
+train-naosd: $(DEV) ## one-step model on a base [BASE=, DATA=, MINUTES=, OUT=, ARGS=]
+	$(RUN) -m gdposr train naosd --base "$(or $(BASE),runs/pretrain)" --data "$(DATA)" --out "$(or $(OUT),runs/naosd)" \
+		--minutes $(MINUTES) $(PERCEPTUAL) $(ARGS)
+
+train-gdpo: $(DEV) ## preference tuning of a one-step model [BASE=, DATA=, MINUTES=, OUT=, ARGS=]
+	$(RUN) -m gdposr train gdpo --base "$(or $(BASE),runs/naosd)" --data "$(DATA)" --out "$(or $(OUT),runs/gdpo)" \
+		--minutes $(MINUTES) $(PERCEPTUAL) $(ARGS)
+
+train-student: $(DEV) ## train the pocket student [DATA=photos, MINUTES=, OUT=run folder, ARGS=]
 	$(RUN) -m gdposr train student --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" \
 		--out "$(or $(OUT),runs/student)" --minutes $(MINUTES) $(ARGS)
 
@@ -90,11 +110,11 @@ $(EXPORTED): $(WEIGHTS) $(wildcard export/*.py) | $(INSTALLED)
 export-coreml: ## Core ML packages: not built yet
 	@echo "make: Core ML export is not built yet: use 'make export-onnx'; on Apple devices ONNX Runtime runs that bundle" >&2; exit 2
 
-accuracy: $(INSTALLED) ## measure quality on pairs of photos [REALSR=folder with LR/ and HR/, SQF_WEIGHTS=, OUT=report.html]
+accuracy: $(DEV) ## measure quality on pairs of photos [REALSR=folder with LR/ and HR/, SQF_WEIGHTS=, OUT=report.html]
 	$(RUN) -m gdposr accuracy "$(BUNDLE)" --lr "$(REALSR)/LR" --hr "$(REALSR)/HR" \
 		$(if $(wildcard $(SQF_WEIGHTS)),--sqf-weights "$(SQF_WEIGHTS)") --report "$(or $(OUT),build/accuracy.html)" $(ARGS)
 
-bench: $(INSTALLED) ## measure speed and memory, beside a peer where its files are present [PEER_NCNN=]
+bench: $(DEV) ## measure speed and memory, beside a peer where its files are present [PEER_NCNN=]
 	$(RUN) -m gdposr bench "$(BUNDLE)" $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") $(ARGS)
 
 clean: ## remove what was built; keeps .venv and runs/

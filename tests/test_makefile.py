@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 TARGETS = {
-    "help", "setup", "demo", "test", "check", "train-student", "export", "export-onnx", "export-coreml", "accuracy", "bench",
-    "clean",
+    "help", "setup", "demo", "test", "check", "train-pretrain", "train-naosd", "train-gdpo", "train-student", "export",
+    "export-onnx", "export-coreml", "accuracy", "bench", "clean",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

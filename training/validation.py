@@ -16,14 +16,15 @@ from torch import Tensor
 from runtime.niqe import niqe
 from training.data import CropParams, PhotoSet, random_crop
 from training.degradation import degrade
+from training.model import enlarge
 from training.perceptual import SqueezeFeatures, squared_feature_distance
 
 CELL = 8  # pixels; what differs between samples at this size and above is structure, not texture
 
 
-def bicubic(lr: Tensor, scale: int = 4) -> Tensor:
-    """(n, 3, h, w) -> (n, 3, scale h, scale w), clamped to [0, 1]."""
-    return F.interpolate(lr, scale_factor=scale, mode="bicubic", align_corners=False).clamp(0, 1)
+def bicubic(lr: Tensor) -> Tensor:
+    """(n, 3, h, w) -> (n, 3, 4h, 4w), clamped to [0, 1]."""
+    return enlarge(lr, 4)
 
 
 class Sampler(Protocol):

@@ -8,10 +8,15 @@ from gdposr.console import OK, UsageError
 HELP = "train a model (needs the extra `train`)"
 
 STAGES = {
+    "pretrain": Stage("training.main", "train", "the pocket base: a small VAE and latent diffusion UNet"),
+    "naosd": Stage("training.main", "train", "the noise-aware one-step model on a base"),
+    "gdpo": Stage("training.main", "train", "preference tuning of a finished naosd run"),
     "student": Stage(
         "export.distill", "train", "the small student that ships in a bundle, from photos alone"
     ),
+    "bench": Stage("training.bench", "train", "times of the data and reward code on this machine"),
 }
+NAMED = ("pretrain", "naosd", "gdpo")  # stages of one module, which is told the name
 
 
 def usage() -> str:
@@ -35,4 +40,4 @@ def forward(argv: Sequence[str]) -> int:
         return OK
     if argv[0] not in STAGES:
         raise UsageError(f"train expects one of {', '.join(STAGES)}, got {argv[0]!r}")
-    return run_stage(STAGES[argv[0]], argv[1:])
+    return run_stage(STAGES[argv[0]], argv if argv[0] in NAMED else argv[1:])

@@ -1,0 +1,443 @@
+"""The stages on a miniature Stable Diffusion 2.1 and on the pocket base's tiny shape: recorded losses, rules, commands."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
+pytest.importorskip("diffusers", reason="needs the extra `train`")
+
+from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
+from safetensors.torch import load_file  # noqa: E402
+
+from training.batches import Batch, batches  # noqa: E402
+from training.budget import Budget  # noqa: E402
+from training.data import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
+from training.gdpo import Gdpo, GdpoSettings  # noqa: E402
+from training.loading import load_model  # noqa: E402
+from training.main import build_stage, main, run  # noqa: E402
+from training.model import OneStepModel  # noqa: E402
+from training.naosd import Naosd, NaosdSettings  # noqa: E402
+from training.perceptual import perceptual_loss  # noqa: E402
+from training.pocket import build_unet, build_vae  # noqa: E402
+from training.presets import GDPO, NAOSD, PRESETS, PRETRAIN  # noqa: E402
+from training.randomness import normal  # noqa: E402
+from training.settings import from_dict, to_dict  # noqa: E402
+from training.stage import RunSettings  # noqa: E402
+
+SD_NAOSD = replace(NAOSD["tiny"], cfg=7.5)  # the miniature has text
+SD_GDPO = GDPO["tiny"]
+
+# What the first steps give, from the very runs below: {what: [step 1, step 2]}. A group's first loss is log 2 by definition.
+RECORDED: dict[str, dict[str, list[float]]] = {
+    "naosd": {"generator/loss": [1.16269, 1.10464], "score/loss": [1.07776, 0.99331]},
+    "naosd equal timesteps": {"generator/loss": [1.08987, 1.06356]},
+    "gdpo": {"policy/loss": [0.693147, 0.679296], "policy/grad": [428.97, 386.70]},
+    "gdpo on lr": {"policy/loss": [0.693147, 0.650077], "policy/grad": [138.60, 131.56]},
+    "dpo": {"policy/loss": [0.693147, 0.703181], "policy/grad": [350.20, 301.25]},
+    "grpo": {"policy/loss": [0.0, 0.0], "policy/grad": [0.202675, 0.213347]},
+}
+PRETRAINED = [0.713360, 0.715109, 1.097843, 0.961776]
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_miniature(tmp_path_factory.mktemp("sd21") / "miniature")
+
+
+@pytest.fixture(scope="session")
+def pocket(photos: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pocket base of the tiny shape, pretrained for four steps."""
+    out = tmp_path_factory.mktemp("pocket") / "pretrain"
+    two_steps("pretrain", PRETRAIN["tiny"], photos, out, steps=4, perceptual_weights=weights)
+    return out
+
+
+@pytest.fixture(scope="session")
+def naosd(pocket: Path, photos: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("naosd") / "naosd"
+    settings = replace(NAOSD["tiny"], adapt="full")
+    two_steps("naosd", settings, photos, out, base=str(pocket), perceptual_weights=weights)
+    return out
+
+
+def two_steps(
+    stage: str, settings: RunSettings, photos: Path, out: Path, *, steps: int = 2, **more: Any
+) -> list[dict[str, float]]:
+    seen: list[dict[str, float]] = []
+    run(
+        stage,
+        settings,
+        photos,
+        out,
+        Budget(steps=steps),
+        workers=0,
+        on_step=lambda step, losses: seen.append(losses),
+        **more,
+    )
+    return seen
+
+
+def a_batch(photos: Path, size: int = 2) -> Batch:
+    pairs = PairDataset(PhotoSet(find_images(photos)), CropParams(64), seed=3)
+    return next(batches(pairs, None, size, workers=0))
+
+
+def policy(miniature: Path, **changes: Any) -> Gdpo:
+    stage = build_stage(replace(SD_GDPO, **changes), base=str(miniature))
+    assert isinstance(stage, Gdpo)
+    return stage
+
+
+# ----------------------------------------------------------------------------------------------- recorded losses
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "settings"),
+    [
+        ("naosd", "naosd", SD_NAOSD),
+        ("naosd equal timesteps", "naosd", replace(SD_NAOSD, denoise_timestep=250, vsd=0.0)),
+        ("gdpo", "gdpo", SD_GDPO),
+        ("gdpo on lr", "gdpo", replace(SD_GDPO, condition="lr", sampler="policy", shared_noise=False)),
+        ("dpo", "gdpo", replace(SD_GDPO, objective="dpo", weighting="fixed")),
+        ("grpo", "gdpo", replace(SD_GDPO, objective="grpo", sampler="policy", grpo_kl=0.1)),
+    ],
+)
+def test_two_steps_give_the_recorded_losses(
+    name: str, stage: str, settings: RunSettings, miniature: Path, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    seen = two_steps(stage, settings, photos, tmp_path, base=str(miniature), perceptual_weights=weights)
+    for key, values in RECORDED[name].items():
+        assert [losses[key] for losses in seen] == pytest.approx(values, rel=5e-3, abs=1e-5), key
+    document = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert document["noise_timestep"] == 250
+    assert document["provenance"]["steps"] == 2
+
+
+def test_pretraining_records_its_losses(photos: Path, weights: Path, tmp_path: Path) -> None:
+    seen = two_steps("pretrain", PRETRAIN["tiny"], photos, tmp_path, steps=4, perceptual_weights=weights)
+    assert [sorted(k for k in losses if k.endswith("/loss")) for losses in seen] == [
+        ["vae/loss"],
+        ["vae/loss"],
+        ["unet/loss"],
+        ["unet/loss"],
+    ]
+    values = [next(v for k, v in losses.items() if k.endswith("/loss")) for losses in seen]
+    print("\nREC pretrain", values)
+    assert values == pytest.approx(PRETRAINED, rel=2e-3)
+
+
+# ------------------------------------------------------------------------------------------------------ the chain
+
+
+def test_pocket_chain_runs_from_photos_to_a_tuned_model(
+    pocket: Path, naosd: Path, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "gdpo"
+    two_steps("gdpo", GDPO["tiny"], photos, out, base=str(naosd), perceptual_weights=weights)
+    base, before, after = (load_model(folder) for folder in (pocket, naosd, out))
+    lr = a_batch(photos).lr
+    noise = normal(0, range(2), before.latent_shape(*lr.shape[-2:]), "test")
+    pictures = [model(lr, noise, None) for model in (base, before, after)]
+    assert pictures[0].shape == (2, 3, 64, 64)
+    assert not torch.allclose(pictures[0], pictures[1])
+    assert not torch.allclose(pictures[1], pictures[2])
+    vae = [model.vae.state_dict() for model in (before, after)]
+    assert all(torch.equal(vae[0][key], vae[1][key]) for key in vae[0])  # GDPO trains the UNet's LoRA only
+    decoders = [
+        {k: v for k, v in m.vae.state_dict().items() if k.startswith("decoder")} for m in (base, before)
+    ]
+    assert all(torch.equal(decoders[0][key], decoders[1][key]) for key in decoders[0])
+
+
+def test_resumed_stage_equals_an_uninterrupted_one(
+    miniature: Path, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    """With two phases, LoRA, trained conv_in and text."""
+
+    def go(out: Path, budget: Budget, resume: bool = False) -> None:
+        run(
+            "naosd",
+            SD_NAOSD,
+            photos,
+            out,
+            budget,
+            base=str(miniature),
+            perceptual_weights=weights,
+            workers=0,
+            resume=resume,
+        )
+
+    go(tmp_path / "whole", Budget(steps=3))
+    stopped = Budget(steps=3)
+    stopped.progress = lambda step: 1.0 if step == 1 else step / 3  # type: ignore[method-assign]
+    go(tmp_path / "parts", stopped)
+    go(tmp_path / "parts", Budget(steps=3), resume=True)
+    a, b = (load_file(tmp_path / name / "state" / "state.safetensors") for name in ("whole", "parts"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ------------------------------------------------------------------------------------------------- rules of NAOSD
+
+
+def test_naosd_trains_lora_and_conv_in_and_never_the_decoder(miniature: Path, weights: Path) -> None:
+    stage = Naosd(load_model(miniature), SD_NAOSD, perceptual_loss(weights), str(miniature))
+    names = [name for name, p in stage.model.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or "conv_in" in name for name in names)
+    assert any("conv_in" in name for name in names)
+    assert any(name.startswith("vae.") for name in names)
+    assert not any("decoder" in name for name in names)
+    groups = stage.groups()
+    generator, score = ({id(p) for p in groups[phase][0]} for phase in ("generator", "score"))
+    assert generator
+    assert score
+    assert not generator & score
+
+
+def test_vsd_is_zero_where_the_score_network_is_the_base(
+    miniature: Path, photos: Path, weights: Path
+) -> None:
+    """The LoRA of the score network begins without effect, so without guidance both scores are the same."""
+    stage = Naosd(load_model(miniature), replace(SD_NAOSD, cfg=1.0), perceptual_loss(weights), "base")
+    batch = replace(a_batch(photos), prompts=("a photo", "a photo"))
+    losses, carry = stage("generator", batch, {})
+    assert float(losses["vsd"]) == pytest.approx(0.0, abs=1e-8)
+    guided = Naosd(load_model(miniature), SD_NAOSD, perceptual_loss(weights), "base")
+    assert float(guided("generator", batch, {})[0]["vsd"]) > 1e-6
+    assert not carry["clean"].requires_grad
+
+
+def test_switched_off_losses_are_absent(miniature: Path, photos: Path) -> None:
+    settings = replace(SD_NAOSD, perceptual=0.0, vsd=0.0)
+    stage = Naosd(load_model(miniature), settings, None, "base")
+    assert stage.phases(0.0) == ("generator",)
+    losses, _ = stage("generator", replace(a_batch(photos), prompts=("", "")), {})
+    assert set(losses) == {"l1", "loss"}
+    assert float(losses["loss"]) == pytest.approx(float(losses["l1"]))
+
+
+def test_guidance_without_text_is_refused(pocket: Path, weights: Path) -> None:
+    with pytest.raises(ValueError, match="set cfg=1"):
+        Naosd(load_model(pocket), SD_NAOSD, perceptual_loss(weights), "base")
+
+
+# -------------------------------------------------------------------------------------------------- rules of GDPO
+
+
+def test_encoder_runs_once_for_a_picture(
+    miniature: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, calls = policy(miniature, group=4), []
+    encode: Callable[..., Any] = OneStepModel.encode
+
+    def counted(self: OneStepModel, lr: torch.Tensor) -> torch.Tensor:
+        calls.append(len(lr))
+        return encode(self, lr)
+
+    monkeypatch.setattr(OneStepModel, "encode", counted)
+    stage("policy", replace(a_batch(photos), prompts=("a", "b")), {})
+    assert calls == [2]
+
+
+def test_group_differs_by_its_noise_and_is_the_same_again(miniature: Path, photos: Path) -> None:
+    stage = policy(miniature)
+    batch = replace(a_batch(photos), prompts=("a", "b"))
+    first, again = stage.draw(batch), stage.draw(batch)
+    assert first.candidates.shape[:2] == (2, 3)
+    assert torch.equal(first.candidates, again.candidates)
+    assert not torch.equal(first.candidates[:, 0], first.candidates[:, 1])
+    assert torch.allclose(first.advantage.mean(1), torch.zeros(2), atol=1e-5)
+
+
+def test_policy_begins_at_the_reference_and_only_its_lora_moves(miniature: Path, photos: Path) -> None:
+    for condition in ("candidate", "lr"):
+        stage = policy(miniature, condition=condition)
+        assert all("lora_" in n for n, p in stage.named_parameters() if p.requires_grad)
+        losses, _ = stage("policy", replace(a_batch(photos), prompts=("a", "b")), {})
+        assert float(losses["loss"]) == pytest.approx(0.693147, abs=1e-4)
+        losses["loss"].backward()
+        moved = [
+            n for n, p in stage.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0
+        ]
+        assert moved
+        assert all("lora_B" in name for name in moved)  # the gradient of A is zero while B is
+
+
+@pytest.mark.parametrize("condition", ["candidate", "lr"])
+def test_steps_lower_the_loss_on_their_batch(condition: str, miniature: Path, photos: Path) -> None:
+    stage = policy(miniature, condition=condition, weight=200.0)
+    batch = replace(a_batch(photos), prompts=("a", "b"))
+    optimizer = torch.optim.AdamW(stage.groups()["policy"][0], lr=2e-3)
+    losses = []
+    for _ in range(4):
+        values, _ = stage("policy", batch, {})
+        optimizer.zero_grad()
+        values["loss"].backward()
+        optimizer.step()
+        losses.append(float(values["loss"].detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_reference_and_policy_sampler_part_once_the_policy_moves(miniature: Path, photos: Path) -> None:
+    batch = replace(a_batch(photos), prompts=("a", "b"))
+    by_reference, by_policy = policy(miniature), policy(miniature, sampler="policy")
+    before = [stage.draw(batch).candidates for stage in (by_reference, by_policy)]
+    torch.testing.assert_close(*before, atol=1e-5, rtol=1e-4)
+    for stage in (by_reference, by_policy):
+        for parameter in stage.groups()["policy"][0]:
+            torch.nn.init.constant_(parameter, 0.02)
+    after = [stage.draw(batch).candidates for stage in (by_reference, by_policy)]
+    torch.testing.assert_close(after[0], before[0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(after[1], before[1], atol=1e-3)
+
+
+def test_noise_of_the_loss_is_shared_unless_asked_otherwise(
+    miniature: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, seen = replace(a_batch(photos), prompts=("a", "b")), []
+    start = OneStepModel.start
+
+    def watch(self: OneStepModel, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        seen.append(noise)
+        return start(self, latent, noise)
+
+    for shared in (True, False):
+        stage = policy(miniature, shared_noise=shared)
+        group = stage.draw(batch)
+        with monkeypatch.context() as patch:
+            patch.setattr(OneStepModel, "start", watch)
+            seen.clear()
+            stage._errors(group, batch)
+        noise = seen[0].unflatten(0, (2, 3))
+        assert torch.equal(noise[:, 0], noise[:, 1]) is shared
+        assert not torch.equal(noise[0], noise[1])
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+def test_two_processes_equal_one_with_twice_the_batch(
+    miniature: Path, photos: Path, weights: Path, root: Path, tmp_path: Path
+) -> None:
+    common = [
+        *("naosd", "--preset", "tiny", "--base", str(miniature), "--data", str(photos), "--steps", "2"),
+        *("--perceptual-weights", str(weights), "--workers", "0", "--set", "cfg=7.5"),
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    two = tmp_path / "two"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "training.main", *common, "--out", str(two), "--set", "batch=1"],
+            cwd=root,
+            env={
+                **os.environ,
+                **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                **{"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    for process in processes:
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, printed[-2000:]
+    one = tmp_path / "one"
+    assert main([*common, "--out", str(one), "--set", "batch=2"]) == 0
+    logs = [json.loads((out / "log.jsonl").read_text().splitlines()[-1]) for out in (one, two)]
+    assert logs[0]["psnr"] == pytest.approx(logs[1]["psnr"], abs=1e-3)
+    a, b = (load_file(out / "state" / "state.safetensors") for out in (one, two))
+    for key in a:
+        if key.startswith("module/"):
+            torch.testing.assert_close(a[key], b[key], atol=2e-5, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+
+
+# ----------------------------------------------------------------------------------------------- presets, command
+
+
+@pytest.mark.parametrize(("stage", "name"), [(s, n) for s, table in PRESETS.items() for n in table])
+def test_presets_survive_json_and_name_known_choices(stage: str, name: str) -> None:
+    preset = PRESETS[stage][name]
+    assert from_dict(type(preset), json.loads(json.dumps(to_dict(preset)))) == preset
+    assert preset.crop % 32 == 0
+
+
+def test_pocket_base_can_be_built_and_is_small() -> None:
+    shape = PRETRAIN["pocket"].shape
+    vae, unet = build_vae(shape.vae, 0), build_unet(shape.unet, shape.vae.latent_channels, 0)
+    assert sum(p.numel() for p in vae.parameters()) < 2_000_000
+    assert sum(p.numel() for p in unet.parameters()) < 15_000_000
+    assert torch.equal(next(build_vae(shape.vae, 0).parameters()), next(vae.parameters()))
+    assert not torch.equal(next(build_vae(shape.vae, 1).parameters()), next(vae.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "ppo"}, "objective must be one of gdpo, dpo, grpo"),
+        ({"condition": "hr"}, "condition must be one of"),
+        ({"group": 1}, "at least 2"),
+        ({"metrics": ()}, "at least one metric"),
+        ({"precision": "fp8"}, "precision must be one of"),
+        ({"batch": 0}, "batch must be at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GdpoSettings(**settings)
+    with pytest.raises(ValueError, match="vsd_low"):
+        NaosdSettings(vsd_low=0.6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["naosd", "--set", "lrr=1"], "unknown setting lrr"),
+        (["naosd"], "needs --base"),
+        (["naosd", "--base", "nowhere"], "no model at nowhere"),
+        (["gdpo", "--base", "MINI", "--set", "metrics=psnr,maniqa"], "pip install pyiqa"),
+        (["naosd", "--base", "MINI", "--set", "vsd=0"], "--perceptual-weights"),
+        (
+            ["naosd", "--base", "MINI", "--set", "vsd=0", "--set", "perceptual=0", "--set", "crop=72"],
+            "multiple",
+        ),
+        (["pretrain", "--data", "EMPTY"], "no image below"),
+    ],
+)
+def test_command_names_what_is_wrong(
+    arguments: list[str],
+    message: str,
+    miniature: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    words = {"MINI": str(miniature), "EMPTY": str(tmp_path / "empty")}
+    arguments = [words.get(word, word) for word in arguments]
+    data = [] if "--data" in arguments else ["--data", str(photos)]
+    out = ["--out", str(tmp_path / "run"), "--steps", "1", "--preset", "tiny", "--workers", "0"]
+    assert main([*arguments, *data, *out]) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert message in error
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_photos_smaller_than_the_crop_are_mirrored(miniature: Path, photos: Path, tmp_path: Path) -> None:
+    settings = replace(SD_NAOSD, crop=192, vsd=0.0, perceptual=0.0, batch=1)
+    seen = two_steps("naosd", settings, photos, tmp_path / "run", steps=1, base=str(miniature))
+    assert seen[0]["generator/loss"] > 0

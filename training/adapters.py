@@ -1,0 +1,187 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) on the UNet and on the VAE's encoder, through peft and in peft's own file format.
+
+W x + (alpha / rank) B A x: A starts random, B at zero, so a fresh adapter changes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PARTS = ("unet", "vae_encoder")
+# Ends of the names of the UNet's layers that learn; the time embedding in front of all blocks stays as it is.
+UNET_LAYERS = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("conv1", "conv2", "conv_shortcut", "conv", "conv_out", "time_emb_proj"),
+    *("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+)
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """What an adapter adapts, and how much of it."""
+
+    rank: int = 4
+    alpha: int | None = None  # strength alpha / rank; None: alpha = rank, strength 1
+    part: str = "unet"
+    train_conv_in: bool = (
+        True  # UNet only: train a whole copy of the first convolution instead of a low-rank change
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"LoRA rank must be a positive whole number, got {self.rank!r}")
+        if self.alpha is not None and self.alpha < 1:
+            raise ValueError(f"LoRA alpha must be a positive whole number or None, got {self.alpha!r}")
+        if self.part not in PARTS:
+            raise ValueError(f"LoRA part must be {' or '.join(PARTS)}, got {self.part!r}")
+
+
+def unet_lora(
+    unet: nn.Module, rank: int = 4, *, alpha: int | None = None, train_conv_in: bool = True, seed: int = 0
+) -> PeftModel:
+    """Put LoRA on the UNet's attention projections, feed-forward layers and convolutions. unet is changed in place and frozen;
+    the adapter trains, and a copy of conv_in with it."""
+    return add_lora(unet, LoraSpec(rank, alpha, "unet", train_conv_in), seed)
+
+
+def vae_encoder_lora(vae: nn.Module, rank: int = 4, *, alpha: int | None = None, seed: int = 0) -> PeftModel:
+    """Put LoRA on every convolution and linear layer of the VAE's encoder (and quant_conv), on nothing of its decoder. For
+    AutoencoderKL and AutoencoderTiny; vae is changed in place and frozen."""
+    return add_lora(vae, LoraSpec(rank, alpha, "vae_encoder", False), seed)
+
+
+def add_lora(module: nn.Module, spec: LoraSpec, seed: int = 0) -> PeftModel:
+    """Wrap module by spec. The start of A is a function of seed; the global random state is left as it was."""
+    if isinstance(module, PeftModel):
+        raise ValueError("this module has an adapter already; merge it first")
+    whole = ["conv_in"] if spec.part == "unet" and spec.train_conv_in else None
+    alpha = spec.rank if spec.alpha is None else spec.alpha
+    config = LoraConfig(
+        r=spec.rank, lora_alpha=alpha, target_modules=_targets(module, spec), modules_to_save=whole
+    )
+    with _own_random_state(seed):
+        return get_peft_model(module, config)
+
+
+def _targets(module: nn.Module, spec: LoraSpec) -> str:
+    """A regular expression for exactly the layers that spec means in this module."""
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if spec.part == "vae_encoder":
+        names = [name for name in layers if name.startswith("encoder.") or name == "quant_conv"]
+        pattern = "|".join(re.escape(name) for name in names)
+    else:
+        ends = UNET_LAYERS if spec.train_conv_in else (*UNET_LAYERS, "conv_in")
+        present = [end for end in ends if any(f".{name}".endswith(f".{end}") for name in layers)]
+        names = present
+        pattern = rf"(?:.*\.)?(?:{'|'.join(re.escape(end) for end in present)})"
+    if not names:
+        raise ValueError(f"found no layer for a {spec.part} adapter in this {type(module).__name__}")
+    return pattern
+
+
+@contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
+    """peft draws A from the global CPU generator: seed it inside, give the old state back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
+        yield
+
+
+@contextmanager
+def disabled(model: PeftModel) -> Iterator[PeftModel]:
+    """Inside, model computes what its base does (also where conv_in is trained whole): the reference without a second copy.
+
+    peft turns requires_grad on for every adapter when it enables them again; here each parameter keeps what it had.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield model
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def merge(model: PeftModel) -> nn.Module:
+    """Add the adapter to the weights of its base, in float32, and give the base back, float32 and frozen. Uses model up."""
+    base: nn.Module = model.float().merge_and_unload(safe_merge=True)  # safe: weights with NaN are an error
+    return base.requires_grad_(False)
+
+
+def save_adapter(model: PeftModel, folder: str | Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` reads too."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in _adapter_tensors(model).items()}
+    save_file(tensors, target / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = copy.copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(target))
+
+
+def load_adapter(base: nn.Module, folder: str | Path, trainable: bool = False) -> PeftModel:
+    """Put a saved adapter on base, which is changed in place. Without trainable everything stays frozen."""
+    source = Path(folder)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (source / name).is_file():
+            raise FileNotFoundError(
+                f"{source} is not an adapter: {name} is missing (expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"
+            )
+    if isinstance(base, PeftModel):
+        raise ValueError("this module has an adapter already; merge it first")
+    config = PeftConfig.from_pretrained(str(source))
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{source} holds a {config.peft_type} adapter, expected LORA")
+    config.inference_mode = not trainable
+    saved = load_file(source / ADAPTER_WEIGHTS)
+    try:
+        with _own_random_state(0):
+            model = get_peft_model(base, config)
+    except ValueError as error:
+        raise ValueError(f"{source} does not fit this {type(base).__name__}: {error}") from error
+    differences = _differences(saved, _adapter_tensors(model))
+    if differences:
+        model.unload()
+        raise ValueError(
+            f"{source} does not fit this {type(base).__name__}: {differences[0]} ({len(differences)} tensors differ). "
+            "It was made for another base or with another rank"
+        )
+    set_peft_model_state_dict(model, saved)
+    if not trainable:
+        model.requires_grad_(False)
+    return model
+
+
+def _adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def _differences(saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    found = []
+    for name in sorted(saved.keys() | wanted.keys()):
+        if name not in wanted:
+            found.append(f"the base has no place for {name}")
+        elif name not in saved:
+            found.append(f"{name} is missing")
+        elif saved[name].shape != wanted[name].shape:
+            found.append(f"{name} is {tuple(saved[name].shape)}, the base needs {tuple(wanted[name].shape)}")
+    return found

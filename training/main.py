@@ -1,0 +1,233 @@
+"""The commands of the training stages.
+
+    gdposr train pretrain --preset pocket --data DIR --out RUN --minutes M
+    gdposr train naosd --preset P --base BASE --data DIR --out RUN --minutes M
+    gdposr train gdpo --preset P --base NAOSD_RUN --data DIR --out RUN --steps N
+
+A run folder holds config.json (the resolved settings, written first), log.jsonl, tensorboard/, samples/, state/ (for --resume) and,
+once the run is finished, model/, which is the --base of the next stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.budget import Budget
+from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
+from training.gdpo import Gdpo, GdpoSettings
+from training.loading import load_model
+from training.naosd import Naosd, NaosdSettings
+from training.perceptual import NETS, Perceptual, SqueezeFeatures, perceptual_loss
+from training.presets import PRESETS, SD21
+from training.pretrain import Pretrain, PretrainSettings
+from training.prompts import PromptSource
+from training.rewards import create_metrics
+from training.settings import with_settings
+from training.stage import RunSettings, Stage
+from training.trainer import Trainer, make_accelerator
+from training.validation import Validation
+
+log = logging.getLogger("train")
+
+INTERRUPTED = 130
+FROZEN_DTYPE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def run(
+    stage: str,
+    settings: RunSettings,
+    data: Path,
+    out: Path,
+    budget: Budget,
+    *,
+    base: str | None = None,
+    text_base: str | None = None,
+    perceptual_weights: Path | None = None,
+    perceptual_net: str = "auto",
+    resume: bool = False,
+    workers: int = 1,
+    validate_minutes: float = 5.0,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Run one stage ("pretrain", "naosd" or "gdpo", as the settings are); returns what `Trainer.run` returns.
+
+    base: diffusers layout, public checkpoint or run folder. text_base: text encoder, tokenizer and scheduler where base has none.
+    """
+    training, held_out = split_photos(find_images(data), settings.held_out)
+    accelerator = make_accelerator(settings.precision)
+    if not accelerator.is_main_process:
+        log.setLevel(logging.WARNING)
+    built = build_stage(
+        settings,
+        base=base,
+        text_base=text_base,
+        perceptual_weights=perceptual_weights,
+        perceptual_net=perceptual_net,
+        device=accelerator.device,
+    )
+    photos = PhotoSet(training)
+    prompts = PromptSource(data, settings.prompt or None)
+    if _has_text(built):
+        log.info("%s", prompts.describe(photos.paths))
+    features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
+    trainer = Trainer(
+        built,
+        settings,
+        PairDataset(
+            photos,
+            CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
+            mild_share=settings.mild_share,
+            seed=settings.seed,
+        ),
+        out,
+        budget,
+        prompts=prompts if _has_text(built) else None,
+        validation=Validation(PhotoSet(held_out), out / "samples", features, size=max(256, settings.crop))
+        if held_out
+        else None,
+        save_minutes=validate_minutes,
+        workers=workers,
+        about={"stage": stage, "base": base, "data": str(data), "perceptual": _perceptual_name(built)},
+        on_step=on_step,
+    )
+    return trainer.run(resume=resume)
+
+
+def build_stage(
+    settings: RunSettings,
+    *,
+    base: str | None = None,
+    text_base: str | None = None,
+    perceptual_weights: Path | None = None,
+    perceptual_net: str = "auto",
+    device: torch.device | str = "cpu",
+) -> Stage:
+    """The stage that these settings are of, with its models loaded. ValueError where something it needs is not given."""
+    if isinstance(settings, PretrainSettings):
+        return Pretrain(settings, _perceptual(settings.perceptual, perceptual_weights, perceptual_net))
+    if base is None:
+        raise ValueError(
+            "this stage needs --base: a Stable Diffusion folder or hub name, or a finished run folder"
+        )
+    assert isinstance(settings, NaosdSettings | GdpoSettings)
+    fully_trained = isinstance(settings, NaosdSettings) and settings.adapt == "full"
+    model = load_model(
+        base,
+        base=text_base,
+        noise_timestep=settings.noise_timestep if isinstance(settings, NaosdSettings) else None,
+        denoise_timestep=settings.denoise_timestep if isinstance(settings, NaosdSettings) else None,
+        device=device,
+        dtype=torch.float32 if fully_trained else FROZEN_DTYPE[settings.precision],
+    )
+    if isinstance(settings, NaosdSettings):
+        perceptual = _perceptual(settings.perceptual, perceptual_weights, perceptual_net)
+        return Naosd(model, settings, perceptual, base, text_base)
+    metrics = create_metrics(settings.metrics, device, perceptual_weights)
+    return Gdpo(model, settings, metrics, base, text_base)
+
+
+def _perceptual(weight: float, weights: Path | None, net: str) -> Perceptual | None:
+    if weight <= 0:
+        return None
+    perceptual = perceptual_loss(weights, net)
+    log.info("perceptual loss: %s", perceptual.name)
+    return perceptual
+
+
+def _perceptual_name(stage: Stage) -> str | None:
+    perceptual = getattr(stage, "perceptual", None)
+    return None if perceptual is None else perceptual.name
+
+
+def _has_text(stage: Stage) -> bool:
+    return getattr(getattr(stage, "model", None), "text", None) is not None
+
+
+def _parser(stage: str) -> argparse.ArgumentParser:
+    about = {
+        "pretrain": "Train the pocket base, a small VAE and latent diffusion UNet, from a folder of photos.",
+        "naosd": "Train the noise-aware one-step model on a base.",
+        "gdpo": "Tune a finished NAOSD model by group direct preference optimization.",
+    }
+    parser = argparse.ArgumentParser(prog=f"gdposr train {stage}", description=about[stage])
+    parser.add_argument("--preset", choices=sorted(PRESETS[stage]), default="pocket")
+    parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
+    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    if stage != "pretrain":
+        parser.add_argument(
+            "--base",
+            metavar="SOURCE",
+            help="diffusers folder, hub name or finished run folder"
+            + (f" (preset sd21: {SD21})" if stage == "naosd" else ""),
+        )
+        parser.add_argument(
+            "--text-base",
+            metavar="SOURCE",
+            help="where text encoder, tokenizer and scheduler come from if --base has none",
+        )
+    parser.add_argument("--minutes", type=float, help="time budget, summed over resumed parts")
+    parser.add_argument("--steps", type=int, help="step budget")
+    parser.add_argument("--resume", action="store_true", help="go on from RUN/state, with the same settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset"
+    )
+    parser.add_argument(
+        "--perceptual-weights",
+        type=Path,
+        metavar="FILE",
+        help="SqueezeNet 1.1 (safetensors, Caffe layout): the perceptual loss where lpips is not installed, and the metric sqf",
+    )
+    parser.add_argument("--perceptual-net", choices=NETS, default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare pictures")
+    parser.add_argument(
+        "--validate-minutes", type=float, default=5.0, help="minutes between validations and saved states"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """argv: the stage, then its options. Exit code 0; 2 when an argument is wrong or the run fails; 130 when stopped by the user."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in PRESETS:
+        print(f"error: expected one of {', '.join(PRESETS)}, then its options", file=sys.stderr)
+        return 2
+    stage, args = argv[0], _parser(argv[0]).parse_args(argv[1:])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    base = getattr(args, "base", None)
+    if base is None and stage == "naosd" and args.preset == "sd21":
+        base = SD21
+    try:
+        result = run(
+            stage,
+            with_settings(PRESETS[stage][args.preset], args.set),
+            args.data,
+            args.out,
+            Budget(steps=args.steps, minutes=args.minutes),
+            base=base,
+            text_base=getattr(args, "text_base", None),
+            perceptual_weights=args.perceptual_weights,
+            perceptual_net=args.perceptual_net,
+            resume=args.resume,
+            workers=args.workers,
+            validate_minutes=args.validate_minutes,
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not result["finished"]:
+        log.info("stopped at step %d; go on with --resume", result["step"])
+        return INTERRUPTED
+    log.info("model written to %s", args.out / "model")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""Preference losses on groups of samples: GDPO-SR, Diffusion-DPO and a clipped policy gradient, as pure functions.
+
+B pictures, G samples of each. Lower error under the policy than under the frozen reference means that the policy has moved
+towards a sample.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MIN_DEVIATION = 1e-6  # of rewards in [0, 1]: below it a group's rewards are equal up to rounding
+MAX_LOG_RATIO = 20.0  # keeps the ratio of likelihoods finite; far outside any clip
+
+
+def group_advantage(rewards: Tensor) -> Tensor:
+    """Group-relative advantage (GDPO-SR). rewards: (B, G) float -> (B, G) float32, zero mean and unit population
+    variance per row, so that a pair gets +1 and -1; zeros where a row's rewards are all equal."""
+    values = _checked_rewards(rewards)
+    centred = values - values.mean(1, keepdim=True)
+    deviation = centred.square().mean(1, keepdim=True).sqrt()
+    return torch.where(deviation > MIN_DEVIATION, centred / deviation.clamp_min(MIN_DEVIATION), 0.0)
+
+
+def best_worst_advantage(rewards: Tensor) -> Tensor:
+    """Diffusion-DPO on a group: (B, G) -> (B, G) float32, +1 for the best of each row, -1 for its worst, 0 elsewhere.
+
+    Of several equal ones the first counts; a row whose rewards are all equal is all zeros.
+    """
+    values = _checked_rewards(rewards)
+    best, worst = values.argmax(1, keepdim=True), values.argmin(1, keepdim=True)
+    varied = values.gather(1, best) - values.gather(1, worst) > MIN_DEVIATION  # (B, 1)
+    signs = torch.zeros_like(values).scatter(1, best, 1.0).scatter(1, worst, -1.0)
+    return signs * varied
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each sample: two tensors (B, G, C, h, w) -> (B, G) float32."""
+    if prediction.ndim != 5 or prediction.shape != target.shape:
+        raise ValueError(
+            f"expected prediction and target of one shape (B, G, C, h, w), got {tuple(prediction.shape)} "
+            f"and {tuple(target.shape)}"
+        )
+    return (prediction.float() - target.float()).square().mean((2, 3, 4))
+
+
+def preference_loss(
+    policy_error: Tensor, reference_error: Tensor, advantage: Tensor, weight: float
+) -> Tensor:
+    """-log sigmoid(-weight * sum_i A_i (e_i - e_ref_i)), mean over B; each of the three is (B, G). Scalar.
+
+    With `group_advantage` this is the loss of GDPO-SR (its w = 5000 with the factor 1/2 is weight = 2500), with
+    `best_worst_advantage` it is Diffusion-DPO (Wallace et al. 2023). The errors are those of `squared_error`: the same noise and
+    timestep for policy and reference, the reference's without gradient.
+    """
+    return -F.logsigmoid(-weight * _movement(policy_error, reference_error, advantage)).mean()
+
+
+def preference_accuracy(policy_error: Tensor, reference_error: Tensor, advantage: Tensor) -> Tensor:
+    """Implicit accuracy: share of rows in which the policy has moved the preferred way, that is sum_i A_i (e_i - e_ref_i) < 0.
+
+    A row without a movement or without any advantage does not count as one. (B, G) each -> scalar in [0, 1].
+    """
+    return (_movement(policy_error, reference_error, advantage) < 0).float().mean()
+
+
+def diffusion_dpo_loss(
+    policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor, reference_lose: Tensor, beta: float
+) -> Tensor:
+    """Diffusion-DPO for pairs (Wallace et al. 2023, Eq. 14): the errors of the preferred and of the other sample, each (B,).
+
+    beta stands for their beta * T * omega(lambda_t). Scalar, mean over B.
+    """
+    win_change = policy_win.float() - reference_win.float()
+    lose_change = policy_lose.float() - reference_lose.float()
+    return F.softplus(beta * (win_change - lose_change)).mean()
+
+
+def gaussian_log_ratio(candidate: Tensor, old_mean: Tensor, new_mean: Tensor, sigma: float) -> Tensor:
+    """log N(x; new, sigma^2) - log N(x; old, sigma^2), averaged over C, h and w as in DanceGRPO: (B, G, C, h, w) -> (B, G).
+
+    A one-step model is a Gaussian policy of fixed sigma (in units of the latent) around its prediction. A mean may have 1 in
+    place of G. float32.
+    """
+    _check_sigma(sigma)
+    x, old, new = candidate.float(), old_mean.float(), new_mean.float()
+    # |x - old|^2 - |x - new|^2 as one product: no difference of large numbers
+    return ((new - old) * (2 * x - old - new)).mean((2, 3, 4)) / (2 * sigma**2)
+
+
+def gaussian_kl(new_mean: Tensor, reference_mean: Tensor, sigma: float) -> Tensor:
+    """KL divergence of two Gaussian policies of one sigma, averaged over C, h and w: (B, G, C, h, w) -> (B, G) float32."""
+    _check_sigma(sigma)
+    return (new_mean.float() - reference_mean.float()).square().mean((2, 3, 4)) / (2 * sigma**2)
+
+
+def grpo_loss(
+    log_ratio: Tensor, advantage: Tensor, clip: float = 0.2, kl: Tensor | None = None, kl_weight: float = 0.0
+) -> Tensor:
+    """Clipped surrogate of group relative policy optimization (DanceGRPO, Xue et al. 2025): (B, G) each -> scalar, mean over both.
+
+    -min(r A, clamp(r, 1 - clip, 1 + clip) A) + kl_weight * kl, with r = exp(log_ratio) of the new to the old policy.
+    """
+    if not 0 < clip < 1:
+        raise ValueError(f"clip must be above 0 and below 1, got {clip}")
+    if kl is None and kl_weight != 0:
+        raise ValueError(f"a kl_weight of {kl_weight} needs kl (B, G), got None")
+    _check_same_shape(log_ratio, advantage, *([] if kl is None else [kl]))
+    ratio = log_ratio.float().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    return -gain.mean() if kl is None else kl_weight * kl.float().mean() - gain.mean()
+
+
+def _movement(policy_error: Tensor, reference_error: Tensor, advantage: Tensor) -> Tensor:
+    """sum_i A_i (e_i - e_ref_i): (B, G) each -> (B,) float32."""
+    _check_same_shape(policy_error, reference_error, advantage)
+    return (advantage.float() * (policy_error.float() - reference_error.float())).sum(1)
+
+
+def _checked_rewards(rewards: Tensor) -> Tensor:
+    if rewards.ndim != 2 or rewards.shape[1] < 2:
+        raise ValueError(
+            f"expected rewards (B, G) with at least two samples in a group, got {tuple(rewards.shape)}"
+        )
+    if not torch.isfinite(rewards).all():
+        raise ValueError("rewards must be finite, got NaN or infinity: normalise the scores first")
+    return rewards.detach().float()
+
+
+def _check_same_shape(*tensors: Tensor) -> None:
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len(shapes[0]) != 2 or len(set(shapes)) != 1:
+        raise ValueError(f"expected tensors of one shape (B, G), got {', '.join(map(str, shapes))}")
+
+
+def _check_sigma(sigma: float) -> None:
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, got {sigma}")

@@ -1,0 +1,192 @@
+"""Prompts: where an image's caption is found, and the frozen CLIP text encoder that turns prompts into conditions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+DEFAULT_PROMPT = "a sharp photograph, true colours, crisp edges, rich natural texture"
+NEGATIVE_PROMPT = "out of focus, smeared, grainy, blocky compression, ringing, plastic skin, drawing, render"
+METADATA_FILE = "metadata.jsonl"
+SIDE_CAR = ".txt"
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Finds the caption of an image. The first that exists counts:
+
+    1. `fixed`, the same for every image
+    2. metadata.jsonl in `root`, then in the image's own folder: lines {"file_name": path relative to that file, "text": caption},
+       as in Hugging Face's imagefolder
+    3. a side-car beside the image: photo.png -> photo.txt
+    4. `default`
+
+    An empty caption counts as none. `describe` says how many of each kind there are, so that a misplaced file is noticed.
+    """
+
+    root: Path
+    fixed: str | None = None
+    default: str = DEFAULT_PROMPT
+    _tables: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def prompt_for(self, path: str | Path) -> str:
+        """The prompt of the image at path."""
+        return self._find(Path(os.path.abspath(path)))[0]
+
+    def describe(self, paths: Iterable[str | Path]) -> str:
+        """One line for the log: how many of these images have a caption, from where, and what the others get."""
+        images = [Path(os.path.abspath(path)) for path in paths]
+        if self.fixed is not None:
+            return f"captions: the fixed prompt {self.fixed!r} for all {len(images)} images"
+        kinds = [self._find(image)[1] for image in images]
+        found = {kind: kinds.count(kind) for kind in (METADATA_FILE, SIDE_CAR)}
+        line = f"captions: {sum(found.values())} of {len(images)} images have one"
+        if any(found.values()):
+            line += f" ({', '.join(f'{count} from {kind}' for kind, count in found.items() if count)})"
+        if "default" in kinds:
+            line += f"; {kinds.count('default')} get the default {self.default!r}"
+        known = {str(image) for image in images}
+        strangers = sum(key not in known for table in self._tables.values() for key in table)
+        if strangers:
+            line += f"; {strangers} captions in {METADATA_FILE} name none of these images"
+        return line
+
+    def _find(self, image: Path) -> tuple[str, str]:
+        if self.fixed is not None:
+            return self.fixed, "fixed"
+        for folder in (os.path.abspath(self.root), str(image.parent)):
+            caption = self._table(folder).get(str(image), "")
+            if caption:
+                return caption, METADATA_FILE
+        side_car = image.with_suffix(SIDE_CAR)
+        if side_car != image and side_car.is_file():
+            caption = side_car.read_text(encoding="utf-8").strip()
+            if caption:
+                return caption, SIDE_CAR
+        return self.default, "default"
+
+    def _table(self, folder: str) -> dict[str, str]:
+        """Captions of the metadata.jsonl in folder by absolute path; empty where there is none. Read once."""
+        if folder not in self._tables:
+            file = Path(folder, METADATA_FILE)
+            self._tables[folder] = _read_metadata(file) if file.is_file() else {}
+        return self._tables[folder]
+
+
+def _read_metadata(file: Path) -> dict[str, str]:
+    captions: dict[str, str] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
+        for key in ("file_name", "text"):
+            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+                raise ValueError(
+                    f'{file}, line {number}: expected {{"file_name": "...", "text": "..."}}, {key} is missing or no text'
+                )
+        image = os.path.abspath(file.parent / entry["file_name"].replace("\\", "/"))
+        if image in captions:
+            raise ValueError(f"{file}, line {number}: a second caption for {entry['file_name']}")
+        captions[image] = entry["text"].strip()
+    return captions
+
+
+class TextConditioner(nn.Module):
+    """Frozen CLIP text encoder. prompts, B texts -> (B, L, D) in the order of the prompts, L tokens of width D, in the encoder's
+    dtype and on its device.
+
+    A text is encoded by itself, so its embedding does not depend on its neighbours, and kept: the `cache_size` texts last used.
+    """
+
+    def __init__(self, tokenizer: Any, encoder: nn.Module, cache_size: int = 256) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.cache_size = cache_size
+        self._cache: OrderedDict[tuple[str, torch.device, torch.dtype], Tensor] = OrderedDict()
+        self.requires_grad_(False).eval()
+
+    @property
+    def length(self) -> int:
+        """Tokens per prompt, padding included."""
+        return min(int(self.tokenizer.model_max_length), int(self.encoder.config.max_position_embeddings))
+
+    @property
+    def width(self) -> int:
+        """Channels of an embedding."""
+        return int(self.encoder.config.hidden_size)
+
+    def train(self, mode: bool = True) -> TextConditioner:
+        """Stays in evaluation mode: it is never trained."""
+        return super().train(False)
+
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        if isinstance(prompts, str):
+            raise ValueError(f"expected a list with one prompt for each image, got the text {prompts!r}")
+        if not prompts:
+            raise ValueError("expected at least one prompt, got an empty list")
+        weight = next(self.encoder.parameters())
+        embeddings = [self._encode(text, weight.device, weight.dtype) for text in prompts]
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        return torch.stack(embeddings)  # (B, L, D)
+
+    def _encode(self, text: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        key = (text, device, dtype)
+        if key not in self._cache:
+            tokens = self.tokenizer(
+                [text], padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+            )
+            with torch.no_grad():
+                self._cache[key] = self.encoder(tokens.input_ids.to(device))[0][
+                    0
+                ]  # (L, D), last hidden state
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer/ and text_encoder/ below folder, as `load_text` and diffusers read them."""
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # vocab.json and merges.txt, for readers that know no tokenizer.json
+            backend.model.save(str(folder / "tokenizer"))
+        target = folder / "text_encoder"
+        self.encoder.config.save_pretrained(target)
+        # transformers 5 dropped the prefix "text_model." from its own names; checkpoints and older readers have it
+        weights = {
+            f"text_model.{key.removeprefix('text_model.')}": value.detach().cpu().contiguous()
+            for key, value in self.encoder.state_dict().items()
+        }
+        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_text(folder: str | Path) -> TextConditioner:
+    """The text encoder of a diffusers folder, float32: text_encoder/ (safetensors) and tokenizer/."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    source = Path(folder)
+    for name in ("text_encoder/config.json", "tokenizer/tokenizer_config.json"):
+        if not (source / name).is_file():
+            raise FileNotFoundError(f"{source} has no text encoder: {name} is missing")
+    tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer", local_files_only=True)
+    encoder, report = CLIPTextModel.from_pretrained(
+        source / "text_encoder", local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{source / 'text_encoder'} is not a complete CLIP text model: {', '.join(sorted(report['missing_keys'])[:3])} "
+            "missing"
+        )
+    return TextConditioner(tokenizer, encoder.float())

@@ -1,0 +1,79 @@
+"""What the trainer asks of a stage, and the settings that all stages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from training.batches import Batch
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+Losses = dict[str, Tensor]  # scalars; "loss" is the one to minimise
+Carry = dict[str, Tensor]  # what a phase hands on to the next, without gradient
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything about a run that is not the stage's own. The size of a step is batch x accumulate x processes."""
+
+    batch: int = 4  # pairs per process at once
+    accumulate: int = 1  # micro-steps per step
+    crop: int = 192  # HR pixels
+    zoom_min: float = 0.5  # photos are shrunk by a random factor from here to 1 before the crop is cut
+    mild_share: float = 0.0  # part of the pairs with the mild degradation
+    lr: float = 1e-4
+    final_lr: float = 1e-6  # at the end of a cosine
+    warmup_steps: int = 50
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest norm of a phase's gradient
+    ema: float = 0.0  # decay of the averaged weights that are validated and saved; 0: the weights themselves
+    precision: str = "no"  # autocast type of accelerate: no, bf16 or fp16
+    held_out: int = 16  # photos kept for validation
+    seed: int = 0
+    prompt: str = ""  # a fixed prompt; empty: captions beside the photos, else the default prompt
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        for name in ("batch", "accumulate", "crop", "warmup_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be from 0 to below 1, got {self.ema}")
+        if not 0 < self.zoom_min <= 1:
+            raise ValueError(f"zoom_min must be above 0 and at most 1, got {self.zoom_min}")
+
+
+class Stage(nn.Module):
+    """One stage of training. A step runs its phases in turn, each with an optimizer of its own: forward, backward, update.
+
+    All that is trained is reached through `forward`, so that accelerate can wrap the stage for several processes.
+    """
+
+    def phases(self, progress: float) -> tuple[str, ...]:
+        """Names of the phases of a step at this progress, 0-1, of the run."""
+        raise NotImplementedError
+
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """For each phase that may occur: the parameters it trains, and their peak learning rate."""
+        raise NotImplementedError
+
+    def phase_progress(self, phase: str, progress: float) -> float:
+        """Progress, 0-1, of the phase's own learning-rate schedule."""
+        return progress
+
+    def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        """Losses of one phase on a batch, and what the next phase of the same batch needs."""
+        raise NotImplementedError
+
+    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+        """Sample number k of LR pictures (n, 3, h, w) for validation -> (n, 3, 4h, 4w). hr is for stages without an SR output."""
+        raise NotImplementedError
+
+    def save(self, folder: Path, provenance: dict[str, Any]) -> None:
+        """Write the finished model."""
+        raise NotImplementedError
