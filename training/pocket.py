@@ -13,7 +13,7 @@ class VaeShape:
     """AutoencoderTiny of factor 8: convolutions and ReLU only, no posterior. 16 channels hold more than the LR's 12 numbers per
     8x8 pixels, so that fidelity does not end at the bottleneck."""
 
-    width: int = 48
+    width: int = 32
     latent_channels: int = 16
     encoder_blocks: tuple[int, ...] = (1, 1, 2, 2)
     decoder_blocks: tuple[int, ...] = (2, 2, 1, 1)
