@@ -1,13 +1,14 @@
 """The demonstration behind `make demo`: checkpoint -> bundle -> check -> a photo, upscaled with several seeds.
 
 Without a photo of your own, an openly licensed one (the cat Chelsea, CC0, out of scikit-image's wheel) is reduced
-fourfold and compressed as JPEG, so that the original can stand beside the results.
+fourfold and compressed as JPEG, so that the original can stand beside the results; crops of three more such photos make a
+second sheet.
 """
 
 import argparse
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,17 @@ from gdposr.console import OK, UsageError, say
 from gdposr.sheet import contact_sheet, to_rgb8
 
 SAMPLE_PHOTO = "chelsea"
+CROPS = {
+    "astronaut": (0, 130),
+    "coffee": (60, 200),
+    "rocket": (120, 260),
+}  # public domain or CC0: top and left of the crop
+CROP = 224  # pixels
 JPEG_QUALITY = 80  # about what phones and messengers use
 LARGEST = 512  # pixels; of a larger photo the middle is taken, so that the demonstration stays short
 SCALE = 4
+
+Peer = Callable[[np.ndarray], np.ndarray]  # (h, w, 3) uint8 -> (4h, 4w, 3) uint8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,11 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--photo", type=Path, help="a photo of your own (default: one that needs no download)"
     )
     parser.add_argument("--seeds", type=int, default=4, help="how many seeds (default: 4)")
+    parser.add_argument(
+        "--peer-ncnn", type=Path, metavar="PARAM", help="another model for the sheets, as ncnn .param"
+    )
     args = parser.parse_args(argv)
     begin = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         small, original = own_photo(args.photo) if args.photo else sample_photo()
+        peer = load_peer(args.peer_ncnn)
     except UsageError as error:
         say(f"error: {error}")
         return 2
@@ -64,15 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
         pictures.append(picture)
     sheet = args.out / "sheet.png"
-    Image.fromarray(
-        side_by_side(small, [np.asarray(Image.open(picture)) for picture in pictures], original)
-    ).save(sheet)
+    samples = [np.asarray(Image.open(picture)) for picture in pictures]
+    Image.fromarray(side_by_side(small, samples, original, peer)).save(sheet)
+    crops = args.out / "crops.png"
+    if not args.photo:
+        Image.fromarray(crops_sheet(bundle, peer)).save(crops)
 
     seconds = time.perf_counter() - begin
     lines = [
         "the pictures:",
         f"  {sheet}  (everything side by side: look at this one first)",
         f"  {photo}  (the input)",
+        *([] if args.photo else [f"  {crops}  (crops of other photos)"]),
     ]
     lines += [f"  {picture}" for picture in pictures]
     lines += [
@@ -84,17 +100,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return OK
 
 
-def sample_photo() -> tuple[np.ndarray, np.ndarray]:
-    """The small, JPEG-compressed photo and the original it was made from, both (H, W, 3) uint8."""
+def load_peer(param: Path | None) -> Peer | None:
+    """The other model as a function of pictures, or None."""
+    if param is None:
+        return None
+    from gdposr.peers import load_peers, on_pictures
+
+    return on_pictures(next(iter(load_peers([], param, threads=2).values())))
+
+
+def open_photo(name: str) -> np.ndarray:
+    """A photo out of scikit-image, (H, W, 3) uint8, cut to multiples of 8 pixels."""
     try:
         from skimage import data
     except ImportError:
         raise UsageError(
             'the demonstration photo needs scikit-image: pip install "gdposr[demo]", or give --photo'
         ) from None
-    original = getattr(data, SAMPLE_PHOTO)()
+    original = getattr(data, name)()
     height, width = (side // (2 * SCALE) * (2 * SCALE) for side in original.shape[:2])
-    original = original[:height, :width]
+    return original[:height, :width]
+
+
+def sample_photo() -> tuple[np.ndarray, np.ndarray]:
+    """The small, JPEG-compressed photo and the original it was made from, both (H, W, 3) uint8."""
+    original = open_photo(SAMPLE_PHOTO)
     return like_a_phone(original), original
 
 
@@ -125,18 +155,46 @@ def like_a_phone(original: np.ndarray) -> np.ndarray:
     return np.asarray(Image.open(stream).convert("RGB"))
 
 
-def side_by_side(small: np.ndarray, samples: Sequence[np.ndarray], original: np.ndarray | None) -> np.ndarray:
-    """Bicubic enlargement, the samples and, where there is one, the original on one sheet."""
-    height, width = samples[0].shape[:2]
+def side_by_side(
+    small: np.ndarray, samples: Sequence[np.ndarray], original: np.ndarray | None, peer: Peer | None = None
+) -> np.ndarray:
+    """Bicubic enlargement, the peer's, the samples and, where there is one, the original on one sheet."""
+    named = {f"seed {seed}": sample for seed, sample in enumerate(samples)}
+    shown = versions(small, named, original, peer)
+    judged = [k for k, label in enumerate(shown) if label in named]
+    return contact_sheet(
+        list(shown.values()), list(shown), columns=3 if len(shown) > 4 else 2, detail_by=judged
+    )
+
+
+def versions(
+    small: np.ndarray, samples: dict[str, np.ndarray], original: np.ndarray | None, peer: Peer | None
+) -> dict[str, np.ndarray]:
+    """Pictures of one size by label, in the order they are shown."""
+    height, width = next(iter(samples.values())).shape[:2]
     bicubic = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-    pictures = [bicubic, *samples, *([] if original is None else [original])]
-    labels = [
-        "bicubic",
-        *(f"seed {seed}" for seed in range(len(samples))),
-        *([] if original is None else ["original"]),
-    ]
-    judged = range(1, 1 + len(samples))
-    return contact_sheet(pictures, labels, columns=3 if len(pictures) > 4 else 2, detail_by=judged)
+    return {
+        "bicubic": bicubic,
+        **({"realesr-general-x4v3": peer(small)} if peer else {}),
+        **samples,
+        **({} if original is None else {"original": original}),
+    }
+
+
+def crops_sheet(bundle: Path, peer: Peer | None) -> np.ndarray:
+    """A row for each photo of `CROPS`: bicubic, the peer, two seeds, the original. The whole photo is reduced, then cut."""
+    from gdposr import Upscaler
+
+    rows: dict[str, np.ndarray] = {}
+    with Upscaler(bundle) as upscaler:
+        for name, (top, left) in CROPS.items():
+            original = open_photo(name)
+            small = like_a_phone(original)
+            first, second = upscaler.up(small, seed=0)[0], upscaler.up(small, seed=1)[0]
+            shown = versions(small, {"seed 0": first, "seed 1": second}, original, peer)
+            window = slice(top, top + CROP), slice(left, left + CROP)
+            rows |= {f"{name}, {label}": picture[window] for label, picture in shown.items()}
+    return contact_sheet(list(rows.values()), list(rows), columns=len(rows) // len(CROPS))
 
 
 if __name__ == "__main__":

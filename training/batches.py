@@ -24,7 +24,9 @@ class Batch:
     names: tuple[str, ...]
 
     def to(self, device: torch.device) -> Batch:
-        return replace(self, lr=self.lr.to(device), hr=self.hr.to(device))
+        """The pictures on a device, in the memory order that convolutions are fastest in."""
+        lr, hr = (x.to(device, memory_format=torch.channels_last) for x in (self.lr, self.hr))
+        return replace(self, lr=lr, hr=hr)
 
 
 class ItemSampler(Sampler[list[int]]):

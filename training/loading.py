@@ -272,6 +272,7 @@ def save_merged(model: OneStepModel, folder: str | Path, provenance: Mapping[str
             part: Any = model.parts()[name]
             if hasattr(part, "merge_and_unload"):
                 part = merge(copy.deepcopy(part))
+            part.to(memory_format=torch.contiguous_format)  # the only order safetensors knows
             part.save_pretrained(str(fresh / name), safe_serialization=True)
             config = _read_json(fresh / name / "config.json")
             config.pop("_name_or_path", None)  # where it was loaded from is nobody else's business

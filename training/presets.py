@@ -13,7 +13,9 @@ from training.stage import RunSettings
 SD21 = "stabilityai/stable-diffusion-2-1-base"  # the hub name taken where sd21 runs are given no --base
 
 PRETRAIN = {  # sd21 has none: its base is the published Stable Diffusion 2.1
-    "pocket": PretrainSettings(batch=8, crop=128, lr=5e-4, final_lr=1e-5, ema=0.998, precision="bf16"),
+    "pocket": PretrainSettings(
+        batch=8, crop=128, lr=1e-3, final_lr=1e-5, ema=0.998, precision="bf16", vae_share=0.6, l1=4.0
+    ),
     "tiny": PretrainSettings(
         shape=PocketShape(
             VaeShape(width=8, latent_channels=4, encoder_blocks=(1,) * 4, decoder_blocks=(1,) * 4),
