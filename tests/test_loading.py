@@ -15,8 +15,9 @@ from make_miniature_sd21 import main, make_miniature, make_public_layout  # noqa
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from training.adapters import unet_lora, vae_encoder_lora  # noqa: E402
-from training.loading import MODEL_FILE, load_model, read_model_file, save_merged, save_run_model  # noqa: E402
+from training.loading import MODEL_FILE, load_model, read_model_file  # noqa: E402
 from training.model import OneStepModel  # noqa: E402
+from training.saving import save_merged, save_run_model  # noqa: E402
 from training.schedule import NoiseSchedule  # noqa: E402
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -115,8 +115,10 @@ def test_two_steps_give_the_recorded_losses(
     name: str, stage: str, settings: RunSettings, miniature: Path, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
     seen = two_steps(stage, settings, photos, tmp_path, base=str(miniature), perceptual_weights=weights)
-    for key, values in RECORDED[name].items():
-        assert [losses[key] for losses in seen] == pytest.approx(values, rel=5e-3, abs=1e-5), key
+    for key, (first, second) in RECORDED[name].items():
+        assert seen[0][key] == pytest.approx(first, rel=5e-3, abs=1e-5), key
+        # Adam's first step is the sign of the gradient, so what is rounding there is 5 % here.
+        assert seen[1][key] == pytest.approx(second, rel=5e-2, abs=1e-5), key
     document = json.loads((tmp_path / "model" / "model.json").read_text())
     assert document["noise_timestep"] == 250
     assert document["provenance"]["steps"] == 2

@@ -1,1 +1,1 @@
-"""GPU training stage: degradation, data, perceptual features and (later) NAOSD and GDPO."""
+"""GPU training stage: degradation, data, the one-step model, NAOSD and GDPO, on one trainer."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from training.adapters import disabled, unet_lora
 from training.batches import Batch
-from training.loading import save_run_model
 from training.model import OneStepModel
 from training.naosd import in_float32, sample_for_validation
 from training.preference import (
@@ -32,6 +31,7 @@ from training.preference import (
 )
 from training.randomness import normal
 from training.rewards import Metric, group_rewards
+from training.saving import save_run_model
 from training.stage import Carry, Losses, RunSettings, Stage
 
 OBJECTIVES = ("gdpo", "dpo", "grpo")

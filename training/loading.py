@@ -1,30 +1,25 @@
-"""Find, load and save one-step models. Weights are safetensors, the rest is JSON; a pickle is never opened.
+"""Find and load one-step models. Weights are safetensors, the rest is JSON; a pickle is never opened.
 
 `load_model` reads four kinds of source:
 
 - a diffusers folder or hub name: unet/ vae/ scheduler/ and, for a UNet with cross-attention, text_encoder/ tokenizer/
 - the layout of the public GDPO-SR checkpoint: merged unet/ and vae/ only; `base` names the model with the rest
 - a training run, RUN or RUN/model: model.json, which names a base, and adapters, which are merged into it in float32
-- a folder that `save_merged` wrote: the diffusers layout with a model.json that keeps the two timesteps
+- a folder that `saving.save_merged` wrote: the diffusers layout with a model.json that keeps the two timesteps
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from training.adapters import load_adapter, merge, save_adapter
-from training.checkpoint import replace_folder
+from training.adapters import load_adapter, merge
 from training.model import OneStepModel
 from training.prompts import TextConditioner, load_text
 from training.schedule import NoiseSchedule
@@ -174,7 +169,7 @@ def _load_parts(folder: Path, base: str | Path | None) -> OneStepModel:
             f"{' and '.join(map(str, rest))} have no {SCHEDULER_FILE}: with base=, name the model that {folder} was trained from "
             "(a folder or a hub name)"
         )
-    schedule = NoiseSchedule.from_config(_read_json(scheduler / SCHEDULER_FILE))
+    schedule = NoiseSchedule.from_config(read_json(scheduler / SCHEDULER_FILE))
     texts = next((place for place in rest if (place / "text_encoder").is_dir()), None)
     text: TextConditioner | None = None if texts is None else load_text(texts)
     model = OneStepModel(vae, unet, text, schedule)
@@ -193,7 +188,7 @@ def _load_part(folder: Path, part: str) -> nn.Module:
     path = folder / part
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model: {part}/config.json is missing; {LAYOUTS}")
-    name = _read_json(path / "config.json").get("_class_name")
+    name = read_json(path / "config.json").get("_class_name")
     if name not in PART_CLASSES[part]:
         raise ValueError(f"{path} holds a {name}, expected {' or '.join(PART_CLASSES[part])}")
     if not (path / WEIGHTS).is_file() and not (path / f"{WEIGHTS}.index.json").is_file():
@@ -223,100 +218,13 @@ def _load_part(folder: Path, part: str) -> nn.Module:
     return module
 
 
-def save_run_model(
-    folder: str | Path,
-    *,
-    base: str | Path,
-    noise_timestep: int,
-    denoise_timestep: int,
-    unet_adapter: nn.Module | None,
-    vae_adapter: nn.Module | None,
-    provenance: Mapping[str, Any],
-    text_base: str | Path | None = None,
-) -> None:
-    """Write RUN/model: model.json and the adapters (PeftModels), in one step. base and text_base are what `load_model` was given as
-    source and base; a local one is stored relative to folder, so that both can move together."""
-    target = Path(folder)
-    adapters = {VAE_ADAPTER: vae_adapter, UNET_ADAPTER: unet_adapter}
-    present = {name: adapter for name, adapter in adapters.items() if adapter is not None}
-    if not present:
-        raise ValueError("a run's model is its adapters, got none; use save_merged for a fully trained model")
-    document = {
-        "format_version": FORMAT_VERSION,
-        "kind": ADAPTERS,
-        "base": _portable(base, target),
-        "text_base": None if text_base is None else _portable(text_base, target),
-        "noise_timestep": noise_timestep,
-        "denoise_timestep": denoise_timestep,
-        "adapters": list(present),
-        "provenance": dict(provenance),
-    }
-    with _swapped_in(target) as fresh:
-        for name, adapter in present.items():
-            save_adapter(adapter, fresh / name)
-        _write_json(fresh / MODEL_FILE, document)
-
-
-def save_merged(model: OneStepModel, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
-    """Write the whole model as a diffusers folder with model.json, in one step; adapters are merged into a copy in float32.
-    `load_model` gives the same model back."""
-    document = {
-        "format_version": FORMAT_VERSION,
-        "kind": MERGED,
-        "noise_timestep": model.noise_timestep,
-        "denoise_timestep": model.denoise_timestep,
-        "provenance": dict(provenance or {}),
-    }
-    with _swapped_in(Path(folder)) as fresh:
-        for name in PART_CLASSES:
-            part: Any = model.parts()[name]
-            if hasattr(part, "merge_and_unload"):
-                part = merge(copy.deepcopy(part))
-            part.to(memory_format=torch.contiguous_format)  # the only order safetensors knows
-            part.save_pretrained(str(fresh / name), safe_serialization=True)
-            config = _read_json(fresh / name / "config.json")
-            config.pop("_name_or_path", None)  # where it was loaded from is nobody else's business
-            _write_json(fresh / name / "config.json", config)
-        if model.text is not None:
-            model.text.save(fresh)
-        _write_json(fresh / SCHEDULER_FILE, model.schedule.to_config())
-        _write_json(fresh / MODEL_FILE, document)
-
-
-@contextmanager
-def _swapped_in(target: Path) -> Iterator[Path]:
-    """A fresh folder beside target that takes its place when the block ends without an error."""
-    if target.is_file():
-        raise ValueError(f"{target} is a file, expected the name of a folder for the model")
-    if target.is_dir() and any(target.iterdir()) and not (target / MODEL_FILE).is_file():
-        raise ValueError(f"{target} holds other files and would be replaced: name a new or empty folder")
-    target = target.absolute()
-    fresh = target.with_name(target.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    replace_folder(fresh, target)
-
-
-def _portable(source: str | Path, folder: Path) -> str:
-    """A source as model.json keeps it: a path relative to folder, always starting with a dot, or a hub name as it is."""
-    path = Path(source)
-    if not path.exists():
-        return str(source)
-    relative = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    return relative if relative.startswith(".") else f"./{relative}"
-
-
 def _resolve(stored: str, folder: Path) -> str | Path:
-    """Inverse of `_portable`."""
+    """A source as a model.json stores it: relative to the folder it stands in, starting with a dot, or a hub name."""
     return folder.resolve() / stored if stored.startswith(".") else stored
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError where there is none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -324,8 +232,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return document
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

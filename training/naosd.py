@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from training.adapters import disabled, unet_lora, vae_encoder_lora
 from training.batches import Batch
-from training.loading import save_merged, save_run_model
 from training.model import OneStepModel
 from training.perceptual import Perceptual
 from training.prompts import NEGATIVE_PROMPT
 from training.randomness import integers, normal
+from training.saving import save_merged, save_run_model
 from training.stage import Carry, Losses, RunSettings, Stage
 
 ADAPT = ("lora", "full")

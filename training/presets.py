@@ -56,7 +56,7 @@ GDPO = {
         gradient_checkpointing=True,
     ),
     "pocket": GdpoSettings(
-        batch=4, crop=128, lr=1e-4, final_lr=1e-5, rank=16, metrics=("psnr", "sqf", "niqe"), mild_share=0.4
+        batch=2, crop=192, lr=1e-4, final_lr=1e-5, rank=16, metrics=("psnr", "niqe"), mild_share=0.4
     ),
     "tiny": GdpoSettings(
         batch=2, crop=64, warmup_steps=1, held_out=1, group=3, metrics=("psnr", "ssim", "niqe")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from training.batches import Batch
-from training.loading import save_merged
 from training.model import OneStepModel
 from training.perceptual import Perceptual
 from training.pocket import PocketShape, build_unet, build_vae
 from training.randomness import integers, normal
+from training.saving import save_merged
 from training.schedule import NoiseSchedule
 from training.stage import Carry, Losses, RunSettings, Stage
 
