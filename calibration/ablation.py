@@ -2,7 +2,8 @@
 
     python -m calibration.ablation --base runs/naosd --data PHOTOS --lr DIR --hr DIR --sqf-weights FILE --out runs/ablation --steps 100
 
-Every row is kept in OUT/results.jsonl as soon as it is measured, and a row that is there already is not run again.
+Every row is kept in OUT/results.jsonl as soon as it is measured, and a row that is there already is not run again. "grpo" draws from
+the policy, as it must, so compare it with "policy samples".
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ from calibration.metrics import psnr_y, ssim_y
 from calibration.onestep import restore
 from calibration.pairs import find_pairs, read_rgb
 from runtime.niqe import niqe
+from training.budget import Budget
+from training.data import PhotoSet, find_images, split_photos
+from training.loading import load_model
+from training.main import run
+from training.presets import PRESETS
+from training.settings import with_settings
+from training.validation import Validation, to_pixels
 
 log = logging.getLogger("ablation")
 
@@ -52,13 +60,9 @@ class TestSet:
     pairs: list[tuple[np.ndarray, np.ndarray]]
 
 
-def held_out_set(data: Path, held_out: int, crop: int) -> TestSet:
+def held_out_set(paths: Sequence[Path], crop: int) -> TestSet:
     """The fixed crops that validation during training looks at, degraded as in training."""
-    from training.data import PhotoSet, find_images, split_photos
-    from training.validation import Validation, to_pixels
-
-    photos = PhotoSet(split_photos(find_images(data), held_out)[1])
-    validation = Validation(photos, Path(), size=crop)
+    validation = Validation(PhotoSet(paths), Path(), size=crop)
     return TestSet(
         "held out",
         [(to_pixels(lr), to_pixels(hr)) for lr, hr in zip(validation.lr, validation.hr, strict=True)],
@@ -73,8 +77,6 @@ def folder_set(name: str, lr: Path, hr: Path, every: int) -> TestSet:
 
 def measure(source: Path, sets: Sequence[TestSet], weights: Path, seed: int) -> dict[str, dict[str, float]]:
     """Means over each set, of one sample of every picture; lower is better for sqf and niqe."""
-    from training.loading import load_model
-
     model, score = load_model(source), sqf.scorer(weights)
     table = {}
     for test in sets:
@@ -87,15 +89,24 @@ def measure(source: Path, sets: Sequence[TestSet], weights: Path, seed: int) -> 
     return table
 
 
-def tune(base: Path, data: Path, weights: Path, changes: Sequence[str], steps: int, out: Path) -> None:
-    """One gdpo run from base."""
-    from training.budget import Budget
-    from training.main import run
-    from training.presets import PRESETS
-    from training.settings import with_settings
-
-    settings = with_settings(PRESETS["gdpo"]["pocket"], [*changes, "held_out=16"])
-    run("gdpo", settings, data, out, Budget(steps=steps), base=str(base), perceptual_weights=weights)
+def tune(
+    base: Path, data: Path, photos: PhotoSet, weights: Path, changes: Sequence[str], steps: int, out: Path
+) -> None:
+    """One gdpo run from base on decoded photos."""
+    settings = with_settings(PRESETS["gdpo"]["pocket"], changes)
+    result = run(
+        "gdpo",
+        settings,
+        data,
+        out,
+        Budget(steps=steps),
+        base=str(base),
+        perceptual_weights=weights,
+        photos=photos,
+        validate=False,
+    )
+    if not result["finished"]:
+        raise KeyboardInterrupt
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -156,15 +167,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _key(row: Mapping[str, Any]) -> tuple[str, str, int, int, tuple[str, ...]]:
+    """What makes a row another experiment."""
+    return row["variant"], row["base"], row["seed"], row["steps"], tuple(row["changes"])
+
+
 def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    sets = [held_out_set(args.data, 16, 256), folder_set("RealSR", args.lr, args.hr, args.every)]
+    training, held_out = split_photos(find_images(args.data), PRESETS["gdpo"]["pocket"].held_out)
+    photos = PhotoSet(training)
+    sets = [held_out_set(held_out, 256), folder_set("RealSR", args.lr, args.hr, args.every)]
 
-    def record(variant: str, seed: int, source: Path, changes: Sequence[str], steps: int) -> None:
+    def record(variant: str, base: str, seed: int, source: Path, changes: Sequence[str], steps: int) -> None:
         row = {
             "variant": variant,
+            "base": base,
             "seed": seed,
             "steps": steps,
             "changes": list(changes),
@@ -175,20 +194,22 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
             file.write(json.dumps(row) + "\n")
         log.info("%s, seed %d: %s", variant, seed, row["measured"])
 
-    done = {(row["variant"], row["seed"]) for row in rows}
+    done = {_key(row) for row in rows}
     plain = [item.partition("=")[::2] for item in args.also] + [("naosd", str(args.base))]
     for name, source in plain:
         for seed in range(args.seeds):
-            if (name, seed) not in done:
-                record(name, seed, Path(source), (), 0)
+            if (name, source, seed, 0, ()) not in done:
+                record(name, source, seed, Path(source), (), 0)
     for seed in range(args.seeds):
         for variant in args.variant or VARIANTS:
-            if (variant, seed) in done:
-                continue
             changes = (*VARIANTS[variant], *args.set, f"seed={seed}")
+            if (variant, str(args.base), seed, args.steps, changes) in done:
+                continue
             with tempfile.TemporaryDirectory(dir=args.out) as folder:
-                tune(args.base, args.data, args.sqf_weights, changes, args.steps, Path(folder) / "run")
-                record(variant, seed, Path(folder) / "run", changes, args.steps)
+                tune(
+                    args.base, args.data, photos, args.sqf_weights, changes, args.steps, Path(folder) / "run"
+                )
+                record(variant, str(args.base), seed, Path(folder) / "run", changes, args.steps)
     return rows
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -332,4 +334,38 @@ def test_adapter_of_another_size_is_refused(sd21: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"unet_adapter does not fit this UNet2DConditionModel: .* the base needs"
     ):
+        load_model(folder)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from training.loading import load_model
+from training.saving import save_merged
+model = load_model(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+try:
+    save_merged(model, sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+def test_full_disk_at_the_model_save_leaves_the_old_model(sd21: Path, root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_merged(load_model(sd21), folder)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(folder)], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert f"could not write the model to {folder}" in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    load_model(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_damaged_weights_are_named(part: str, tmp_path: Path) -> None:
+    folder = make_miniature(tmp_path / "sd21")
+    file = next((folder / part).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=part):
         load_model(folder)

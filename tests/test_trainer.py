@@ -128,8 +128,19 @@ def test_names_and_prompts_follow_the_pictures(photos: Path, tmp_path: Path) -> 
     assert len(set(batch.names)) > 1
     for k, (item, name, prompt) in enumerate(zip(batch.items, batch.names, batch.prompts, strict=True)):
         assert prompt == f"caption of {Path(name).stem}"
-        assert Path(name) == pairs.source(item)
+        assert Path(name) == pairs.item(item).photo
         assert torch.equal(batch.lr[k], pairs[item][0])
+
+
+def test_stand_in_for_a_broken_photo_brings_its_own_name_and_caption(photos: Path, tmp_path: Path) -> None:
+    for path in sorted(photos.iterdir()):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        (tmp_path / path.name).with_suffix(".txt").write_text(f"caption of {path.stem}")
+    pairs = PairDataset(PhotoSet(find_images(tmp_path), cache_bytes=0), CropParams(64), seed=1)
+    (tmp_path / "1.png").write_bytes(b"gone")
+    batch = next(batches(pairs, PromptSource(tmp_path, None), 12, workers=0))
+    assert {Path(name).name for name in batch.names} == {"0.png", "2.png", "3.png"}
+    assert batch.prompts == tuple(f"caption of {Path(name).stem}" for name in batch.names)
 
 
 def test_learning_rate_warms_up_and_falls_to_the_final_one() -> None:
@@ -214,7 +225,7 @@ def test_loss_that_is_not_finite_stops_with_step_photos_and_state(photos: Path, 
     stopped.progress = lambda step: 1.0 if step == 2 else step / 9  # type: ignore[method-assign]
     make(photos, tmp_path / "good", stopped, settings).run()
     broken = make(photos, tmp_path / "run", Budget(steps=9), settings, Toy(settings, break_at=2))
-    name = str(broken.pairs.source(2))
+    name = str(broken.pairs.item(2).photo)
     with pytest.raises(FloatingPointError, match=r"step 2, phase net") as caught:
         broken.run()
     assert name in str(caught.value)
@@ -244,9 +255,7 @@ def test_state_of_another_size_is_refused(photos: Path, tmp_path: Path) -> None:
         make(photos, tmp_path / "run", Budget(steps=2), stage=stage).run(resume=True)
 
 
-def test_interrupt_saves_and_leaves_no_model(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupt_saves_and_leaves_no_model(photos: Path, tmp_path: Path) -> None:
     def press(step: int, values: dict[str, float]) -> None:
         if step == 3:
             os.kill(os.getpid(), signal.SIGINT)
@@ -258,10 +267,13 @@ def test_interrupt_saves_and_leaves_no_model(
     assert (resumed["finished"], resumed["step"]) == (True, 5)
 
 
-@pytest.mark.parametrize("budget", [{}, {"steps": 0}, {"minutes": -1.0}])
-def test_budget_must_be_given_and_positive(budget: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="--steps"):
-        Budget(**budget) if budget.get("minutes") is None else Budget(**budget, steps=0)
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [({}, "--minutes or --steps"), ({"steps": 0}, "--steps"), ({"minutes": -1.0}, "--minutes")],
+)
+def test_budget_must_be_given_and_positive(budget: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Budget(**budget)
 
 
 def test_budget_ends_with_whichever_comes_first() -> None:
@@ -302,6 +314,43 @@ def test_full_disk_leaves_the_earlier_state(root: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
+def test_damaged_state_is_named(photos: Path, tmp_path: Path) -> None:
+    make(photos, tmp_path / "run", Budget(steps=1)).run()
+    file = tmp_path / "run" / "state" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged or cut off"):
+        make(photos, tmp_path / "run", Budget(steps=2)).run(resume=True)
+
+
+def test_interrupted_swap_loses_neither_state(tmp_path: Path) -> None:
+    """Killed between the two renames: .old is the only state there is, and the next save must not begin by deleting it."""
+    net = torch.nn.Linear(2, 2)
+    save_state(tmp_path / "s", {"net": net}, {}, {"step": 1})
+    (tmp_path / "s").rename(tmp_path / "s.old")
+    assert load_state(tmp_path / "s", {"net": net}, {})["step"] == 1
+    save_state(tmp_path / "s", {"net": net}, {}, {"step": 2})
+    assert load_state(tmp_path / "s", {"net": net}, {})["step"] == 2
+
+
+def test_phase_that_begins_later_has_a_warm_up_of_its_own(photos: Path, tmp_path: Path) -> None:
+    class Late(Toy):
+        def phases(self, progress: float) -> tuple[str, ...]:
+            return ("net",) if progress < 0.5 else ("net", "critic")
+
+    trainer = make(photos, tmp_path / "run", Budget(steps=6), replace(SETTINGS, warmup_steps=4), Late())
+    rates: list[float] = []
+    trainer.on_step = lambda step, losses: rates.append(
+        trainer.raw_optimizers["critic"].param_groups[0]["lr"] if "critic/loss" in losses else 0.0
+    )
+    trainer.stage.forward = lambda phase, batch, carry: Toy.forward(  # type: ignore[method-assign]
+        trainer.stage, phase, batch, carry or {"mean": torch.zeros(2)}
+    )
+    trainer.run()
+    assert rates[:3] == [0.0, 0.0, 0.0]
+    assert 0 < rates[3] < 0.3 * 1e-1
+    assert trainer.phase_steps == {"net": 6, "critic": 3}
+
+
 def test_states_hold_no_pickle(tmp_path: Path) -> None:
     net = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(net.parameters())
@@ -309,6 +358,13 @@ def test_states_hold_no_pickle(tmp_path: Path) -> None:
     optimizer.step()
     save_state(tmp_path / "s", {"net": net}, {"net": optimizer}, {"step": 1})
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["state.json", "state.safetensors"]
+
+
+def test_precision_may_change_within_a_process(photos: Path, tmp_path: Path) -> None:
+    for precision in ("bf16", "no", "bf16"):
+        settings = replace(SETTINGS, precision=precision)
+        result = make(photos, tmp_path / f"{len(list(tmp_path.iterdir()))}", Budget(steps=1), settings).run()
+        assert result["finished"]
 
 
 def test_precision_that_the_device_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,10 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from training.checkpoint import read_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -152,7 +154,7 @@ def load_adapter(base: nn.Module, folder: str | Path, trainable: bool = False) -
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{source} holds a {config.peft_type} adapter, expected LORA")
     config.inference_mode = not trainable
-    saved = load_file(source / ADAPTER_WEIGHTS)
+    saved = read_tensors(source / ADAPTER_WEIGHTS)
     try:
         with _own_random_state(0):
             model = get_peft_model(base, config)

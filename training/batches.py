@@ -44,14 +44,15 @@ class ItemSampler(Sampler[list[int]]):
             micro += 1
 
 
-class _Items(torch.utils.data.Dataset[tuple[int, Tensor, Tensor]]):
-    """The pairs together with their numbers."""
+class _Items(torch.utils.data.Dataset[tuple[int, Tensor, Tensor, str]]):
+    """The pairs together with their numbers and the photos they come from."""
 
     def __init__(self, pairs: PairDataset) -> None:
         self.pairs = pairs
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor]:
-        return index, *self.pairs[index]
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor, str]:
+        pair = self.pairs.item(index)
+        return index, pair.lr, pair.hr, str(pair.photo)
 
 
 def batches(
@@ -71,8 +72,6 @@ def batches(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )
-    for items, lr, hr in loader:
-        numbers = tuple(items.tolist())
-        sources = [pairs.source(k) for k in numbers]
-        texts = tuple(prompts.prompt_for(path) for path in sources) if prompts else ("",) * len(numbers)
-        yield Batch(numbers, lr, hr, texts, tuple(str(path) for path in sources))
+    for items, lr, hr, names in loader:
+        texts = tuple(prompts.prompt_for(name) for name in names) if prompts else ("",) * len(names)
+        yield Batch(tuple(items.tolist()), lr, hr, texts, tuple(names))

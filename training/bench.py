@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"decoding {len(photos)} photos once: {1e3 * decoding / len(photos):.1f} ms each")
     for crop in (128, 192, 512):
         for mild_share, name in ((0.0, "the paper's"), (1.0, "mild")):
-            each = seconds_per_pair(photos, crop, mild_share, args.pairs if crop < 512 else args.pairs // 4)
+            each = seconds_per_pair(
+                photos, crop, mild_share, args.pairs if crop < 512 else max(1, args.pairs // 4)
+            )
             print(
                 f"pair of {crop} HR pixels, {name} degradation: {1e3 * each:.1f} ms, {1 / each:.0f} a second"
             )

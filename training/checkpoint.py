@@ -50,6 +50,16 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     optimizer.load_state_dict(state)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError where it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged or cut off ({error}): copy it again, or write it again by the command that made it"
+        ) from error
+
+
 def save_state(
     folder: Path,
     modules: Mapping[str, Stateful],
@@ -86,8 +96,8 @@ def save_state(
 def replace_folder(fresh: Path, target: Path) -> None:
     """Put the folder fresh in target's place; what stood there is removed once the new one is in place."""
     old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    if target.exists():  # else .old is what an interrupted swap left, and the only one there is
+        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
@@ -105,21 +115,29 @@ def _complete(folder: Path) -> Path | None:
     return None
 
 
-def load_state(
-    folder: Path, modules: Mapping[str, Stateful], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> dict[str, Any]:
-    """Load a state into modules and optimizers of the same names; returns the JSON values."""
+def read_values(folder: Path) -> dict[str, Any]:
+    """The JSON values of a state, without its tensors. FileNotFoundError where there is none."""
     source = _complete(folder)
     if source is None:
         raise FileNotFoundError(
             f"no training state at {folder}; expected {TENSORS} and {VALUES}. Start without --resume"
         )
-    tensors = load_file(source / TENSORS)
+    return json.loads((source / VALUES).read_text())
+
+
+def load_state(
+    folder: Path, modules: Mapping[str, Stateful], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """Load a state into modules and optimizers of the same names; returns the JSON values."""
+    values = read_values(folder)
+    source = _complete(folder)
+    assert source is not None
+    tensors = read_tensors(source / TENSORS)
     for name, module in modules.items():
         module.load_state_dict(_under(tensors, f"module/{name}/"))
     for name, optimizer in optimizers.items():
         load_optimizer_tensors(optimizer, _under(tensors, f"optimizer/{name}/"))
-    return json.loads((source / VALUES).read_text())
+    return values
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

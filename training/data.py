@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,22 +47,26 @@ def load_rgb(path: Path) -> np.ndarray:
 class PhotoSet:
     """The readable photos of a list, cached decoded. A broken file is logged and left out when the set is made.
 
-    cache_bytes bounds the decoded photos kept in memory; the rest are decoded at each use.
+    cache_bytes bounds the decoded photos kept in memory; of the rest only the header is looked at now, and they are decoded at each
+    use.
     """
 
     def __init__(self, paths: Sequence[Path], cache_bytes: int = 4 << 30) -> None:
         self.paths: list[Path] = []
         self._cache: dict[int, np.ndarray] = {}
-        kept = 0
+        left = cache_bytes
         for path in paths:
             try:
-                pixels = load_rgb(path)
+                if left > 0:
+                    pixels = load_rgb(path)
+                    left -= pixels.nbytes
+                    if left >= 0:
+                        self._cache[len(self.paths)] = pixels
+                else:
+                    Image.open(path).close()
             except UNREADABLE as error:
                 log.warning("skipping %s: %s", path, error)
                 continue
-            if kept + pixels.nbytes <= cache_bytes:
-                self._cache[len(self.paths)] = pixels
-                kept += pixels.nbytes
             self.paths.append(path)
         if not self.paths:
             raise ValueError(f"none of the {len(paths)} images could be read")
@@ -70,19 +75,21 @@ class PhotoSet:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """(h, w, 3) uint8. A file that broke since the set was made is reported, and the next photo stands in for it."""
+        """(h, w, 3) uint8, see `read`."""
+        return self.read(index)[1]
+
+    def read(self, index: int) -> tuple[Path, np.ndarray]:
+        """A photo's path and pixels (h, w, 3) uint8. For a file that broke since the set was made the next photo stands in, which is
+        logged."""
         for k in range(len(self.paths)):
             place = (index + k) % len(self.paths)
+            path = self.paths[place]
             if place in self._cache:
-                return self._cache[place]
+                return path, self._cache[place]
             try:
-                return load_rgb(self.paths[place])
+                return path, load_rgb(path)
             except UNREADABLE as error:
-                log.warning(
-                    "%s cannot be read any more (%s): another photo stands in for it",
-                    self.paths[place],
-                    error,
-                )
+                log.warning("%s cannot be read any more (%s): another photo stands in for it", path, error)
         raise OSError(f"none of the {len(self.paths)} photos can be read any more: is the disk still there?")
 
 
@@ -124,6 +131,14 @@ def random_crop(photo: np.ndarray, rng: np.random.Generator, params: CropParams)
     return np.array(crop)
 
 
+class Pair(NamedTuple):
+    """lr: (3, s/4, s/4), hr: (3, s, s) float32 in [0, 1]; photo: where they were cut from."""
+
+    lr: Tensor
+    hr: Tensor
+    photo: Path
+
+
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):
     """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed, k).
 
@@ -148,19 +163,15 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.length
 
-    def source(self, index: int) -> Path:
-        """The photo that item `index` is cut from."""
-        return self.photos.paths[self._draw_photo(self._rng(index))]
-
-    def _rng(self, index: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, self.start + index])
-
-    def _draw_photo(self, rng: np.random.Generator) -> int:
-        return int(rng.integers(len(self.photos)))
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        rng = self._rng(index)
-        pixels = random_crop(self.photos[self._draw_photo(rng)], rng, self.crop)
+    def item(self, index: int) -> Pair:
+        """The pair with the photo it was cut from."""
+        rng = np.random.default_rng([self.seed, self.start + index])
+        path, photo = self.photos.read(int(rng.integers(len(self.photos))))
+        pixels = random_crop(photo, rng, self.crop)
         hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
         mild = self.mild_share > 0 and rng.random() < self.mild_share
-        return degrade(hr, rng, MILD if mild else self.degradation), hr
+        return Pair(degrade(hr, rng, MILD if mild else self.degradation), hr, path)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pair = self.item(index)
+        return pair.lr, pair.hr

@@ -42,10 +42,12 @@ WEIGHTINGS = ("attribute", "fixed")
 
 @dataclass(frozen=True)
 class GdpoSettings(RunSettings):
-    """Defaults are the paper's where it states them."""
+    """The paper's settings of the objective; those of the run (rate, batch, crop) stand in the presets."""
 
     objective: str = "gdpo"  # gdpo: all of the group; dpo: best against worst (Diffusion-DPO); grpo: clipped policy gradient
-    condition: str = "candidate"  # what the UNet sees in the loss: the noised candidate (as published), or the noised LR latent
+    condition: str = (
+        "candidate"  # what the UNet sees in the loss: the candidate's latent, noised, or the LR's, noised
+    )
     group: int = 6
     sampler: str = "reference"  # who draws the group: the frozen reference or the policy itself
     shared_noise: bool = (
@@ -72,6 +74,9 @@ class GdpoSettings(RunSettings):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("weight", "grpo_sigma", "grpo_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.group < 2:
             raise ValueError(f"group must be at least 2 samples, got {self.group}")
         if not self.metrics:
@@ -80,12 +85,13 @@ class GdpoSettings(RunSettings):
 
 @dataclass(frozen=True)
 class Group:
-    """latent: the LR's (B, C, h, w); noise and candidates: (B, G, C, h, w), candidates being the z_0 that were decoded and scored;
-    advantage: (B, G); statistics: means over the batch, for the log."""
+    """latent: the LR's (B, C, h, w). noise, means, candidates: (B, G, C, h, w): means are the one-step z_0, candidates what was decoded
+    and scored (the same, except for GRPO, which explores around them). advantage: (B, G). statistics: means over the batch."""
 
     latent: Tensor
     condition: Tensor | None
     noise: Tensor
+    means: Tensor
     candidates: Tensor
     advantage: Tensor
     statistics: dict[str, Tensor]
@@ -132,23 +138,22 @@ class Gdpo(Stage):
         latent = model.encode(batch.lr)
         noise = normal(s.seed, batch.items, (s.group, *latent.shape[1:]), "group").to(latent)
         with disabled(model.unet) if s.sampler == "reference" else contextlib.nullcontext():
-            candidates = torch.stack(
+            means = torch.stack(
                 [model.restore(latent, noise[:, i], condition) for i in range(s.group)], dim=1
             )
+        candidates = means
         if s.objective == "grpo":  # the policy is a Gaussian around the one-step latent
             shape = (s.group, *latent.shape[1:])
-            candidates = candidates + s.grpo_sigma * normal(s.seed, batch.items, shape, "exploration").to(
-                latent
-            )
+            candidates = means + s.grpo_sigma * normal(s.seed, batch.items, shape, "exploration").to(latent)
         sr = torch.stack([model.decode(candidates[:, i]).float() for i in range(s.group)], dim=1)
         report = group_rewards(sr, batch.hr, self.metrics, s.weighting)
         rewards = report.rewards
         advantage = best_worst_advantage(rewards) if s.objective == "dpo" else group_advantage(rewards)
         statistics = {"reward_spread": rewards.std(dim=1, unbiased=False).mean()}
         for name, scores in report.scores.items():
-            statistics[f"{name}"] = scores.mean()
+            statistics[name] = scores.mean()
             statistics[f"{name}_spread"] = scores.std(dim=1, unbiased=False).mean()
-        return Group(latent, condition, noise, candidates, advantage, statistics)
+        return Group(latent, condition, noise, means, candidates, advantage, statistics)
 
     def _preference(self, group: Group, batch: Batch) -> Losses:
         """-log sigmoid(-w sum_i A_i (e_i - e_ref_i)), where e is the error of the network on candidate i."""
@@ -182,9 +187,8 @@ class Gdpo(Stage):
 
     def _grpo(self, group: Group) -> Losses:
         s = self.settings
-        old = self._means(group, reference=s.sampler == "reference", grad=False)
         new = self._means(group, reference=False, grad=True)
-        log_ratio = gaussian_log_ratio(group.candidates, old, new, s.grpo_sigma)
+        log_ratio = gaussian_log_ratio(group.candidates, group.means, new, s.grpo_sigma)
         kl = None
         if s.grpo_kl > 0:
             kl = gaussian_kl(new, self._means(group, reference=True, grad=False), s.grpo_sigma)
@@ -203,7 +207,7 @@ class Gdpo(Stage):
         return means.unflatten(0, (-1, self.settings.group))
 
     def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
-        return sample_for_validation(self.model, lr, k)
+        return sample_for_validation(self.model, lr, k, self.settings.prompt)
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """The UNet's adapter in peft's format, naming the NAOSD model below it."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from training.budget import Budget
+from training.checkpoint import has_state
 from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
 from training.gdpo import Gdpo, GdpoSettings
 from training.loading import load_model
@@ -54,12 +55,17 @@ def run(
     resume: bool = False,
     workers: int = 1,
     validate_minutes: float = 5.0,
+    photos: PhotoSet | None = None,
+    validate: bool = True,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Run one stage ("pretrain", "naosd" or "gdpo", as the settings are); returns what `Trainer.run` returns.
 
     base: diffusers layout, public checkpoint or run folder. text_base: text encoder, tokenizer and scheduler where base has none.
+    photos: the training photos, already decoded; None reads them from data.
     """
+    if has_state(out / "state") and not resume:
+        raise FileExistsError(f"{out} holds a run already: go on with --resume, or choose another --out")
     training, held_out = split_photos(find_images(data), settings.held_out)
     accelerator = make_accelerator(settings.precision)
     if not accelerator.is_main_process:
@@ -72,7 +78,7 @@ def run(
         perceptual_net=perceptual_net,
         device=accelerator.device,
     )
-    photos = PhotoSet(training)
+    photos = photos or PhotoSet(training)
     prompts = PromptSource(data, settings.prompt or None)
     if _has_text(built):
         log.info("%s", prompts.describe(photos.paths))
@@ -90,11 +96,16 @@ def run(
         budget,
         prompts=prompts if _has_text(built) else None,
         validation=Validation(PhotoSet(held_out), out / "samples", features, size=max(256, settings.crop))
-        if held_out
+        if held_out and validate
         else None,
         save_minutes=validate_minutes,
         workers=workers,
-        about={"stage": stage, "base": base, "data": str(data), "perceptual": _perceptual_name(built)},
+        about={
+            "stage": stage,
+            "base": base,
+            "data": str(data.resolve()),
+            "perceptual": _perceptual_name(built),
+        },
         on_step=on_step,
     )
     return trainer.run(resume=resume)
@@ -129,6 +140,8 @@ def build_stage(
     if isinstance(settings, NaosdSettings):
         perceptual = _perceptual(settings.perceptual, perceptual_weights, perceptual_net)
         return Naosd(model, settings, perceptual, base, text_base)
+    if settings.precision == "bf16":
+        log.warning("bf16 rounds the preference term away; precision=no or fp16 serve this stage better")
     metrics = create_metrics(settings.metrics, device, perceptual_weights)
     return Gdpo(model, settings, metrics, base, text_base)
 

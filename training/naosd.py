@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from training.adapters import disabled, unet_lora, vae_encoder_lora
 from training.batches import Batch
-from training.model import OneStepModel
+from training.model import OneStepModel, base_module
 from training.perceptual import Perceptual
 from training.prompts import NEGATIVE_PROMPT
 from training.randomness import integers, normal
@@ -50,6 +50,9 @@ class NaosdSettings(RunSettings):
         super().__post_init__()
         if self.adapt not in ADAPT:
             raise ValueError(f"adapt must be one of {', '.join(ADAPT)}, got {self.adapt!r}")
+        for name in ("l1", "perceptual", "vsd"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.vsd_low < self.vsd_high <= 1:
             raise ValueError(f"expected 0 <= vsd_low < vsd_high <= 1, got {self.vsd_low} and {self.vsd_high}")
 
@@ -90,6 +93,8 @@ class Naosd(Stage):
             model.vae.encoder.requires_grad_(True)
         if settings.gradient_checkpointing:
             model.enable_gradient_checkpointing()
+            if self.score is not None:
+                base_module(self.score).enable_gradient_checkpointing()
         self.model = model
         in_float32(self)
 
@@ -101,6 +106,9 @@ class Naosd(Stage):
         if self.score is not None:
             groups["score"] = (_trainable(self.score), self.settings.score_lr)
         return groups
+
+    def averaged(self) -> tuple[str, ...]:
+        return ("generator",)
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
         return self._generate(batch) if phase == "generator" else (self._learn_score(batch, carry), {})
@@ -123,7 +131,8 @@ class Naosd(Stage):
         return losses | {"loss": total}, {"clean": clean.detach()}
 
     def _vsd(self, clean: Tensor, condition: Tensor | None, batch: Batch) -> Tensor:
-        """(z_fake - z_real) / mean |z - z_real| as the gradient at the latent z (OSEDiff, Eq. 6; Yin et al. 2024)."""
+        """Pulls the latent z along (z_real - z_fake) / mean |z - z_real| (Yin et al. 2024): the mean square distance to z moved by that
+        vector, as in the published code of OSEDiff, so the gradient is twice the vector over the number of elements."""
         assert self.score is not None
         s, schedule = self.settings, self.model.schedule
         low, high = int(s.vsd_low * schedule.steps), int(s.vsd_high * schedule.steps)
@@ -142,7 +151,7 @@ class Naosd(Stage):
             real = schedule.denoise(noisy, output, t)
             scale = (z - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
             target = z - (fake - real) / scale
-        return 0.5 * F.mse_loss(clean.float(), target)
+        return F.mse_loss(clean.float(), target)
 
     def _learn_score(self, batch: Batch, carry: Carry) -> Losses:
         """Diffusion loss of the score network on the generator's latents."""
@@ -159,7 +168,7 @@ class Naosd(Stage):
         return self.score(noisy.to(self.model.dtype), t, encoder_hidden_states=condition).sample.float()
 
     def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
-        return sample_for_validation(self.model, lr, k)
+        return sample_for_validation(self.model, lr, k, self.settings.prompt)
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """LoRA: adapters in peft's format, naming the base. Full: the whole model in diffusers layout."""
@@ -178,11 +187,11 @@ class Naosd(Stage):
         )
 
 
-def sample_for_validation(model: OneStepModel, lr: Tensor, k: int) -> Tensor:
-    """SR of LR pictures with noise number k, the default prompt (or none)."""
+def sample_for_validation(model: OneStepModel, lr: Tensor, k: int, prompt: str = "") -> Tensor:
+    """SR of LR pictures with noise number k and one prompt for all; empty: the model's default."""
     shape = model.latent_shape(*lr.shape[-2:])
     noise = normal(k, range(len(lr)), shape, "validation").to(lr)
-    return model(lr, noise, None)
+    return model(lr, noise, (prompt,) * len(lr) if prompt else None)
 
 
 def in_float32(stage: nn.Module) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from training.checkpoint import read_tensors
 
 BGR_MEAN = (104.0, 117.0, 123.0)
 LAYERS = ("conv1", "fire3", "fire5", "fire7", "fire9")
@@ -65,7 +66,7 @@ class SqueezeFeatures(nn.Module):
                 f"SqueezeNet 1.1 weights expected at {path}, no such file. Give a safetensors file in the Caffe layout "
                 "(conv1, fire2..fire9), for example with --perceptual-weights FILE"
             )
-        weights = {key: value for key, value in load_file(path).items() if not key.startswith("conv10")}
+        weights = {key: value for key, value in read_tensors(path).items() if not key.startswith("conv10")}
         missing = self.load_state_dict(weights, strict=False)
         wrong = [key for key in missing.missing_keys if key != "mean"] + list(missing.unexpected_keys)
         if wrong:

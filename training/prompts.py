@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -181,9 +182,14 @@ def load_text(folder: str | Path) -> TextConditioner:
         if not (source / name).is_file():
             raise FileNotFoundError(f"{source} has no text encoder: {name} is missing")
     tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer", local_files_only=True)
-    encoder, report = CLIPTextModel.from_pretrained(
-        source / "text_encoder", local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
+    try:
+        encoder, report = CLIPTextModel.from_pretrained(
+            source / "text_encoder", local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"{source / 'text_encoder'} is damaged or cut off ({error}): copy it again"
+        ) from error
     if report["missing_keys"]:
         raise ValueError(
             f"{source / 'text_encoder'} is not a complete CLIP text model: {', '.join(sorted(report['missing_keys'])[:3])} "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from training.adapters import merge, save_adapter
@@ -83,6 +84,10 @@ def save_merged(model: OneStepModel, folder: str | Path, provenance: Mapping[str
             part.save_pretrained(str(fresh / name), safe_serialization=True)
             config = read_json(fresh / name / "config.json")
             config.pop("_name_or_path", None)  # where it was loaded from is nobody else's business
+            if config["_class_name"] == "AutoencoderTiny":
+                config.pop(
+                    "block_out_channels", None
+                )  # diffusers adds it and then warns that it does not know it
             _write_json(fresh / name / "config.json", config)
         if model.text is not None:
             model.text.save(fresh)
@@ -103,6 +108,11 @@ def _swapped_in(target: Path) -> Iterator[Path]:
     fresh.mkdir(parents=True)
     try:
         yield fresh
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise OSError(
+            f"could not write the model to {target} ({error}): free some space and try again"
+        ) from error
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise

@@ -72,9 +72,12 @@ def _like(default: Any, value: Any, name: str) -> Any:
     """The value in the kind of the default: a number stays a number, a list becomes a tuple, a mapping a dataclass."""
     if is_dataclass(default):
         kind: Any = type(default)
+        if not isinstance(value, kind | Mapping):
+            raise ValueError(f"{name} expects settings of its own, such as {name}.key=value, got {value!r}")
         return value if isinstance(value, kind) else from_dict(kind, value)
     if isinstance(default, tuple) and isinstance(value, list | tuple | str):
-        return tuple(value.split(",") if isinstance(value, str) else value)
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(_like(default[0], item, name) for item in items) if default else tuple(items)
     if isinstance(default, bool) or default is None:
         fits = isinstance(value, bool) if default is not None else True
     elif isinstance(default, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,16 @@ class RunSettings:
         for name in ("batch", "accumulate", "crop", "warmup_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("final_lr", "weight_decay", "held_out", "seed"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be from 0 to below 1, got {self.ema}")
+        if not 0 <= self.mild_share <= 1:
+            raise ValueError(f"mild_share must be from 0 to 1, got {self.mild_share}")
         if not 0 < self.zoom_min <= 1:
             raise ValueError(f"zoom_min must be above 0 and at most 1, got {self.zoom_min}")
 
@@ -61,6 +70,10 @@ class Stage(nn.Module):
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """For each phase that may occur: the parameters it trains, and their peak learning rate."""
         raise NotImplementedError
+
+    def averaged(self) -> tuple[str, ...]:
+        """Phases whose weights are worth a moving average: those that end up in the model."""
+        return tuple(self.groups())
 
     def phase_progress(self, phase: str, progress: float) -> float:
         """Progress, 0-1, of the phase's own learning-rate schedule."""

@@ -11,94 +11,32 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from training.batches import Batch, batches
 from training.budget import Budget, Interrupt
-from training.checkpoint import has_state, load_state, save_state
+from training.checkpoint import has_state, load_state, read_values, save_state
 from training.data import PairDataset
 from training.prompts import PromptSource
 from training.settings import differences, to_dict
 from training.stage import Carry, RunSettings, Stage
 from training.validation import Validation
+from training.weights import Average, Trained
 
 log = logging.getLogger("train")
 
 LOG_EVERY = 10  # steps between points on the TensorBoard curves
+SMALLEST_SCALE = 1.0  # of fp16's gradient scaler; it begins at 65536
 SHOW_SECONDS = 15.0  # between lines of progress
-
-
-class Trained:
-    """The trained parameters and the buffers of a stage as a state: a frozen base is not written again."""
-
-    def __init__(self, stage: Stage) -> None:
-        wanted = {id(p) for parameters, _ in stage.groups().values() for p in parameters}
-        self.parameters = {name: p for name, p in stage.named_parameters() if id(p) in wanted}
-        self.buffers = dict(stage.named_buffers())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in (self.parameters | self.buffers).items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """ValueError where names or shapes are not those of this stage."""
-        _copy(state, self.state_dict())
-
-
-class Average:
-    """Exponential moving average of parameters, with the decay warmed up so that early steps count less."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay = parameters, decay
-        self.values = {name: p.detach().clone() for name, p in parameters.items()} if decay else {}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self.values.items():
-            value.lerp_(self.parameters[name].detach(), 1.0 - decay)
-
-    @contextlib.contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """The averaged weights stand in the model inside the `with`."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for name, value in self.values.items():
-            kept = value.clone()
-            value.copy_(self.parameters[name])
-            self.parameters[name].copy_(kept)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.values)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        _copy(state, self.values)
-
-
-@torch.no_grad()
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    for name in sorted({*source, *target}):
-        have = tuple(source[name].shape) if name in source else None
-        want = tuple(target[name].shape) if name in target else None
-        if have != want:
-            raise ValueError(
-                f"the state is that of a model of another size: {name} has shape {have}, expected {want}. Resume with the "
-                "settings and the base it began with"
-            )
-        target[name].copy_(source[name])
 
 
 def learning_rate(peak: float, final: float, warmup: int, step: int, progress: float) -> float:
@@ -129,17 +67,21 @@ class Trainer:
         about: Mapping[str, Any] | None = None,
         on_step: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
-        self.accelerator = make_accelerator(settings.precision)
+        self.groups = stage.groups()
+        self.accelerator = make_accelerator(settings.precision, several_phases=len(self.groups) > 1)
         self.settings, self.pairs, self.out, self.budget = settings, pairs, out, budget
         self.prompts, self.validation, self.workers = prompts, validation, workers
         self.save_minutes, self.on_step = save_minutes, on_step
-        self.about = {**(about or {}), "settings": to_dict(settings)}
+        self.about = {
+            **(about or {}),
+            "processes": self.accelerator.num_processes,
+            "settings": to_dict(settings),
+        }
         self.stage = stage.to(
             self.accelerator.device
         ).eval()  # no dropout anywhere, frozen networks least of all
         self.trained = Trained(self.stage)
-        self.average = Average(self.trained.parameters, settings.ema)
-        self.groups = self.stage.groups()
+        self.average = Average(self.trained.of(stage.averaged()), settings.ema)
         optimizers = {
             phase: torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay)
             for phase, (parameters, rate) in self.groups.items()
@@ -148,6 +90,7 @@ class Trainer:
         self.model = self.accelerator.prepare(self.stage)
         self.optimizers = {phase: self.accelerator.prepare(o) for phase, o in optimizers.items()}
         self.step = 0
+        self.phase_steps = dict.fromkeys(self.groups, 0)
 
     @property
     def main(self) -> bool:
@@ -195,7 +138,7 @@ class Trainer:
             self._finish(last)
         if self.main:
             self.curves.close()
-        return {"step": self.step, "finished": not stop, **last}
+        return {**last, "step": self.step, "finished": not stop}
 
     def _open(self, resume: bool) -> None:
         state = self.out / "state"
@@ -204,15 +147,7 @@ class Trainer:
                 f"{self.out} holds a run already: go on with --resume, or choose another --out"
             )
         if resume:
-            values = load_state(
-                state, {"trained": self.trained, "average": self.average}, self.raw_optimizers
-            )
-            changed = differences(values["about"], self.about)
-            if changed:
-                raise ValueError(
-                    f"{self.out} was begun with other settings ({'; '.join(changed)}): resume with the same ones"
-                )
-            self.step, self.budget.spent = values["step"], values["seconds"]
+            self._resume(state)
         if self.main:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "config.json").write_text(json.dumps(self.about, indent=2) + "\n")
@@ -227,6 +162,18 @@ class Trainer:
                 self.accelerator.num_processes,
                 self.settings.precision,
             )
+
+    def _resume(self, state: Path) -> None:
+        changed = differences(read_values(state)["about"], self.about)
+        if changed:
+            raise ValueError(
+                f"{self.out} was begun with other settings ({'; '.join(changed)}): resume with the same ones"
+            )
+        values = load_state(state, {"trained": self.trained, "average": self.average}, self.raw_optimizers)
+        self.step, self.budget.spent = values["step"], values["seconds"]
+        self.phase_steps = values["phase_steps"]
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
 
     def _vote(self, stop: bool, save: bool) -> tuple[float, bool, bool]:
         """One progress for all processes (the first one's clock); any process may ask for a stop or a save."""
@@ -269,8 +216,13 @@ class Trainer:
         optimizer = self.optimizers[phase]
         s = self.settings
         rate = learning_rate(
-            peak, s.final_lr, s.warmup_steps, self.step, self.stage.phase_progress(phase, progress)
+            peak,
+            s.final_lr,
+            s.warmup_steps,
+            self.phase_steps[phase],
+            self.stage.phase_progress(phase, progress),
         )
+        self.phase_steps[phase] += 1
         for group in optimizer.param_groups:
             group["lr"] = rate
         self.accelerator.unscale_gradients(optimizer)
@@ -285,8 +237,12 @@ class Trainer:
     def _check_finite(
         self, phase: str, means: dict[str, float], norm: float, step_batches: list[Batch]
     ) -> None:
-        scaled = self.accelerator.scaler is not None
-        if math.isfinite(means["loss"]) and (scaled or math.isfinite(norm)):
+        scaler = (
+            self.accelerator.scaler
+        )  # it skips a step that overflowed and halves its scale: a scale near 0 means always
+        if math.isfinite(means["loss"]) and (
+            math.isfinite(norm) if scaler is None else scaler.get_scale() >= SMALLEST_SCALE
+        ):
             return
         photos = [name for batch in step_batches for name in batch.names]
         if self.accelerator.num_processes > 1:
@@ -332,7 +288,14 @@ class Trainer:
 
     def _save_state(self, folder: Path) -> None:
         if self.main:
-            values = {"step": self.step, "seconds": self.budget.seconds(), "about": self.about}
+            scaler = self.accelerator.scaler
+            values = {
+                "step": self.step,
+                "phase_steps": self.phase_steps,
+                "seconds": self.budget.seconds(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "about": self.about,
+            }
             save_state(
                 folder, {"trained": self.trained, "average": self.average}, self.raw_optimizers, values
             )
@@ -352,12 +315,14 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """ValueError where this device cannot do the precision."""
+def make_accelerator(precision: str, *, several_phases: bool = True) -> Accelerator:
+    """ValueError where this device cannot do the precision. several_phases: each leaves parameters of the others without gradient."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # another run of this process had another precision
     try:
         return Accelerator(
             mixed_precision=precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=several_phases)],
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(
