@@ -49,6 +49,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "noise of its own": ("shared_noise=false",),
     "policy samples": ("sampler=policy",),
 }
+HELD_OUT = PRESETS["gdpo"]["pocket"].held_out  # photos, the same that validation during training looks at
 METRICS = ("psnr", "ssim", "sqf", "niqe")
 
 
@@ -176,7 +177,7 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    training, held_out = split_photos(find_images(args.data), PRESETS["gdpo"]["pocket"].held_out)
+    training, held_out = split_photos(find_images(args.data), HELD_OUT)
     photos = PhotoSet(training)
     sets = [held_out_set(held_out, 256), folder_set("RealSR", args.lr, args.hr, args.every)]
 

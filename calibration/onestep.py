@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +10,6 @@ from runtime.noise import noise_field
 
 if TYPE_CHECKING:
     from training.model import OneStepModel
-
-
-def restorer(source: str | Path, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
-    """source: what `training.loading.load_model` takes. The function: (h, w, 3) uint8 -> (4h, 4w, 3) uint8, always the same."""
-    from training.loading import load_model
-
-    model = load_model(source)
-    return lambda lr: restore(model, lr, seed)
 
 
 def restore(model: OneStepModel, lr: np.ndarray, seed: int, sample: int = 0) -> np.ndarray:
