@@ -15,7 +15,7 @@ from PIL import Image
 from runtime import stream
 from runtime import upscaler as module
 from runtime.backend import OnnxBackend
-from runtime.bundle import DEFAULT_BUNDLE, Bundle
+from runtime.bundle import Bundle
 from runtime.color import COLOR_FIXES, color_fix
 from runtime.errors import DeviceError, GdposrError, ImageError, SettingError
 from runtime.image import Photo
@@ -594,13 +594,10 @@ def test_wavelet_of_any_size(bundle: Bundle, make_pixels: Pixels, size: tuple[in
     np.testing.assert_allclose(fixed, color_fix(plain, image, "wavelet"), atol=2e-6)
 
 
-@pytest.mark.skipif(not DEFAULT_BUNDLE.exists(), reason="needs the shipped bundle")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_shipped_model_gives_same_bytes(make_pixels: Pixels, precision: str) -> None:
     """The promise holds for the real graphs, too: its context covers its receptive field on this processor."""
     bundle = Bundle.open()
-    if precision not in bundle.manifest.graphs:
-        pytest.skip(f"needs a shipped bundle with {precision} graphs")
     image = make_pixels(75, 102)
     whole, *tiled = (
         Upscaler(bundle, device="cpu", precision=precision, tile=tile, threads=threads, check=False).up(

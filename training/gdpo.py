@@ -30,14 +30,13 @@ from training.preference import (
     squared_error,
 )
 from training.randomness import normal
-from training.rewards import Metric, group_rewards
+from training.rewards import WEIGHTINGS, Metric, group_rewards
 from training.saving import save_run_model
 from training.stage import Carry, Losses, RunSettings, Stage
 
 OBJECTIVES = ("gdpo", "dpo", "grpo")
 CONDITIONS = ("candidate", "lr")
 SAMPLERS = ("reference", "policy")
-WEIGHTINGS = ("attribute", "fixed")
 
 
 @dataclass(frozen=True)

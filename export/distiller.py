@@ -1,0 +1,180 @@
+"""The student in training: its models and optimizers, and one step of its losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.objectives import (
+    PatchDiscriminator,
+    discriminator_loss,
+    diversity_loss,
+    generator_loss,
+    grid_loss,
+    structure_loss,
+)
+from export.recipe import DistillConfig
+from export.student import Student, load_student
+from training.perceptual import SqueezeFeatures, squared_feature_distance
+from training.validation import Validation
+
+
+class Distiller:
+    """The models, their optimizers and one `step`."""
+
+    def __init__(self, config: DistillConfig, features: SqueezeFeatures) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.student = Student(config.student).to(memory_format=torch.channels_last)
+        self.average = Student(config.student).requires_grad_(False).eval()
+        self.average.load_state_dict(self.student.state_dict())
+        self.discriminator = PatchDiscriminator(config.discriminator_width).to(
+            memory_format=torch.channels_last
+        )
+        self.features = features.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.adversary = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self._perceptual: Callable[[Tensor, Tensor], Tensor] = self._feature_score
+        if config.compile:
+            self._perceptual = torch.compile(self._feature_score)
+
+    def start_from(self, checkpoint: Path) -> dict[str, Any]:
+        """Take the weights of a student checkpoint; returns its provenance."""
+        earlier, provenance = load_student(checkpoint)
+        if earlier.config != self.config.student:
+            raise ValueError(
+                f"{checkpoint} holds a student of shape {earlier.config}, expected {self.config.student}; set student.* to match"
+            )
+        self.student.load_state_dict(earlier.state_dict())
+        self.average.load_state_dict(earlier.state_dict())
+        return provenance
+
+    def validate(self, validation: Validation, step: int) -> dict[str, float]:
+        """Measure the averaged student."""
+        c = self.config.student
+
+        def sample(lr: Tensor, hr: Tensor, k: int) -> Tensor:
+            shape = (len(lr), c.noise_channels, lr.shape[2] // c.fold, lr.shape[3] // c.fold)
+            return self.average(lr, torch.randn(shape, generator=torch.Generator().manual_seed(k)))
+
+        def plain(lr: Tensor) -> Tensor:
+            return torch.pixel_shuffle(self.average.encoder(lr)[1], c.scale)
+
+        return validation(sample, step, plain)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"student": self.student, "average": self.average, "discriminator": self.discriminator}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"student": self.optimizer, "discriminator": self.adversary}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _feature_score(self, samples: Tensor, target: Tensor) -> Tensor:
+        with self._autocast():
+            near = self.features.maps(samples)
+            with torch.no_grad():
+                far = self.features.maps(target)
+        return squared_feature_distance(near, far, self.config.feature_layers)
+
+    def learning_rate(self, step: int, progress: float) -> float:
+        """Linear warm-up, then a cosine from lr to final_lr."""
+        c = self.config
+        cosine = c.final_lr + (c.lr - c.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return cosine * min(1.0, (step + 1) / c.warmup_steps)
+
+    def step(self, lr: Tensor, hr: Tensor, step: int, progress: float) -> dict[str, float]:
+        """One update. lr: (n, 3, h, w), hr: (n, 3, 4h, 4w) in [0, 1]. Returns the losses of this step."""
+        c = self.config
+        draw = torch.Generator().manual_seed((c.seed << 32) + step)
+        n, _, h, w = lr.shape
+        noise = torch.randn(
+            2 * n, c.student.noise_channels, h // c.student.fold, w // c.student.fold, generator=draw
+        )
+        dy, dx = torch.randint(
+            0, 8, (2,), generator=draw
+        ).tolist()  # so that no loss sees the pixel-shuffle grid at a fixed phase
+        with self._autocast():
+            features, base = self.student.encoder(lr)
+            residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), noise)
+        samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
+        losses, pull, real, fake = self._pull(samples.detach().requires_grad_(True), hr, (dy, dx), progress)
+        rate = self.learning_rate(step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        samples.backward(pull)
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), c.clip)
+        self.optimizer.step()
+        self._update_average(step)
+        values = {name: value.item() for name, value in losses.items()} | {"grad": norm.item(), "lr": rate}
+        if "adversary" in losses and step % c.discriminator_every == 0:
+            half = step // c.discriminator_every % 2 * n
+            values["discriminator"] = self._update_discriminator(real, fake.detach()[half : half + n])
+        return values
+
+    def _pull(
+        self, samples: Tensor, hr: Tensor, shift: tuple[int, int], progress: float
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """Losses, the gradient of their sum at the samples, and what the discriminator is to see (photos, samples).
+
+        The adversary's gradient is scaled to a fixed share of that of pixel and structure, so its strength does not depend on how
+        steep the discriminator happens to be."""
+        c = self.config
+        side = hr.shape[-1] - 8
+        dy, dx = shift
+        fake, real = (x[:, :, dy : dy + side, dx : dx + side].contiguous() for x in (samples, hr))
+        losses = {
+            "pixel": (samples - hr.repeat(2, 1, 1, 1)).abs().mean(),
+            "structure": structure_loss(samples, hr),
+        }
+        anchor = _gradient(c.pixel * losses["pixel"] + c.structure * losses["structure"], samples)
+        losses["feature"] = self._perceptual(
+            fake[: len(hr)], real
+        )  # of the first samples: same expectation, half the cost
+        losses["diversity"] = diversity_loss(samples, hr, c.texture_share)
+        losses["grid"] = grid_loss(samples, hr)
+        total = torch.stack(
+            [getattr(c, name) * losses[name] for name in ("feature", "diversity", "grid")]
+        ).sum()
+        pull = anchor + _gradient(total, samples)
+        if c.adversary > 0 and progress >= c.adversary_from:
+            self.discriminator.requires_grad_(False)
+            with self._autocast():
+                losses["adversary"] = generator_loss(self.discriminator(fake).float())
+            push = _gradient(losses["adversary"], samples)
+            pull = pull + push * (c.adversary * anchor.norm() / push.norm().clamp_min(1e-12))
+        return losses, pull, real, fake
+
+    def _update_discriminator(self, real: Tensor, fake: Tensor) -> float:
+        self.discriminator.requires_grad_(True)
+        with self._autocast():
+            loss = discriminator_loss(
+                self.discriminator(real).float(), self.discriminator(fake.clamp(0, 1)).float()
+            )
+        self.adversary.zero_grad(set_to_none=True)
+        loss.backward()
+        self.adversary.step()
+        return loss.item()
+
+    def _update_average(self, step: int) -> None:
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.student.parameters(), strict=True):
+                mean.lerp_(value, 1.0 - decay)
+
+
+def _gradient(loss: Tensor, samples: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, samples, retain_graph=True)[0]
