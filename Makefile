@@ -3,7 +3,7 @@
 PYTHON      = python3
 VENV        = .venv
 EXTRAS      = export,demo
-DEV_EXTRAS  = train,export,demo,dev
+DEV_EXTRAS  = train,export,coreml,demo,dev
 # More arguments for pip. On Linux, the default torch is the CUDA build (gigabytes); the CPU build is enough here:
 #   make setup PIP_ARGS="--extra-index-url URL" with the CPU wheel index that PyTorch's installation page names
 PIP_ARGS    =
@@ -12,12 +12,15 @@ PYTEST_ARGS = -m "not slow"
 
 CHECKPOINT  = export/weights/pocket
 BUNDLE      = runtime/bundles/pocket.gdposr
+ONNX        = build/onnx.gdposr
+COREML      = build/coreml.gdposr
 DATA        = ../shared/data/hr
 REALSR      = ../shared/data/realsr
 SQF_WEIGHTS = ../shared/data/peers/squeezenet1_1.safetensors
 PEER_NCNN   = ../shared/data/peers/RealESRGAN_General_x4_v3.param
 MINUTES     = 120
 BASE        =
+TEACHER     = runs/gdpo
 PHOTO       =
 OUT         =
 ARGS        =
@@ -29,11 +32,10 @@ DEV       = $(VENV)/.installed-dev
 DEMO      = build/demo
 SOURCES   = $(wildcard runtime/*.py training/*.py calibration/*.py export/*.py gdposr/*.py gdposr/commands/*.py)
 WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
-EXPORTED  = $(or $(OUT),$(BUNDLE))/manifest.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student export export-onnx export-coreml accuracy bench clean FORCE
+.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill export export-onnx export-coreml verify-coreml accuracy bench clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -55,7 +57,7 @@ $(INSTALLED): pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[$(EXTRAS)]"
 	@touch $@
 
-# Training, tests and measurements need more than the demo does.
+# Training, Core ML, tests and measurements need more than the demo does.
 $(DEV): $(INSTALLED)
 	@echo "installing what training and tests need besides"
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[$(DEV_EXTRAS)]"
@@ -99,16 +101,25 @@ train-student: $(DEV) ## train the pocket student [DATA=photos, MINUTES=, OUT=ru
 	$(RUN) -m gdposr train student --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" \
 		--out "$(or $(OUT),runs/student)" --minutes $(MINUTES) $(ARGS)
 
-export: $(EXPORTED) ## write the built-in bundle from the checkpoint [CHECKPOINT=, OUT=bundle folder]
+distill: $(DEV) ## distil a tuned one-step model to a student [TEACHER=run, DATA=photos, MINUTES=, OUT=run folder, ARGS=]
+	$(RUN) -m gdposr distill --teacher "$(TEACHER)" --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" \
+		--out "$(or $(OUT),runs/student)" --minutes $(MINUTES) $(ARGS)
 
-export-onnx: export ## the same: ONNX is what a bundle holds so far [CHECKPOINT=, OUT=]
+export: KINDS = onnx,coreml
+export: $(or $(OUT),$(BUNDLE))/manifest.json ## the built-in bundle: ONNX graphs and Core ML packages [CHECKPOINT=, OUT=, ARGS=]
 
-$(EXPORTED): $(WEIGHTS) $(wildcard export/*.py) | $(INSTALLED)
-	$(RUN) -m gdposr export --checkpoint "$(CHECKPOINT)" --out "$(@D)" $(ARGS)
+export-onnx: KINDS = onnx
+export-onnx: $(or $(OUT),$(ONNX))/manifest.json ## a bundle with ONNX graphs alone [CHECKPOINT=, OUT=, ARGS=]
+
+export-coreml: KINDS = coreml
+export-coreml: $(or $(OUT),$(COREML))/manifest.json ## a bundle with Core ML packages alone [CHECKPOINT=, OUT=, ARGS=]
+
+%/manifest.json: $(WEIGHTS) $(wildcard export/*.py export/mil/*.py) | $(DEV)
+	$(RUN) -m gdposr export --checkpoint "$(CHECKPOINT)" --out "$(@D)" --targets $(KINDS) $(ARGS)
 	@touch $@
 
-export-coreml: ## Core ML packages: not built yet
-	@echo "make: Core ML export is not built yet: use 'make export-onnx'; on Apple devices ONNX Runtime runs that bundle" >&2; exit 2
+verify-coreml: $(DEV) ## a bundle's Core ML packages against its ONNX graphs, by the reference evaluator [BUNDLE=, ARGS=]
+	$(RUN) -m gdposr coreml verify "$(BUNDLE)" $(ARGS)
 
 accuracy: $(DEV) ## measure quality on pairs of photos [REALSR=folder with LR/ and HR/, SQF_WEIGHTS=, OUT=report.html]
 	$(RUN) -m gdposr accuracy "$(BUNDLE)" --lr "$(REALSR)/LR" --hr "$(REALSR)/HR" \

@@ -1,9 +1,10 @@
-"""Train the student. Here from ground truth alone: pixels, SqueezeNet features, structure and an adversary.
+"""Train the student, from photos alone or from a teacher as well: a tuned one-step model, on the same noise.
 
-    python -m export.distill --data DIR --perceptual-weights FILE --out RUN --minutes 120
+    python -m export.distill --teacher RUN --data DIR --perceptual-weights FILE --out RUN --minutes 120
 
 A run folder holds config.json (the resolved settings, written first), log.jsonl, samples/ and state/ (for --resume), and at the end
-student/ (the averaged weights as safetensors + JSON). The stream of pictures and noise is a pure function of the seed and the step.
+student/ (the averaged weights as safetensors + JSON). The stream of pictures and noise is a pure function of the seed and the step;
+the teacher runs at every step, or its samples of the first items are made once and kept (--cache).
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import DataLoader
-
 from export.distiller import Distiller
+from export.fidelity import Comparison
+from export.lessons import lessons_of
 from export.recipe import PRESETS, DistillConfig
 from export.student import save_student
+from export.teacher import PRECISIONS, Teacher, fitted
 from training.budget import Budget, Interrupt
-from training.checkpoint import has_state, load_state, save_state
-from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
+from training.checkpoint import has_state, load_state, read_values, save_state
+from training.data import PhotoSet, find_images, split_photos
 from training.perceptual import SqueezeFeatures
 from training.settings import to_dict, with_settings
 from training.validation import Validation
@@ -43,17 +45,23 @@ def train(
     out: Path,
     budget: Budget,
     *,
+    teacher: Teacher | None = None,
+    cache: tuple[Path, int] | None = None,
     resume: bool = False,
     init: Path | None = None,
     workers: int = 1,
     validate_minutes: float = 5.0,
     on_progress: Callable[[int, float, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Run until the budget is spent; returns the last validation. FloatingPointError when a loss is not finite (state saved)."""
+    """Run until the budget is spent; returns the last validation. FloatingPointError when a loss is not finite (state saved).
+
+    cache: folder and number of items of the teacher's samples; it is filled before the budget begins to count, and Ctrl-C while it is
+    filled raises KeyboardInterrupt."""
     if has_state(out / "state") and not resume:
         raise FileExistsError(
             f"{out} holds an unfinished or finished run; go on with --resume or choose another --out"
         )
+    _check_teacher(config, teacher, cache, out if resume else None)
     training, held_out = split_photos(find_images(data), config.held_out)
     distiller = Distiller(config, SqueezeFeatures(perceptual_weights))
     step, history = 0, []
@@ -64,15 +72,12 @@ def train(
         values = load_state(out / "state", distiller.modules, distiller.optimizers)
         step, budget.spent, history = values["step"], values["seconds"], values["history"]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(to_dict(config) | {"data": str(data)}, indent=2) + "\n")
-    pairs = PairDataset(
-        PhotoSet(training),
-        CropParams(config.crop),
-        mild_share=config.mild_share,
-        seed=config.seed,
-        start=step * config.batch,
-    )
+    origin = {} if teacher is None else {"teacher": teacher.describe()}
+    where = {"data": str(data)} if cache is None else {"data": str(data), "cache": [str(cache[0]), cache[1]]}
+    (out / "config.json").write_text(json.dumps(to_dict(config) | where | origin, indent=2) + "\n")
     validation = Validation(PhotoSet(held_out), out / "samples", distiller.features)
+    comparison = None if teacher is None else Comparison(teacher, config.student, validation.lr)
+    lessons = lessons_of(config, data, training, teacher, cache, step * config.batch, workers)
     budget.start(budget.spent)
 
     def save(name: str = "state") -> None:
@@ -80,11 +85,17 @@ def train(
             out / name,
             distiller.modules,
             distiller.optimizers,
-            {"step": step, "seconds": budget.seconds(), "history": history},
+            {
+                "step": step,
+                "seconds": budget.seconds(),
+                "history": history,
+                "teacher": None if teacher is None else teacher.digest,
+            },
         )
 
     def measure() -> dict[str, Any]:
-        row = {"step": step, "seconds": round(budget.seconds(), 1), **distiller.validate(validation, step)}
+        found = distiller.validate(validation, step, comparison)
+        row = {"step": step, "seconds": round(budget.seconds(), 1), **found}
         with (out / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         log.info("validation %s", " ".join(f"{k}={v:.4g}" for k, v in row.items()))
@@ -99,11 +110,11 @@ def train(
     last: dict[str, Any] = {}
     next_measure = budget.seconds() + 60.0  # the first one early, to see at once whether the student lives
     with Interrupt() as interrupt:
-        for lr, hr in _batches(pairs, config.batch, workers):
+        for lesson in lessons:
             progress = budget.progress(step)
             if progress >= 1.0 or interrupt.asked:
                 break
-            losses = distiller.step(lr, hr, step, progress)
+            losses = distiller.step(lesson, step, progress)
             if not all(math.isfinite(v) for v in losses.values()):
                 save("failed")
                 raise FloatingPointError(
@@ -126,22 +137,63 @@ def train(
         "config": to_dict(config),
         "validation": last,
         "history": history,  # earlier runs whose weights this one began with
+        **origin,
     }
     save_student(distiller.average, out / "student", provenance)
     return last
 
 
-def _batches(pairs: PairDataset, batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from DataLoader(
-        pairs, batch_size=batch, num_workers=workers, prefetch_factor=8 if workers else None
-    )
+def _check_teacher(
+    config: DistillConfig, teacher: Teacher | None, cache: tuple[Path, int] | None, resumed: Path | None
+) -> None:
+    """ValueError where settings, teacher, cache and the run that is resumed do not belong together."""
+    if teacher is None:
+        if config.taught:
+            raise ValueError(
+                "the settings give a teacher weight, but there is none: give --teacher RUN, or a preset for photos alone"
+            )
+        if cache is not None:
+            raise ValueError("--cache keeps a teacher's samples: give --teacher RUN as well")
+    else:
+        if not config.taught:
+            raise ValueError(
+                "the settings give the teacher no weight: choose a preset whose name ends in -teacher, or --set teacher=2"
+            )
+        teacher.check(config.student, config.crop // config.student.scale)
+    if resumed is not None and has_state(resumed / "state"):
+        begun = read_values(resumed / "state").get("teacher")
+        if begun != (None if teacher is None else teacher.digest):
+            known = json.loads((resumed / "config.json").read_text()).get("teacher", {}).get("source")
+            raise ValueError(
+                f"{resumed} was begun {'without a teacher' if begun is None else f'with the teacher {known} as it was then'}: "
+                "resume it so, or start a new run with another --out"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="gdposr train student", description="Train the student from a folder of photos."
+        prog="gdposr distill",
+        description="Train the student from a folder of photos and, with --teacher, from a tuned one-step model. "
+        "`gdposr train student` is the same command.",
     )
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="default: pocket-teacher with --teacher, else pocket"
+    )
+    parser.add_argument("--teacher", metavar="RUN", help="one-step model: training run, folder or hub name")
+    parser.add_argument(
+        "--teacher-base",
+        metavar="BASE",
+        help="where its text encoder and scheduler come from, if it has none",
+    )
+    parser.add_argument("--teacher-precision", choices=sorted(PRECISIONS), default="fp32")
+    parser.add_argument("--teacher-device", default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the teacher's samples here")
+    parser.add_argument(
+        "--cache-items",
+        type=int,
+        metavar="N",
+        help="with --cache: train on the first N items, again and again",
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
     parser.add_argument(
         "--perceptual-weights",
@@ -166,13 +218,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _teacher(args: argparse.Namespace) -> Teacher | None:
+    if args.teacher is None:
+        return None
+    return Teacher.load(
+        args.teacher, args.teacher_base, precision=args.teacher_precision, device=args.teacher_device
+    )
+
+
+def _fitted(config: DistillConfig, teacher: Teacher, changes: list[str]) -> DistillConfig:
+    """The student takes noise as the teacher does, but for what the user has set himself."""
+    found = fitted(config.student, teacher, [change.partition("=")[0] for change in changes])
+    for name, value in found.items():
+        log.info("student.%s=%d, as the teacher has it", name, value)
+    return replace(config, student=replace(config.student, **found))
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 when an argument is wrong or the run cannot start."""
+    """Exit code 0, 2 when an argument is wrong or the run cannot start, 130 when a cache was left unfinished by Ctrl-C."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        config = with_settings(PRESETS[args.preset], args.set)
+        if (args.cache is None) != (args.cache_items is None):
+            raise ValueError("--cache and --cache-items belong together: give both or none")
+        name = args.preset or ("pocket-teacher" if args.teacher else "pocket")
+        config = with_settings(PRESETS[name], args.set)
         budget = Budget(steps=args.steps, minutes=args.minutes)
+        teacher = _teacher(args)
+        if teacher is not None:
+            config = _fitted(config, teacher, args.set)
         last = time.monotonic()
 
         def show(step: int, progress: float, losses: dict[str, float]) -> None:
@@ -189,6 +263,8 @@ def main(argv: list[str] | None = None) -> int:
             args.perceptual_weights,
             args.out,
             budget,
+            teacher=teacher,
+            cache=None if args.cache is None else (args.cache, args.cache_items),
             resume=args.resume,
             init=args.init,
             workers=args.workers,
@@ -198,6 +274,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
+        return 130
     log.info("student written to %s", args.out / "student")
     return 0
 

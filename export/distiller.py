@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from export.fidelity import Comparison, validation_noise
+from export.lessons import Lesson
 from export.objectives import (
     PatchDiscriminator,
+    difference_loss,
     discriminator_loss,
     diversity_loss,
     generator_loss,
     grid_loss,
+    spread_loss,
     structure_loss,
 )
 from export.recipe import DistillConfig
@@ -43,33 +48,40 @@ class Distiller:
         self.adversary = torch.optim.AdamW(
             self.discriminator.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99), weight_decay=0.0
         )
-        self._perceptual: Callable[[Tensor, Tensor], Tensor] = self._feature_score
+        self._perceptual: Callable[..., list[Tensor]] = self._feature_scores
         if config.compile:
-            self._perceptual = torch.compile(self._feature_score)
+            self._perceptual = torch.compile(self._feature_scores)
 
     def start_from(self, checkpoint: Path) -> dict[str, Any]:
-        """Take the weights of a student checkpoint; returns its provenance."""
+        """Take the weights of a student checkpoint; returns its provenance. Where its noise has other channels, which a teacher may
+        ask for, the convolution that takes the noise in begins anew."""
         earlier, provenance = load_student(checkpoint)
-        if earlier.config != self.config.student:
+        wanted = self.config.student
+        if replace(earlier.config, noise_channels=wanted.noise_channels) != wanted:
             raise ValueError(
                 f"{checkpoint} holds a student of shape {earlier.config}, expected {self.config.student}; set student.* to match"
             )
-        self.student.load_state_dict(earlier.state_dict())
-        self.average.load_state_dict(earlier.state_dict())
+        state = earlier.state_dict()
+        if earlier.config.noise_channels != wanted.noise_channels:
+            state["generator.noise.weight"] = self.student.state_dict()["generator.noise.weight"]
+        self.student.load_state_dict(state)
+        self.average.load_state_dict(state)
         return provenance
 
-    def validate(self, validation: Validation, step: int) -> dict[str, float]:
-        """Measure the averaged student."""
+    def validate(
+        self, validation: Validation, step: int, comparison: Comparison | None = None
+    ) -> dict[str, float]:
+        """Measure the averaged student, and beside its teacher where there is a comparison."""
         c = self.config.student
 
         def sample(lr: Tensor, hr: Tensor, k: int) -> Tensor:
-            shape = (len(lr), c.noise_channels, lr.shape[2] // c.fold, lr.shape[3] // c.fold)
-            return self.average(lr, torch.randn(shape, generator=torch.Generator().manual_seed(k)))
+            return self.average(lr, validation_noise(c, lr, k))
 
         def plain(lr: Tensor) -> Tensor:
             return torch.pixel_shuffle(self.average.encoder(lr)[1], c.scale)
 
-        return validation(sample, step, plain)
+        values = validation(sample, step, plain)
+        return values if comparison is None else values | comparison(self.average)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -82,12 +94,12 @@ class Distiller:
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def _feature_score(self, samples: Tensor, target: Tensor) -> Tensor:
+    def _feature_scores(self, samples: Tensor, *targets: Tensor) -> list[Tensor]:
         with self._autocast():
             near = self.features.maps(samples)
             with torch.no_grad():
-                far = self.features.maps(target)
-        return squared_feature_distance(near, far, self.config.feature_layers)
+                far = [self.features.maps(target) for target in targets]
+        return [squared_feature_distance(near, maps, self.config.feature_layers) for maps in far]
 
     def learning_rate(self, step: int, progress: float) -> float:
         """Linear warm-up, then a cosine from lr to final_lr."""
@@ -95,14 +107,16 @@ class Distiller:
         cosine = c.final_lr + (c.lr - c.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
         return cosine * min(1.0, (step + 1) / c.warmup_steps)
 
-    def step(self, lr: Tensor, hr: Tensor, step: int, progress: float) -> dict[str, float]:
-        """One update. lr: (n, 3, h, w), hr: (n, 3, 4h, 4w) in [0, 1]. Returns the losses of this step."""
+    def step(self, lesson: Lesson, step: int, progress: float) -> dict[str, float]:
+        """One update. Returns the losses of this step. Noise is drawn here only where the lesson brings none."""
         c = self.config
         draw = torch.Generator().manual_seed((c.seed << 32) + step)
+        lr, hr, noise, taught = lesson
         n, _, h, w = lr.shape
-        noise = torch.randn(
-            2 * n, c.student.noise_channels, h // c.student.fold, w // c.student.fold, generator=draw
-        )
+        if noise is None:
+            noise = torch.randn(
+                2 * n, c.student.noise_channels, h // c.student.fold, w // c.student.fold, generator=draw
+            )
         dy, dx = torch.randint(
             0, 8, (2,), generator=draw
         ).tolist()  # so that no loss sees the pixel-shuffle grid at a fixed phase
@@ -110,7 +124,9 @@ class Distiller:
             features, base = self.student.encoder(lr)
             residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), noise)
         samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
-        losses, pull, real, fake = self._pull(samples.detach().requires_grad_(True), hr, (dy, dx), progress)
+        losses, pull, real, fake = self._pull(
+            samples.detach().requires_grad_(True), hr, (dy, dx), progress, taught
+        )
         rate = self.learning_rate(step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -126,30 +142,44 @@ class Distiller:
         return values
 
     def _pull(
-        self, samples: Tensor, hr: Tensor, shift: tuple[int, int], progress: float
+        self,
+        samples: Tensor,
+        hr: Tensor,
+        shift: tuple[int, int],
+        progress: float,
+        teacher: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Losses, the gradient of their sum at the samples, and what the discriminator is to see (photos, samples).
 
-        The adversary's gradient is scaled to a fixed share of that of pixel and structure, so its strength does not depend on how
-        steep the discriminator happens to be."""
+        teacher: its samples of the same noise. The adversary's gradient is scaled to a fixed share of that of pixel, structure and
+        teacher, so its strength does not depend on how steep the discriminator happens to be."""
         c = self.config
-        side = hr.shape[-1] - 8
+        n, side = len(hr), hr.shape[-1] - 8
         dy, dx = shift
-        fake, real = (x[:, :, dy : dy + side, dx : dx + side].contiguous() for x in (samples, hr))
-        losses = {
+
+        def shifted(x: Tensor) -> Tensor:
+            return x[:, :, dy : dy + side, dx : dx + side].contiguous()
+
+        fake, real = shifted(samples), shifted(hr)
+        near = {
             "pixel": (samples - hr.repeat(2, 1, 1, 1)).abs().mean(),
-            "structure": structure_loss(samples, hr),
+            "structure": structure_loss(samples, hr, teacher),
         }
-        anchor = _gradient(c.pixel * losses["pixel"] + c.structure * losses["structure"], samples)
-        losses["feature"] = self._perceptual(
-            fake[: len(hr)], real
-        )  # of the first samples: same expectation, half the cost
-        losses["diversity"] = diversity_loss(samples, hr, c.texture_share)
-        losses["grid"] = grid_loss(samples, hr)
-        total = torch.stack(
-            [getattr(c, name) * losses[name] for name in ("feature", "diversity", "grid")]
-        ).sum()
-        pull = anchor + _gradient(total, samples)
+        if teacher is not None:
+            near["teacher"] = (samples - teacher).abs().mean()
+        anchor = _gradient(self._weighted(near), samples)
+        targets = [real] if teacher is None else [real, shifted(teacher[:n])]
+        # of the first samples: same expectation, half the cost
+        scores = self._perceptual(fake[:n], *targets)
+        far = dict(zip(("feature", "teacher_feature"), scores, strict=False))
+        if teacher is None:
+            far["diversity"] = diversity_loss(samples, hr, c.texture_share)
+        else:
+            far["diversity"] = spread_loss(samples, teacher)
+            far["teacher_difference"] = difference_loss(samples, teacher)
+        far["grid"] = grid_loss(samples, hr)
+        pull = anchor + _gradient(self._weighted(far), samples)
+        losses = near | far
         if c.adversary > 0 and progress >= c.adversary_from:
             self.discriminator.requires_grad_(False)
             with self._autocast():
@@ -157,6 +187,9 @@ class Distiller:
             push = _gradient(losses["adversary"], samples)
             pull = pull + push * (c.adversary * anchor.norm() / push.norm().clamp_min(1e-12))
         return losses, pull, real, fake
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        return torch.stack([getattr(self.config, name) * loss for name, loss in losses.items()]).sum()
 
     def _update_discriminator(self, real: Tensor, fake: Tensor) -> float:
         self.discriminator.requires_grad_(True)

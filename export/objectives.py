@@ -1,11 +1,12 @@
 """Losses of the student and its discriminator, as pure functions.
 
 Two samples are drawn for each LR picture; they come stacked as (2n, 3, h, w), the first n and the last n being samples of the same
-pictures. All images RGB in [0, 1].
+pictures. A teacher's samples stand in the same order and come from the same noise. All images RGB in [0, 1].
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -16,11 +17,15 @@ def low_pass(image: Tensor, cell: int = 8) -> Tensor:
     return F.avg_pool2d(image, cell)
 
 
-def structure_loss(samples: Tensor, target: Tensor) -> Tensor:
-    """L1 of the low-pass parts to the photo's, and of the two samples' to each other."""
+def structure_loss(samples: Tensor, target: Tensor, teacher: Tensor | None = None) -> Tensor:
+    """L1 of the low-pass parts to the photo's, and of the two samples' to each other; with a teacher's samples, of their difference
+    to that of the teacher's."""
     first, second = low_pass(samples).chunk(2)
     photo = low_pass(target)
-    return ((first - photo).abs().mean() + (second - photo).abs().mean()) / 2 + (first - second).abs().mean()
+    apart = first - second
+    if teacher is not None:
+        apart = apart - _difference(low_pass(teacher))
+    return ((first - photo).abs().mean() + (second - photo).abs().mean()) / 2 + apart.abs().mean()
 
 
 def high_pass(image: Tensor) -> Tensor:
@@ -33,12 +38,35 @@ def diversity_loss(samples: Tensor, target: Tensor, share: float) -> Tensor:
 
     Texture strength is the mean absolute high-pass over 17x17 pixels, so flat places ask for nothing and the term cannot be driven
     below zero by inventing patterns (which an unbounded distance between samples invites)."""
-    first, second = high_pass(samples).chunk(2)
+    apart = _difference(high_pass(samples))
+    return F.relu(share * _strength(high_pass(target)) - _strength(apart)).mean()
 
-    def strength(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x.abs().mean(1, keepdim=True), 17, 4)
 
-    return F.relu(share * strength(high_pass(target)) - strength(first - second)).mean()
+def difference_loss(samples: Tensor, teacher: Tensor) -> Tensor:
+    """L1 between the textures of what changes from one sample to the other, the student's and the teacher's: amplitude and pattern."""
+    return (_difference(high_pass(samples)) - _difference(high_pass(teacher))).abs().mean()
+
+
+def spread_loss(samples: Tensor, teacher: Tensor) -> Tensor:
+    """How far two samples fall short of differing as much as the teacher's do, place by place, as a whole and in their texture.
+
+    An L1 answers what it cannot predict with the median, so samples that follow the teacher by L1 alone differ too little."""
+    ours, theirs = _difference(samples), _difference(teacher)
+    short = [
+        F.relu(_strength(t) - _strength(s)).mean()
+        for s, t in ((ours, theirs), (high_pass(ours), high_pass(theirs)))
+    ]
+    return torch.stack(short).mean()
+
+
+def _difference(samples: Tensor) -> Tensor:
+    first, second = samples.chunk(2)
+    return first - second
+
+
+def _strength(x: Tensor) -> Tensor:
+    """Mean absolute value over 17x17 pixels."""
+    return F.avg_pool2d(x.abs().mean(1, keepdim=True), 17, 4)
 
 
 def grid_loss(samples: Tensor, target: Tensor, period: int = 8, cells: int = 6) -> Tensor:

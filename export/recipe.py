@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from export.student import StudentConfig
 
@@ -28,7 +28,15 @@ class DistillConfig:
     structure: float = 2.0
     grid: float = 20.0  # against patterns at the period of the pixel shuffles
     diversity: float = 0.5
-    texture_share: float = 0.3  # see objectives.diversity_loss
+    texture_share: float = (
+        0.3  # see objectives.diversity_loss; with a teacher its own diversity is the measure instead
+    )
+    teacher: float = (
+        0.0  # L1 to the teacher's sample of the same noise; above 0 it needs --teacher, like the two below
+    )
+    teacher_feature: float = 0.0
+    teacher_difference: float = 0.0  # L1 between what changes from sample to sample
+    cache_turns: bool = False  # flips and quarter turns of cached items: more of them, but another teacher (see lessons.turned)
     adversary: float = 0.15  # its gradient at the pixels, relative to that of pixel and structure together
     ema: float = 0.999
     clip: float = 0.5  # largest norm of the gradient
@@ -43,18 +51,42 @@ class DistillConfig:
         if self.crop % 8 or self.crop < 64:
             raise ValueError(f"crop must be a multiple of 8 of at least 64 HR pixels, got {self.crop}")
 
+    @property
+    def taught(self) -> bool:
+        """True when a teacher has a weight in the loss."""
+        return max(self.teacher, self.teacher_feature, self.teacher_difference) > 0
 
+
+def with_teacher(config: DistillConfig) -> DistillConfig:
+    """The recipe of photos alone with the teacher in the lead: the photo's terms, which pull every sample to the same picture, step
+    back, and the teacher says how much samples differ."""
+    return replace(
+        config,
+        pixel=0.5,
+        feature=0.5,
+        structure=1.0,
+        diversity=1.0,
+        teacher=2.0,
+        teacher_feature=0.5,
+        teacher_difference=2.0,
+    )
+
+
+POCKET = DistillConfig()
+TINY = DistillConfig(  # for tests: seconds on a CPU
+    student=StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8),
+    crop=64,
+    mild_share=0.0,
+    batch=2,
+    warmup_steps=2,
+    discriminator_width=8,
+    held_out=1,
+    precision="fp32",
+    compile=False,
+)
 PRESETS = {
-    "pocket": DistillConfig(),
-    "tiny": DistillConfig(  # for tests: seconds on a CPU
-        student=StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8),
-        crop=64,
-        mild_share=0.0,
-        batch=2,
-        warmup_steps=2,
-        discriminator_width=8,
-        held_out=1,
-        precision="fp32",
-        compile=False,
-    ),
+    "pocket": POCKET,
+    "pocket-teacher": with_teacher(POCKET),
+    "tiny": TINY,
+    "tiny-teacher": with_teacher(TINY),
 }

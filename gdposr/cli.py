@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from gdposr import __version__
-from gdposr.commands import accuracy, bench, export, info, train, upscale, verify
+from gdposr.commands import accuracy, bench, coreml, distill, export, info, train, upscale, verify
 from gdposr.console import FAILED, INTERRUPTED, OK, USAGE, UsageError, debugging, one_line, say
 
-# `train` and `export` hand their arguments on to the stage, which has its own parser and needs an extra.
+# The stages get their arguments handed on: they have parsers of their own and need an extra.
 VERBS: dict[str, ModuleType] = {
     "upscale": upscale,
     "info": info,
@@ -22,7 +22,7 @@ VERBS: dict[str, ModuleType] = {
     "bench": bench,
     "accuracy": accuracy,
 }
-FORWARDED: dict[str, ModuleType] = {"train": train, "export": export}
+FORWARDED: dict[str, ModuleType] = {"train": train, "distill": distill, "export": export, "coreml": coreml}
 
 EPILOG = """\
 exit codes: 0 done, 1 some inputs failed or a check did not hold, 2 could not start, 130 interrupted

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .bundle import Bundle
 from .checks import setting
 from .errors import BundleError, DeviceError
+from .files import Graph
 from .manifest import GraphSpec, TensorSpec
 
 Floats = NDArray[np.float32]
@@ -92,8 +93,8 @@ class OnnxBackend:
         self._features = [tensor.name for tensor in encoder.outputs]
         self._inputs = [tensor.name for tensor in generator.inputs if tensor.name != self._noise]
         self._output = bundle.manifest.output.name
-        self._encoder = _session(bundle, "encoder", bundle.read(pair["encoder"]), encoder, spec, self)
-        self._generator = _session(bundle, "generator", bundle.read(pair["generator"]), generator, spec, self)
+        self._encoder = _session(bundle, "encoder", pair["encoder"], encoder, spec, self)
+        self._generator = _session(bundle, "generator", pair["generator"], generator, spec, self)
 
     def encode(self, image: Floats) -> dict[str, Floats]:
         values = self._run(self._encoder, self._features, {self._image: image})
@@ -140,6 +141,11 @@ def check_precision(bundle: Bundle, precision: str) -> str:
 
 def choices(bundle: Bundle, device: str = "auto", precision: str = "auto") -> list[tuple[str, str]]:
     """(device, precision) pairs that satisfy the request, best first. Where "auto" leaves a choice there may be several."""
+    if not bundle.manifest.graphs:
+        raise BundleError(
+            f"{bundle.path}: expected ONNX graphs, came a bundle with Core ML packages only: they are for an app on Apple's "
+            "devices; export it again with --targets onnx,coreml to run it here"
+        )
     if precision != "auto":
         check_precision(bundle, precision)
     if device == "auto":
@@ -203,7 +209,7 @@ def _runtime() -> Any:
 
 
 def _session(
-    bundle: Bundle, role: str, content: bytes, graph: GraphSpec, device: Device, backend: OnnxBackend
+    bundle: Bundle, role: str, file: Graph, graph: GraphSpec, device: Device, backend: OnnxBackend
 ) -> Any:
     """An ONNX Runtime session that runs on this very device, with the inputs and outputs that the manifest names."""
     ort = _runtime()
@@ -219,7 +225,11 @@ def _session(
     if device.name == "cuda" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries that came as Python packages
     what = f"{bundle.path}: the {backend.precision} {role}"
+    content = bundle.read(file)
+    weights = b"" if file.data is None else bundle.read(file.data)
     try:
+        if file.data is not None:  # from verified bytes too: ONNX Runtime then opens no file that the graph names
+            options.add_external_initializers_from_files_in_memory([file.data.file], [weights], [len(weights)])
         session = ort.InferenceSession(content, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base but this
         raise DeviceError(

@@ -1,6 +1,6 @@
 """Reading a bundle: a folder NAME.gdposr/, or the same as one .zip. Nothing is trusted that its hash does not cover.
 
-Files are read by the plain names of the manifest only, never extracted, and every byte handed out has been checked.
+Files are read by the names of the manifest only, never extracted, and every byte handed out has been checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import BundleError
-from .manifest import MANIFEST_NAME, GraphFile, Manifest
+from .files import MANIFEST_NAME, GraphFile
+from .manifest import Manifest
 
 DEFAULT_BUNDLE: Final = Path(__file__).parent / "bundles" / "pocket.gdposr"
 MAX_MANIFEST_BYTES: Final = 1 << 20
@@ -102,7 +103,7 @@ def _folder_reader(folder: Path) -> _Reader:
     def read(name: str, expected: int | None) -> bytes:
         path = folder / name
         try:
-            if path.resolve(strict=True).parent != folder.resolve(strict=True):
+            if path.resolve(strict=True).parent != (folder.resolve(strict=True) / name).parent:
                 raise BundleError(
                     f"{path}: expected a file of this folder, came a link out of it; copy the file here"
                 )

@@ -82,7 +82,8 @@ def arguments(cls: type, where: str, data: object) -> dict[str, Any]:
         raise BundleError(
             f"manifest: {where}: unknown key {unknown[0]!r}, expected some of {sorted(fields)}; correct the spelling"
         )
-    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
+    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in values]
     if missing:
         raise BundleError(f"manifest: {where}: key {missing[0]!r} is missing; export the bundle again")
     return dict(values)

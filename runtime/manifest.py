@@ -5,44 +5,16 @@ Each class checks its own values and raises BundleError; `from_dict` also refuse
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 
 from .checks import Plain, arguments, check_mapping, check_real, check_text, check_whole, fail
 from .errors import BundleError
+from .files import Graph, GraphFile, Package, check_pairs, read_pairs
 
 FORMAT_VERSION: Final = 1
-MANIFEST_NAME: Final = "manifest.json"
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 COLOR_FIXES: Final = ("none", "adain", "wavelet")
-MAX_GRAPH_BYTES: Final = 2**31 - 1  # an ONNX graph in one file cannot be larger
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class GraphFile(Plain):
-    """One file of the bundle, by its plain name, its size in bytes and its SHA-256 in lower-case hex."""
-
-    file: str
-    bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        if (
-            not isinstance(self.file, str)
-            or not _PLAIN_NAME.fullmatch(self.file)
-            or self.file == MANIFEST_NAME
-        ):
-            raise fail("file", "a plain file name without folders", self.file)
-        check_whole(f"{self.file}: bytes", self.bytes, 1, MAX_GRAPH_BYTES)
-        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
-            raise fail(f"{self.file}: sha256", "64 lower-case hex digits", self.sha256)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "file") -> Self:
-        return cls(**arguments(cls, where, data))
 
 
 @dataclass(frozen=True)
@@ -183,7 +155,7 @@ class Manifest(Plain):
     scale: int
     encoder: GraphSpec
     generator: GraphSpec
-    graphs: dict[str, dict[str, GraphFile]]  # precision -> {"encoder": ..., "generator": ...}
+    graphs: dict[str, dict[str, Graph]]  # precision -> {"encoder": ..., "generator": ...}
     size: SizeRule
     noise: NoiseSpec
     t_n: int | None  # timestep of the added noise; None: the student is trained from photos alone
@@ -193,6 +165,9 @@ class Manifest(Plain):
     probe: Probe
     provenance: dict[str, Any]
     accuracy: dict[str, Any]
+    coreml: dict[str, dict[str, Package]] = field(
+        default_factory=dict
+    )  # variant -> the same, for Apple's devices
 
     def __post_init__(self) -> None:
         _check_version(self.format_version)
@@ -213,17 +188,22 @@ class Manifest(Plain):
         self._check_tensors()
 
     def _check_graphs(self) -> None:
-        if not check_mapping("graphs", self.graphs):
-            raise fail("graphs", "at least one precision", self.graphs)
-        for precision, pair in self.graphs.items():
+        for precision in check_mapping("graphs", self.graphs):
             if precision not in PRECISIONS:
                 raise fail("graphs", f"precisions among {PRECISIONS}", precision)
-            if set(check_mapping(f"graphs.{precision}", pair)) != {"encoder", "generator"}:
-                raise fail(f"graphs.{precision}", "exactly the keys encoder and generator", sorted(pair))
-            if not all(isinstance(file, GraphFile) for file in pair.values()):
-                raise fail(f"graphs.{precision}", "two files", pair)
+        if not check_pairs(Graph, "graphs", self.graphs) | check_pairs(Package, "coreml", self.coreml):
+            raise fail("graphs", "at least one precision, or Core ML packages", self.graphs)
+        for precision in self.graphs:
             if precision not in self.probe.floor_db:
                 raise fail("probe.floor_db", f"a floor for {precision}", self.probe.floor_db)
+        for variant, packages in self.coreml.items():
+            for package in packages.values():
+                if package.height % self.size.multiple_of or package.width % self.size.multiple_of:
+                    raise fail(
+                        f"coreml.{variant}: height and width",
+                        f"multiples of {self.size.multiple_of}",
+                        (package.height, package.width),
+                    )
         for device, precision in check_mapping("default_precision", self.default_precision).items():
             if not isinstance(precision, str) or precision not in self.graphs:
                 raise fail(f"default_precision.{device}", f"one of {sorted(self.graphs)}", precision)
@@ -278,8 +258,18 @@ class Manifest(Plain):
     @property
     def files(self) -> tuple[GraphFile, ...]:
         """Every file the manifest names, each once, in a fixed order."""
-        named = [file for _, pair in sorted(self.graphs.items()) for _, file in sorted(pair.items())]
+        graphs: list[Any] = [
+            graph for _, pair in sorted(self.graphs.items()) for _, graph in sorted(pair.items())
+        ]
+        packages: list[Any] = [
+            package for _, pair in sorted(self.coreml.items()) for _, package in sorted(pair.items())
+        ]
+        named = [file for entry in (*graphs, *packages) for file in entry.files]
         return tuple(dict.fromkeys([*named, self.probe.input, self.probe.output]))
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        return values if self.coreml else {key: values[key] for key in values if key != "coreml"}
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -288,13 +278,8 @@ class Manifest(Plain):
         values = arguments(cls, "the top level", values)
         values["encoder"] = GraphSpec.from_dict(values["encoder"], "encoder")
         values["generator"] = GraphSpec.from_dict(values["generator"], "generator")
-        values["graphs"] = {
-            precision: {
-                role: GraphFile.from_dict(file, f"graphs.{precision}.{role}")
-                for role, file in check_mapping(f"graphs.{precision}", pair).items()
-            }
-            for precision, pair in check_mapping("graphs", values["graphs"]).items()
-        }
+        values["graphs"] = read_pairs(Graph, "graphs", values["graphs"])
+        values["coreml"] = read_pairs(Package, "coreml", values.get("coreml", {}))
         values["size"] = SizeRule.from_dict(values["size"])
         values["noise"] = NoiseSpec.from_dict(values["noise"])
         values["probe"] = Probe.from_dict(values["probe"])

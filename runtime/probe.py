@@ -17,7 +17,7 @@ from PIL import Image
 from .backend import Backend
 from .bundle import Bundle
 from .errors import BundleError
-from .manifest import GraphFile
+from .files import GraphFile
 from .noise import noise_field
 from .pixels import as_picture
 from .tiling import pad_edge, padded_size

@@ -25,12 +25,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from runtime import files
 from runtime.backend import OnnxBackend
 from runtime.bundle import Bundle
+from runtime.files import MANIFEST_NAME, GraphFile
 from runtime.manifest import (
     FORMAT_VERSION,
-    MANIFEST_NAME,
-    GraphFile,
     GraphSpec,
     Manifest,
     NoiseSpec,
@@ -163,14 +163,14 @@ def write(folder: Path) -> Manifest:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
-    def put(name: str, content: bytes) -> GraphFile:
+    def put(name: str, content: bytes, kind: type[GraphFile] = GraphFile) -> Any:
         (folder / name).write_bytes(content)
-        return GraphFile(name, len(content), hashlib.sha256(content).hexdigest())
+        return kind(name, len(content), hashlib.sha256(content).hexdigest())
 
     graphs = {
         precision: {
-            "encoder": put(f"encoder.{precision}.onnx", encoder(precision == "int8")),
-            "generator": put(f"generator.{precision}.onnx", generator(precision == "int8")),
+            "encoder": put(f"encoder.{precision}.onnx", encoder(precision == "int8"), files.Graph),
+            "generator": put(f"generator.{precision}.onnx", generator(precision == "int8"), files.Graph),
         }
         for precision in ("fp32", "int8")
     }

@@ -21,6 +21,7 @@ from runtime.backend import (
 )
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, DeviceError, SettingError
+from runtime.files import Graph
 from runtime.noise import noise_field
 from runtime.probe import IDENTICAL_DB, psnr_db, read_rgb, run_probe
 from runtime.upscaler import Upscaler
@@ -236,7 +237,7 @@ def test_graph_with_other_names(toy_copy: Path) -> None:
 
 def test_graph_that_is_no_onnx(toy_copy: Path) -> None:
     bundle = Bundle.open(toy_copy)
-    bundle.manifest.graphs["fp32"]["encoder"] = bundle.manifest.probe.input
+    bundle.manifest.graphs["fp32"]["encoder"] = Graph(**vars(bundle.manifest.probe.input))
     with pytest.raises(DeviceError, match="the fp32 encoder cannot be loaded on cpu"):
         OnnxBackend(bundle, "cpu", "fp32")
 

@@ -15,9 +15,12 @@ pytest.importorskip(
 
 from calibration.samples import draw_samples  # noqa: E402  (after importorskip)
 from export import bundle as writer  # noqa: E402
-from export.onnx import OnnxStudent  # noqa: E402
+from export.onnx import OnnxPair  # noqa: E402
+from export.onnx_target import ONNX_FLOOR_DB, PRECISIONS  # noqa: E402
+from export.parity import ParityError, check_parity  # noqa: E402
 from export.quantize import float_nodes, quantize_int8  # noqa: E402
-from export.student import Student, StudentConfig, load_student, save_student  # noqa: E402
+from export.source import Source, load_source, student_source  # noqa: E402
+from export.student import Student, StudentConfig, save_student  # noqa: E402
 from runtime.bundle import Bundle  # noqa: E402
 from runtime.upscaler import Upscaler  # noqa: E402
 
@@ -46,13 +49,17 @@ def graphs(bundle: Path, precision: str) -> dict[str, Path]:
     return {role: bundle / f"{role}.{precision}.onnx" for role in ("encoder", "generator")}
 
 
-@pytest.mark.parametrize("precision", writer.PRECISIONS)
+def parity(source: Source, bundle: Path, precision: str) -> float:
+    pair = OnnxPair(source.specs, graphs(bundle, precision))
+    return check_parity(source, pair, precision, ONNX_FLOOR_DB[precision], remedy="")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_each_precision_keeps_its_floor_against_torch(
     checkpoint: Path, exported: Path, precision: str
 ) -> None:
-    student, _ = load_student(checkpoint)
-    worst = writer.check_parity(student, OnnxStudent(graphs(exported, precision)), precision)
-    assert worst >= writer.PARITY_FLOOR_DB[precision]
+    worst = parity(load_source(checkpoint), exported, precision)
+    assert worst >= ONNX_FLOOR_DB[precision]
     assert json.loads((exported / "manifest.json").read_text())["accuracy"]["parity_db"][precision] == round(
         worst, 1
     )
@@ -60,8 +67,8 @@ def test_each_precision_keeps_its_floor_against_torch(
 
 def test_parity_check_refuses_other_weights(exported: Path) -> None:
     torch.manual_seed(1)
-    with pytest.raises(writer.ParityError, match="fp32: expected at least 100 dB"):
-        writer.check_parity(Student(SMALL).eval(), OnnxStudent(graphs(exported, "fp32")), "fp32")
+    with pytest.raises(ParityError, match="fp32: expected at least 80 dB"):
+        parity(student_source(Student(SMALL), {}, "0" * 64), exported, "fp32")
 
 
 def test_graphs_are_dynamic_readable_and_free_of_the_exporting_machine(exported: Path) -> None:
@@ -114,7 +121,7 @@ def test_bundle_runs_in_the_runtime_and_passes_its_probe(
     Bundle.open(exported).verify()
     image = make_pixels(20, 30)
     results = {}
-    for precision in writer.PRECISIONS:
+    for precision in PRECISIONS:
         with Upscaler(exported, device="cpu", precision=precision) as upscaler:
             (results[precision],) = upscaler.up(image, seed=3)
             assert upscaler.notes == () or precision in upscaler.precision
@@ -143,9 +150,9 @@ def test_failed_export_leaves_the_old_bundle(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "b.gdposr"
-    writer.write_bundle(checkpoint, out, precisions=["fp32"])
+    writer.write_bundle(checkpoint, out, writer.Wanted(precisions=("fp32",)))
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    monkeypatch.setattr(writer, "PARITY_FLOOR_DB", {"fp32": 1000.0})
+    monkeypatch.setattr("export.onnx_target.ONNX_FLOOR_DB", {"fp32": 1000.0})
     arguments = ["--checkpoint", str(checkpoint), "--out", str(out), "--precision", "fp32"]
     assert writer.main(arguments) == 1
     assert "expected at least 1000 dB" in capsys.readouterr().err
@@ -161,8 +168,7 @@ def test_wrong_arguments_are_named(
     (tmp_path / "folder").mkdir()
     assert writer.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "folder")]) == 2
     assert "not a bundle" in capsys.readouterr().err
-    assert (
-        writer.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"), "--targets", "coreml"])
-        == 2
-    )
-    assert "only onnx" in capsys.readouterr().err
+    out = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
+    assert writer.main([*out, "--targets", "tflite"]) == 2
+    assert "targets: expected some of onnx, coreml, got 'tflite'" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 TARGETS = {
-    "help", "setup", "demo", "test", "check", "train-pretrain", "train-naosd", "train-gdpo", "train-student", "export",
-    "export-onnx", "export-coreml", "accuracy", "bench", "clean",
+    "help", "setup", "demo", "test", "check", "train-pretrain", "train-naosd", "train-gdpo", "train-student", "distill",
+    "export", "export-onnx", "export-coreml", "verify-coreml", "accuracy", "bench", "clean",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -76,9 +76,17 @@ def test_second_run_does_nothing(tree: Path) -> None:
     assert "the pictures" in result.stdout
     make(tree, "demo", "PYTHON=./fakepython", "PHOTO=mine.jpg")
     assert "--photo mine.jpg" in log(tree)[-1]
-    make(tree, "export", "PYTHON=./fakepython", "OUT=build/x.gdposr")
-    assert log(tree) == ["-m gdposr export --checkpoint export/weights/pocket --out build/x.gdposr"]
-    make(tree, "export", "PYTHON=./fakepython", "OUT=build/x.gdposr")
+
+
+@pytest.mark.parametrize(
+    ("target", "kinds"), [("export", "onnx,coreml"), ("export-onnx", "onnx"), ("export-coreml", "coreml")]
+)
+def test_export_targets_run_once(tree: Path, target: str, kinds: str) -> None:
+    make(tree, target, "PYTHON=./fakepython", "OUT=build/x.gdposr")
+    assert log(tree)[-1] == (
+        f"-m gdposr export --checkpoint export/weights/pocket --out build/x.gdposr --targets {kinds}"
+    )
+    make(tree, target, "PYTHON=./fakepython", "OUT=build/x.gdposr")
     assert log(tree) == []
 
 
@@ -95,12 +103,6 @@ def test_pip_arguments_and_old_python(tree: Path) -> None:
     assert result.returncode == 2
     assert "Python 3.11 or newer" in result.stderr
     assert not (tree / ".venv").exists()
-
-
-def test_coreml_says_that_it_is_not_there(root: Path) -> None:
-    result = make(root, "export-coreml")
-    assert result.returncode == 2
-    assert "Core ML export is not built yet" in result.stderr
 
 
 def test_ci_runs_the_readme_command(root: Path) -> None:

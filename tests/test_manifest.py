@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from runtime.errors import BundleError
-from runtime.manifest import COLOR_FIXES, FORMAT_VERSION, GraphFile, Manifest, SizeRule, TensorSpec
+from runtime.files import GraphFile
+from runtime.manifest import COLOR_FIXES, FORMAT_VERSION, Manifest, SizeRule, TensorSpec
 
 
 @pytest.fixture

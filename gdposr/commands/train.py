@@ -12,7 +12,9 @@ STAGES = {
     "naosd": Stage("training.main", "train", "the noise-aware one-step model on a base"),
     "gdpo": Stage("training.main", "train", "preference tuning of a finished naosd run"),
     "student": Stage(
-        "export.distill", "train", "the small student that ships in a bundle, from photos alone"
+        "export.distill",
+        "train",
+        "the small student that ships in a bundle: what `gdposr distill` does, a teacher is optional",
     ),
     "bench": Stage("training.bench", "train", "times of the data and reward code on this machine"),
 }

@@ -1,0 +1,106 @@
+"""How far a student's samples are the teacher's: distance of each, spread of all, and whether a seed means the same sample.
+
+Pure functions of pictures, in levels of 1/255; two models are compared on samples of the same pictures and the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+
+import numpy as np
+
+HIGHEST_PSNR = 100.0  # dB, of equal pictures
+DIVERSITY_FLOOR = 0.9  # of the teacher's, that a distillation must keep
+WINDOW = 5  # pixels; what their mean takes away is texture
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A student beside its teacher. Distances are the mean, over pictures and pairs of samples, of their RMS difference in 1/255."""
+
+    teacher_psnr: (
+        float  # dB, RGB, of the student's sample to the teacher's of the same noise; mean over samples
+    )
+    diversity: float  # distance between the student's samples over that between the teacher's
+    texture_diversity: float  # the same of the texture alone
+    follows: float  # correlation of the differences between samples; 1: a seed means the same sample, 0: no relation
+    texture_follows: float
+    distance: float  # between the student's samples
+    teacher_distance: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def agreement(pictures: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]) -> Agreement:
+    """pictures: of each the student's and the teacher's samples, at least two, (H, W, 3) in [0, 255]; sample k of both has the same
+    noise. ValueError where the teacher's samples do not differ."""
+    psnr, full, texture = [], _Differences(), _Differences()
+    for ours, theirs in pictures:
+        if len(ours) != len(theirs) or len(ours) < 2:
+            raise ValueError(
+                f"expected as many samples of both, at least two, got {len(ours)} and {len(theirs)}"
+            )
+        ours, theirs = ([x.astype(np.float64) for x in samples] for samples in (ours, theirs))
+        psnr += [_psnr(a, b) for a, b in zip(ours, theirs, strict=True)]
+        for i, j in combinations(range(len(ours)), 2):
+            pair = ours[i] - ours[j], theirs[i] - theirs[j]
+            full.add(*pair)
+            texture.add(*(high_pass(x) for x in pair))
+    if not psnr:
+        raise ValueError("expected at least one picture, got none")
+    return Agreement(
+        teacher_psnr=float(np.mean(psnr)),
+        diversity=full.ratio,
+        texture_diversity=texture.ratio,
+        follows=full.correlation,
+        texture_follows=texture.correlation,
+        distance=float(np.mean(full.student)),
+        teacher_distance=float(np.mean(full.teacher)),
+    )
+
+
+def high_pass(image: np.ndarray) -> np.ndarray:
+    """What a 5x5 mean takes away, where the window fits: (H, W, 3) -> (H - 4, W - 4, 3)."""
+    edge = WINDOW // 2
+    windows = np.lib.stride_tricks.sliding_window_view(image, (WINDOW, WINDOW), axis=(0, 1))
+    return image[edge:-edge, edge:-edge] - windows.mean(axis=(-2, -1))
+
+
+def _psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = float(np.mean((a - b) ** 2))
+    return HIGHEST_PSNR if error == 0 else min(HIGHEST_PSNR, float(10 * np.log10(255**2 / error)))
+
+
+class _Differences:
+    """Sums over differences between two samples, of student and teacher."""
+
+    def __init__(self) -> None:
+        self.student: list[float] = []
+        self.teacher: list[float] = []
+        self._sums = np.zeros(6)  # number, a, b, a^2, b^2, ab
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> None:
+        """a: the student's difference, b: the teacher's."""
+        self.student.append(float(np.sqrt(np.mean(a * a))))
+        self.teacher.append(float(np.sqrt(np.mean(b * b))))
+        self._sums += [a.size, a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()]
+
+    @property
+    def ratio(self) -> float:
+        whole = float(np.mean(self.teacher))
+        if whole == 0:
+            raise ValueError(
+                "the teacher's samples of different noise are all equal: there is no diversity to keep, expected a model whose noise "
+                "has an effect"
+            )
+        return float(np.mean(self.student)) / whole
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's, over all pixels; 0 where one side is constant."""
+        n, a, b, aa, bb, ab = self._sums
+        spread = (aa - a * a / n) * (bb - b * b / n)
+        return float((ab - a * b / n) / np.sqrt(spread)) if spread > 0 else 0.0

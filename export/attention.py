@@ -1,0 +1,266 @@
+"""Attention and normalisation on maps (n, C, H, W): what phone accelerators run well, with the weights of diffusers' modules.
+
+A linear layer over tokens is a 1x1 convolution over the map, heads are split by one reshape, and no tensor has more than four
+dimensions. Keys and values of a prompt are constants here: a folded network looks at one prompt only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FoldError(ValueError):
+    """A network has a part that folding does not know; the message names it."""
+
+
+def require(condition: bool, name: str, expected: str, came: object) -> None:
+    """FoldError where a part of the network is not what Stable Diffusion 2.1 or the pocket preset is made of."""
+    if not condition:
+        raise FoldError(
+            f"{name}: expected {expected}, came {came}; only the parts of Stable Diffusion 2.1 and of the pocket preset "
+            "can be folded. Distil such a model to a student, or export it by other means"
+        )
+
+
+def shared(tensor: Tensor) -> nn.Parameter:
+    """A frozen float32 parameter on the same storage, where the tensor is float32 already."""
+    return nn.Parameter(tensor.detach().float(), requires_grad=False)
+
+
+def conv_from(weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Conv2d:
+    """A convolution around weight (out, in, kh, kw) and bias (out,); options are Conv2d's stride and padding."""
+    outputs, inputs, height, width = weight.shape
+    with torch.device("meta"):  # no memory for weights that are replaced at once
+        conv = nn.Conv2d(inputs, outputs, (height, width), bias=bias is not None, **options)
+    conv.weight = shared(weight)
+    if bias is not None:
+        conv.bias = shared(bias)
+    return conv
+
+
+def fold_conv(conv: Any, name: str) -> nn.Conv2d:
+    """A plain convolution with zeros around, sharing its weights."""
+    require(type(conv) is nn.Conv2d, name, "a Conv2d", type(conv).__name__)
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    require(plain, name, "no groups, no dilation, padding with zeros", conv)
+    return conv_from(conv.weight, conv.bias, stride=conv.stride, padding=conv.padding)
+
+
+def pointwise(layer: Any, name: str, factor: float = 1.0) -> nn.Conv2d:
+    """A linear layer, or a 1x1 convolution, as a 1x1 convolution; its output times factor."""
+    known = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.kernel_size == (1, 1))
+    require(known, name, "a Linear or a 1x1 Conv2d", type(layer).__name__)
+    weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
+    bias = layer.bias
+    if factor != 1:
+        weight, bias = weight * factor, None if bias is None else bias * factor
+    return conv_from(weight, bias)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018) of (n, C, H, W). Means are taken per channel first and per group of channels then, so the map
+    itself is never reshaped: on an accelerator that would move all of it."""
+
+    def __init__(self, norm: Any, name: str) -> None:
+        super().__init__()
+        known = type(norm) is nn.GroupNorm and norm.affine
+        require(known, name, "a GroupNorm with scale and shift", type(norm).__name__)
+        self.groups, self.channels, self.eps = norm.num_groups, norm.num_channels, norm.eps
+        self.weight = shared(norm.weight[:, None, None])
+        self.bias = shared(norm.bias[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - self.group_mean(x)
+        scale = torch.rsqrt(self.group_mean(x * x) + self.eps) * self.weight  # (n, C, 1, 1)
+        return x * scale + self.bias
+
+    def group_mean(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) -> (n, C, 1, 1): the mean over each channel's group."""
+        size = self.channels // self.groups
+        means = x.mean((2, 3), keepdim=True).reshape(-1, self.groups, size, 1).mean(2, keepdim=True)
+        return means.expand(-1, -1, size, -1).reshape(-1, self.channels, 1, 1)
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel, (n, C, H, W)."""
+
+    def __init__(self, norm: Any, name: str) -> None:
+        super().__init__()
+        known = type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None
+        require(known, name, "a LayerNorm with scale and shift", type(norm).__name__)
+        self.eps = norm.eps
+        self.weight = shared(norm.weight[:, None, None])
+        self.bias = shared(norm.bias[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(1, keepdim=True)  # two passes: E[x^2] - E[x]^2 would cancel in half precision
+        return x * torch.rsqrt((x * x).mean(1, keepdim=True) + self.eps) * self.weight + self.bias
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q^T k) v^T per head (Vaswani et al. 2017, Eq. 1), the scale being folded into query or key.
+
+    query: (n, heads, d, Q); key, value: (n or 1, heads, d, K) -> (n, heads, d, Q).
+    """
+    weights = (query.transpose(2, 3) @ key).softmax(dim=3)  # (n, heads, Q, K)
+    return value @ weights.transpose(2, 3)
+
+
+def check_attention(attention: Any, name: str) -> None:
+    """Refuse what no attention of Stable Diffusion 2.1 has."""
+    require(type(attention).__name__ == "Attention", name, "an Attention", type(attention).__name__)
+    for part in ("norm_q", "norm_k", "norm_cross", "spatial_norm", "add_k_proj", "add_q_proj", "to_add_out"):
+        require(getattr(attention, part, None) is None, f"{name}.{part}", "nothing", "a layer")
+    require(not attention.is_causal, name, "attention in all directions", "causal attention")
+    require(
+        attention.inner_kv_dim == attention.inner_dim,
+        name,
+        "as many key heads as query heads",
+        "fewer of them",
+    )
+    require(
+        attention.scale_qk and attention.rescale_output_factor == 1, name, "the usual scales", "other scales"
+    )
+    require(not attention.fused_projections, name, "separate projections", "fused ones")
+
+
+class SelfAttention(nn.Module):
+    """Attention between the pixels of a map, (n, C, H, W) -> (n, C, H, W)."""
+
+    def __init__(self, attention: Any, name: str) -> None:
+        super().__init__()
+        check_attention(attention, name)
+        require(not attention.is_cross_attention, name, "self-attention", "cross-attention")
+        self.heads = attention.heads
+        self.depth = attention.inner_dim // attention.heads
+        self.to_q = pointwise(attention.to_q, f"{name}.to_q", self.depth**-0.5)
+        self.to_k = pointwise(attention.to_k, f"{name}.to_k")
+        self.to_v = pointwise(attention.to_v, f"{name}.to_v")
+        self.to_out = pointwise(attention.to_out[0], f"{name}.to_out.0")
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        split = (batch, self.heads, self.depth, height * width)
+        query, key, value = (layer(x).reshape(split) for layer in (self.to_q, self.to_k, self.to_v))
+        mixed = attend(query, key, value).reshape(batch, self.heads * self.depth, height, width)
+        out: Tensor = self.to_out(mixed)
+        return out
+
+
+class PromptAttention(nn.Module):
+    """Attention of the pixels (n, C, H, W) to one prompt, whose keys and values are constants (1, heads, d, L)."""
+
+    key: Tensor
+    value: Tensor
+
+    def __init__(self, attention: Any, prompt: Tensor, name: str) -> None:
+        """prompt: its embedding, (1, L, D)."""
+        super().__init__()
+        check_attention(attention, name)
+        require(prompt.shape[2] == attention.cross_attention_dim, name,
+                f"a prompt of {attention.cross_attention_dim} channels", prompt.shape[2])  # fmt: skip
+        self.heads = attention.heads
+        self.depth = attention.inner_dim // attention.heads
+        self.to_q = pointwise(attention.to_q, f"{name}.to_q")
+        self.to_out = pointwise(attention.to_out[0], f"{name}.to_out.0")
+        self.register_buffer("key", self._project(attention.to_k, prompt) * self.depth**-0.5)
+        self.register_buffer("value", self._project(attention.to_v, prompt))
+
+    def _project(self, layer: nn.Linear, prompt: Tensor) -> Tensor:
+        """(1, L, D) -> (1, heads, d, L)."""
+        weight, bias = layer.weight.detach().float(), layer.bias
+        tokens = F.linear(prompt.float(), weight, None if bias is None else bias.detach().float())
+        return tokens.transpose(1, 2).reshape(1, self.heads, self.depth, -1).contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        query = self.to_q(x).reshape(batch, self.heads, self.depth, height * width)
+        mixed = attend(query, self.key, self.value)
+        out: Tensor = self.to_out(mixed.reshape(batch, self.heads * self.depth, height, width))
+        return out
+
+
+class FeedForward(nn.Module):
+    """GEGLU (Shazeer 2020) per pixel: out(a * gelu(b)), where a and b are the halves of one projection."""
+
+    def __init__(self, layer: Any, name: str) -> None:
+        super().__init__()
+        gate = layer.net[0]
+        require(type(gate).__name__ == "GEGLU", f"{name}.net.0", "GEGLU", type(gate).__name__)
+        self.proj = pointwise(gate.proj, f"{name}.net.0.proj")
+        self.out = pointwise(layer.net[2], f"{name}.net.2")
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=1)
+        out: Tensor = self.out(value * F.gelu(gate))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the prompt, feed-forward; each on the normalised map and added to it."""
+
+    def __init__(self, block: Any, prompt: Tensor, name: str) -> None:
+        super().__init__()
+        require(block.norm_type == "layer_norm", name, "layer norms", block.norm_type)
+        cross = block.attn2 is not None and block.attn2.is_cross_attention
+        require(cross and not block.only_cross_attention, name, "one self- and one cross-attention", "others")
+        require(
+            block.pos_embed is None and not hasattr(block, "fuser"), name, "no positions and no fuser", "some"
+        )
+        self.norm1 = ChannelNorm(block.norm1, f"{name}.norm1")
+        self.attn1 = SelfAttention(block.attn1, f"{name}.attn1")
+        self.norm2 = ChannelNorm(block.norm2, f"{name}.norm2")
+        self.attn2 = PromptAttention(block.attn2, prompt, f"{name}.attn2")
+        self.norm3 = ChannelNorm(block.norm3, f"{name}.norm3")
+        self.ff = FeedForward(block.ff, f"{name}.ff")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x))
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nn.Module):
+    """diffusers' Transformer2DModel on a map, with linear or convolutional projections, for one prompt (1, L, D)."""
+
+    def __init__(self, transformer: Any, prompt: Tensor | None, name: str) -> None:
+        super().__init__()
+        kind = type(transformer).__name__
+        require(kind == "Transformer2DModel", name, "a Transformer2DModel", kind)
+        require(transformer.is_input_continuous, name, "a map as its input", "patches or indices")
+        if prompt is None:
+            raise FoldError(
+                f"{name} attends to a prompt, and the model has no text encoder: load it with base="
+            )
+        self.norm = GroupNorm(transformer.norm, f"{name}.norm")
+        self.proj_in = pointwise(transformer.proj_in, f"{name}.proj_in")
+        self.blocks = nn.Sequential(
+            *(
+                TransformerBlock(block, prompt, f"{name}.transformer_blocks.{index}")
+                for index, block in enumerate(transformer.transformer_blocks)
+            )
+        )
+        self.proj_out = pointwise(transformer.proj_out, f"{name}.proj_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.proj_out(self.blocks(self.proj_in(self.norm(x))))
+        return out
+
+
+class MapAttention(nn.Module):
+    """The attention in the middle of AutoencoderKL: x + attention(norm(x))."""
+
+    def __init__(self, attention: Any, name: str) -> None:
+        super().__init__()
+        check_attention(attention, name)
+        require(attention.residual_connection, name, "a residual connection", "none")
+        self.norm = GroupNorm(attention.group_norm, f"{name}.group_norm")
+        self.attention = SelfAttention(attention, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.attention(self.norm(x))
+        return out

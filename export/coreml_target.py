@@ -1,0 +1,145 @@
+"""The Core ML packages of a bundle, by variant, each proven against torch by the reference evaluator."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from export.parity import check_parity, noise_for, samples
+from export.source import ROLES, STUDENT, Source, file_sha256, psnr
+from runtime.files import Package, PackageFile
+
+Say = Callable[[str], None]
+
+TILE = 128  # LR pixels: the fixed size of a package
+VARIANTS = ("fp16", "palette6")  # written unless others are asked for; export.compress has them all
+MIXED_ROLE_DB = 50.0  # what a mixed plan aims at for encoder and generator, each with the other uncompressed
+# A one-step model's graphs are ten times as deep as a student's, whose floors stand beside the variants in export.compress.
+ONE_STEP_FLOOR_DB = {
+    "fp16": 40.0,
+    "linear8": 40.0,
+    "palette8": 40.0,
+    "palette6": 30.0,
+    "palette4": 10.0,
+    "linear4": 10.0,
+    "mixed": 30.0,
+}
+
+
+def write_coreml(
+    source: Source,
+    folder: Path,
+    variants: Sequence[str],
+    system: str,
+    tile: int,
+    images: bool,
+    metadata: Mapping[str, str],
+    say: Say,
+) -> tuple[dict[str, dict[str, Package]], dict[str, float]]:
+    """Write the packages of each variant for LR tiles of tile x tile pixels, for system (iOS17 or iOS18) and later; returns them with
+    the worst PSNR of each, encoder and generator in a chain. ParityError where a variant misses its floor."""
+    from export.compress import FP16, MIXED, check_variant, compress
+    from export.coreml import convert
+    from export.mil.pair import PackagePair
+
+    floors = {name: check_variant(name, system).floor_db for name in (FP16, *variants)}
+    if source.kind != STUDENT:
+        floors = {name: ONE_STEP_FLOOR_DB[name] for name in floors}
+    say(f"converting to Core ML ({system}, tiles of {tile}x{tile})")
+    whole = {
+        role: convert(
+            source,
+            role,
+            folder,
+            height=tile,
+            width=tile,
+            target=system,
+            images=images,
+            floor_db=floors[FP16],
+            metadata=metadata,
+        )
+        for role in ROLES
+    }
+    written: dict[str, dict[str, Package]] = {}
+    measured: dict[str, float] = {}
+    for name in variants:
+        pair = whole
+        if name != FP16:
+            say(f"compressing: {name}")
+            plans = mixed_plans(source, whole, tile, say) if name == MIXED else {}
+            pair = {
+                role: compress(
+                    path,
+                    name,
+                    folder / f"{role}.{name}.mlpackage",
+                    plan=plans.get(role),
+                    floor_db=floors[name],
+                )
+                for role, path in whole.items()
+            }
+        say(f"evaluating {name} against torch")
+        worst = check_parity(
+            source,
+            PackagePair(pair, source.specs),
+            f"Core ML {name}",
+            floors[name],
+            sizes=((tile, tile),),
+            remedy="Leave this variant out with --variant",
+        )
+        measured[name] = round(worst, 1)
+        say(f"  at least {worst:.1f} dB (floor {floors[name]:g} dB)")
+        written[name] = {role: _package(path, tile, system, floors[name]) for role, path in pair.items()}
+    if FP16 not in variants:
+        for path in whole.values():
+            shutil.rmtree(path)
+    return written, measured
+
+
+def mixed_plans(
+    source: Source,
+    packages: Mapping[str, Path],
+    tile: int,
+    say: Say,
+    floor_db: float = MIXED_ROLE_DB,
+) -> dict[str, dict[str, int]]:
+    """Bits by weight name for each role, from the PSNR of the whole model when one weight alone is compressed, on one photo."""
+    from export.mil.pair import PackagePair
+    from export.mixed import plan, predicted_db, sensitivity
+
+    (photo,) = samples(source, None, 1, seed=4, size=tile)
+    image, noise = photo.lr[None], noise_for(source, tile, tile, seed=4)
+    expected = source(torch.from_numpy(image), torch.from_numpy(noise)).numpy()
+
+    def score(pair: Mapping[str, Path]) -> float:
+        return psnr(PackagePair(pair, source.specs)(image, noise), expected)
+
+    plans, reference = {}, score(packages)
+    for role in ROLES:
+        say(f"  measuring each weight of the {role}")
+
+        def alone(path: Path, role: str = role) -> float:
+            return score({**packages, role: path})
+
+        rows = sensitivity(packages[role], alone)
+        plans[role] = plan(rows, floor_db, reference_db=reference)
+        say(
+            f"  bits {plans[role]}, expected {predicted_db(rows, plans[role], reference_db=reference):.1f} dB"
+        )
+    return plans
+
+
+def _package(path: Path, tile: int, system: str, floor: float) -> Package:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return Package(
+        tuple(
+            PackageFile(f"{path.name}/{f.relative_to(path).as_posix()}", f.stat().st_size, file_sha256(f))
+            for f in files
+        ),
+        tile,
+        tile,
+        system,
+        floor,
+    )

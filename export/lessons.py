@@ -1,0 +1,149 @@
+"""What the student learns from, batch by batch: pictures and, with a teacher, noise and the teacher's samples of it.
+
+The teacher either runs at every step, or its samples of the first N items of the stream are made once and kept on disk. Everything is
+a pure function of the seed and the position in the stream, so a resumed run gets what it would have got.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from export.cache import Row, TeacherCache, by_sample, cache_facts, load_rows
+from export.recipe import DistillConfig
+from export.teacher import Teacher, from_bytes, item_noise
+from training.data import CropParams, PairDataset, PhotoSet
+from training.randomness import generator, integers
+
+log = logging.getLogger("distill")
+
+TURNS = 8  # flips and quarter turns of a square
+
+
+class Lesson(NamedTuple):
+    """A batch. lr: (n, 3, h, w), hr: (n, 3, 4h, 4w), samples: the teacher's, (2n, 3, 4h, 4w), of noise (2n, C, h/f, w/f); the first n
+    are first samples. Images float32 in [0, 1]."""
+
+    lr: Tensor
+    hr: Tensor
+    noise: Tensor | None = None
+    samples: Tensor | None = None
+
+
+def photo_lessons(pairs: PairDataset, config: DistillConfig, workers: int) -> Iterator[Lesson]:
+    """Pictures alone; `pairs` begins at the first picture wanted."""
+    for lr, hr in load_rows(pairs, workers, batch_size=config.batch):
+        yield Lesson(lr, hr)
+
+
+def taught_lessons(
+    rows: Dataset[Row], teacher: Teacher, config: DistillConfig, workers: int
+) -> Iterator[Lesson]:
+    """The batches of `OnlineRows`, where the teacher runs now, or of `CachedRows`."""
+    for row in load_rows(rows, workers, batch_size=config.batch):
+        noise = by_sample(row.noise)
+        made = row.samples.numel() > 0
+        samples = by_sample(row.samples) if made else teacher.samples(row.lr, noise, row.item.tolist())
+        yield Lesson(row.lr, row.hr, noise, from_bytes(samples))
+
+
+class OnlineRows(Dataset[Row]):
+    """Item k of the training pairs with its noise, from `start` on."""
+
+    def __init__(self, pairs: PairDataset, config: DistillConfig, start: int = 0) -> None:
+        self.pairs, self.config, self.start = pairs, config, start
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Row:
+        item = self.start + index
+        lr, hr = self.pairs[item]
+        return Row(item, lr, hr, _noise(self.config, item, lr), torch.empty(0, dtype=torch.uint8))
+
+
+def _noise(config: DistillConfig, item: int, lr: Tensor) -> Tensor:
+    student = config.student
+    height, width = (side // student.fold for side in lr.shape[-2:])
+    return item_noise(config.seed, item, (student.noise_channels, height, width))
+
+
+class CachedRows(Dataset[Row]):
+    """The cache's items over and over, in an order that is a pure function of (seed, epoch)."""
+
+    def __init__(self, cache: TeacherCache, config: DistillConfig, start: int = 0) -> None:
+        self.cache, self.config, self.start = cache, config, start
+        self._order: tuple[int, Any] = (-1, None)  # of the epoch last asked for
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> Row:
+        c, position = self.config, self.start + index
+        epoch, place = divmod(position, self.cache.items)
+        if self._order[0] != epoch:
+            self._order = epoch, generator(c.seed, epoch, "cache order").permutation(self.cache.items)
+        item = int(self._order[1][place])
+        kept = self.cache.read(item)
+        row = Row(
+            item, from_bytes(kept["lr"]), from_bytes(kept["hr"]), _noise(c, item, kept["lr"]), kept["samples"]
+        )
+        return turned(row, int(integers(c.seed, [position], 0, TURNS, "turn"))) if c.cache_turns else row
+
+
+def turned(row: Row, turn: int) -> Row:
+    """A row with pictures, samples and noise flipped alike. turn: bit 0 left-right, bit 1 up-down, bit 2 rows for columns.
+
+    A teacher treats a flipped picture with flipped noise not quite as it treats the picture: its kernels have a left and a right.
+    """
+
+    def move(x: Tensor) -> Tensor:
+        axes = [axis for bit, axis in ((1, -1), (2, -2)) if turn & bit]
+        x = x.flip(axes)
+        return (x.transpose(-1, -2) if turn & 4 else x).contiguous()
+
+    return row._replace(lr=move(row.lr), hr=move(row.hr), noise=move(row.noise), samples=move(row.samples))
+
+
+def lessons_of(
+    config: DistillConfig,
+    data: Path,
+    photos: list[Path],
+    teacher: Teacher | None,
+    cache: tuple[Path, int] | None,
+    start: int,
+    workers: int,
+) -> Iterator[Lesson]:
+    """The batches from item `start` of the stream on. A cache is filled now; photos are read only where they are needed."""
+
+    def pairs(begin: int = 0) -> PairDataset:
+        crop = CropParams(config.crop)
+        return PairDataset(
+            PhotoSet(photos), crop, mild_share=config.mild_share, seed=config.seed, start=begin
+        )
+
+    if teacher is None:
+        return photo_lessons(pairs(start), config, workers)
+    if cache is None:
+        return taught_lessons(OnlineRows(pairs(), config, start), teacher, config, workers)
+    folder, items = cache
+    kept = TeacherCache(folder, items, cache_facts(teacher, config, photos, data))
+    if kept.missing():
+        last = -math.inf
+
+        def show(done: int, total: int, rate: float) -> None:
+            nonlocal last
+            if time.monotonic() - last > 10 or done == total:
+                last = time.monotonic()
+                log.info("cache %s: %d of %d items (%.2f items/s)", folder, done, total, rate)
+
+        kept.fill(OnlineRows(pairs(), config), teacher, workers=workers, on_progress=show)
+    return taught_lessons(CachedRows(kept, config, start), teacher, config, workers)

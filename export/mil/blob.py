@@ -1,0 +1,78 @@
+"""Weight files of Core ML packages (`weight.bin`), read where they lie: nothing is loaded before it is asked for.
+
+A file begins with 64 bytes: the number of blobs and the version 2, as uint32. An offset in the program points at 64 bytes of
+metadata: the mark 0xDEADBEEF, the element type as uint32; the size in bytes, the place of the data and the bits of padding at its
+end as uint64. All little-endian, everything aligned to 64 bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from export.mil.tensor import DTYPES, PackageError, TensorType, packed_bytes, unpack
+
+_HEADER: Final = struct.Struct("<II")
+_METADATA: Final = struct.Struct("<IIQQQ")
+_MARK: Final = 0xDEADBEEF
+_VERSION: Final = 2
+_ALIGNMENT: Final = 64
+
+
+class WeightFile:
+    """An open weight file. Reading a blob copies nothing but what unpacking needs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise PackageError(
+                f"{path}: expected the weights of the program, came nothing; copy the whole package"
+            )
+        if path.stat().st_size < _ALIGNMENT:
+            raise PackageError(
+                f"{path}: expected a weight file, came {path.stat().st_size} bytes; convert again"
+            )
+        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
+        _, version = _HEADER.unpack(self._bytes[: _HEADER.size].tobytes())
+        if version != _VERSION:
+            raise PackageError(
+                f"{path}: expected a weight file of version {_VERSION}, came {version}; convert again"
+            )
+
+    def check(self, offset: int, type: TensorType) -> int:
+        """Size in bytes of the blob whose metadata lies at offset; PackageError unless it holds what the program declares."""
+        return self._locate(offset, type)[1]
+
+    def read(self, offset: int, type: TensorType) -> np.ndarray:
+        """The blob as an array of its declared shape; read-only where the file's own bytes are it."""
+        start, size = self._locate(offset, type)
+        content = np.asarray(self._bytes[start : start + size])
+        return unpack(content, DTYPES[type.dtype], type.count).reshape(type.known)
+
+    def _locate(self, offset: int, type: TensorType) -> tuple[int, int]:
+        if not 0 <= offset <= len(self._bytes) - _METADATA.size:
+            raise self._damaged(
+                offset, f"metadata of {type} inside the file's {len(self._bytes)} bytes", "nothing"
+            )
+        mark, code, size, start, _ = _METADATA.unpack(self._bytes[offset : offset + _METADATA.size].tobytes())
+        if mark != _MARK:
+            raise self._damaged(offset, f"the mark {_MARK:#x}", f"{mark:#x}")
+        dtype = DTYPES[type.dtype]
+        if code != dtype.blob_code:
+            raise self._damaged(offset, f"element type {dtype.blob_code} ({type.dtype})", str(code))
+        if size != packed_bytes(dtype, type.count):
+            raise self._damaged(offset, f"{packed_bytes(dtype, type.count)} bytes for {type}", str(size))
+        if start + size > len(self._bytes):
+            raise self._damaged(
+                offset, f"data up to byte {start + size}", f"a file of {len(self._bytes)} bytes"
+            )
+        return start, size
+
+    def _damaged(self, offset: int, expected: str, came: str) -> PackageError:
+        return PackageError(
+            f"{self.path}: blob at {offset}: expected {expected}, came {came}; the file is damaged or of another "
+            "package: convert again"
+        )

@@ -1,0 +1,97 @@
+"""Where a package runs: in the reference evaluator on any machine, or by Core ML itself on a Mac.
+
+Either way a package becomes a `Runner`: arrays by name in, arrays by name out, every image in [0, 1], whether the package takes it as
+an array or as a picture of 0..255.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from export.mil.evaluate import Evaluator
+from export.mil.feature import Feature
+from export.mil.program import Program
+from runtime.errors import DeviceError
+
+REFERENCE: Final = "reference"
+COMPUTE_UNITS: Final = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
+DEVICES: Final = (REFERENCE, *COMPUTE_UNITS)
+
+Arrays = Mapping[str, np.ndarray]
+Runner = Callable[[Arrays], dict[str, np.ndarray]]
+Open = Callable[[Program, str], Runner]
+_IMAGE_PEAK: Final = 255.0
+
+
+def open_runner(program: Program, device: str = REFERENCE) -> Runner:
+    """A package on a device. DeviceError where that device is not."""
+    if device == REFERENCE:
+        return unit_range(program, Evaluator(program))
+    check_device(device)
+    return unit_range(program, CoreMLRunner(program, load_model(program.path, COMPUTE_UNITS[device])))
+
+
+def check_device(device: str) -> None:
+    """DeviceError where nothing can run on that device, before anything is read."""
+    if device not in DEVICES:
+        raise DeviceError(f"expected a device among {', '.join(DEVICES)}, came {device!r}")
+    if device != REFERENCE and sys.platform != "darwin":
+        raise DeviceError(
+            f"expected macOS for the device {device!r}, came {sys.platform}: Core ML runs nowhere else; use --device {REFERENCE}"
+        )
+
+
+def load_model(path: Path, units: str) -> Any:
+    """The package compiled and loaded by Core ML for these compute units."""
+    import coremltools as ct
+
+    return ct.models.MLModel(str(path), compute_units=getattr(ct.ComputeUnit, units))
+
+
+class CoreMLRunner:
+    """`predict` of a loaded model as arrays: pictures are handed over and taken back as Core ML wants them, in 8 bits."""
+
+    def __init__(self, program: Program, model: Any) -> None:
+        self._program = program
+        self._model = model
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        given = {f.name: _to_coreml(f, inputs[f.name]) for f in self._program.inputs}
+        found = self._model.predict(given)
+        missing = [f.name for f in self._program.outputs if f.name not in found]
+        if missing:
+            raise DeviceError(f"{self._program.path}: expected the outputs {missing}, came {sorted(found)}")
+        return {f.name: _from_coreml(f, found[f.name]) for f in self._program.outputs}
+
+
+def _to_coreml(feature: Feature, array: np.ndarray) -> Any:
+    if feature.image is None:
+        return np.asarray(array, np.float16 if feature.type.dtype == "fp16" else np.float32)
+    from PIL import Image
+
+    pixels = np.rint(np.clip(array[0], 0, _IMAGE_PEAK)).astype(np.uint8)
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def _from_coreml(feature: Feature, value: Any) -> np.ndarray:
+    array = np.asarray(value, np.float32)
+    if feature.image is None:
+        return array
+    return array[None, None] if array.ndim == 2 else array[..., :3].transpose(2, 0, 1)[None]  # without alpha
+
+
+def unit_range(program: Program, run: Runner) -> Runner:
+    """The same with images in [0, 1] instead of their own [0, 255]."""
+
+    def scaled(inputs: Arrays) -> dict[str, np.ndarray]:
+        images = {f.name for f in program.inputs if f.image}
+        found = run({n: np.float32(_IMAGE_PEAK) * a if n in images else a for n, a in inputs.items()})
+        pictures = {f.name for f in program.outputs if f.image}
+        return {n: a / np.float32(_IMAGE_PEAK) if n in pictures else a for n, a in found.items()}
+
+    return scaled

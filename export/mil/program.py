@@ -1,0 +1,265 @@
+"""A Core ML package as plain data: what it takes, what it gives, and its operations in order.
+
+The protobuf inside the package is parsed with the message classes of coremltools and nothing else of it, so that whatever evaluates
+the result is independent of the converter that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from export.mil.blob import WeightFile
+from export.mil.feature import Feature, read_features
+from export.mil.proto import decode_error, messages
+from export.mil.tensor import DTYPES, STRING, PackageError, TensorType, dtype_name, unpack
+
+MANIFEST: Final = "Manifest.json"
+SUFFIX: Final = ".mlpackage"
+_MODEL_PREFIX: Final = "@model_path/"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value fixed in the program: given in place, or by its place in the weight file."""
+
+    type: TensorType
+    value: np.ndarray | str | None = field(repr=False, compare=False)  # None: in the weight file
+    weights: WeightFile | None = field(default=None, repr=False, compare=False)
+    offset: int = 0
+    stored_bytes: int = 0
+
+    def read(self) -> np.ndarray | str:
+        """The value. An array from the weight file is read anew at each call."""
+        if self.weights is not None:
+            return self.weights.read(self.offset, self.type)
+        assert self.value is not None
+        return self.value
+
+
+@dataclass(frozen=True)
+class Output:
+    """A named result of an operation."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation. Each argument is a tuple, for some take several values; a value is another's name or a constant."""
+
+    type: str
+    name: str
+    arguments: Mapping[str, tuple[str | Constant, ...]]
+    outputs: tuple[Output, ...]
+
+    @property
+    def value(self) -> Constant:
+        """What a `const` holds."""
+        (value,) = self.arguments["val"]
+        assert isinstance(value, Constant)
+        return value
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the values it takes."""
+        return tuple(v for values in self.arguments.values() for v in values if isinstance(v, str))
+
+
+@dataclass(frozen=True)
+class Program:
+    """One function of a package."""
+
+    path: Path
+    function: str
+    specification: int  # 7: iOS 16, 8: iOS 17, 9: iOS 18
+    opset: str  # CoreML7 and so on
+    inputs: tuple[Feature, ...]
+    outputs: tuple[Feature, ...]
+    operations: tuple[Operation, ...]
+    metadata: Mapping[str, str]  # user-defined
+
+    @property
+    def constants(self) -> dict[str, Operation]:
+        """The `const` operations by the name of their value."""
+        return {op.outputs[0].name: op for op in self.operations if op.type == "const"}
+
+
+def read_package(path: Path, function: str | None = None) -> Program:
+    """Read an .mlpackage folder. function: of a package with several; None: its default. PackageError where it cannot be read."""
+    model_path = _model_path(path)
+    model = _parse(model_path)
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise PackageError(
+            f"{path}: expected an ML program, came a model of type {kind}; convert with convert_to='mlprogram'"
+        )
+    name = function or model.description.defaultFunctionName or "main"
+    functions = model.mlProgram.functions
+    if name not in functions:
+        raise PackageError(
+            f"{path}: expected a function {name!r}, came {sorted(functions)}; name one of these"
+        )
+    chosen = functions[name]
+    if chosen.opset not in chosen.block_specializations:
+        raise PackageError(
+            f"{path}: function {name!r} lacks a body for its opset {chosen.opset!r}; convert again"
+        )
+    block = chosen.block_specializations[chosen.opset]
+    reader = _Reader(model_path.parent)
+    operations = tuple(reader.operation(op) for op in block.operations)
+    types = {o.name: o.type for op in operations for o in op.outputs}
+    types |= {value.name: reader.type(value.type, value.name) for value in chosen.inputs}
+    described = next((f for f in model.description.functions if f.name == name), model.description)
+    missing = [output for output in block.outputs if output not in types]
+    if missing:
+        raise PackageError(f"{path}: no operation makes the output {missing[0]!r}; convert again")
+    return Program(
+        path=path,
+        function=name,
+        specification=model.specificationVersion,
+        opset=chosen.opset,
+        inputs=read_features(described.input, [value.name for value in chosen.inputs], types, path),
+        outputs=read_features(described.output, list(block.outputs), types, path),
+        operations=operations,
+        metadata=dict(model.description.metadata.userDefined),
+    )
+
+
+def find_packages(path: Path) -> list[Path]:
+    """The package at path, or those directly inside a bundle's folder. PackageError where there is none."""
+    if path.suffix == SUFFIX:
+        return [path]
+    found = sorted(entry for entry in path.glob(f"*{SUFFIX}") if entry.is_dir()) if path.is_dir() else []
+    if not found:
+        raise PackageError(
+            f"{path}: expected a folder NAME{SUFFIX} or a bundle with some inside, came none; check the path"
+        )
+    return found
+
+
+def _model_path(path: Path) -> Path:
+    """The model specification that the package's manifest names as its root."""
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise PackageError(
+            f"{path}: expected an .mlpackage folder with {MANIFEST}, came none; check the path"
+        )
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+        model_path = path / "Data" / str(entry)
+    except (ValueError, KeyError, TypeError) as error:
+        raise PackageError(
+            f"{manifest_path}: expected the package's items, came something else ({error!r})"
+        ) from error
+    if not model_path.resolve().is_relative_to((path / "Data").resolve()):
+        raise PackageError(f"{manifest_path}: expected a file inside the package, came {entry!r}")
+    if not model_path.is_file():
+        raise PackageError(
+            f"{model_path}: expected the model's program, came nothing; copy the whole package"
+        )
+    return model_path
+
+
+def _parse(path: Path) -> Any:
+    model = messages()[0].Model()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except decode_error() as error:
+        raise PackageError(
+            f"{path}: expected a Core ML model, came other bytes ({error}); convert again"
+        ) from error
+    return model
+
+
+class _Reader:
+    """Turns protobuf messages into ours; opens each weight file once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._weights: dict[str, WeightFile] = {}
+        self._dtype_names = {value.number: value.name for value in messages()[1].DataType.DESCRIPTOR.values}
+
+    def operation(self, op: Any) -> Operation:
+        name = _text(op.attributes, "name") or (op.outputs[0].name if op.outputs else "")
+        where = f"{op.type} {name!r}"
+        if op.blocks:
+            raise PackageError(
+                f"{where}: expected straight-line operations, came control flow; export without branches"
+            )
+        arguments = {
+            key: tuple(
+                b.name if b.WhichOneof("binding") == "name" else self.constant(b.value, where)
+                for b in a.arguments
+            )
+            for key, a in op.inputs.items()
+        }
+        # `const` and, before iOS 18, the constexpr operations carry their arguments as attributes.
+        carries = op.type == "const" or op.type.startswith("constexpr_")
+        attributes = op.attributes.items() if carries else ()
+        given = {key: (self.constant(v, where),) for key, v in attributes if key != "name"}
+        outputs = tuple(Output(o.name, self.type(o.type, where)) for o in op.outputs)
+        return Operation(op.type, name, arguments | given, outputs)
+
+    def type(self, value: Any, where: str) -> TensorType:
+        kind = value.WhichOneof("type")
+        if kind != "tensorType":
+            raise PackageError(f"{where}: expected a tensor, came a {kind}; export without states and lists")
+        tensor = value.tensorType
+        shape = tuple(
+            d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions
+        )
+        return TensorType(dtype_name(self._dtype_names.get(tensor.dataType, str(tensor.dataType))), shape)
+
+    def constant(self, value: Any, where: str) -> Constant:
+        type = self.type(value.type, where)
+        if value.WhichOneof("value") == "blobFileValue":
+            weights = self._open(value.blobFileValue.fileName, where)
+            offset = int(value.blobFileValue.offset)
+            return Constant(type, None, weights, offset, weights.check(offset, type))
+        array = _immediate(value.immediateValue, type, where)
+        return Constant(type, array, stored_bytes=0 if isinstance(array, str) else array.nbytes)
+
+    def _open(self, name: str, where: str) -> WeightFile:
+        if name not in self._weights:
+            path = self._folder / name.removeprefix(_MODEL_PREFIX)
+            if not path.resolve().is_relative_to(self._folder.resolve()):
+                raise PackageError(f"{where}: expected a weight file inside the package, came {name!r}")
+            self._weights[name] = WeightFile(path)
+        return self._weights[name]
+
+
+def _text(attributes: Any, key: str) -> str:
+    return str(attributes[key].immediateValue.tensor.strings.values[0]) if key in attributes else ""
+
+
+def _immediate(value: Any, type: TensorType, where: str) -> np.ndarray | str:
+    """A constant that stands in the program itself."""
+    if value.WhichOneof("value") != "tensor":
+        raise PackageError(
+            f"{where}: expected a constant tensor, came a {value.WhichOneof('value')}; convert again"
+        )
+    kind = value.tensor.WhichOneof("value")
+    values: Any = getattr(value.tensor, kind).values if kind else ()
+    if type.dtype == STRING:
+        if type.shape != () or len(values) != 1:
+            raise PackageError(f"{where}: expected one string, came {len(values)}; convert again")
+        return str(values[0])
+    dtype = DTYPES[type.dtype]
+    try:
+        if kind == "bytes":
+            array = unpack(np.frombuffer(values, np.uint8), dtype, type.count)
+        else:
+            array = np.array(values, dtype=dtype.array)
+        return array.reshape(type.known)
+    except ValueError as error:
+        raise PackageError(
+            f"{where}: expected a constant {type}, came other values ({error}); convert again"
+        ) from error

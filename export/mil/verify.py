@@ -1,0 +1,282 @@
+"""Does a package compute what it should? Compared with the float32 ONNX graphs of a bundle, run by ONNX Runtime on the CPU.
+
+The measure is PSNR over photos through the real degradation, each with its own noise, at the package's own size; the worst counts.
+Images have the peak 1; other outputs the largest magnitude of the reference's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from calibration.samples import draw_samples
+from export.mil.device import REFERENCE, Open, Runner, open_runner
+from export.mil.evaluate import NonFiniteError
+from export.mil.feature import Feature
+from export.mil.lint import is_compressed
+from export.mil.program import Program, read_package
+from export.mil.tensor import PackageError
+from export.source import psnr
+from runtime.backend import OnnxBackend
+from runtime.bundle import Bundle
+from runtime.errors import GdposrError
+from runtime.manifest import Manifest
+from runtime.noise import noise_field
+
+ENCODER, GENERATOR, CHAIN = "encoder", "generator", "chain"
+FLOOR_KEY: Final = "gdposr.floor_db"
+FLOOR_DB, COMPRESSED_FLOOR_DB = 40.0, 25.0
+SAMPLES, SEED = 4, 11
+PHOTO_SIDE: Final = 64  # LR pixels drawn of a photo; a larger tile repeats them mirrored
+FREE_SIDE: Final = 64  # LR pixels, where a package takes any size
+REFERENCE_PRECISION: Final = "fp32"
+
+Arrays = dict[str, np.ndarray]
+
+
+class VerifyError(GdposrError):
+    """Packages and bundle do not belong together, or the bundle has nothing to compare with."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one comparison and what the reference makes of them, by name."""
+
+    image: np.ndarray
+    noise: np.ndarray
+    features: Arrays
+    sr: np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """One package, or an encoder and a generator in a chain, against the reference."""
+
+    package: str
+    role: str  # encoder, generator or chain
+    device: str
+    size: tuple[int, int]  # LR pixels, height and width
+    outputs: dict[str, float]  # worst PSNR in dB of each
+    floor_db: float
+    error: str | None = None  # why there is no PSNR
+
+    @property
+    def psnr_db(self) -> float:
+        """Of the worst output; minus infinity where there is none."""
+        return min(self.outputs.values(), default=-np.inf)
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None and self.psnr_db >= self.floor_db
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"psnr_db": self.psnr_db, "ok": self.ok}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A package that is read, with its part in the bundle."""
+
+    program: Program
+    role: str
+    size: tuple[int, int]
+    floor_db: float  # of its own outputs
+    picture_db: float  # of the picture it has a part in
+
+    @property
+    def partner(self) -> tuple[Path, str, tuple[int, int]]:
+        """What the encoder and the generator of one model have in common: folder, rest of the name, size."""
+        path = self.program.path
+        return path.parent, path.name.removeprefix(self.role), self.size
+
+
+def verify(
+    packages: Sequence[Path],
+    bundle: Bundle,
+    *,
+    floor: float | None = None,
+    samples: int = SAMPLES,
+    device: str = REFERENCE,
+    open: Open = open_runner,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Result]:
+    """Each package against the bundle, then each encoder with its generator. floor: in dB; None: the package's own.
+
+    PackageError for a package that cannot be read, VerifyError for one that is not of this bundle. What goes wrong while a package
+    runs stands in its result.
+    """
+    manifest = bundle.manifest
+    if REFERENCE_PRECISION not in manifest.graphs:
+        raise VerifyError(
+            f"{bundle.path}: expected {REFERENCE_PRECISION} graphs to compare with, came {sorted(manifest.graphs)}; "
+            "compare with a bundle that has them"
+        )
+    opened = [_open(path, manifest, floor) for path in packages]
+    backend = OnnxBackend(bundle, "cpu", REFERENCE_PRECISION)
+    cases = {size: draw_cases(manifest, backend, size, samples) for size in {item.size for item in opened}}
+    results = []
+    for item in opened:
+        say(f"{item.program.path}: {item.role} on {device}, {item.size[0]}x{item.size[1]}")
+        results.append(_compare(item, manifest, cases[item.size], device, open))
+    for encoder, generator in _chains(opened):
+        name = f"{encoder.program.path.name} + {generator.program.path.name}"
+        say(f"{name}: {CHAIN} on {device}")
+        results.append(_compare_chain(encoder, generator, name, manifest, cases[encoder.size], device, open))
+    return results
+
+
+def draw_cases(manifest: Manifest, backend: OnnxBackend, size: tuple[int, int], count: int) -> list[Case]:
+    """Photos and noise for LR tiles of a size, with the reference's results; always the same."""
+    rule = manifest.noise
+    drawn = draw_samples(
+        None, count, size=PHOTO_SIDE, channels=rule.channels, downscale=rule.downscale, seed=SEED
+    )
+    cases = []
+    for k, sample in enumerate(drawn):
+        margins = [(0, max(0, side - PHOTO_SIDE)) for side in size]
+        photo = np.pad(sample.lr, [(0, 0), *margins], mode="symmetric")[:, : size[0], : size[1]]
+        image = np.ascontiguousarray(photo[None])
+        cells = (size[0] // rule.downscale, size[1] // rule.downscale)
+        noise = noise_field(SEED, k, *cells, channels=rule.channels)[None]
+        features = backend.encode(image)
+        cases.append(Case(image, noise, features, backend.generate(features, noise)))
+    return cases
+
+
+def feature_psnr(came: np.ndarray, expected: np.ndarray) -> float:
+    """PSNR in dB whose peak is the largest magnitude expected."""
+    peak = float(np.abs(expected).max()) or 1.0
+    return psnr(came / peak, expected / peak)
+
+
+def _open(path: Path, manifest: Manifest, floor: float | None) -> _Opened:
+    program = read_package(path)
+    names = {feature.name for feature in program.inputs}
+    inputs = {
+        ENCODER: {t.name for t in manifest.encoder.inputs},
+        GENERATOR: {t.name for t in manifest.generator.inputs},
+    }
+    role = next((role for role, wanted in inputs.items() if wanted == names), None)
+    if role is None:
+        raise VerifyError(
+            f"{path}: expected the inputs of an encoder {sorted(inputs[ENCODER])} or of a generator "
+            f"{sorted(inputs[GENERATOR])}, came {sorted(names)}; compare with the bundle it was exported with"
+        )
+    picture = default_floor(program) if floor is None else floor
+    own = picture
+    if floor is None and role == ENCODER and is_compressed(program):
+        own = min(picture, COMPRESSED_FLOOR_DB)  # what a package promises is its picture, not its features
+    return _Opened(program, role, _size(program, role, manifest), own, picture)
+
+
+def default_floor(program: Program) -> float:
+    """Least PSNR of the picture in dB: with compressed weights what the package itself promises."""
+    if not is_compressed(program):
+        return FLOOR_DB
+    text = program.metadata.get(FLOOR_KEY)
+    try:
+        return COMPRESSED_FLOOR_DB if text is None else float(text)
+    except ValueError as error:
+        raise PackageError(
+            f"{program.path}: {FLOOR_KEY}: expected a number of dB, came {text!r}; give --floor"
+        ) from error
+
+
+def _size(program: Program, role: str, manifest: Manifest) -> tuple[int, int]:
+    """LR height and width of the package: those of its image, or of its noise times the size of a noise cell."""
+    spec, cell = (manifest.image, 1) if role == ENCODER else (manifest.noise_input, manifest.noise.downscale)
+    feature = next(feature for feature in program.inputs if feature.name == spec.name)
+    shape = feature.shapes[0] if feature.shapes else feature.type.shape
+    if len(shape) != 4 or shape[1] not in (None, spec.channels):
+        raise VerifyError(
+            f"{program.path}: input {spec.name!r}: expected (1, {spec.channels}, h, w), came {feature.type}; "
+            "compare with the bundle it was exported with"
+        )
+    height, width = (_side(feature, axis, shape[axis], cell) for axis in (2, 3))
+    return height, width
+
+
+def _side(feature: Feature, axis: int, size: int | None, cell: int) -> int:
+    """LR pixels of one side; of a free one the usual, as far as the package allows."""
+    if size is not None:
+        return size * cell
+    low, high = feature.ranges[axis] if len(feature.ranges) > axis else (1, None)
+    wanted = max(low, FREE_SIDE // cell)
+    return (wanted if high is None else min(wanted, high)) * cell
+
+
+def _compare(item: _Opened, manifest: Manifest, cases: Sequence[Case], device: str, open: Open) -> Result:
+    blank = Result(item.program.path.name, item.role, device, item.size, {}, item.floor_db)
+    try:
+        run = open(item.program, device)
+        outputs = [_outputs(run, item.role, manifest, case) for case in cases]
+    except NonFiniteError as error:
+        return replace(blank, error=str(error))
+    return replace(blank, outputs=_worst(outputs))
+
+
+def _outputs(run: Runner, role: str, manifest: Manifest, case: Case) -> dict[str, float]:
+    """PSNR of each output for one case."""
+    if role == ENCODER:
+        found = run({manifest.image.name: case.image})
+        return {name: feature_psnr(_same(found, name, value), value) for name, value in case.features.items()}
+    found = run(_generator_inputs(manifest, case.features, case.noise))
+    return {manifest.output.name: psnr(_same(found, manifest.output.name, case.sr), case.sr)}
+
+
+def _compare_chain(
+    encoder: _Opened,
+    generator: _Opened,
+    name: str,
+    manifest: Manifest,
+    cases: Sequence[Case],
+    device: str,
+    open: Open,
+) -> Result:
+    """The picture that both packages make together, against the picture of both reference graphs."""
+    floor = min(encoder.picture_db, generator.picture_db)
+    blank = Result(name, CHAIN, device, encoder.size, {}, floor)
+    output = manifest.output.name
+    try:
+        encode, generate = open(encoder.program, device), open(generator.program, device)
+        outputs = []
+        for case in cases:
+            found = encode({manifest.image.name: case.image})
+            features = {name: _same(found, name, value) for name, value in case.features.items()}
+            sr = _same(generate(_generator_inputs(manifest, features, case.noise)), output, case.sr)
+            outputs.append({output: psnr(sr, case.sr)})
+    except NonFiniteError as error:
+        return replace(blank, error=str(error))
+    return replace(blank, outputs=_worst(outputs))
+
+
+def _generator_inputs(manifest: Manifest, features: Mapping[str, np.ndarray], noise: np.ndarray) -> Arrays:
+    given = {**features, manifest.noise_input.name: noise}
+    return {tensor.name: given[tensor.name] for tensor in manifest.generator.inputs}
+
+
+def _same(found: Mapping[str, np.ndarray], name: str, expected: np.ndarray) -> np.ndarray:
+    """An output, which must be there and have the reference's shape."""
+    came = found.get(name)
+    if came is None or came.shape != expected.shape:
+        what = f"outputs {sorted(found)}" if came is None else f"shape {list(came.shape)}"
+        raise VerifyError(
+            f"expected an output {name!r} of shape {list(expected.shape)}, came {what}; export again"
+        )
+    return came
+
+
+def _worst(outputs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: min(found[name] for found in outputs) for name in outputs[0]}
+
+
+def _chains(opened: Sequence[_Opened]) -> list[tuple[_Opened, _Opened]]:
+    """Encoders and generators that lie side by side under the same name, or the only two that are given."""
+    encoders, generators = ([item for item in opened if item.role == role] for role in (ENCODER, GENERATOR))
+    if len(encoders) == len(generators) == 1 and encoders[0].size == generators[0].size:
+        return [(encoders[0], generators[0])]
+    return [(e, g) for e in encoders for g in generators if e.partner == g.partner]

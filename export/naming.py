@@ -1,0 +1,41 @@
+"""Readable names for the nodes of a converted graph: the module that a node comes from, and what it does there."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import onnx
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter writes the modules around a node, as a Python list of paths
+
+
+def name_by_modules(graph: onnx.GraphProto, root: str) -> None:
+    """Name every node ROOT/module/path/Operation, with a number where a module has several of a kind. Tensors between nodes get
+    the name of the node that makes them; inputs, outputs and weights keep theirs."""
+    kept = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    seen: Counter[str] = Counter()
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        name = "/".join([root, *_module(node), node.op_type])
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        for index, output in enumerate(node.output):
+            if output and output not in kept:
+                renamed[output] = node.name if len(node.output) == 1 else f"{node.name}:{index}"
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = renamed.get(name, name)
+
+
+def _module(node: onnx.NodeProto) -> list[str]:
+    """The path of the innermost module around a node; empty where the exporter says none."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            scopes = ast.literal_eval(entry.value)[:-1]  # the last is the node's own name
+            paths = [
+                path for path in scopes if path and not path.startswith("_")
+            ]  # _: where the exporter knows no module
+            return paths[-1].split(".") if paths else []
+    return []

@@ -1,0 +1,98 @@
+"""The ONNX graphs of a bundle, by precision, each proven against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.half import convert_fp16
+from export.onnx import OnnxPair, data_file, export_fp32
+from export.parity import check_parity, samples
+from export.quantize import quantize_int8
+from export.source import STUDENT, Source, file_sha256
+from runtime.files import Graph, WeightFile
+
+Say = Callable[[str], None]
+
+PRECISIONS = ("fp32", "fp16", "int8")
+ONNX_FLOOR_DB = {
+    "fp32": 80.0,
+    "fp16": 45.0,
+    "int8": 36.0,
+}  # worst PSNR against torch over sizes, photos, seeds
+CALIBRATION_SAMPLES = 32
+
+
+def write_onnx(
+    source: Source,
+    folder: Path,
+    precisions: Sequence[str],
+    calibration: Path | None,
+    metadata: Mapping[str, str],
+    say: Say,
+) -> tuple[dict[str, dict[str, Graph]], dict[str, Any]]:
+    """Write the graphs of each precision; returns them with what was measured: worst PSNR and, for fp16, the nodes kept in fp32."""
+    say("converting to ONNX")
+    paths = {"fp32": export_fp32(source, folder, metadata)}
+    measured: dict[str, Any] = {"parity_db": {}}
+    if "fp16" in precisions:
+        say("converting to half precision")
+        feeds = _feeds(source, paths["fp32"], samples(source, None, 2, seed=3))
+        halves = {
+            role: convert_fp16(path, folder / f"{role}.fp16.onnx", feeds[role])
+            for role, path in paths["fp32"].items()
+        }
+        paths["fp16"] = {role: half.path for role, half in halves.items()}
+        islands = {role: list(half.islands) for role, half in halves.items() if half.islands}
+        if islands:
+            measured["fp32_islands"] = islands
+    if "int8" in precisions:
+        say("quantizing to INT8")
+        paths["int8"] = quantize_int8(
+            paths["fp32"], folder, samples(source, calibration, CALIBRATION_SAMPLES, seed=0)
+        )
+    kept = {precision: paths[precision] for precision in PRECISIONS if precision in precisions}
+    for precision, pair in kept.items():
+        say(f"checking {precision} against torch")
+        floor = ONNX_FLOOR_DB[precision]
+        worst = check_parity(
+            source,
+            OnnxPair(source.specs, pair),
+            precision,
+            floor,
+            remedy="Leave this precision out with --precision, or calibrate on more photos",
+        )
+        measured["parity_db"][precision] = round(worst, 1)
+        say(f"  at least {worst:.1f} dB (floor {floor:g} dB)")
+    if "fp32" not in kept:
+        for path in paths["fp32"].values():
+            path.unlink()
+            data_file(path).unlink(missing_ok=True)
+    return {p: {role: _graph(path) for role, path in pair.items()} for p, pair in kept.items()}, measured
+
+
+def default_precisions(source: Source) -> tuple[str, ...]:
+    """INT8 is for students: the activations of a diffusion network need more than static ranges."""
+    return PRECISIONS if source.kind == STUDENT else ("fp32", "fp16")
+
+
+def _feeds(
+    source: Source, paths: Mapping[str, Path], photos: Sequence[Any]
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Real inputs of both graphs, the generator's with the features of the encoder."""
+    pair = OnnxPair(source.specs, paths)
+    images = [{source.specs["encoder"].inputs[0].name: photo.lr[None]} for photo in photos]
+    noise = source.specs["generator"].inputs[-1].name
+    return {
+        "encoder": images,
+        "generator": [pair.encode(photo.lr[None]) | {noise: photo.noise[None]} for photo in photos],
+    }
+
+
+def _graph(path: Path) -> Graph:
+    data = data_file(path)
+    weights = WeightFile(data.name, data.stat().st_size, file_sha256(data)) if data.exists() else None
+    return Graph(path.name, path.stat().st_size, file_sha256(path), weights)

@@ -1,0 +1,118 @@
+"""What a graph computes on real inputs: its outputs, the range of every tensor, and an emulation of half precision.
+
+ONNX Runtime on a CPU computes most float16 nodes in float32 and hides what a phone or a GPU would do. The emulation is the float32
+graph with every value rounded to float16 where a converted graph stores it so.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from export.source import psnr
+
+Feed = Mapping[str, np.ndarray]  # inputs by name
+
+
+def agreement(came: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """Lowest PSNR over the outputs in dB; the peak is the largest expected value, 1 for an image."""
+    values = []
+    for name, value in expected.items():
+        peak = float(np.abs(value).max()) or 1.0
+        values.append(psnr(came[name] / peak, value / peak))
+    return min(values)
+
+
+def reduced(source: Path, graph: onnx.ModelProto, feeds: Sequence[Feed], operation: str) -> dict[str, float]:
+    """ReduceMax or ReduceSum of the absolute values of every float tensor; the largest over the feeds, NaN counting as infinity.
+
+    Each is reduced inside the graph as soon as it is there, so memory stays that of a plain run.
+    """
+    watched = onnx.ModelProto()
+    watched.CopyFrom(graph)
+    floats = float_values(graph)
+    names = [name for node in graph.graph.node for name in node.output if name in floats]
+    del watched.graph.output[:]
+    for index, name in enumerate(names):
+        watched.graph.node.append(helper.make_node("Abs", [name], [f"watch_abs_{index}"]))
+        watched.graph.node.append(
+            helper.make_node(operation, [f"watch_abs_{index}"], [f"watch_{index}"], keepdims=0)
+        )
+        watched.graph.output.append(helper.make_tensor_value_info(f"watch_{index}", TensorProto.FLOAT, []))
+    largest = dict.fromkeys(names, 0.0)
+    for feed in feeds:
+        values = run(source, feed, watched)
+        for index, name in enumerate(names):
+            value = float(values[f"watch_{index}"])
+            largest[name] = max(largest[name], np.inf if np.isnan(value) else value)
+    return largest
+
+
+def float_values(graph: onnx.ModelProto) -> set[str]:
+    """Names of all float32 tensors but the weights: inputs, outputs, and what stands between nodes."""
+    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    values = (*inferred.input, *inferred.output, *inferred.value_info)
+    return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+
+
+def emulation(graph: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelProto:
+    """The float32 graph with every float value that is made or taken by a node outside the islands rounded to float16."""
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(graph)
+    floats = float_values(graph)
+    weights = {tensor.name for tensor in graph.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    nodes: list[onnx.NodeProto] = []
+    done: dict[str, str] = {}
+
+    def half(name: str) -> str:
+        """The rounded form of a tensor, made once."""
+        if name not in done:
+            done[name] = f"{name}/rounded"
+            nodes.append(helper.make_node("Cast", [name], [f"{name}/half"], to=TensorProto.FLOAT16))
+            nodes.append(helper.make_node("Cast", [f"{name}/half"], [done[name]], to=TensorProto.FLOAT))
+        return done[name]
+
+    for node in rounded.graph.node:
+        outside = node.name not in islands
+        if outside:
+            for index, name in enumerate(node.input):
+                if name in floats or name in weights:
+                    node.input[index] = half(name)
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if outside and name in floats:  # whoever takes it, it is stored as float16
+                node.output[index] = f"{name}/whole"
+                nodes.append(
+                    helper.make_node("Cast", [f"{name}/whole"], [f"{name}/half"], to=TensorProto.FLOAT16)
+                )
+                nodes.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
+                done[name] = name
+    del rounded.graph.node[:]
+    rounded.graph.node.extend(nodes)
+    return rounded
+
+
+def run(source: Path, feed: Feed, graph: onnx.ModelProto | None = None) -> dict[str, np.ndarray]:
+    """Outputs by name of the graph at source, or of a changed form of it that shares its weights."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
+    if graph is None:
+        session = ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        return _outputs(session, feed)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # keeps the roundings
+    # Beside the source, whose weights it may name by their file.
+    with tempfile.NamedTemporaryFile(dir=source.parent, suffix=".onnx") as file:
+        onnx.save(graph, file.name)
+        session = ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+    return _outputs(session, feed)
+
+
+def _outputs(session: ort.InferenceSession, feed: Feed) -> dict[str, np.ndarray]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feed)), strict=True))

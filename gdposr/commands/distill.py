@@ -1,0 +1,14 @@
+"""Distil a tuned one-step model to the small student. Needs the extra `train`: pip install "gdposr[train]"."""
+
+from collections.abc import Sequence
+
+from gdposr.commands.stage import Stage, run_stage
+
+HELP = "distil a one-step model to the small student (needs the extra `train`)"
+
+STAGE = Stage("export.distill", "train", "the small student, from a teacher and photos")
+
+
+def forward(argv: Sequence[str]) -> int:
+    """All arguments are the distillation's own."""
+    return run_stage(STAGE, argv)

@@ -1,0 +1,297 @@
+"""Compressed Core ML packages: how small, how exact, what stays untouched, and which bits the measured noise asks for."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+pytest.importorskip("coremltools", reason="needs the extra `coreml`")
+
+from export import compress as presets  # noqa: E402  (after importorskip)
+from export.compress import (  # noqa: E402
+    BLOCK,
+    FP16,
+    MIXED,
+    VARIANTS,
+    Weight,
+    compress,
+    find_weights,
+    palette,
+)
+from export.coreml import TARGETS, convert, op_counts  # noqa: E402
+from export.mil.evaluate import Evaluator  # noqa: E402
+from export.mil.program import read_package  # noqa: E402
+from export.mil.tensor import PackageError  # noqa: E402
+from export.mixed import CompressionError, Sensitivity, plan, predicted_db, sensitivity  # noqa: E402
+from export.package import package_files, read_spec, weight_bytes  # noqa: E402
+from export.source import Source, psnr, student_source  # noqa: E402
+from export.student import Student, StudentConfig  # noqa: E402
+from runtime.errors import SettingError  # noqa: E402
+
+SMALL = StudentConfig(width=32, encoder_blocks=1, generator_blocks=1, detail=16)
+ROLES = ("encoder", "generator")
+# Share of the float16 weights that a variant may take, both packages together; the base and small weights stay as they are.
+MOST = {FP16: 1.0, "linear8": 0.60, "palette8": 0.66, "palette6": 0.49, "palette4": 0.36, "linear4": 0.40}
+LEAST_DB = {
+    FP16: 60.0,
+    "linear8": 50.0,
+    "palette8": 50.0,
+    "palette6": 40.0,
+    "palette4": 30.0,
+    "linear4": 30.0,
+}
+CASES = [
+    (variant, target)
+    for variant, target in itertools.product(MOST, TARGETS)
+    if TARGETS[VARIANTS[variant].target] <= TARGETS[target]
+]
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    torch.manual_seed(0)
+    student = Student(SMALL)
+    with torch.no_grad():
+        student.generator.last.weight.mul_(5)  # a residual in which errors show
+    return student_source(student, {}, "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def packages(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """float16 packages by target and role."""
+    folder = tmp_path_factory.mktemp("packages")
+    return {
+        target: {
+            role: convert(source, role, folder / target, height=16, width=16, target=target) for role in ROLES
+        }
+        for target in TARGETS
+    }
+
+
+def run(packages: dict[str, Path], source: Source) -> float:
+    """PSNR in dB of both packages' joint result against torch."""
+    image, noise = source.examples("encoder", 16, 16)[0], source.examples("generator", 16, 16)[-1]
+    features = Evaluator(read_package(packages["encoder"]))({"image": image.numpy()})
+    came = Evaluator(read_package(packages["generator"]))({**features, "noise": noise.numpy()})["sr"]
+    return psnr(came, source(image, noise).numpy())
+
+
+@pytest.mark.parametrize(("variant", "target"), CASES)
+def test_variant_is_small_exact_and_otherwise_the_same_package(
+    packages: dict[str, dict[str, Path]], source: Source, tmp_path: Path, variant: str, target: str
+) -> None:
+    whole = packages[target]
+    small = {
+        role: compress(path, variant, tmp_path / f"{role}.{variant}.mlpackage")
+        for role, path in whole.items()
+    }
+    share = sum(map(weight_bytes, small.values())) / sum(map(weight_bytes, whole.values()))
+    assert share <= MOST[variant], f"{variant} for {target} takes {share:.2f} of float16"
+    assert run(small, source) >= LEAST_DB[variant]
+    for role in ROLES:
+        before, after = read_spec(whole[role]), read_spec(small[role])
+        assert after.specificationVersion == TARGETS[target]
+        assert after.description.input == before.description.input
+        assert after.description.output == before.description.output
+        told = dict(after.description.metadata.userDefined)
+        assert told.pop("gdposr.variant") == variant
+        assert float(told.pop("gdposr.floor_db")) == VARIANTS[variant].floor_db
+        assert told.items() <= dict(before.description.metadata.userDefined).items()
+        plain = {name: n for name, n in op_counts(after).items() if not name.startswith("constexpr")}
+        assert plain == op_counts(before)
+
+
+def constants(path: Path) -> dict[str, np.ndarray]:
+    return {name: np.asarray(op.value.read()) for name, op in read_package(path).constants.items()}
+
+
+@pytest.mark.parametrize("variant", ["linear8", "palette4"])
+def test_bicubic_weights_keep_every_bit(
+    packages: dict[str, dict[str, Path]], source: Source, tmp_path: Path, variant: str
+) -> None:
+    path = compress(packages["iOS17"]["encoder"], variant, tmp_path / "e.mlpackage")
+    names = [weight.name for weight in find_weights(read_spec(packages["iOS17"]["encoder"]))]
+    assert names
+    assert not [name for name in names if "bicubic" in name]
+    (kept,) = (value for name, value in constants(path).items() if "bicubic" in name)
+    assert kept.dtype == np.float16
+    assert np.array_equal(kept, source.modules["encoder"].bicubic.numpy().astype(np.float16))
+
+
+def test_compression_of_pixel_buffer_packages_scales_them_once(source: Source, tmp_path: Path) -> None:
+    for role in ROLES:
+        path = convert(source, role, tmp_path, height=16, width=16, images=True)
+        small = compress(path, "palette6", tmp_path / f"{role}.palette6.mlpackage")
+        assert op_counts(read_spec(small))["mul"] == 1
+        assert read_spec(small).description.input == read_spec(path).description.input
+        assert read_spec(small).description.output == read_spec(path).description.output
+
+
+def test_compression_gives_the_same_bytes_again(packages: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    one, two = (
+        compress(packages["iOS18"]["generator"], "palette6", tmp_path / name / "g.mlpackage") for name in "ab"
+    )
+    for name in package_files(one):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_palette_is_close_to_the_best_of_its_size(bits: int) -> None:
+    weight = np.random.default_rng(0).standard_t(5, size=(40, 40, 3, 3)).astype(np.float16)
+    table, index = palette(weight, bits)
+    assert table.dtype == np.float16
+    assert (len(table), index.shape, index.dtype) == (2**bits, (weight.size,), np.uint8)
+    error = np.square(table[index].astype(float) - weight.ravel()).mean()
+    step = np.ptp(weight.astype(float)) / (2**bits - 1)
+    assert error < 0.5 * step**2 / 12  # a uniform grid's
+    nearest = np.abs(weight.ravel()[:2000, None].astype(float) - table.astype(float)).min(axis=1)
+    assert np.allclose(
+        np.abs(table[index][:2000].astype(float) - weight.ravel()[:2000]), nearest, atol=step / 50
+    )
+
+
+def test_palette_of_few_values_is_exact() -> None:
+    weight = np.tile(np.array([-1, 0, 0.5], np.float16), 700).reshape(7, 3, 10, 10)
+    table, index = palette(weight, 4)
+    assert np.array_equal(table[index], weight.ravel())
+    assert len(table) == 16
+
+
+ROWS = [  # name, parameters, bits, PSNR
+    Sensitivity("large", 100_000, 4, 50.0),
+    Sensitivity("large", 100_000, 6, 62.0),
+    Sensitivity("fragile", 10_000, 4, 30.0),
+    Sensitivity("fragile", 10_000, 6, 42.0),
+    Sensitivity("hardy", 50_000, 4, 70.0),
+    Sensitivity("hardy", 50_000, 6, 80.0),
+]
+
+
+def test_plan_widens_what_is_fragile_and_leaves_the_rest_narrow() -> None:
+    assert plan(ROWS, 29.0) == {"large": 4, "fragile": 4, "hardy": 4}
+    assert plan(ROWS, 40.0) == {"large": 4, "fragile": 6, "hardy": 4}
+    assert plan(ROWS, 45.0) == {"large": 4, "fragile": 8, "hardy": 4}
+    assert plan(ROWS, 55.0) == {"large": 6, "fragile": 8, "hardy": 4}
+    assert plan(ROWS, 120.0) == {"large": 8, "fragile": 8, "hardy": 8}
+
+
+@pytest.mark.parametrize("floor", [30.0, 41.0, 49.0, 61.0, 69.0])
+def test_plan_keeps_the_floor_and_nearly_the_fewest_bytes(floor: float) -> None:
+    chosen = plan(ROWS, floor)
+    assert predicted_db(ROWS, chosen) >= floor
+    parameters = {row.name: row.parameters for row in ROWS}
+
+    def size(bits: dict[str, int]) -> float:
+        return sum(parameters[name] * width / 8 + 2 * 2**width for name, width in bits.items())
+
+    every = (dict(zip(parameters, widths, strict=True)) for widths in itertools.product((4, 6, 8), repeat=3))
+    best = min(size(bits) for bits in every if predicted_db(ROWS, bits) >= floor)
+    assert size(chosen) <= 1.1 * best
+
+
+def test_noise_of_the_uncompressed_package_counts_once() -> None:
+    rows = [Sensitivity("a", 1000, 4, 57.0), Sensitivity("b", 1000, 4, 60.0)]
+    assert predicted_db(rows, {"a": 4, "b": 8}, reference_db=60.0) == pytest.approx(57.0)
+    assert predicted_db(rows, {"a": 8, "b": 4}, reference_db=60.0) == pytest.approx(60.0)
+    with pytest.raises(CompressionError, match=r"at least 61 dB, came 60\.0 dB with the widest"):
+        plan(rows, 61.0, reference_db=60.0)
+
+
+def test_measured_sensitivity_leads_to_a_mixed_package_that_keeps_its_floor(
+    packages: dict[str, dict[str, Path]], source: Source, tmp_path: Path
+) -> None:
+    pair = packages["iOS17"]
+
+    def evaluate(generator: Path) -> float:
+        return run({**pair, "generator": generator}, source)
+
+    weights = find_weights(read_spec(pair["generator"]))
+    rows = sensitivity(pair["generator"], evaluate, bits=(4, 6))
+    assert [(row.name, row.bits) for row in rows] == [(w.name, b) for w in weights for b in (4, 6)]
+    assert all(row.psnr < evaluate(pair["generator"]) for row in rows if row.bits == 4)
+    reference = evaluate(pair["generator"])
+    narrow, wide = (predicted_db(rows, {w.name: b for w in weights}, reference_db=reference) for b in (4, 6))
+    floor = (narrow + wide) / 2
+    chosen = plan(rows, floor, reference_db=reference)
+    assert len(set(chosen.values())) > 1
+    path = compress(pair["generator"], MIXED, tmp_path / "g.mlpackage", plan=chosen)
+    assert evaluate(path) == pytest.approx(predicted_db(rows, chosen, reference_db=reference), abs=1.5)
+    sizes = [
+        weight_bytes(compress(pair["generator"], name, tmp_path / "other.mlpackage"))
+        for name in ("palette4", "palette6")
+    ]
+    assert sizes[0] < weight_bytes(path) < sizes[1]
+
+
+def test_every_preset_is_sound() -> None:
+    assert list(VARIANTS) == [variant.name for variant in VARIANTS.values()]
+    assert set(VARIANTS) == {*MOST, MIXED}
+    for variant in VARIANTS.values():
+        assert variant.target in TARGETS
+        assert 20 <= variant.floor_db <= 80
+        assert variant.bits in (None, 4, 6, 8, 16)
+
+
+def test_weights_without_whole_blocks_keep_eight_bits(
+    packages: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    path = packages["iOS18"]["encoder"]
+    widths = {weight.name: weight.shape[1] % BLOCK for weight in find_weights(read_spec(path))}
+    assert any(widths.values())
+    assert not all(widths.values())
+    small = read_package(compress(path, "linear4", tmp_path / "e.mlpackage"))
+    packed = [operation for operation in small.operations if operation.type.startswith("constexpr")]
+    stored = {op.name.removesuffix("_quantized"): op.arguments["data"][0].type.dtype for op in packed}
+    assert stored == {name: "int8" if rest else "int4" for name, rest in widths.items()}
+
+
+@pytest.mark.parametrize(
+    ("target", "variant", "bits", "message"),
+    [
+        ("iOS17", "tiny", None, "variant: expected one of fp16, linear8, .*came 'tiny'"),
+        ("iOS17", "linear4", None, "linear4: expected a package for iOS18 or later.* convert with target iOS18"),
+        ("iOS17", MIXED, None, "mixed: expected a plan .*came none; `sensitivity` and `plan` make one"),
+        ("iOS17", "palette4", {}, "palette4: expected no plan"),
+        ("iOS17", MIXED, {"nobody": 4}, "plan: expected weights among .*came nobody"),
+        ("iOS17", MIXED, {"p_expand_weight_to_fp16": 5}, r"expected a width of \(4, 6, 8\) bits, came 5"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_refused(
+    packages: dict[str, dict[str, Path]],
+    tmp_path: Path,
+    target: str,
+    variant: str,
+    bits: dict[str, int] | None,
+    message: str,
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        compress(packages[target]["generator"], variant, tmp_path / "g.mlpackage", plan=bits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compressed_package_is_not_compressed_again(
+    packages: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    once = compress(packages["iOS17"]["generator"], "palette6", tmp_path / "once.mlpackage")
+    with pytest.raises(PackageError, match="came one that is compressed; give the fp16 package"):
+        compress(once, "palette4", tmp_path / "twice.mlpackage")
+
+
+def test_failure_leaves_nothing_half_written(
+    packages: dict[str, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        compress(packages["iOS17"]["generator"], "palette6", tmp_path / "g.mlpackage")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_small_weights_and_biases_are_left_alone(packages: dict[str, dict[str, Path]]) -> None:
+    found = [w for path in packages["iOS17"].values() for w in find_weights(read_spec(path))]
+    assert Weight("p_noise_weight_to_fp16", (32, 4, 3, 3)) in found
+    assert all(w.parameters >= presets.MIN_ELEMENTS and len(w.shape) == 4 for w in found)

@@ -1,0 +1,526 @@
+"""Distillation from a teacher: one noise for both, the cache of its samples, what is learnt, and how it is measured."""
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+pytest.importorskip("diffusers", reason="needs the extra `train`")
+
+from PIL import Image  # noqa: E402  (after importorskip)
+from safetensors.torch import load_file  # noqa: E402
+
+from calibration.diversity import agreement  # noqa: E402
+from calibration.onestep import restore  # noqa: E402
+from export import cache as caching  # noqa: E402
+from export import distill, fidelity, lessons, objectives  # noqa: E402
+from export.cache import TeacherCache, cache_facts  # noqa: E402
+from export.lessons import CachedRows, OnlineRows, taught_lessons, turned  # noqa: E402
+from export.student import Student, StudentConfig, load_student, save_student  # noqa: E402
+from export.teacher import Teacher, fitted, from_bytes, item_noise, to_bytes  # noqa: E402
+from runtime.noise import noise_field  # noqa: E402
+from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos  # noqa: E402
+from training.model import OneStepModel  # noqa: E402
+from training.perceptual import SqueezeFeatures  # noqa: E402
+from training.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
+from training.saving import save_merged  # noqa: E402
+from training.schedule import NoiseSchedule  # noqa: E402
+
+TINY = distill.PRESETS["tiny-teacher"]
+
+
+def tiny_model(channels: int = 4, seed: int = 0) -> OneStepModel:
+    """Random weights, with a decoder loud enough that two samples differ by about 10/255."""
+    vae = build_vae(
+        VaeShape(width=8, latent_channels=channels, encoder_blocks=(1,) * 4, decoder_blocks=(1,) * 4), seed
+    )
+    unet = build_unet(UnetShape(widths=(16, 32), layers=1, norm_groups=8), channels, seed)
+    last = [m for m in vae.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight.mul_(8.0)
+    return OneStepModel(vae, unet, None, NoiseSchedule.scaled_linear())
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    save_merged(tiny_model(), folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(run_folder: Path) -> Teacher:
+    return Teacher.load(run_folder)
+
+
+def rows_of(photos: Path, config: distill.DistillConfig = TINY) -> OnlineRows:
+    training, _ = split_photos(find_images(photos), config.held_out)
+    return OnlineRows(PairDataset(PhotoSet(training), CropParams(config.crop), seed=config.seed), config)
+
+
+def cache_of(
+    folder: Path,
+    items: int,
+    teacher: Teacher,
+    photos: Path,
+    config: distill.DistillConfig = TINY,
+    *,
+    fill: bool = True,
+    on_progress: Callable[[int, int, float], None] | None = None,
+) -> TeacherCache:
+    training, _ = split_photos(find_images(photos), config.held_out)
+    cache = TeacherCache(folder, items, cache_facts(teacher, config, training, photos))
+    if fill:
+        cache.fill(rows_of(photos, config), teacher, workers=0, on_progress=on_progress)
+    return cache
+
+
+def run(
+    out: Path,
+    photos: Path,
+    weights: Path,
+    teacher: Teacher | None,
+    *,
+    steps: int = 2,
+    config: distill.DistillConfig = TINY,
+    cache: tuple[Path, int] | None = None,
+    resume: bool = False,
+) -> dict:
+    budget = distill.Budget(steps=steps)
+    return distill.train(
+        config, photos, weights, out, budget, teacher=teacher, cache=cache, resume=resume, workers=0
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- one noise
+
+
+def test_teacher_and_student_get_the_same_noise(
+    teacher: Teacher, photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, torch.Tensor] = {}
+    start = OneStepModel.start
+
+    def watch(self: OneStepModel, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        seen["teacher"] = noise
+        return start(self, latent, noise)
+
+    monkeypatch.setattr(OneStepModel, "start", watch)
+    lesson = next(taught_lessons(rows_of(photos), teacher, TINY, workers=0))
+    distiller = distill.Distiller(TINY, SqueezeFeatures(weights))
+    distiller.student.generator.noise.register_forward_pre_hook(
+        lambda module, inputs: seen.update(student=inputs[0])
+    )
+    losses = distiller.step(lesson, 0, 0.5)
+    assert torch.equal(seen["teacher"], seen["student"])
+    assert seen["student"].shape == (2 * TINY.batch, 4, 8, 8)
+    for place in range(2 * TINY.batch):  # first samples of all items, then the second ones
+        item, which = place % TINY.batch, place // TINY.batch
+        field = noise_field(TINY.seed, 2 * item + which, 8, 8, channels=4)
+        assert np.array_equal(seen["student"][place].numpy(), field)
+    assert {"teacher", "teacher_feature", "teacher_difference", "diversity", "pixel"} <= losses.keys()
+
+
+def test_teacher_encodes_a_picture_once_and_agrees_with_the_model(teacher: Teacher) -> None:
+    lr = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.cat([item_noise(5, k, (4, 8, 8)) for k in range(2)])
+    got = teacher(lr, noise)
+    with torch.no_grad():
+        expected = teacher.model(lr.repeat(2, 1, 1, 1), noise).clamp(0, 1)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="each sample of 2 pictures, got 3"):
+        teacher(lr, noise[:3])
+
+
+def test_student_takes_the_shape_of_the_noise_from_the_teacher_unless_told_otherwise() -> None:
+    wide = Teacher(tiny_model(channels=16), "wide")
+    assert fitted(StudentConfig(), wide, []) == {"noise_channels": 16}
+    assert fitted(StudentConfig(), wide, ["student.noise_channels"]) == {}
+    with pytest.raises(ValueError, match=r"--set student\.noise_channels=16"):
+        wide.check(StudentConfig(), 48)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        wide.check(StudentConfig(noise_channels=16), 18)
+
+
+def test_digest_is_of_everything_a_sample_depends_on(run_folder: Path, teacher: Teacher) -> None:
+    assert Teacher.load(run_folder / "model").digest == teacher.digest
+    assert Teacher(tiny_model(seed=1), "other").digest != teacher.digest
+    later = tiny_model()
+    later.set_timesteps(300, 100)
+    assert Teacher(later, "later").digest != teacher.digest
+
+
+def test_broken_teacher_is_named_with_its_item(teacher: Teacher, photos: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        next(model.unet.parameters()).fill_(math.nan)
+    broken = Teacher(model, "broken")
+    with pytest.raises(FloatingPointError, match=r"teacher broken .* not finite for item 0, 1 of"):
+        next(taught_lessons(rows_of(photos), broken, TINY, workers=0))
+    with pytest.raises(FloatingPointError, match="item 0, 1, 2, 3 of"):
+        cache_of(tmp_path / "cache", 4, broken, photos)
+
+
+# ------------------------------------------------------------------------------------------------------- the cache
+
+
+def test_cache_holds_what_the_teacher_gives_online(teacher: Teacher, photos: Path, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path / "cache", 4, teacher, photos)
+    assert cache.missing() == []
+    config = replace(TINY, batch=4)
+    online = next(taught_lessons(rows_of(photos, config), teacher, config, workers=0))
+    assert online.samples is not None
+    for item in range(4):
+        kept = cache.read(item)
+        assert torch.equal(from_bytes(kept["lr"]), online.lr[item])
+        assert torch.equal(from_bytes(kept["hr"]), online.hr[item])
+        for which in range(2):
+            assert torch.equal(from_bytes(kept["samples"][which]), online.samples[4 * which + item])
+    cached = CachedRows(cache, config)
+    order = [cached[k].item for k in range(8)]
+    assert sorted(order[:4]) == sorted(order[4:]) == [0, 1, 2, 3]
+    assert [CachedRows(cache, config, start=3)[k].item for k in range(5)] == order[3:]
+    for k in range(4):
+        assert torch.equal(cached[k].noise, item_noise(TINY.seed, order[k], (4, 8, 8)))
+
+
+def test_interrupted_fill_goes_on_to_equal_bytes(
+    teacher: Teacher, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "SHARD", 8)
+    cache_of(tmp_path / "whole", 18, teacher, photos)
+
+    def stop(done: int, total: int, rate: float) -> None:
+        if done == 12:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="12 of 18 items"):
+        cache_of(tmp_path / "parts", 18, teacher, photos, on_progress=stop)
+    counted: list[int] = []
+    cache_of(
+        tmp_path / "parts", 14, teacher, photos, on_progress=lambda done, total, rate: counted.append(done)
+    )
+    assert counted == [14]  # only what was missing; then a longer cache goes on from the shorter one
+    cache_of(tmp_path / "parts", 18, teacher, photos)
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == ["00000.safetensors", "00001.safetensors", "00002.safetensors", "cache.json"]
+    for name in names:
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_cache_of_something_else_is_refused(teacher: Teacher, photos: Path, tmp_path: Path) -> None:
+    cache_of(tmp_path / "cache", 1, teacher, photos, fill=False)
+    other = Teacher(tiny_model(seed=1), "other")
+    with pytest.raises(ValueError, match=r"made for something else \(made_for.teacher"):
+        cache_of(tmp_path / "cache", 1, other, photos, fill=False)
+    with pytest.raises(ValueError, match=r"made_for.seed: 0 -> 3"):
+        cache_of(tmp_path / "cache", 1, teacher, photos, replace(TINY, seed=3), fill=False)
+    with pytest.raises(ValueError, match="holds other files"):
+        cache_of(photos, 1, teacher, photos, fill=False)
+    with pytest.raises(ValueError, match="--cache-items 0"):
+        cache_of(tmp_path / "none", 0, teacher, photos, fill=False)
+
+
+def test_damaged_file_of_a_cache_is_named(teacher: Teacher, photos: Path, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path / "cache", 2, teacher, photos)
+    path = tmp_path / "cache" / "00000.safetensors"
+    path.write_bytes(path.read_bytes()[:40])
+    for use in (lambda: cache.read(0), cache.missing):
+        with pytest.raises(ValueError, match=r"00000.safetensors is damaged .* delete it"):
+            use()
+
+
+def test_full_disk_leaves_what_is_done(
+    teacher: Teacher, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "SHARD", 4)
+    save = caching.save_file
+
+    def full(tensors: dict, path: Path) -> None:
+        if path.name.startswith("00001"):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(caching, "save_file", full)
+    with pytest.raises(OSError, match=r"No space left .* the 4 items there stay usable"):
+        cache_of(tmp_path / "cache", 8, teacher, photos)
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["00000.safetensors", "cache.json"]
+    assert cache_of(tmp_path / "cache", 4, teacher, photos, fill=False).missing() == []
+
+
+def test_turns_move_pictures_samples_and_noise_alike() -> None:
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    plane = (10 * y + x)[None].repeat(3, 1, 1)
+
+    def enlarged(k: int) -> torch.Tensor:
+        return plane.repeat_interleave(k, -1).repeat_interleave(k, -2)
+
+    row = caching.Row(0, enlarged(2), enlarged(8), plane.repeat(2, 1, 1, 1), enlarged(8).repeat(2, 1, 1, 1))
+    found = []
+    for turn in range(lessons.TURNS):
+        moved = turned(row, turn)
+        for name in ("lr", "hr", "samples"):  # each cell of the noise still lies on its own pixels
+            image = getattr(moved, name)
+            step = image.shape[-1] // 8
+            assert torch.equal(
+                image[..., ::step, ::step], moved.noise[0] if image.ndim == 3 else moved.noise
+            ), name
+        found.append(moved.noise[0, 0])
+    assert torch.equal(found[0], plane[0])
+    assert len({tuple(x.flatten().tolist()) for x in found}) == 8
+
+
+def test_turned_items_come_with_their_turned_noise(teacher: Teacher, photos: Path, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path / "cache", 2, teacher, photos)
+    rows = CachedRows(cache, replace(TINY, cache_turns=True))
+    plain = CachedRows(cache, TINY)
+    several = [(rows[k], plain[k]) for k in range(6)]
+    assert any(not torch.equal(a.noise, b.noise) for a, b in several)
+    for a, b in several:
+        assert any(
+            torch.equal(a.noise, turned(b, t).noise) and torch.equal(a.samples, turned(b, t).samples)
+            for t in range(lessons.TURNS)
+        )
+
+
+# ------------------------------------------------------------------------------------------------- losses, learning
+
+
+def test_losses_against_the_teacher_are_zero_when_the_student_equals_it() -> None:
+    draw = torch.Generator().manual_seed(0)
+    teacher, hr = torch.rand(4, 3, 64, 64, generator=draw), torch.rand(2, 3, 64, 64, generator=draw)
+    assert float(objectives.difference_loss(teacher, teacher)) == 0
+    assert float(objectives.spread_loss(teacher, teacher)) == 0
+    # A shift that both samples share is no matter of their difference; a lost difference is.
+    assert float(objectives.difference_loss(teacher + 0.1, teacher)) == pytest.approx(0, abs=1e-6)
+    same = teacher[:2].repeat(2, 1, 1, 1)
+    assert float(objectives.difference_loss(same, teacher)) > 0.1
+    assert float(objectives.spread_loss(same, teacher)) > 0.1
+    # The right amount of the wrong pattern satisfies the spread, not the difference.
+    swapped = teacher.roll(2, 0)
+    assert float(objectives.spread_loss(swapped, teacher)) == 0
+    assert float(objectives.difference_loss(swapped, teacher)) > 0.1
+    blurred = objectives.low_pass(teacher - hr.repeat(2, 1, 1, 1)).abs().mean()
+    assert float(objectives.structure_loss(teacher, hr, teacher)) == pytest.approx(float(blurred))
+
+
+def test_student_learns_to_follow_the_teacher(photos: Path, weights: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    last = [m for m in model.vae.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    # A teacher that is easy to follow: its latent is the noised one, its colours lie around gray.
+    with torch.no_grad():
+        for parameter in model.unet.conv_out.parameters():
+            parameter.zero_()
+        gray = model(torch.full((2, 3, 16, 16), 0.5), item_noise(9, 0, (4, 8, 8))).mean((0, 2, 3))
+        last.bias.sub_(gray - 0.5)
+    teacher = Teacher(model, "plain")
+    config = replace(
+        TINY,
+        student=replace(TINY.student, width=16),
+        **{"lr": 3e-3, "clip": 5.0, "ema": 0.9, "adversary": 0.0},
+        **dict.fromkeys(("pixel", "structure", "grid", "feature", "teacher_feature"), 0.0),
+    )
+    out = tmp_path / "run"
+    run(out, photos, weights, teacher, steps=1, config=config)
+    run(out, photos, weights, teacher, steps=100, config=config, resume=True, cache=(tmp_path / "cache", 24))
+    before, after = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
+    assert after["teacher_psnr"] > before["teacher_psnr"] + 4  # measured: 14.8 to 22.7 dB
+    assert after["follows"] > before["follows"] + 0.4  # 0.03 to 0.76
+    assert after["diversity"] > before["diversity"] + 0.5  # 0.15 to 1.02
+
+
+def test_rows_config_and_provenance_tell_of_the_teacher(
+    teacher: Teacher, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    last = run(out, photos, weights, teacher, cache=(tmp_path / "cache", 2))
+    wanted = {"teacher_psnr", "diversity", "texture_diversity", "follows", "psnr", "sqf", "niqe"}
+    row = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    _, provenance = load_student(out / "student")
+    for found in (last, row, provenance["validation"]):
+        assert wanted <= found.keys()
+    config = json.loads((out / "config.json").read_text())
+    assert config["teacher"] == provenance["teacher"] == teacher.describe()
+    assert config["cache"] == [str(tmp_path / "cache"), 2]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_resumed_run_equals_an_uninterrupted_one(
+    cached: bool, teacher: Teacher, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    config = replace(TINY, adversary_from=0.0, cache_turns=True)
+    cache = (tmp_path / "cache", 5) if cached else None
+    run(tmp_path / "whole", photos, weights, teacher, steps=4, config=config, cache=cache)
+    stopped = distill.Budget(steps=4)
+    stopped.progress = lambda step: 1.0 if step == 2 else step / 4  # type: ignore[method-assign]
+    distill.train(
+        config, photos, weights, tmp_path / "parts", stopped, teacher=teacher, cache=cache, workers=0
+    )
+    run(tmp_path / "parts", photos, weights, teacher, steps=4, config=config, cache=cache, resume=True)
+    a, b = (load_file(tmp_path / name / "state" / "state.safetensors") for name in ("whole", "parts"))
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def test_resume_with_another_teacher_is_refused(
+    teacher: Teacher, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(out, photos, weights, teacher, steps=1)
+    other = Teacher(tiny_model(seed=1), "other")
+    with pytest.raises(ValueError, match=f"begun with the teacher {teacher.source}"):
+        run(out, photos, weights, other, resume=True)
+    with pytest.raises(ValueError, match="begun with the teacher"):
+        run(out, photos, weights, None, resume=True, config=distill.PRESETS["tiny"])
+
+
+def test_weights_teacher_and_cache_must_belong_together(
+    teacher: Teacher, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    alone = distill.PRESETS["tiny"]
+    for config, given, cache, message in (
+        (TINY, None, None, "give --teacher RUN"),
+        (alone, teacher, None, "preset whose name ends in -teacher"),
+        (alone, None, (tmp_path / "cache", 4), "--cache keeps a teacher's samples"),
+        (replace(TINY, crop=72), teacher, None, "set crop to a multiple of 16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "run", photos, weights, given, config=config, cache=cache)
+    assert not (tmp_path / "run").exists()
+
+
+def test_teacher_without_diversity_is_refused(photos: Path, weights: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.vae.decoder.parameters():
+            parameter.zero_()
+    with pytest.raises(ValueError, match="no diversity to keep"):
+        run(tmp_path / "run", photos, weights, Teacher(model, "flat"))
+
+
+def test_init_with_other_noise_channels_keeps_all_but_the_noise_convolution(
+    weights: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    earlier = Student(TINY.student)
+    save_student(earlier, tmp_path)
+    config = replace(TINY, student=replace(TINY.student, noise_channels=16))
+    distiller = distill.Distiller(config, SqueezeFeatures(weights))
+    distiller.start_from(tmp_path)
+    state, before = distiller.student.state_dict(), earlier.state_dict()
+    assert state["generator.noise.weight"].shape[1] == 16
+    for name, value in before.items():
+        assert name == "generator.noise.weight" or torch.equal(state[name], value), name
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+
+def test_agreement_tells_equal_samples_unrelated_ones_and_half_the_diversity() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(60, 190, (32, 32, 3))
+    theirs = [base + rng.normal(0, 10, base.shape) for _ in range(3)]
+    equal = agreement([(theirs, theirs)])
+    assert (equal.teacher_psnr, equal.diversity, equal.texture_diversity) == (100.0, 1.0, 1.0)
+    assert equal.follows == equal.texture_follows == pytest.approx(1.0)
+    half = agreement([([base + (x - base) / 2 for x in theirs], theirs)])
+    assert (half.diversity, half.follows) == pytest.approx((0.5, 1.0))
+    strangers = agreement([([base + rng.normal(0, 10, base.shape) for _ in range(3)], theirs)])
+    assert strangers.diversity == pytest.approx(1.0, abs=0.05)
+    assert abs(strangers.follows) < 0.05
+    smooth = agreement([([base + 20 * k for k in range(3)], theirs)])  # differs, but not in texture
+    assert smooth.texture_diversity == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(ValueError, match="no diversity to keep"):
+        agreement([(theirs, [base] * 3)])
+
+
+def test_student_sample_and_teacher_sample_of_a_seed_share_the_runtimes_noise(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, torch.Tensor] = {}
+    start = OneStepModel.start
+
+    def watch(self: OneStepModel, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        seen["teacher"] = noise
+        return start(self, latent, noise)
+
+    monkeypatch.setattr(OneStepModel, "start", watch)
+    student = Student(TINY.student).eval()
+    student.generator.noise.register_forward_pre_hook(lambda module, inputs: seen.update(student=inputs[0]))
+    lr = np.random.default_rng(0).integers(0, 256, (13, 18, 3)).astype(np.uint8)
+    assert fidelity.sample(student, lr, 7).shape == restore(teacher.model, lr, 7).shape == (52, 72, 3)
+    rows, columns = seen["student"].shape[-2:]
+    assert (rows, columns) == (7, 9)
+    assert torch.equal(seen["student"], seen["teacher"][..., :rows, :columns])
+
+
+def test_fidelity_command_prints_figures_and_checks_the_floor(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, side in (("lr", 16), ("hr", 64)):
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            pixels = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{k}.png")
+    torch.manual_seed(0)
+    save_student(Student(TINY.student), tmp_path / "student")
+    arguments = [
+        "--student",
+        str(tmp_path / "student"),
+        "--lr",
+        str(tmp_path / "lr"),
+        "--hr",
+        str(tmp_path / "hr"),
+    ]
+    arguments += ["--teacher", str(run_folder), "--seeds", "2", "--every", "2"]
+    assert fidelity.main([*arguments, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["pictures"], figures["seeds"]) == (2, 2)
+    assert figures["diversity"] < 0.9
+    assert abs(figures["follows"]) < 0.5
+    assert fidelity.main([*arguments, "--check"]) == 1
+    assert "diversity kept" in capsys.readouterr().out
+    for wrong, message in (
+        (["--seeds", "1"], "at least 2 seeds"),
+        (["--teacher", "nowhere"], "no model at nowhere"),
+        (["--student", str(tmp_path)], "not a student checkpoint"),
+        (["--lr", str(tmp_path / "none")], "expected a folder of photos"),
+    ):
+        assert fidelity.main([*arguments, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_command_distils_and_names_what_is_wrong(
+    run_folder: Path, photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_merged(tiny_model(channels=16), tmp_path / "wide")
+    common = ["--preset", "tiny-teacher", "--data", str(photos), "--perceptual-weights", str(weights)]
+    common += ["--steps", "1", "--workers", "0", "--teacher", str(tmp_path / "wide")]
+    cache = ["--cache", str(tmp_path / "cache"), "--cache-items", "2"]
+    assert distill.main([*common, *cache, "--out", str(tmp_path / "run")]) == 0
+    student, _ = load_student(tmp_path / "run" / "student")
+    assert student.config.noise_channels == 16
+    capsys.readouterr()
+    for wrong, message in (
+        (["--teacher", str(tmp_path / "nowhere")], "no model at"),
+        (["--set", "student.noise_channels=4"], "--set student.noise_channels=16"),
+        (cache[:2], "--cache and --cache-items belong together"),
+        ([*cache, "--teacher", str(run_folder)], "made for something else"),
+        (["--preset", "tiny"], "give the teacher no weight"),
+    ):
+        assert distill.main([*common, "--out", str(tmp_path / "other"), *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_eight_bits_there_and_back_are_exact() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_bytes(from_bytes(levels)), levels)
