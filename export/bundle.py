@@ -83,6 +83,11 @@ def write_bundle(
     wanted = wanted or Wanted()
     source = load_source(checkpoint, base=base, prompt=prompt)
     precisions = wanted.precisions or default_precisions(source)
+    if "int8" in precisions and "int8" not in default_precisions(source):
+        raise ValueError(
+            "precision: int8 is for students, whose activations keep to static ranges: leave it out for a one-step model, or distil it "
+            "first (`gdposr distill`)"
+        )
     metadata = {"model": source.kind, "checkpoint_sha256": source.checkpoint_sha256}
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
