@@ -66,7 +66,7 @@ def model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) 
         upscale=lambda name, lr: upscaler.up(lr, seed=seed)[0],
         samples=lambda lr, count: upscaler.up(lr, seed=seed, samples=count),
         parameters=count_parameters(bundle),
-        bytes=sum(file.bytes for file in files),
+        bytes=sum(file.total_bytes for file in files),
         device=upscaler.device,
         notes=tuple(upscaler.notes),
     )

@@ -68,11 +68,18 @@ def describe(bundle: "Bundle", devices: list[str]) -> str:
         ),
         ("devices here", ", ".join(devices)),
     ]
-    graphs: list[tuple[str, ...]] = [("precision", "encoder", "generator", "probe floor")]
+    graphs: list[tuple[str, ...]] = [("ONNX", "encoder", "generator", "probe floor")]
     for precision, files in manifest.graphs.items():
-        sizes = [_size(files[graph].bytes) for graph in ("encoder", "generator")]
+        sizes = [_size(files[graph].total_bytes) for graph in ("encoder", "generator")]
         graphs.append((precision, *sizes, f"{manifest.probe.floor_db[precision]:g} dB"))
-    lines = [f"{name:13} {value}" for name, value in facts] + ["", table(graphs)]
+    packages: list[tuple[str, ...]] = [("Core ML", "encoder", "generator", "tile", "from", "floor")]
+    for variant, pair in manifest.coreml.items():
+        sizes = [_size(pair[graph].total_bytes) for graph in ("encoder", "generator")]
+        first = pair["generator"]
+        tile = f"{first.height}x{first.width}"
+        packages.append((variant, *sizes, tile, first.target, f"{first.floor_db:g} dB"))
+    tables = [rows for rows in (graphs, packages) if len(rows) > 1]
+    lines = [f"{name:13} {value}" for name, value in facts] + [x for rows in tables for x in ("", table(rows))]
     for title, content in (("accuracy", manifest.accuracy), ("provenance", manifest.provenance)):
         if content:
             lines += ["", title, *_outline(content, 2)]
