@@ -12,8 +12,6 @@ PYTEST_ARGS = -m "not slow"
 
 CHECKPOINT  = export/weights/pocket
 BUNDLE      = runtime/bundles/pocket.gdposr
-ONNX        = build/onnx.gdposr
-COREML      = build/coreml.gdposr
 DATA        = ../shared/data/hr
 REALSR      = ../shared/data/realsr
 SQF_WEIGHTS = ../shared/data/peers/squeezenet1_1.safetensors
@@ -105,18 +103,16 @@ distill: $(DEV) ## distil a tuned one-step model to a student [TEACHER=run, DATA
 	$(RUN) -m gdposr distill --teacher "$(TEACHER)" --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" \
 		--out "$(or $(OUT),runs/student)" --minutes $(MINUTES) $(ARGS)
 
-export: KINDS = onnx,coreml
-export: $(or $(OUT),$(BUNDLE))/manifest.json ## the built-in bundle: ONNX graphs and Core ML packages [CHECKPOINT=, OUT=, ARGS=]
+EXPORT = $(RUN) -m gdposr export --checkpoint "$(CHECKPOINT)"
 
-export-onnx: KINDS = onnx
-export-onnx: $(or $(OUT),$(ONNX))/manifest.json ## a bundle with ONNX graphs alone [CHECKPOINT=, OUT=, ARGS=]
+export: $(DEV) ## the built-in bundle: ONNX graphs and Core ML packages [CHECKPOINT=, OUT=bundle folder, ARGS=]
+	$(EXPORT) --out "$(or $(OUT),$(BUNDLE))" --targets onnx,coreml $(ARGS)
 
-export-coreml: KINDS = coreml
-export-coreml: $(or $(OUT),$(COREML))/manifest.json ## a bundle with Core ML packages alone [CHECKPOINT=, OUT=, ARGS=]
+export-onnx: $(DEV) ## a bundle with ONNX graphs alone, in build/ [CHECKPOINT=, OUT=, ARGS=]
+	$(EXPORT) --out "$(or $(OUT),build/onnx.gdposr)" --targets onnx $(ARGS)
 
-%/manifest.json: $(WEIGHTS) $(wildcard export/*.py export/mil/*.py) | $(DEV)
-	$(RUN) -m gdposr export --checkpoint "$(CHECKPOINT)" --out "$(@D)" --targets $(KINDS) $(ARGS)
-	@touch $@
+export-coreml: $(DEV) ## a bundle with Core ML packages alone, in build/ [CHECKPOINT=, OUT=, ARGS=]
+	$(EXPORT) --out "$(or $(OUT),build/coreml.gdposr)" --targets coreml $(ARGS)
 
 verify-coreml: $(DEV) ## a bundle's Core ML packages against its ONNX graphs, by the reference evaluator [BUNDLE=, ARGS=]
 	$(RUN) -m gdposr coreml verify "$(BUNDLE)" $(ARGS)

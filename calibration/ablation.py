@@ -37,9 +37,9 @@ log = logging.getLogger("ablation")
 
 # Changes of the gdpo preset. "gdpo" is what the others are compared with.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "gdpo": (),
-    "gdpo, LR-conditioned": ("condition=lr",),
-    "diffusion-dpo": ("objective=dpo",),
+    "gdpo": (),  # LR-conditioned, as the preset says
+    "gdpo, candidate-conditioned": ("condition=candidate",),  # as published
+    "diffusion-dpo": ("objective=dpo", "condition=candidate"),
     "grpo": ("objective=grpo", "sampler=policy"),
     "fidelity only": ("metrics=psnr",),
     "no-reference only": ("metrics=niqe",),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -78,8 +79,7 @@ def write_bundle(
     base and prompt are for one-step models: where text encoder and scheduler come from if the checkpoint has none, and the prompt
     that is folded in (None: the default one). accuracy: a report of `gdposr accuracy` to store with the bundle.
     """
-    if out.exists() and not (out / MANIFEST_NAME).is_file():
-        raise FileExistsError(f"{out} exists and is not a bundle; choose another --out")
+    _check_place(out)
     wanted = wanted or Wanted()
     source = load_source(checkpoint, base=base, prompt=prompt)
     precisions = wanted.precisions or default_precisions(source)
@@ -88,20 +88,22 @@ def write_bundle(
             "precision: int8 is for students, whose activations keep to static ranges: leave it out for a one-step model, or distil it "
             "first (`gdposr distill`)"
         )
+    if source.folded_db is not None:
+        say(f"folded: {source.folded_db:.1f} dB against the model as it was")
     metadata = {"model": source.kind, "checkpoint_sha256": source.checkpoint_sha256}
-    fresh = out.with_name(out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = out.with_name(f"{out.name}.{os.getpid()}.new")
     fresh.mkdir(parents=True)
     try:
         graphs: dict[str, dict[str, Graph]] = {}
         packages: dict[str, dict[str, Package]] = {}
-        measured: dict[str, Any] = {}
-        if "onnx" in wanted.targets:
-            graphs, measured = write_onnx(source, fresh, precisions, wanted.calibration, metadata, say)
-        if "coreml" in wanted.targets:
+        measured: dict[str, Any] = {} if source.folded_db is None else {"folded_db": source.folded_db}
+        if "coreml" in wanted.targets:  # first: it is quick to refuse a wrong variant or tile
             packages, measured["coreml_parity_db"] = write_coreml(
                 source, fresh, wanted.variants, wanted.system, wanted.tile, wanted.images, metadata, say
             )
+        if "onnx" in wanted.targets:
+            graphs, onnx_measured = write_onnx(source, fresh, precisions, wanted.calibration, metadata, say)
+            measured |= onnx_measured
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=name or out.name.removesuffix(".gdposr"),
@@ -125,6 +127,7 @@ def write_bundle(
                 "training": dict(source.training),
                 "parameters": source.parameters,
                 "tools": _tools(wanted.targets),
+                **({"prompt": source.prompt} if source.prompt is not None else {}),
                 **metadata,
             },
             accuracy={**measured, **(accuracy or {})},
@@ -136,6 +139,28 @@ def write_bundle(
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     return manifest
+
+
+def _check_place(out: Path) -> None:
+    """out must be free, or hold a bundle and nothing else: it is replaced as a whole."""
+    if not out.exists():
+        return
+    try:
+        manifest = Bundle.open(out).manifest if out.is_dir() else None
+    except GdposrError:
+        manifest = None
+    if manifest is None:
+        raise FileExistsError(f"{out} exists and is not a bundle; choose another --out")
+    named = {file.file for file in manifest.files} | {MANIFEST_NAME}
+    strangers = sorted(
+        name
+        for path in out.rglob("*")
+        if path.is_file() and (name := path.relative_to(out).as_posix()) not in named
+    )
+    if strangers:
+        raise FileExistsError(
+            f"{out} holds {strangers[0]}, which is not of the bundle there and would be lost; move it, or choose another --out"
+        )
 
 
 def _write_probe(source: Source, folder: Path, precisions: Sequence[str]) -> Probe:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from export.coreml import FLOOR_DB, PREFIX, TARGETS
+from export.coreml import FLOOR_DB, IMAGE_FLOOR_DB, PREFIX, TARGETS
 from export.mil.tensor import PackageError
 from export.package import (
     argument,
@@ -47,19 +47,19 @@ class Variant:
     floor_db: float
 
 
-# Comments: measured for the student that ships, tiles of 128x128 LR pixels, for iOS 17 | iOS 18: KB of the encoder's and generator's
-# weights, PSNR of their joint result against torch (reference evaluator, worst of 4 photos). Floors stand 3 dB below the lower PSNR.
+# Comments: bytes of both packages whole and PSNR as printed by `gdposr export --checkpoint export/weights/pocket --out build/c.gdposr
+# --targets coreml --variant fp16 linear8 palette8 palette6 mixed palette4`; iOS 18: the same with --system iOS18.
 VARIANTS: Final[Mapping[str, Variant]] = {
     variant.name: variant
     for variant in (
-        #       name        method     bits  target   floor             KB                     dB
-        Variant(FP16,       "none",    16,   "iOS17", FLOOR_DB[FP16]),  # 718+681 | 718+681    73.8 | 73.8
-        Variant("linear8",  "linear",  8,    "iOS17", 59.0),            # 367+345 | 366+343    62.6 | 62.6
-        Variant("palette8", "palette", 8,    "iOS17", 61.0),            # 368+346 | 382+360    64.4 | 65.3
-        Variant("palette6", "palette", 6,    "iOS17", 49.0),            # 277+258 | 280+262    52.8 | 52.9
-        Variant("palette4", "palette", 4,    "iOS17", 37.0),            # 188+173 | 189+174    40.9 | 41.8
-        Variant("linear4",  "block",   4,    "iOS18", 37.0),            # iOS 18: 197+179      40.2
-        Variant(MIXED,      "palette", None, "iOS17", 43.0),            # 219+199 | 221+201    46.2 | 46.4, planned for 50 each
+        #       name        method     bits  target   floor             bytes      dB
+        Variant(FP16,       "none",    16,   "iOS17", FLOOR_DB[FP16]),  # 1,426,973  73.8
+        Variant("linear8",  "linear",  8,    "iOS17", 59.0),            #   742,261  62.6
+        Variant("palette8", "palette", 8,    "iOS17", 61.0),            #   743,135  64.4
+        Variant("palette6", "palette", 6,    "iOS17", 49.0),            #   564,431  52.8; iOS 18: 571,801  52.9
+        Variant("palette4", "palette", 4,    "iOS17", 37.0),            #   390,159  40.9
+        Variant("linear4",  "block",   4,    "iOS18", 37.0),            #   iOS 18: 405,111  40.2
+        Variant(MIXED,      "palette", None, "iOS17", 43.0),            #   431,949  45.8
     )
 }  # fmt: skip
 GROUP: Final = 16  # output channels that share a palette from iOS 18 on
@@ -90,7 +90,7 @@ def compress(
     floor_db: float | None = None,
 ) -> Path:
     """Write a copy of a float16 package with its weights in a variant; returns out. plan: bits by weight name, for `mixed` only.
-    floor_db: the PSNR that the package promises; None: the variant's."""
+    floor_db: the PSNR that the package promises; None: the variant's; IMAGE_FLOOR_DB at most where it takes or gives pixel buffers."""
     row, spec = _variant(variant), read_spec(package)
     if spec.specificationVersion < TARGETS[row.target]:
         raise SettingError(
@@ -103,7 +103,11 @@ def compress(
             f"{'none' if plan is None else 'one'}; `sensitivity` and `plan` make one for {MIXED}"
         )
     configs = _configs(row, find_weights(spec), plan or {}, spec.specificationVersion >= TARGETS["iOS18"])
-    about = {"variant": variant, "floor_db": f"{row.floor_db if floor_db is None else floor_db:g}"}
+    floor = row.floor_db if floor_db is None else floor_db
+    about = {
+        "variant": variant,
+        "floor_db": f"{min(floor, IMAGE_FLOOR_DB) if _has_images(spec) else floor:g}",
+    }
     if not configs:
         return _write(spec, spec, weights_folder(package), out, about)
     with quiet():
@@ -183,6 +187,11 @@ def palette(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
         table = np.where(held > 0, mean, table)
     index = np.repeat(np.arange(size), np.diff(edges))[inverse.ravel()]
     return table.astype(weight.dtype), index.astype(np.uint8)
+
+
+def _has_images(spec: Model) -> bool:
+    features = (*spec.description.input, *spec.description.output)
+    return any(feature.type.WhichOneof("Type") == "imageType" for feature in features)
 
 
 def _variant(name: str) -> Variant:

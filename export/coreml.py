@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from export.package import SUFFIX, operations, quiet, write_package
-from export.source import BASE, ROLES, Source
+from export.source import BASE, ROLES, STUDENT, Source
 from runtime.errors import GdposrError, SettingError
 from runtime.manifest import TensorSpec
 
@@ -32,10 +32,15 @@ if TYPE_CHECKING:
 ARRAYS: Final = {"fp16": np.float16, "fp32": np.float32}  # element type of inputs and outputs, by precision
 # Worst PSNR in dB against torch, by precision; the shipped student has 73.8, and with fp32 the very same values.
 FLOOR_DB: Final = {"fp16": 70.0, "fp32": 100.0}
+IMAGE_FLOOR_DB: Final = (
+    50.0  # most that a pixel buffer can promise: rounding to 8 bits alone leaves 58.9 dB, devices add to it
+)
 TARGETS: Final = {"iOS17": 8, "iOS18": 9}  # oldest system, and the version of the model format that it reads
 MAX_RANK: Final = 4  # the Neural Engine runs nothing with more axes
 AUTHOR: Final = "The gdposr authors"
 LICENSE: Final = "Apache-2.0"
+OTHER_AUTHOR: Final = "see the checkpoint"  # of models whose weights come from elsewhere
+OTHER_LICENSE: Final = "that of the checkpoint's weights"
 PREFIX: Final = "gdposr."  # of the user-defined metadata
 Size = tuple[int, int]  # height and width in LR pixels
 
@@ -62,13 +67,11 @@ def convert(
 
     sizes: further (height, width) that the same package takes. target: the oldest system that runs it. precision: of weights,
     arithmetic and arrays. images: pixel buffers for photo and result. floor_db: the PSNR that the package promises; None: that of a
-    student. metadata: further user-defined entries. The same model gives the same bytes.
+    student; pixel buffers promise IMAGE_FLOOR_DB at most. metadata: further user-defined entries, but "author" and "license" are the
+    package's own. The same model gives the same bytes.
     """
-    for name, value, known in (
-        ("role", role, ROLES),
-        ("target", target, TARGETS),
-        ("precision", precision, ARRAYS),
-    ):
+    choices = (("role", role, ROLES), ("target", target, TARGETS), ("precision", precision, ARRAYS))
+    for name, value, known in choices:
         if value not in known:
             raise SettingError(f"{name}: expected one of {', '.join(known)}, came {value!r}")
     tiles = tuple(dict.fromkeys([(height, width), *sizes]))
@@ -77,15 +80,10 @@ def convert(
         model = _model(source, role, tiles, target, precision, images)
     spec = model.get_spec()
     _check(spec, source, role)
-    promised = {"floor_db": f"{FLOOR_DB[precision] if floor_db is None else floor_db:g}"}
+    floor = FLOOR_DB[precision] if floor_db is None else floor_db
+    promised = {"floor_db": f"{min(floor, IMAGE_FLOOR_DB) if images else floor:g}"}
     _describe(spec, source, role, tiles, target, precision, promised | dict(metadata or {}))
     return write_package(spec, Path(model.weights_dir), folder / f"{role}.{precision}{SUFFIX}")
-
-
-def op_counts(spec: Model) -> dict[str, int]:
-    """How often each type of operation occurs, constants left out, by name."""
-    types = [operation.type for operation in operations(spec) if operation.type != "const"]
-    return {name: types.count(name) for name in sorted(set(types))}
 
 
 class _Pixels(nn.Module):
@@ -101,15 +99,11 @@ class _Pixels(nn.Module):
 
 
 def _check_tiles(source: Source, tiles: Sequence[Size], target: str) -> None:
+    least, unit = source.size.minimum, source.size.multiple_of
     for height, width in tiles:
-        if (
-            min(height, width) < source.size.minimum
-            or height % source.size.multiple_of
-            or width % source.size.multiple_of
-        ):
+        if min(height, width) < least or height % unit or width % unit:
             raise SettingError(
-                f"expected tiles of at least {source.size.minimum} LR pixels each way in multiples of {source.size.multiple_of}, came "
-                f"{height}x{width}; choose another size"
+                f"expected tiles of at least {least} LR pixels each way in multiples of {unit}, came {height}x{width}; choose another size"
             )
     if len(tiles) > 1 and TARGETS[target] < TARGETS["iOS18"]:
         raise SettingError(
@@ -156,6 +150,8 @@ def _model(
             compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
             skip_model_load=True,
         )
+    except (OSError, MemoryError):
+        raise  # says nothing about the model
     except Exception as error:  # torch.export and coremltools raise whatever their operations happen to raise
         raise ConversionError(_explain(role, error)) from error
 
@@ -181,11 +177,11 @@ def _program(
     )
     largest = tuple(max(sides) for sides in zip(*tiles, strict=True))
     example = tuple(torch.zeros(source.shape(tensor, *largest)) for tensor in tensors)
-    shapes: Any = (
-        (dynamic,) if isinstance(module, _Pixels) else dynamic
-    )  # its inputs are one variadic argument
-    if symbols == [None, None]:
-        shapes = None
+    shapes: Any = None
+    if symbols != [None, None]:
+        shapes = (
+            (dynamic,) if isinstance(module, _Pixels) else dynamic
+        )  # its inputs are one variadic argument
     exported = torch.export.export(module, example, dynamic_shapes=shapes)
     return exported.run_decompositions({})
 
@@ -234,8 +230,10 @@ def _describe(
 ) -> None:
     """Fill in what people and programs read about a package."""
     graph, description = source.specs[role], spec.description
-    about = description.metadata
-    about.author, about.license, about.versionString = AUTHOR, LICENSE, _version()
+    about, given = description.metadata, dict(metadata)
+    author, license = (AUTHOR, LICENSE) if source.kind == STUDENT else (OTHER_AUTHOR, OTHER_LICENSE)
+    about.author, about.license = given.pop("author", author), given.pop("license", license)
+    about.versionString = _version()
     about.shortDescription = (
         f"{source.kind}, {role}: {source.scale}x super-resolution of tiles of {_sizes(tiles, ' or ')} pixels. "
         "The encoder runs once per photo, the generator once per sample."
@@ -245,7 +243,7 @@ def _describe(
             shapes = [source.shape(tensor, *tile) for tile in tiles]
             form = _form(feature.type.WhichOneof("Type"), tensor, shapes)
             feature.shortDescription = f"{_meaning(source, tensor)} {form}"
-    entries = {key if key.startswith(PREFIX) else PREFIX + key: text for key, text in metadata.items()}
+    entries = {key if key.startswith(PREFIX) else PREFIX + key: text for key, text in given.items()}
     entries |= {
         PREFIX + key: str(value)
         for key, value in {

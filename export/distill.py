@@ -15,7 +15,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from export.teacher import PRECISIONS, Teacher, fitted
 from training.budget import Budget, Interrupt
 from training.checkpoint import has_state, load_state, read_values, save_state
 from training.data import PhotoSet, find_images, split_photos
+from training.loading import read_json
 from training.perceptual import SqueezeFeatures
-from training.settings import to_dict, with_settings
+from training.settings import differences, to_dict, with_settings
 from training.validation import Validation
 
 log = logging.getLogger("distill")
@@ -62,6 +63,9 @@ def train(
             f"{out} holds an unfinished or finished run; go on with --resume or choose another --out"
         )
     _check_teacher(config, teacher, cache, out if resume else None)
+    about = _about(config, data, teacher, cache)
+    if resume:
+        _check_settings(about, out)
     training, held_out = split_photos(find_images(data), config.held_out)
     distiller = Distiller(config, SqueezeFeatures(perceptual_weights))
     step, history = 0, []
@@ -73,8 +77,7 @@ def train(
         step, budget.spent, history = values["step"], values["seconds"], values["history"]
     out.mkdir(parents=True, exist_ok=True)
     origin = {} if teacher is None else {"teacher": teacher.describe()}
-    where = {"data": str(data)} if cache is None else {"data": str(data), "cache": [str(cache[0]), cache[1]]}
-    (out / "config.json").write_text(json.dumps(to_dict(config) | where | origin, indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
     validation = Validation(PhotoSet(held_out), out / "samples", distiller.features)
     comparison = None if teacher is None else Comparison(teacher, config.student, validation.lr)
     lessons = lessons_of(config, data, training, teacher, cache, step * config.batch, workers)
@@ -170,6 +173,49 @@ def _check_teacher(
             )
 
 
+def _about(
+    config: DistillConfig, data: Path, teacher: Teacher | None, cache: tuple[Path, int] | None
+) -> dict[str, Any]:
+    """What config.json says of a run. With a teacher, its weight in the loss stands among the facts about it."""
+    about = to_dict(config) | {"data": str(data)}
+    if cache is not None:
+        about["cache"] = [str(cache[0]), cache[1]]
+    if teacher is not None:
+        about["teacher"] = teacher.describe() | {"weight": config.teacher}
+    return about
+
+
+def _check_settings(about: Mapping[str, Any], out: Path) -> None:
+    """ValueError where the run in out, if it has a state, was begun with other settings, data, teacher or cache."""
+    if not has_state(out / "state"):
+        return
+    path = out / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing, which tells what the run was begun with: put it back, or start a new run with another --out"
+        )
+    before, now = _comparable(read_json(path)), _comparable(about)
+    if isinstance(before["teacher"], dict) and isinstance(now["teacher"], dict):
+        before["teacher"].setdefault("weight", now["teacher"]["weight"])  # earlier runs did not note it
+    changed = differences(before, now)
+    if changed:
+        raise ValueError(
+            f"{out} was begun with other settings ({'; '.join(changed)}): resume with the same ones, or start a new run with another "
+            "--out. Only the budget and the number of workers may change"
+        )
+
+
+def _comparable(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says, with whole paths; the teacher goes by its weights, wherever they lie."""
+    found = {**about, "data": str(Path(about["data"]).resolve())}
+    if "cache" in about:
+        folder, items = about["cache"]
+        found["cache"] = [str(Path(folder).resolve()), items]
+    if isinstance(about["teacher"], Mapping):
+        found["teacher"] = {name: value for name, value in about["teacher"].items() if name != "source"}
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gdposr distill",
@@ -204,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--minutes", type=float, help="time budget")
     parser.add_argument("--steps", type=int, help="step budget")
-    parser.add_argument("--resume", action="store_true", help="go on from RUN/state")
+    parser.add_argument("--resume", action="store_true", help="go on from RUN/state, with the same settings")
     parser.add_argument(
         "--init", type=Path, metavar="STUDENT", help="begin with the weights of a finished student"
     )

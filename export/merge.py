@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from export.attention import FoldError, require
 from export.folded import FoldedUnet, KlDecoder, KlEncoder, TinyDecoder, TinyEncoder
-from export.source import FEATURES, IMAGE, NOISE, SR, Source, file_sha256
+from export.source import FEATURES, IMAGE, NOISE, SR, Source, file_sha256, psnr
 from export.student import bicubic_weight
 from runtime.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 from training.loading import MODEL_FILE, find_model, load_model, read_model_file
@@ -159,6 +160,7 @@ def one_step_source(
         training=training,
         t_n=model.noise_timestep,
         t_d=model.denoise_timestep,
+        prompt=(DEFAULT_PROMPT if prompt is None else prompt) if model.has_cross_attention else None,
     )
 
 
@@ -174,7 +176,25 @@ def load_one_step(checkpoint: Path, base: str | Path | None, prompt: str | None)
     training: Mapping[str, Any] = {}
     if (folder / MODEL_FILE).is_file():
         training = read_model_file(folder).get("provenance", {})
-    return one_step_source(model, training, weights_sha256(checkpoint_folders(folder, base)), prompt)
+    source = one_step_source(model, training, weights_sha256(checkpoint_folders(folder, base)), prompt)
+    return replace(source, folded_db=round(check_folded(source, model), 1))
+
+
+@torch.no_grad()
+def check_folded(source: Source, model: OneStepModel) -> float:
+    """PSNR in dB (peak 1) of the folded graphs against the model they came from, on a random picture; FoldError below the floor."""
+    side = _rounded(32, source.size.multiple_of)
+    (image,) = source.examples("encoder", side, side)
+    noise = source.examples("generator", side, side)[-1]
+    prompts = None if source.prompt is None else [source.prompt]
+    expected = model(image, noise, prompts).float().clamp(0, 1)
+    came = psnr(source(image, noise).numpy(), expected.numpy())
+    if came < FOLD_FLOOR_DB:
+        raise FoldError(
+            f"expected the folded graphs within {FOLD_FLOOR_DB:g} dB of the model, came {came:.1f} dB: this kind of UNet or VAE is not "
+            "folded rightly, please report it with its config.json files"
+        )
+    return came
 
 
 def checkpoint_folders(folder: Path, base: str | Path | None) -> tuple[Path, ...]:
@@ -192,9 +212,9 @@ def checkpoint_folders(folder: Path, base: str | Path | None) -> tuple[Path, ...
 
 
 def weights_sha256(folders: Sequence[Path]) -> str:
-    """SHA-256 over the names and contents of all weight files below these folders, each folder's sorted by name."""
+    """SHA-256 over the names and contents of all weights and configs below these folders, each folder's sorted by name."""
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted(folder.rglob("*.safetensors")):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
             digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -32,16 +32,24 @@ class Sensitivity:
 
 
 def sensitivity(
-    package: Path, evaluate: Callable[[Path], float], bits: Sequence[int] = (4, 6)
+    package: Path,
+    evaluate: Callable[[Path], float],
+    bits: Sequence[int] = (4, 6),
+    *,
+    say: Callable[[int, int], None] | None = None,
 ) -> list[Sensitivity]:
-    """Measure each weight of a float16 package at each width: evaluate gives the PSNR in dB of a package."""
+    """Measure each weight of a float16 package at each width: evaluate gives the PSNR in dB of a package. say(done, total) is called
+    after each weight."""
     rows = []
+    weights = find_weights(read_spec(package))
     with tempfile.TemporaryDirectory() as scratch:
-        for weight in find_weights(read_spec(package)):
+        for done, weight in enumerate(weights, start=1):
             for width in bits:
                 alone = Path(scratch) / f"alone{SUFFIX}"
                 compress(package, MIXED, alone, plan={weight.name: width})
                 rows.append(Sensitivity(weight.name, weight.parameters, width, float(evaluate(alone))))
+            if say is not None:
+                say(done, len(weights))
     return rows
 
 

@@ -105,23 +105,6 @@ def weights_folder(path: Path) -> Path:
     return path / _DATA / _WEIGHTS
 
 
-def package_files(path: Path) -> list[str]:
-    """Names of the package's files relative to it, with slashes, sorted."""
-    _check(path)
-    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-
-
-def package_bytes(path: Path) -> int:
-    """Size of all files of the package."""
-    return sum((path / name).stat().st_size for name in package_files(path))
-
-
-def weight_bytes(path: Path) -> int:
-    """Size of the package's weight files."""
-    weights = (_DATA / _WEIGHTS).as_posix()
-    return sum((path / name).stat().st_size for name in package_files(path) if name.startswith(weights))
-
-
 def operations(spec: Model) -> Iterator[Operation]:
     """Every operation of the program, blocks inside blocks included, in order of functions' names."""
 

@@ -43,6 +43,8 @@ class Source:
     training: Mapping[str, Any]  # provenance, as the checkpoint tells it
     t_n: int | None = None  # timestep of the added noise; None for a student
     t_d: int | None = None  # timestep the network is told
+    prompt: str | None = None  # the text folded in; None: the model takes none
+    folded_db: float | None = None  # PSNR against the model before it was folded; None: nothing was folded
 
     @torch.no_grad()
     def __call__(self, image: Tensor, noise: Tensor) -> Tensor:
@@ -88,7 +90,9 @@ def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str
         from export.merge import load_one_step  # needs diffusers, which a student does not
 
         return load_one_step(checkpoint, base, prompt)
-    folder = checkpoint / "student" if (checkpoint / "student").is_dir() else checkpoint  # of a distillation run
+    folder = (
+        checkpoint / "student" if (checkpoint / "student").is_dir() else checkpoint
+    )  # of a distillation run
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"{checkpoint} is not a student checkpoint ({CONFIG_FILE}, {WEIGHTS_FILE}), and not a one-step model (a training run with "

@@ -7,6 +7,7 @@ phone accelerator runs it; all of the noise enters as an explicit input. The out
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from training.checkpoint import replace_folder
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -164,13 +167,28 @@ class Student(nn.Module):
 
 
 def save_student(student: Student, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
-    """Write model.safetensors and config.json; config.json is written last, so a folder with it is complete."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    """Write model.safetensors and config.json. Both are written beside the folder first, so an error leaves an earlier student whole.
+
+    The folder is then replaced as one. Where it holds other files, these stay, and the two are moved in one after the other."""
+    target = Path(folder).resolve()
+    if target.is_file():
+        raise FileExistsError(f"{target} is a file, expected a folder for the student; name another")
     state = {key: value.detach().float().contiguous() for key, value in student.state_dict().items()}
-    save_file(state, target / WEIGHTS_FILE, metadata={"format": "pt", "model": "gdposr student"})
     document = {"model": "student", "config": student.config.to_dict(), "provenance": provenance or {}}
-    (target / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    text = json.dumps(document, indent=2) + "\n"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        fresh = (
+            Path(scratch) / target.name
+        )  # a folder of its own: the scratch folder is closed to other users
+        fresh.mkdir()
+        save_file(state, fresh / WEIGHTS_FILE, metadata={"format": "pt", "model": "gdposr student"})
+        (fresh / CONFIG_FILE).write_text(text)
+        if target.is_dir() and {path.name for path in target.iterdir()} - {WEIGHTS_FILE, CONFIG_FILE}:
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                (fresh / name).replace(target / name)
+        else:
+            replace_folder(fresh, target)
 
 
 def load_student(folder: str | Path) -> tuple[Student, dict[str, Any]]:

@@ -228,8 +228,12 @@ def _session(
     content = bundle.read(file)
     weights = b"" if file.data is None else bundle.read(file.data)
     try:
-        if file.data is not None:  # from verified bytes too: ONNX Runtime then opens no file that the graph names
-            options.add_external_initializers_from_files_in_memory([file.data.file], [weights], [len(weights)])
+        if (
+            file.data is not None
+        ):  # from verified bytes too: ONNX Runtime then opens no file that the graph names
+            options.add_external_initializers_from_files_in_memory(
+                [file.data.file], [weights], [len(weights)]
+            )
         session = ort.InferenceSession(content, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base but this
         raise DeviceError(

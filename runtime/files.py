@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
 
-from .checks import Plain, arguments, check_mapping, check_whole, fail
+from .checks import Plain, arguments, check_mapping, check_real, check_whole, fail
 
 MANIFEST_NAME: Final = "manifest.json"
 ROLES: Final = ("encoder", "generator")
@@ -110,6 +110,7 @@ class Package(Plain):
     width: int
     target: str  # the oldest system that runs it, such as iOS17
     floor_db: float
+    images: bool = False  # it takes and gives pixel buffers instead of arrays
 
     def __post_init__(self) -> None:
         files = self.files
@@ -117,8 +118,14 @@ class Package(Plain):
             raise fail("package.files", "one or more files", files)
         if len({file.package for file in files}) > 1 or len({file.file for file in files}) < len(files):
             raise fail("package.files", "different files of one package", [file.file for file in files])
+        missing = {f"{self.name}/{path}" for path in PACKAGE_FILES[:2]} - {file.file for file in files}
+        if missing:
+            raise fail("package.files", f"also {min(missing)}", [file.file for file in files])
         for name in ("height", "width"):
             check_whole(f"{self.name}: {name}", getattr(self, name), 1, 65536)
+        check_real(f"{self.name}: floor_db", self.floor_db)
+        if not isinstance(self.images, bool):
+            raise fail(f"{self.name}: images", "true or false", self.images)
         if not isinstance(self.target, str) or not re.fullmatch(r"(iOS|macOS)\d{2}", self.target):
             raise fail(f"{self.name}: target", "a system such as iOS17", self.target)
 

@@ -197,6 +197,10 @@ class Manifest(Plain):
             if precision not in self.probe.floor_db:
                 raise fail("probe.floor_db", f"a floor for {precision}", self.probe.floor_db)
         for variant, packages in self.coreml.items():
+            if len({(p.height, p.width, p.target, p.images) for p in packages.values()}) > 1:
+                raise fail(
+                    f"coreml.{variant}", "the same tile, system and kind in both roles", list(packages)
+                )
             for package in packages.values():
                 if package.height % self.size.multiple_of or package.width % self.size.multiple_of:
                     raise fail(

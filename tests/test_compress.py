@@ -9,7 +9,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 
-from export import compress as presets  # noqa: E402  (after importorskip)
+from test_coreml import op_counts, package_files, weight_bytes  # noqa: E402  (after importorskip)
+
+from export import compress as presets  # noqa: E402
 from export.compress import (  # noqa: E402
     BLOCK,
     FP16,
@@ -20,12 +22,12 @@ from export.compress import (  # noqa: E402
     find_weights,
     palette,
 )
-from export.coreml import TARGETS, convert, op_counts  # noqa: E402
+from export.coreml import TARGETS, convert  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
 from export.mil.program import read_package  # noqa: E402
 from export.mil.tensor import PackageError  # noqa: E402
 from export.mixed import CompressionError, Sensitivity, plan, predicted_db, sensitivity  # noqa: E402
-from export.package import package_files, read_spec, weight_bytes  # noqa: E402
+from export.package import read_spec  # noqa: E402
 from export.source import Source, psnr, student_source  # noqa: E402
 from export.student import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
@@ -99,8 +101,8 @@ def test_variant_is_small_exact_and_otherwise_the_same_package(
         assert told.pop("gdposr.variant") == variant
         assert float(told.pop("gdposr.floor_db")) == VARIANTS[variant].floor_db
         assert told.items() <= dict(before.description.metadata.userDefined).items()
-        plain = {name: n for name, n in op_counts(after).items() if not name.startswith("constexpr")}
-        assert plain == op_counts(before)
+        plain = {name: n for name, n in op_counts(small[role]).items() if not name.startswith("constexpr")}
+        assert plain == op_counts(whole[role])
 
 
 def constants(path: Path) -> dict[str, np.ndarray]:
@@ -124,7 +126,10 @@ def test_compression_of_pixel_buffer_packages_scales_them_once(source: Source, t
     for role in ROLES:
         path = convert(source, role, tmp_path, height=16, width=16, images=True)
         small = compress(path, "palette6", tmp_path / f"{role}.palette6.mlpackage")
-        assert op_counts(read_spec(small))["mul"] == 1
+        assert op_counts(small)["mul"] == 1
+        for variant, floor in (("palette6", "49"), ("palette8", "50")):  # 8 bits keep no more
+            exact = compress(path, variant, tmp_path / f"{role}.floor.mlpackage")
+            assert read_spec(exact).description.metadata.userDefined["gdposr.floor_db"] == floor
         assert read_spec(small).description.input == read_spec(path).description.input
         assert read_spec(small).description.output == read_spec(path).description.output
 

@@ -13,15 +13,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 
-from export.coreml import ConversionError, convert, op_counts  # noqa: E402  (after importorskip)
+from export.coreml import AUTHOR, ConversionError, convert  # noqa: E402  (after importorskip)
 from export.mil.tensor import PackageError  # noqa: E402
 from export.package import (  # noqa: E402
     operations,
-    package_bytes,
-    package_files,
     quiet,
     read_spec,
-    weight_bytes,
+    weights_folder,
     write_package,
 )
 from export.source import Source, load_source, student_source  # noqa: E402
@@ -37,6 +35,21 @@ FILES = ["Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/w
 def small_source() -> Source:
     torch.manual_seed(0)
     return student_source(Student(SMALL), {"steps": 0}, "ab" * 32)
+
+
+def op_counts(path: Path) -> dict[str, int]:
+    """How often each type of operation occurs, constants left out, by name."""
+    types = [operation.type for operation in operations(read_spec(path)) if operation.type != "const"]
+    return {name: types.count(name) for name in sorted(set(types))}
+
+
+def weight_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in weights_folder(path).iterdir())
+
+
+def package_files(path: Path) -> list[str]:
+    """Names of the package's files relative to it, sorted."""
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
 
 
 def features(side: object) -> dict[str, tuple[list[int], int]]:
@@ -119,8 +132,7 @@ def test_target_sets_the_version_of_the_model_format(
 def test_shipped_student_consists_of_operations_that_phones_accelerate(root: Path, tmp_path: Path) -> None:
     shipped = load_source(root / "export" / "weights" / "pocket")
     counts = {
-        role: op_counts(read_spec(convert(shipped, role, tmp_path, height=16, width=16)))
-        for role in shipped.modules
+        role: op_counts(convert(shipped, role, tmp_path, height=16, width=16)) for role in shipped.modules
     }
     assert counts["encoder"] == {"add": 3, "conv": 8, "pad": 1, "pixel_unshuffle": 1, "relu": 3, "sub": 1}
     assert counts["generator"] == {
@@ -140,7 +152,7 @@ def test_full_precision_keeps_arrays_and_arithmetic_in_float32(source: Source, t
     assert {kind for _, kind in features((*spec.description.input, *spec.description.output)).values()} == {
         FLOAT32
     }
-    assert "cast" not in op_counts(spec)
+    assert "cast" not in op_counts(path)
 
 
 def test_pixel_buffers_for_photo_and_result(source: Source, tmp_path: Path) -> None:
@@ -156,6 +168,7 @@ def test_pixel_buffers_for_photo_and_result(source: Source, tmp_path: Path) -> N
         assert "Pixel buffer" in feature.shortDescription
     assert (photo.name, result.name) == ("image", "sr")
     assert "features" in features(generator.description.input)
+    assert encoder.description.metadata.userDefined["gdposr.floor_db"] == "50"  # 8 bits keep no more
     scales = [o.type for spec in (encoder, generator) for o in operations(spec) if o.type == "mul"]
     assert len(scales) == 2  # by 1/255 and by 255
 
@@ -188,12 +201,6 @@ def test_the_same_model_gives_the_same_bytes_in_another_process(
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_sizes_of_a_package(packages: dict[str, Path]) -> None:
-    path = packages["generator"]
-    assert weight_bytes(path) == (path / FILES[1]).stat().st_size
-    assert package_bytes(path) == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
 def test_conversion_is_silent_and_leaves_no_setting_behind(
     source: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +217,32 @@ def test_conversion_is_silent_and_leaves_no_setting_behind(
     with pytest.raises(RuntimeError), quiet():
         raise RuntimeError
     assert log.level == level
+
+
+def test_author_and_license_are_those_of_the_weights(source: Source, tmp_path: Path) -> None:
+    def about(source: Source, **metadata: str) -> tuple[str, str, dict[str, str]]:
+        path = convert(source, "encoder", tmp_path, **SIZE, metadata=metadata)
+        found = read_spec(path).description.metadata
+        return found.author, found.license, dict(found.userDefined)
+
+    other = dataclasses.replace(source, kind="one-step model")
+    assert about(source)[:2] == (AUTHOR, "Apache-2.0")
+    assert about(other)[:2] == ("see the checkpoint", "that of the checkpoint's weights")
+    author, license, entries = about(other, author="Somebody", license="OpenRAIL++-M", model="x")
+    assert (author, license, entries["gdposr.model"]) == ("Somebody", "OpenRAIL++-M", "x")
+    assert not {"gdposr.author", "gdposr.license"} & set(entries)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError("no memory")])
+def test_a_full_machine_is_not_blamed_on_the_model(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*arguments: object, **settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr("coremltools.convert", full)
+    with pytest.raises(type(error), match=r"No space left|no memory"):
+        convert(source, "encoder", tmp_path, **SIZE)
 
 
 class Odd(torch.nn.Module):

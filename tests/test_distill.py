@@ -1,6 +1,7 @@
 """Training the student: losses, the two-step run, budgets, resume, failures."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +178,26 @@ def test_resumed_run_equals_an_uninterrupted_one(photos: Path, weights: Path, tm
     assert a.keys() == b.keys()
     for key in a:
         assert torch.equal(a[key], b[key]), key
+
+
+def test_resume_with_other_settings_or_photos_is_refused(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    run(out, photos, weights, steps=1)
+    before = (out / "config.json").read_text()
+    other = replace(TINY, lr=0.125, student=replace(TINY.student, width=TINY.student.width + 1))
+    with pytest.raises(ValueError, match=rf"\(lr: {TINY.lr} -> 0\.125; student\.width: .*another --out"):
+        run(out, photos, weights, steps=2, resume=True, config=other)
+    copy = shutil.copytree(photos, tmp_path / "copy")
+    with pytest.raises(ValueError, match=rf"\(data: {photos.resolve()} -> {copy.resolve()}\)"):
+        run(out, copy, weights, steps=2, resume=True)
+    assert (out / "config.json").read_text() == before
+    monkeypatch.chdir(photos.parent)
+    assert run(out, Path(photos.name), weights, steps=2, resume=True)["step"] == 2  # the same folder
+    (out / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        run(out, photos, weights, steps=3, resume=True)
 
 
 def test_run_folder_holds_config_log_samples_and_student(photos: Path, weights: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
 from export import bundle as writer  # noqa: E402  (after importorskip)
+from export.attention import FoldError  # noqa: E402
 from export.compress import VARIANTS, find_weights  # noqa: E402
 from export.coreml import convert  # noqa: E402
 from export.coreml_target import ONE_STEP_FLOOR_DB, mixed_plans  # noqa: E402
@@ -21,6 +22,7 @@ from export.package import read_spec  # noqa: E402
 from export.source import load_source  # noqa: E402
 from export.student import Student, StudentConfig, save_student  # noqa: E402
 from runtime.bundle import Bundle  # noqa: E402
+from runtime.errors import SettingError  # noqa: E402
 from runtime.upscaler import Upscaler  # noqa: E402
 from training.model import OneStepModel  # noqa: E402
 from training.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
@@ -153,6 +155,8 @@ def test_a_one_step_model_becomes_a_bundle_that_runs(
     manifest = writer.write_bundle(one_step, out, wanted)
     assert (manifest.t_n, manifest.t_d) == (250, 100)
     assert list(manifest.graphs) == ["fp32", "fp16"]
+    assert manifest.accuracy["folded_db"] >= 80
+    assert manifest.accuracy["fp16_emulated_db"].keys() == {"encoder", "generator"}
     assert manifest.accuracy["coreml_parity_db"]["fp16"] >= ONE_STEP_FLOOR_DB["fp16"]
     source = load_source(one_step)
     image = make_pixels(32, 32)
@@ -163,6 +167,24 @@ def test_a_one_step_model_becomes_a_bundle_that_runs(
     expected = (source(tensor, noise)[0] * 255).round().permute(1, 2, 0).numpy()
     assert np.abs(first.astype(int) - expected).max() <= 1
     assert not np.array_equal(first, second)
+
+
+def test_a_variant_without_a_measured_floor_is_refused_for_one_step_models(
+    one_step: Path, tmp_path: Path
+) -> None:
+    wanted = writer.Wanted(("coreml",), variants=("palette4",), tile=32)
+    with pytest.raises(SettingError, match="expected one of fp16, linear8, palette6 for a one-step model"):
+        writer.write_bundle(one_step, tmp_path / "o.gdposr", wanted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_graphs_that_were_folded_wrongly_are_not_exported(
+    one_step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.merge.FOLD_FLOOR_DB", 1000.0)
+    with pytest.raises(FoldError, match="folded graphs within 1000 dB"):
+        writer.write_bundle(one_step, tmp_path / "o.gdposr")
+    assert not list(tmp_path.iterdir())
 
 
 def test_int8_of_a_one_step_model_is_refused_with_the_remedy(

@@ -121,12 +121,20 @@ def test_only_the_three_files_of_a_package_can_be_named(name: str) -> None:
 
 
 def test_a_package_is_one_folder_at_a_size_the_model_takes(with_packages: Path) -> None:
-    files = tuple(PackageFile(f"{name}.mlpackage/Manifest.json", 1, HASH) for name in ("a", "b"))
+    files = tuple(PackageFile(f"a.mlpackage/{name}", 1, HASH) for name in PACKAGE_FILES)
+    other = PackageFile("b.mlpackage/Manifest.json", 1, HASH)
     with pytest.raises(BundleError, match="different files of one package"):
-        Package(files, 64, 64, "iOS17", 40.0)
+        Package((*files, other), 64, 64, "iOS17", 40.0)
     with pytest.raises(BundleError, match="a system such as iOS17"):
-        Package(files[:1], 64, 64, "Android", 40.0)
-    change(with_packages, lambda m: m["coreml"]["fp16"]["encoder"].update(height=63))
+        Package(files, 64, 64, "Android", 40.0)
+    with pytest.raises(BundleError, match=r"also a\.mlpackage/Data/com\.apple\.CoreML/model\.mlmodel"):
+        Package(files[:1], 64, 64, "iOS17", 40.0)
+    with pytest.raises(BundleError, match="floor_db: expected a finite number"):
+        Package(files, 64, 64, "iOS17", "high")  # type: ignore[arg-type]
+    change(with_packages, lambda m: m["coreml"]["fp16"]["encoder"].update(height=32))
+    with pytest.raises(BundleError, match="the same tile, system and kind in both roles"):
+        Bundle.open(with_packages)
+    change(with_packages, lambda m: [p.update(height=63) for p in m["coreml"]["fp16"].values()])
     with pytest.raises(BundleError, match="height and width: expected multiples of"):
         Bundle.open(with_packages)
 

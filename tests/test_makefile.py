@@ -38,7 +38,6 @@ def tree(root: Path, tmp_path: Path) -> Path:
         '#!/bin/sh\necho "$@" >> log\n'
         'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi\n'
         'if [ "$2" = gdposr.demo ]; then echo "the pictures: here" > build/demo/where.txt; fi\n'
-        'if [ "$3" = export ]; then mkdir -p "$7"; echo x > "$7/manifest.json"; fi\n'
     )
     python.chmod(0o755)
     return tmp_path
@@ -81,13 +80,12 @@ def test_second_run_does_nothing(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "kinds"), [("export", "onnx,coreml"), ("export-onnx", "onnx"), ("export-coreml", "coreml")]
 )
-def test_export_targets_run_once(tree: Path, target: str, kinds: str) -> None:
-    make(tree, target, "PYTHON=./fakepython", "OUT=build/x.gdposr")
-    assert log(tree)[-1] == (
-        f"-m gdposr export --checkpoint export/weights/pocket --out build/x.gdposr --targets {kinds}"
-    )
-    make(tree, target, "PYTHON=./fakepython", "OUT=build/x.gdposr")
-    assert log(tree) == []
+def test_export_targets_say_what_to_write(tree: Path, target: str, kinds: str) -> None:
+    for checkpoint in ("export/weights/pocket", "runs/mine"):  # the same OUT again, from another checkpoint
+        make(tree, target, "PYTHON=./fakepython", "OUT=build/x.gdposr", f"CHECKPOINT={checkpoint}")
+        assert log(tree)[-1] == (
+            f"-m gdposr export --checkpoint {checkpoint} --out build/x.gdposr --targets {kinds}"
+        )
 
 
 def test_test_is_the_first_command(tree: Path) -> None:

@@ -137,17 +137,89 @@ def test_overflow_fails_with_its_operation(bundle: Path, packages: dict[str, Pat
     assert "came infinity or NaN first from" in result.error
 
 
+@pytest.mark.parametrize(
+    ("where", "floors"), [("reference", [40.0, 70.0, 70.0]), ("ane", [40.0, 40.0, 40.0])]
+)
+def test_floor_depends_on_the_device(
+    bundle: Path, packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch, where: str, floors: list[float]
+) -> None:
+    monkeypatch.setattr(
+        "export.mil.verify.read_package", lambda path: replace(read_package(path), metadata={FLOOR_KEY: "70"})
+    )
+    results = verify(
+        list(packages.values()),
+        Bundle.open(bundle),
+        samples=1,
+        device=where,
+        open=lambda program, where: open_runner(program),
+    )
+    assert [result.floor_db for result in results] == floors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda op: replace(op, type="levitate") if op.type == "conv" else op, "levitate"),
+        (
+            lambda op: (
+                replace(op, outputs=(replace(op.outputs[0], type=TensorType("fp16", (1, 2, 3, 4))),))
+                if op.type == "conv"
+                else op
+            ),
+            "the program declares",
+        ),
+    ],
+)
+def test_a_broken_package_does_not_stop_the_others(
+    bundle: Path, packages: dict[str, Path], change: Callable[[Operation], Operation], message: str
+) -> None:
+    def broken(program: Program, where: str) -> Any:
+        if program.path == packages["encoder"]:
+            program = replace(program, operations=tuple(map(change, program.operations)))
+        return open_runner(program, where)
+
+    encoder, generator, chain = verify(
+        list(packages.values()), Bundle.open(bundle), samples=1, floor=40, open=broken
+    )
+    assert [result.ok for result in (encoder, generator, chain)] == [False, True, False]
+    assert message in str(encoder.error)
+    assert message in str(chain.error)
+
+
+def test_errors_of_core_ml_are_told_in_one_line(
+    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = read_package(packages["encoder"])
+
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("Error compiling model\nwith a long trace")
+
+    monkeypatch.setattr(device.sys, "platform", "darwin")
+    monkeypatch.setattr(device, "load_model", fail)
+    with pytest.raises(DeviceError, match=r"loads for 'cpu', came RuntimeError: Error compiling model; try"):
+        open_runner(program, "cpu")
+    image = np.zeros((1, 3, HEIGHT, WIDTH), np.float32)
+    with pytest.raises(
+        DeviceError, match="a prediction by Core ML, came RuntimeError: Error compiling model; try"
+    ):
+        CoreMLRunner(program, SimpleNamespace(predict=fail))({"image": image})
+
+
 def test_packages_of_another_model_are_refused(bundle: Path, tmp_path: Path) -> None:
     other = save(lambda a: mb.relu(x=a), tmp_path / "other.mlpackage", inputs=1)
     with pytest.raises(VerifyError, match=r"expected the inputs of an encoder \['image'\] or of a generator"):
         verify([other], Bundle.open(bundle))
 
 
-def test_floor_is_the_packages_own_where_weights_are_compressed(packages: dict[str, Path]) -> None:
+def test_floor_is_what_the_package_promises(packages: dict[str, Path]) -> None:
     program = read_package(packages["encoder"])
     unpacks = Operation("constexpr_lut_to_dense", "weight", {}, ())
     packed = replace(program, operations=(unpacks,), metadata={})
     assert default_floor(program) == 40
+    promising = replace(program, metadata={FLOOR_KEY: "70"})
+    assert default_floor(promising) == 70
+    assert [default_floor(promising, name) for name in device.COMPUTE_UNITS] == [40, 40, 40]
+    assert default_floor(replace(packed, metadata={FLOOR_KEY: "31.5"}), "ane") == 31.5
     assert default_floor(packed) == 25
     assert default_floor(replace(packed, metadata={FLOOR_KEY: "31.5"})) == 31.5
     with pytest.raises(PackageError, match="expected a number of dB, came 'much'; give --floor"):
@@ -173,14 +245,27 @@ def test_devices_other_than_the_reference_need_a_mac(
 
     def load(path: Path, units: str) -> Model:
         asked.append((path, units))
+        (path / "Manifest.json").write_text("{}")  # as coremltools writes it anew
         return Model()
+
+    def content() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in program.path.rglob("*") if file.is_file()}
+
+    before = content()
 
     monkeypatch.setattr(device.sys, "platform", "darwin")
     monkeypatch.setattr(device, "load_model", load)
     image = np.full((1, 3, HEIGHT, WIDTH), 0.5, np.float32)
     for name, units in device.COMPUTE_UNITS.items():
-        found = open_runner(program, name)({"image": image})
-        assert asked[-1] == (program.path, units)
+        run = open_runner(program, name)
+        copy = asked[-1][0]
+        assert asked[-1] == (copy, units)
+        assert copy.name == program.path.name
+        assert (copy / "Data").is_dir()
+        found = run({"image": image})
+        del run
+        assert not copy.parent.exists()
+        assert content() == before
         assert all(np.array_equal(found[n], a) for n, a in Evaluator(program)({"image": image}).items())
 
 

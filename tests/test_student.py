@@ -9,6 +9,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
+from export import student as checkpoints  # noqa: E402  (after importorskip)
 from export.student import Student, StudentConfig, bicubic_weight, load_student, save_student  # noqa: E402  (after importorskip)
 
 SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=4)
@@ -92,6 +93,48 @@ def test_saved_student_comes_back_equal(tmp_path: Path) -> None:
     assert again.config == SMALL
     image, noise = inputs(SMALL, 16, 16)
     assert torch.equal(student(image, noise), again(image, noise))
+
+
+def test_student_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    for steps in (1, 2):
+        save_student(lively(), tmp_path / "own", {"steps": steps})
+        assert load_student(tmp_path / "own")[1] == {"steps": steps}
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "own").stat().st_mode == (
+        tmp_path / "plain"
+    ).stat().st_mode  # open to whom folders are
+    (tmp_path / "own" / "notes.txt").write_text("kept")
+    save_student(lively(), tmp_path / "own", {"steps": 3})
+    assert load_student(tmp_path / "own")[1] == {"steps": 3}
+    assert (tmp_path / "own" / "notes.txt").read_text() == "kept"
+    assert len(list((tmp_path / "own").iterdir())) == 3
+    with pytest.raises(FileExistsError, match=r"notes\.txt is a file, expected a folder"):
+        save_student(lively(), tmp_path / "own" / "notes.txt")
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_failing_save_leaves_the_earlier_student_whole(
+    others: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "student"
+    save_student(lively(), folder, {"steps": 1})
+    if others:
+        (folder / "notes.txt").write_text("kept")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_student(Student(SMALL), folder, {"steps": 2})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    with pytest.raises(OSError, match="No space left"):
+        save_student(Student(SMALL), tmp_path / "first")
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
 def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:

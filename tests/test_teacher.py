@@ -328,8 +328,9 @@ def test_student_learns_to_follow_the_teacher(photos: Path, weights: Path, tmp_p
         **dict.fromkeys(("pixel", "structure", "grid", "feature", "teacher_feature"), 0.0),
     )
     out = tmp_path / "run"
-    run(out, photos, weights, teacher, steps=1, config=config)
-    run(out, photos, weights, teacher, steps=100, config=config, resume=True, cache=(tmp_path / "cache", 24))
+    cache = (tmp_path / "cache", 24)
+    run(out, photos, weights, teacher, steps=1, config=config, cache=cache)
+    run(out, photos, weights, teacher, steps=100, config=config, cache=cache, resume=True)
     before, after = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
     assert after["teacher_psnr"] > before["teacher_psnr"] + 4  # measured: 14.8 to 22.7 dB
     assert after["follows"] > before["follows"] + 0.4  # 0.03 to 0.76
@@ -347,7 +348,8 @@ def test_rows_config_and_provenance_tell_of_the_teacher(
     for found in (last, row, provenance["validation"]):
         assert wanted <= found.keys()
     config = json.loads((out / "config.json").read_text())
-    assert config["teacher"] == provenance["teacher"] == teacher.describe()
+    assert provenance["teacher"] == teacher.describe()
+    assert config["teacher"] == teacher.describe() | {"weight": TINY.teacher}
     assert config["cache"] == [str(tmp_path / "cache"), 2]
 
 
@@ -380,6 +382,29 @@ def test_resume_with_another_teacher_is_refused(
         run(out, photos, weights, other, resume=True)
     with pytest.raises(ValueError, match="begun with the teacher"):
         run(out, photos, weights, None, resume=True, config=distill.PRESETS["tiny"])
+
+
+def test_resume_with_another_weight_of_the_teacher_or_cache_is_refused(
+    teacher: Teacher, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    out, cache = tmp_path / "run", (tmp_path / "cache", 2)
+    run(out, photos, weights, teacher, steps=1, cache=cache)
+    before = (out / "config.json").read_text()
+    other = replace(TINY, teacher=TINY.teacher + 1)
+    changed = rf"\(teacher\.weight: {TINY.teacher} -> {other.teacher}\)"
+    with pytest.raises(ValueError, match=changed):
+        run(out, photos, weights, teacher, config=other, cache=cache, resume=True)
+    for given in (None, (tmp_path / "cache", 3), (tmp_path / "elsewhere", 2)):
+        with pytest.raises(ValueError, match=r"begun with other settings \(cache: "):
+            run(out, photos, weights, teacher, cache=given, resume=True)
+    assert (out / "config.json").read_text() == before
+    assert not (tmp_path / "elsewhere").exists()
+    moved = Teacher(teacher.model, "moved", precision=teacher.precision)
+    assert moved.digest == teacher.digest
+    earlier = json.loads(before)
+    del earlier["teacher"]["weight"]  # as runs were written before it was noted
+    (out / "config.json").write_text(json.dumps(earlier))
+    assert run(out, photos, weights, moved, steps=2, cache=cache, resume=True)["step"] == 2
 
 
 def test_weights_teacher_and_cache_must_belong_together(

@@ -94,12 +94,19 @@ def save_state(
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
-    """Put the folder fresh in target's place; what stood there is removed once the new one is in place."""
+    """Put the folder fresh in target's place; what stood there is removed once the new one is in place, and put back where an error or
+    Ctrl-C comes before that."""
     old = target.with_name(target.name + ".old")
-    if target.exists():  # else .old is what an interrupted swap left, and the only one there is
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    fresh.rename(target)
+    stood = target.exists()
+    try:
+        if stood:  # else .old is what a killed swap left, and the only one there is
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        fresh.rename(target)
+    except BaseException:
+        if stood and not target.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

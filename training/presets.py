@@ -56,8 +56,16 @@ GDPO = {
         precision="fp16",
         gradient_checkpointing=True,
     ),
-    "pocket": GdpoSettings(
-        batch=2, crop=192, lr=1e-4, final_lr=1e-5, rank=16, metrics=("psnr", "niqe"), mild_share=0.4
+    "pocket": GdpoSettings(  # LR-conditioned: the better form at this size, see EXPERIMENTS.md
+        batch=2,
+        crop=192,
+        lr=1e-3,
+        final_lr=1e-5,
+        warmup_steps=5,
+        rank=16,
+        metrics=("psnr", "niqe"),
+        mild_share=0.4,
+        condition="lr",
     ),
     "tiny": GdpoSettings(
         batch=2, crop=64, warmup_steps=1, held_out=1, group=3, metrics=("psnr", "ssim", "niqe")

@@ -6,7 +6,10 @@ an array or as a picture of 0..255.
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +36,7 @@ def open_runner(program: Program, device: str = REFERENCE) -> Runner:
     if device == REFERENCE:
         return unit_range(program, Evaluator(program))
     check_device(device)
-    return unit_range(program, CoreMLRunner(program, load_model(program.path, COMPUTE_UNITS[device])))
+    return unit_range(program, _open_coreml(program, device))
 
 
 def check_device(device: str) -> None:
@@ -53,6 +56,32 @@ def load_model(path: Path, units: str) -> Any:
     return ct.models.MLModel(str(path), compute_units=getattr(ct.ComputeUnit, units))
 
 
+def _open_coreml(program: Program, device: str) -> CoreMLRunner:
+    """A copy of the package, loaded: coremltools writes the manifest of what it opens anew. The copy goes when the runner does."""
+    folder = tempfile.mkdtemp(prefix="gdposr-")
+    try:
+        copy = Path(folder) / program.path.name
+        shutil.copytree(program.path, copy, copy_function=shutil.copyfile)
+        try:
+            model = load_model(copy, COMPUTE_UNITS[device])
+        except Exception as error:  # whatever coremltools and the system's compiler raise
+            raise _failed(program, f"a package that Core ML loads for {device!r}", error) from error
+        runner = CoreMLRunner(program, model)
+        weakref.finalize(runner, shutil.rmtree, folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return runner
+
+
+def _failed(program: Program, expected: str, error: Exception) -> DeviceError:
+    lines = str(error).strip().splitlines()
+    came = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return DeviceError(
+        f"{program.path}: expected {expected}, came {came}; try another device, or --device {REFERENCE}"
+    )
+
+
 class CoreMLRunner:
     """`predict` of a loaded model as arrays: pictures are handed over and taken back as Core ML wants them, in 8 bits."""
 
@@ -62,7 +91,10 @@ class CoreMLRunner:
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
         given = {f.name: _to_coreml(f, inputs[f.name]) for f in self._program.inputs}
-        found = self._model.predict(given)
+        try:
+            found = self._model.predict(given)
+        except Exception as error:  # whatever coremltools and the system's runtime raise
+            raise _failed(self._program, "a prediction by Core ML", error) from error
         missing = [f.name for f in self._program.outputs if f.name not in found]
         if missing:
             raise DeviceError(f"{self._program.path}: expected the outputs {missing}, came {sorted(found)}")

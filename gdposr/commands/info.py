@@ -79,7 +79,9 @@ def describe(bundle: "Bundle", devices: list[str]) -> str:
         tile = f"{first.height}x{first.width}"
         packages.append((variant, *sizes, tile, first.target, f"{first.floor_db:g} dB"))
     tables = [rows for rows in (graphs, packages) if len(rows) > 1]
-    lines = [f"{name:13} {value}" for name, value in facts] + [x for rows in tables for x in ("", table(rows))]
+    lines = [f"{name:13} {value}" for name, value in facts] + [
+        x for rows in tables for x in ("", table(rows))
+    ]
     for title, content in (("accuracy", manifest.accuracy), ("provenance", manifest.provenance)):
         if content:
             lines += ["", title, *_outline(content, 2)]

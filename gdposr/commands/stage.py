@@ -8,6 +8,13 @@ from importlib import import_module
 from gdposr.console import UsageError
 
 STAGE_PACKAGES = ("runtime", "training", "calibration", "export", "gdposr")
+# Packages that a stage needs for a part of its work only, and the extra that brings them.
+EXTRA_OF = {
+    "coremltools": "export,coreml",
+    "diffusers": "export,train",
+    "peft": "export,train",
+    "transformers": "export,train",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ def run_stage(stage: Stage, argv: Sequence[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if not missing or missing in STAGE_PACKAGES:
             raise  # a fault of ours, not a missing extra
+        extra = EXTRA_OF.get(missing, stage.extra)
         raise UsageError(
             f"this needs the package {missing!r}, which is not installed for {sys.executable}: "
-            f'pip install "gdposr[{stage.extra}]"'
+            f'pip install "gdposr[{extra}]"'
         ) from error
