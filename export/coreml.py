@@ -39,8 +39,7 @@ TARGETS: Final = {"iOS17": 8, "iOS18": 9}  # oldest system, and the version of t
 MAX_RANK: Final = 4  # the Neural Engine runs nothing with more axes
 AUTHOR: Final = "The gdposr authors"
 LICENSE: Final = "Apache-2.0"
-OTHER_AUTHOR: Final = "see the checkpoint"  # of models whose weights come from elsewhere
-OTHER_LICENSE: Final = "that of the checkpoint's weights"
+OTHERS: Final = ("see the checkpoint", "that of the checkpoint's weights")  # both, of foreign weights
 PREFIX: Final = "gdposr."  # of the user-defined metadata
 Size = tuple[int, int]  # height and width in LR pixels
 
@@ -67,8 +66,7 @@ def convert(
 
     sizes: further (height, width) that the same package takes. target: the oldest system that runs it. precision: of weights,
     arithmetic and arrays. images: pixel buffers for photo and result. floor_db: the PSNR that the package promises; None: that of a
-    student; pixel buffers promise IMAGE_FLOOR_DB at most. metadata: further user-defined entries, but "author" and "license" are the
-    package's own. The same model gives the same bytes.
+    student; at most IMAGE_FLOOR_DB with images. metadata: author, license, further user-defined entries. Same model, same bytes.
     """
     choices = (("role", role, ROLES), ("target", target, TARGETS), ("precision", precision, ARRAYS))
     for name, value, known in choices:
@@ -103,7 +101,7 @@ def _check_tiles(source: Source, tiles: Sequence[Size], target: str) -> None:
     for height, width in tiles:
         if min(height, width) < least or height % unit or width % unit:
             raise SettingError(
-                f"expected tiles of at least {least} LR pixels each way in multiples of {unit}, came {height}x{width}; choose another size"
+                f"expected tiles of at least {least} LR pixels each way in multiples of {unit}, came {height}x{width}; choose others"
             )
     if len(tiles) > 1 and TARGETS[target] < TARGETS["iOS18"]:
         raise SettingError(
@@ -163,6 +161,7 @@ def _program(
     the tiles is a multiple of one symbol."""
     unit = source.size.multiple_of
     symbols: list[Any] = [None, None]
+    shapes: Any = None
     for axis, name in enumerate(("rows", "columns")):
         cells = [tile[axis] // unit for tile in tiles]
         if len(set(cells)) > 1:
@@ -177,7 +176,6 @@ def _program(
     )
     largest = tuple(max(sides) for sides in zip(*tiles, strict=True))
     example = tuple(torch.zeros(source.shape(tensor, *largest)) for tensor in tensors)
-    shapes: Any = None
     if symbols != [None, None]:
         shapes = (
             (dynamic,) if isinstance(module, _Pixels) else dynamic
@@ -231,7 +229,7 @@ def _describe(
     """Fill in what people and programs read about a package."""
     graph, description = source.specs[role], spec.description
     about, given = description.metadata, dict(metadata)
-    author, license = (AUTHOR, LICENSE) if source.kind == STUDENT else (OTHER_AUTHOR, OTHER_LICENSE)
+    author, license = (AUTHOR, LICENSE) if source.kind == STUDENT else OTHERS
     about.author, about.license = given.pop("author", author), given.pop("license", license)
     about.versionString = _version()
     about.shortDescription = (
