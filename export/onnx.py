@@ -22,7 +22,7 @@ from torch import nn
 from torch.export import Dim
 
 from export.naming import name_by_modules
-from export.source import BASE, FEATURES, IMAGE, NOISE, SR, STUDENT, Source
+from export.source import BASE, FEATURES, IMAGE, NOISE, SR, Source
 from runtime.manifest import GraphSpec, TensorSpec
 
 __all__ = ["BASE", "FEATURES", "IMAGE", "NOISE", "SR", "OnnxPair", "data_file", "export_fp32", "save_checked"]
@@ -63,15 +63,13 @@ def _export(source: Source, role: str, path: Path, metadata: Mapping[str, str], 
             external_data=False,
             verbose=False,
         )
-    # A student keeps the exporter's own names: its bytes are published and must not change.
-    modules = None if source.kind == STUDENT else role
     data_file(path).unlink(missing_ok=True)
     if weight_bytes(module) <= inside_bytes:
-        save_checked(_cleaned(program.model_proto, metadata, modules), path)
+        save_checked(_cleaned(program.model_proto, metadata, role), path)
         return path
     program.save(str(path), external_data=True)  # tensor by tensor, never as a second whole copy
     graph = onnx.load(path, load_external_data=False)
-    onnx.save(_cleaned(graph, metadata, modules), path)
+    onnx.save(_cleaned(graph, metadata, role), path)
     check_file(path)
     return path
 
@@ -111,11 +109,10 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _cleaned(model: onnx.ModelProto, metadata: Mapping[str, str], root: str | None) -> onnx.ModelProto:
-    """Name nodes by their modules below root (None: leave their names), drop the exporter's traces (stack frames and paths of the
-    exporting machine) and set our own metadata."""
-    if root is not None:
-        name_by_modules(model.graph, root)
+def _cleaned(model: onnx.ModelProto, metadata: Mapping[str, str], root: str) -> onnx.ModelProto:
+    """Name nodes by their modules below root, drop the exporter's traces (stack frames and paths of the exporting machine) and set
+    our own metadata."""
+    name_by_modules(model.graph, root)
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
