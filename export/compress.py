@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from export.coreml import FLOOR_DB, IMAGE_FLOOR_DB, PREFIX, TARGETS
 from export.mil.tensor import PackageError
 from export.package import (
     argument,
+    fresh_names,
     operations,
     quiet,
     read_model,
@@ -110,13 +112,19 @@ def compress(
     }
     if not configs:
         return _write(spec, spec, weights_folder(package), out, about)
-    with quiet():
+    with quiet(), fresh_names():
         import coremltools.optimize.coreml as cto
 
         config = cto.OptimizationConfig(op_name_configs=configs)
         shrink = cto.palettize_weights if row.method == "palette" else cto.linear_quantize_weights
-        model = shrink(read_model(package), config)
-    return _write(model.get_spec(), spec, Path(model.weights_dir), out, about)
+        given = read_model(package)
+        model = shrink(given, config)
+    try:
+        return _write(model.get_spec(), spec, Path(model.weights_dir), out, about)
+    finally:  # coremltools would keep both copies in the temporary folder until the process ends
+        for copy in (given, model):
+            if copy.is_temp_package:
+                shutil.rmtree(copy.package_path, ignore_errors=True)
 
 
 def check_variant(name: str, target: str) -> Variant:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.package import SUFFIX, operations, quiet, write_package
+from export.package import SUFFIX, fresh_names, operations, quiet, write_package
 from export.source import BASE, ROLES, STUDENT, Source
 from runtime.errors import GdposrError, SettingError
 from runtime.manifest import TensorSpec
@@ -74,7 +74,7 @@ def convert(
             raise SettingError(f"{name}: expected one of {', '.join(known)}, came {value!r}")
     tiles = tuple(dict.fromkeys([(height, width), *sizes]))
     _check_tiles(source, tiles, target)
-    with quiet():
+    with quiet(), fresh_names():
         model = _model(source, role, tiles, target, precision, images)
     spec = model.get_spec()
     _check(spec, source, role)

@@ -6,6 +6,7 @@ identifier, stamps the day into the model and leaves the order of the protobuf's
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import io
@@ -48,6 +49,19 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextlib.contextmanager
+def fresh_names() -> Iterator[None]:
+    """coremltools numbers the constants it names over all conversions of a process; here from 0, so that a package's bytes do not
+    depend on what was converted before it."""
+    from coremltools.converters.mil.mil.builder import Builder
+
+    before, Builder.name_count = Builder.name_count, collections.defaultdict(int)
+    try:
+        yield
+    finally:
+        Builder.name_count = before
 
 
 def write_package(spec: Model, weights: Path | None, path: Path) -> Path:
