@@ -21,7 +21,7 @@ from export.mil.main import main as coreml  # noqa: E402
 from export.package import read_spec  # noqa: E402
 from export.source import load_source  # noqa: E402
 from export.student import Student, StudentConfig, save_student  # noqa: E402
-from runtime.bundle import Bundle  # noqa: E402
+from runtime.bundle import DEFAULT_BUNDLE, Bundle  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 from runtime.upscaler import Upscaler  # noqa: E402
 from training.model import OneStepModel  # noqa: E402
@@ -84,6 +84,11 @@ def test_its_packages_are_verified_by_the_command(both: Path, capsys: pytest.Cap
     rows = capsys.readouterr().out
     assert rows.count("chain") == 2
     assert coreml(["verify", str(both), "--floor", "150"]) == 1
+
+
+def test_the_packages_that_ship_keep_their_promises(capsys: pytest.CaptureFixture[str]) -> None:
+    assert coreml(["verify", str(DEFAULT_BUNDLE), "--samples", "2"]) == 0, capsys.readouterr().out
+    assert capsys.readouterr().out.count("ok") == 6  # two variants: encoder, generator, both in a chain
 
 
 def test_the_same_checkpoint_gives_the_same_packages(checkpoint: Path, both: Path, tmp_path: Path) -> None:
