@@ -101,17 +101,23 @@ def run(
 # ---------------------------------------------------------------------------------------------------- one noise
 
 
-def test_teacher_and_student_get_the_same_noise(
-    teacher: Teacher, photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[str, torch.Tensor] = {}
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Under "teacher" the noise that the teacher was last given."""
+    noises: dict[str, torch.Tensor] = {}
     start = OneStepModel.start
 
     def watch(self: OneStepModel, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        seen["teacher"] = noise
+        noises["teacher"] = noise
         return start(self, latent, noise)
 
     monkeypatch.setattr(OneStepModel, "start", watch)
+    return noises
+
+
+def test_teacher_and_student_get_the_same_noise(
+    teacher: Teacher, photos: Path, weights: Path, seen: dict[str, torch.Tensor]
+) -> None:
     lesson = next(taught_lessons(rows_of(photos), teacher, TINY, workers=0))
     distiller = distill.Distiller(TINY, SqueezeFeatures(weights))
     distiller.student.generator.noise.register_forward_pre_hook(
@@ -468,16 +474,8 @@ def test_agreement_tells_equal_samples_unrelated_ones_and_half_the_diversity() -
 
 
 def test_student_sample_and_teacher_sample_of_a_seed_share_the_runtimes_noise(
-    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, seen: dict[str, torch.Tensor]
 ) -> None:
-    seen: dict[str, torch.Tensor] = {}
-    start = OneStepModel.start
-
-    def watch(self: OneStepModel, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        seen["teacher"] = noise
-        return start(self, latent, noise)
-
-    monkeypatch.setattr(OneStepModel, "start", watch)
     student = Student(TINY.student).eval()
     student.generator.noise.register_forward_pre_hook(lambda module, inputs: seen.update(student=inputs[0]))
     lr = np.random.default_rng(0).integers(0, 256, (13, 18, 3)).astype(np.uint8)
