@@ -11,12 +11,12 @@ from typing import Any
 # Instruction sets that decide which kernels an inference library picks, as /proc/cpuinfo and sysctl name them.
 X86_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 ARM_FLAGS = ("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve")
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "ncnn", "pillow")
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "ncnn", "pillow")
 
 
 def describe_machine() -> dict[str, Any]:
     """The machine as a JSON-ready dictionary."""
-    from runtime.backend import usable_processors
+    from runtime.devices import usable_processors
 
     model, flags = _processor()
     wanted = ARM_FLAGS if platform.machine().lower() in ("arm64", "aarch64") else X86_FLAGS

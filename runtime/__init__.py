@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import BundleError, DeviceError, GdposrError, ImageError, SettingError
 
 if TYPE_CHECKING:
-    from .backend import available_devices
     from .bundle import Bundle
+    from .devices import available_devices
     from .manifest import Manifest
     from .noise import noise_field
     from .upscaler import Upscaler
@@ -35,7 +35,7 @@ _HOMES = {
     "Bundle": "bundle",
     "Manifest": "manifest",
     "Upscaler": "upscaler",
-    "available_devices": "backend",
+    "available_devices": "devices",
     "noise_field": "noise",
 }
 

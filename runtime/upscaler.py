@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .backend import Backend, OnnxBackend, choices, resolve
+from .backend import Backend, Features, open_backend, placement_note
 from .bundle import Bundle
 from .checks import setting
 from .color import COLOR_FIXES
+from .devices import choices, resolve
 from .errors import DeviceError, GdposrError, SettingError
 from .manifest import Manifest
 from .noise import noise_field
@@ -71,6 +72,7 @@ class Upscaler:
         self._notify = notify
         self._backend: Backend | None = self._load(device, precision, threads, check)
         self.device, self.precision = self._backend.device, self._backend.precision
+        self.placement = self._backend.placement  # graph nodes by provider; None: not known
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -151,7 +153,7 @@ class Upscaler:
             self._note(note)
         for i, (name, kind) in enumerate(options):
             try:
-                backend = OnnxBackend(self.bundle, name, kind, threads)
+                backend = open_backend(self.bundle, name, kind, threads)
                 if check:
                     self._check(backend)
             except DeviceError as error:
@@ -159,6 +161,9 @@ class Upscaler:
                     raise
                 self._note(f"{error}; using {' '.join(options[i + 1])} instead")
             else:
+                warning = placement_note(backend)
+                if warning is not None:
+                    self._note(warning)
                 return backend
         raise AssertionError("choices returns at least one pair")
 
@@ -199,7 +204,7 @@ class _Job:
         per_lr_pixel = sum(4 * t.channels * t.scale**2 for t in self.manifest.encoder.outputs)
         fits = sum(t.padded.height * t.padded.width for t in self.tiles) * per_lr_pixel <= FEATURE_BUDGET
         keep = fits and samples > 1
-        self.features: dict[Tile, dict[str, Floats]] | None = {} if keep else None
+        self.features: dict[Tile, Features] | None = {} if keep else None
 
     def sample(self, sample: int) -> NDArray[Any]:
         """Sample number `sample`, finished."""

@@ -26,7 +26,6 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from runtime import files
-from runtime.backend import OnnxBackend
 from runtime.bundle import Bundle
 from runtime.files import MANIFEST_NAME, GraphFile
 from runtime.manifest import (
@@ -39,6 +38,7 @@ from runtime.manifest import (
     TensorSpec,
 )
 from runtime.noise import noise_field
+from runtime.onnx_backend import OnnxBackend
 from runtime.probe import probe_output
 
 TOY_BUNDLE = Path(__file__).parent / "data" / "toy.gdposr"

@@ -1,28 +1,23 @@
-"""Devices: chosen, refused with a remedy, and never replaced in silence."""
+"""The graphs in ONNX Runtime: run by the contract, from verified bytes, and counted where they were placed."""
 
+import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from runtime import backend as module
-from runtime.backend import (
-    DEVICE_TABLE,
-    DEVICES,
-    OnnxBackend,
-    available_devices,
-    choices,
-    resolve,
-    usable_processors,
-)
+from runtime import devices
+from runtime.backend import open_backend, placement_note
 from runtime.bundle import Bundle
+from runtime.devices import DEVICE_TABLE, available_devices, usable_processors
 from runtime.errors import BundleError, DeviceError, SettingError
 from runtime.files import Graph
 from runtime.noise import noise_field
+from runtime.onnx_backend import OnnxBackend
 from runtime.probe import IDENTICAL_DB, psnr_db, read_rgb, run_probe
 from runtime.upscaler import Upscaler
 
@@ -30,40 +25,6 @@ from runtime.upscaler import Upscaler
 @pytest.fixture(scope="module")
 def bundle(toy_bundle: Path) -> Bundle:
     return Bundle.open(toy_bundle)
-
-
-@pytest.fixture
-def providers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """providers("CUDAExecutionProvider", ...) lets ONNX Runtime claim these besides the CPU."""
-
-    def claim(*names: str) -> None:
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*names, "CPUExecutionProvider"])
-
-    claim()
-    return claim
-
-
-class Wrong:
-    """A device that computes something else: the right backend with its output darkened."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self._right = OnnxBackend(arguments[0], "cpu", *arguments[2:])
-        self.device, self.precision = arguments[1], arguments[2]
-
-    def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        return self._right.encode(image)
-
-    def generate(self, features: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-        return self._right.generate(features, noise) * np.float32(0.8)
-
-
-def test_table() -> None:
-    assert DEVICES[:2] == ("auto", "cpu")
-    assert {"cuda", "ane", "openvino"} < set(DEVICES)
-    assert len(set(DEVICES)) == len(DEVICES) == len(DEVICE_TABLE) + 1
-    assert DEVICE_TABLE[-1].name == "cpu", "auto tries the CPU last"
-    assert all(device.remedy for device in DEVICE_TABLE)
-    assert "cpu" in available_devices()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -89,58 +50,6 @@ def test_views_need_not_be_contiguous(bundle: Bundle) -> None:
     )
 
 
-def test_unknown_device_lists_the_known(bundle: Bundle) -> None:
-    for call in (lambda: OnnxBackend(bundle, "tpu", "fp32"), lambda: resolve(bundle, "tpu")):
-        with pytest.raises(DeviceError, match=r"expected one of auto, cpu, cuda.*came 'tpu'"):
-            call()
-
-
-@pytest.mark.parametrize(
-    ("device", "remedy"),
-    [
-        ("cuda", r'pip install "gdposr\[cuda\]" && pip install --force-reinstall --no-deps onnxruntime-gpu'),
-        ("ane", "macOS"),
-        ("openvino", "onnxruntime-openvino"),
-    ],
-)
-def test_missing_device_names_the_remedy(
-    bundle: Bundle, providers: Callable[..., None], device: str, remedy: str
-) -> None:
-    for call in (
-        lambda: resolve(bundle, device),
-        lambda: OnnxBackend(bundle, device, "fp32"),
-        lambda: Upscaler(bundle, device=device),
-    ):
-        with pytest.raises(DeviceError, match=remedy):
-            call()
-
-
-def test_auto_takes_the_best_installed(bundle: Bundle, providers: Callable[..., None]) -> None:
-    assert resolve(bundle)[:2] == ("cpu", "int8"), "the bundle's precision for the CPU"
-    providers("OpenVINOExecutionProvider", "CUDAExecutionProvider")
-    assert available_devices() == ("cuda", "openvino", "cpu")
-    assert resolve(bundle)[:2] == ("cuda", "fp32"), "fp32 where the bundle names none"
-    assert choices(bundle) == [("cuda", "fp32"), ("openvino", "fp32"), ("cpu", "int8"), ("cpu", "fp32")]
-    assert choices(bundle, precision="int8") == [("cuda", "int8"), ("openvino", "int8"), ("cpu", "int8")]
-    assert choices(bundle, "cpu", "fp32") == [("cpu", "fp32")]
-
-
-def test_unused_gpu_is_mentioned(bundle: Bundle, providers: Callable[..., None], monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "_has_nvidia_gpu", lambda: True)
-    assert "gdposr[cuda]" in resolve(bundle)[2][0]
-    assert resolve(bundle, "cpu")[2] == [], "who asks for the CPU knows"
-    notes: list[str] = []
-    with Upscaler(bundle, notify=notes.append) as upscaler:
-        assert upscaler.notes == tuple(notes)
-        assert len(notes) == 1
-
-
-def test_unknown_precision(bundle: Bundle) -> None:
-    for call in (lambda: resolve(bundle, "cpu", "fp16"), lambda: OnnxBackend(bundle, "cpu", "int4")):
-        with pytest.raises(BundleError, match="expected one of fp32, int8"):
-            call()
-
-
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])
 def test_bad_threads(bundle: Bundle, threads: Any) -> None:
     with pytest.raises(SettingError, match="threads"):
@@ -152,64 +61,11 @@ def test_thread_count(bundle: Bundle) -> None:
     assert OnnxBackend(bundle, "cpu", "fp32").threads == usable_processors() >= 1
 
 
-def test_silent_fallback_of_the_library_is_an_error(
-    bundle: Bundle, providers: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ONNX Runtime with a broken CUDA installation warns and computes on the CPU; here that is an error or a note."""
-    providers("CUDAExecutionProvider")
-    real = onnxruntime.InferenceSession
-
-    def session(content: bytes, options: Any, providers: list[Any]) -> Any:
-        return real(content, options, providers=["CPUExecutionProvider"])
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    with pytest.raises(DeviceError, match="expected to run on cuda, came to run elsewhere"):
-        Upscaler(bundle, device="cuda")
-    notes: list[str] = []
-    upscaler = Upscaler(bundle, notify=notes.append)
-    assert (upscaler.device, upscaler.precision) == ("cpu", "int8")
-    assert "using cpu int8 instead" in notes[-1]
-
-
-def test_device_that_fails_to_load(
-    bundle: Bundle, providers: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    providers("CUDAExecutionProvider")
-    real = onnxruntime.InferenceSession
-
-    def session(content: bytes, options: Any, providers: list[Any]) -> Any:
-        if providers[0][0] == "CUDAExecutionProvider":
-            raise RuntimeError("no driver\nmore lines")
-        return real(content, options, providers=providers)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    with pytest.raises(DeviceError, match="no driver; upgrade"):
-        Upscaler(bundle, device="cuda")
-    assert "no driver" in Upscaler(bundle).notes[-1]
-
-
 def test_probe_passes_on_the_cpu(bundle: Bundle) -> None:
     for precision in ("fp32", "int8"):
         result = run_probe(bundle, OnnxBackend(bundle, "cpu", precision))
         assert result.ok
         assert result.psnr_db >= result.floor_db == bundle.manifest.probe.floor_db[precision]
-
-
-def test_device_that_computes_something_else(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not run_probe(bundle, Wrong(bundle, "cpu", "fp32")).ok
-
-    def build(bundle: Bundle, device: str, precision: str, threads: int | None) -> Any:
-        kind = Wrong if precision == "int8" else OnnxBackend
-        return kind(bundle, device, precision, threads)
-
-    monkeypatch.setattr("runtime.upscaler.OnnxBackend", build)
-    with pytest.raises(DeviceError, match=r"cpu int8 does not compute the model rightly.*35\.0 dB"):
-        Upscaler(bundle, device="cpu", precision="int8")
-    upscaler = Upscaler(bundle, device="cpu")
-    assert upscaler.precision == "fp32"
-    assert "using cpu fp32 instead" in upscaler.notes[-1]
-    unchecked = Upscaler(bundle, precision="int8", check=False)
-    assert (unchecked.precision, unchecked.notes) == ("int8", ())
 
 
 def test_psnr() -> None:
@@ -262,8 +118,177 @@ def test_failing_run_is_a_device_error(bundle: Bundle) -> None:
         backend.encode(np.zeros((1, 5, 8, 8), np.float32))
 
 
+# --- features in the device's memory ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU as if it were a card: features stay in tensors of ONNX Runtime."""
+    rows = tuple(dataclasses.replace(row, memory="cpu") if row.name == "cpu" else row for row in DEVICE_TABLE)
+    monkeypatch.setattr(devices, "DEVICE_TABLE", rows)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_bound_tensors_give_the_same_result(
+    bundle: Bundle, request: pytest.FixtureRequest, precision: str
+) -> None:
+    plain = OnnxBackend(bundle, "cpu", precision)
+    request.getfixturevalue("cpu_memory")
+    bound = OnnxBackend(bundle, "cpu", precision)
+    image = np.random.default_rng(0).random((2, 10, 14, 3), dtype=np.float32).transpose(0, 3, 1, 2)
+    noise = np.stack([noise_field(0, k, 5, 7) for k in range(2)])
+    features = bound.encode(image)
+    assert all(isinstance(value, onnxruntime.OrtValue) for value in features.values())
+    expected = plain.generate(plain.encode(image), noise)
+    for _ in range(2):  # the features serve any number of samples
+        output = bound.generate(features, noise)
+        assert isinstance(output, np.ndarray)
+        np.testing.assert_array_equal(output, expected)
+    np.testing.assert_array_equal(bound.generate(plain.encode(image), noise), expected)
+    with pytest.raises(DeviceError, match=rf"cpu \({precision}\) failed on inputs .*\(2, 4, 5, 7\)"):
+        bound.generate(features, noise[:, :, :3])
+
+
+def test_upscaler_takes_bound_tensors(bundle: Bundle, request: pytest.FixtureRequest) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)
+    plain = Upscaler(bundle, device="cpu", precision="fp32", tile=16).up(image, samples=2)
+    request.getfixturevalue("cpu_memory")
+    bound = Upscaler(bundle, device="cpu", precision="fp32", tile=16).up(image, samples=2)
+    np.testing.assert_array_equal(bound, plain)
+
+
+class Card:
+    """A session of a card that notes what is bound where, and computes on the CPU."""
+
+    log: tuple[tuple[str, ...], ...] = ()
+
+    def __init__(self, content: bytes, options: Any, providers: list[Any]) -> None:
+        self._real = REAL_SESSION(content, options, providers=["CPUExecutionProvider"])
+        self.providers = [name for name, *_ in (p if isinstance(p, tuple) else (p,) for p in providers)]
+
+    def get_providers(self) -> list[str]:
+        return self.providers
+
+    def get_inputs(self) -> Any:
+        return self._real.get_inputs()
+
+    def get_outputs(self) -> Any:
+        return self._real.get_outputs()
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        on_card = SimpleNamespace(ep_name="CUDAExecutionProvider", get_nodes=lambda: ["Conv", "Add", "Relu"])
+        on_cpu = SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: ["Shape"])
+        return [on_card, on_cpu]
+
+    def io_binding(self) -> "CardBinding":
+        return CardBinding(self._real.io_binding())
+
+    def run_with_iobinding(self, binding: "CardBinding") -> None:
+        Card.log += (("run",),)
+        self._real.run_with_iobinding(binding.real)
+
+
+class CardBinding:
+    """An IO binding with a card's memory taken from the CPU."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def bind_cpu_input(self, name: str, array: np.ndarray) -> None:
+        Card.log += (("from cpu", name),)
+        self.real.bind_cpu_input(name, array)
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        Card.log += (("stays", name),)
+        self.real.bind_ortvalue_input(name, value)
+
+    def bind_output(self, name: str, memory: str) -> None:
+        Card.log += (("to", memory, name),)
+        self.real.bind_output(name, "cpu")
+
+    def get_outputs(self) -> Any:
+        return self.real.get_outputs()
+
+
+REAL_SESSION = onnxruntime.InferenceSession
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> type[Card]:
+    """ONNX Runtime with a CUDA device that is a `Card`."""
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Card)
+    monkeypatch.setattr(Card, "log", ())
+    return Card
+
+
+def test_features_stay_on_the_card(bundle: Bundle, card: type[Card]) -> None:
+    backend = open_backend(bundle, "cuda", "fp32")
+    image = np.random.default_rng(0).random((1, 3, 10, 14), dtype=np.float32)
+    features = backend.encode(image)
+    assert card.log == (
+        ("from cpu", "image"), ("to", "cuda", "features"), ("to", "cuda", "base"), ("run",)
+    )  # fmt: skip
+    card.log = ()
+    output = backend.generate(features, noise_field(0, 0, 5, 7)[None])
+    assert card.log == (
+        ("stays", "features"), ("stays", "base"), ("from cpu", "noise"), ("to", "cpu", "sr"), ("run",)
+    )  # fmt: skip
+    assert output.shape == (1, 3, 40, 56)
+
+
+# --- placement --------------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_on_the_cpu_are_counted(bundle: Bundle) -> None:
+    if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        pytest.skip("needs ONNX Runtime 1.24")
+    for precision in ("fp32", "int8"):
+        backend = OnnxBackend(bundle, "cpu", precision)
+        assert backend.placement is not None
+        assert set(backend.placement) == {"CPUExecutionProvider"}
+        assert 10 < backend.placement["CPUExecutionProvider"] < 100
+        assert placement_note(backend) is None
+        assert Upscaler(bundle, device="cpu", precision=precision).placement == backend.placement
+
+
+def test_nodes_of_both_graphs_are_counted(bundle: Bundle, card: type[Card]) -> None:
+    backend = OnnxBackend(bundle, "cuda", "fp32")
+    assert backend.placement == {"CUDAExecutionProvider": 6, "CPUExecutionProvider": 2}
+    assert placement_note(backend) is None
+
+
+def test_unknown_placement_is_none(bundle: Bundle, card: type[Card], monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime before 1.24 does not tell."""
+    monkeypatch.delattr(card, "get_provider_graph_assignment_info")
+    backend = OnnxBackend(bundle, "cuda", "fp32")
+    assert backend.placement is None
+    assert placement_note(backend) is None
+
+
+def test_card_that_runs_little_is_noted(
+    bundle: Bundle, card: type[Card], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = [
+        SimpleNamespace(ep_name="CUDAExecutionProvider", get_nodes=lambda: ["Conv"]),
+        SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: ["Add", "Relu"]),
+    ]
+    monkeypatch.setattr(card, "get_provider_graph_assignment_info", lambda _: info)
+    notes: list[str] = []
+    with Upscaler(bundle, device="cuda", precision="fp32", notify=notes.append) as upscaler:
+        assert upscaler.placement == {"CUDAExecutionProvider": 2, "CPUExecutionProvider": 4}
+        assert upscaler.notes == tuple(notes)
+    assert "only 2 of 6 graph nodes of fp32 run on cuda" in notes[0]
+
+
 @pytest.mark.gpu
 def test_cuda(bundle: Bundle) -> None:
     if "cuda" not in available_devices():
         pytest.skip("needs onnxruntime-gpu")
-    assert run_probe(bundle, OnnxBackend(bundle, "cuda", "fp32")).ok
+    backend = OnnxBackend(bundle, "cuda", "fp32")
+    assert run_probe(bundle, backend).ok
+    features = backend.encode(np.zeros((1, 3, 8, 8), np.float32))
+    assert {value.device_name() for value in features.values()} == {"cuda"}
+    assert backend.placement is None or placement_note(backend) is None

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.backend import OnnxBackend, choices
 from runtime.bundle import Bundle
+from runtime.devices import choices
 from runtime.errors import BundleError, DeviceError
 from runtime.files import PACKAGE_FILES, Graph, GraphFile, Package, PackageFile, WeightFile
 from runtime.manifest import Manifest
+from runtime.onnx_backend import OnnxBackend
 
 HASH = "0" * 64
 

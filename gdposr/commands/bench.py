@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,24 @@ if TYPE_CHECKING:
 
 HELP = "measure speed and memory, also beside other models"
 
-Times = dict[str, list[float]]  # contender -> milliseconds per round
+COLUMNS = {
+    "encoder": "encoder_ms",
+    "generator": "generator_ms",
+    "first sample": "first_sample_ms",
+    "further sample": "further_sample_ms",
+    "picture": "picture_ms",
+}
+
+Times = dict[str, list[float]]  # call -> milliseconds per round
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A precision on a device. label: the precision's name, with the device's before it where several devices are compared."""
+
+    label: str
+    device: str
+    precision: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warmup", type=whole_number(0), default=3, help="rounds before measuring (default: 3)"
     )
-    parser.add_argument("--device", default="auto", help="where to run (default: auto)")
+    parser.add_argument(
+        "--device",
+        action="append",
+        help="where to run; may be repeated, to compare devices (default: auto)",
+    )
     parser.add_argument(
         "--precision", action="append", help="measure only this one; may be repeated (default: all)"
     )
@@ -57,42 +79,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gdposr.machine import describe_machine
-    from runtime.backend import resolve, usable_processors
     from runtime.bundle import Bundle
+    from runtime.devices import usable_processors
 
     bundle = Bundle.open(args.bundle)
     threads = args.threads or usable_processors()
-    device = ""
+    contenders = choose(bundle, args.device or ["auto"], args.precision or list(bundle.manifest.graphs))
+    devices = ", ".join(dict.fromkeys(one.device for one in contenders))
     calls: dict[str, Callable[[], object]] = {}
-    precisions = args.precision or list(bundle.manifest.graphs)
-    for precision in precisions:
-        device, precision, notes = resolve(bundle, args.device, precision)
-        for note in notes:
-            say(note)
-        calls |= own_calls(bundle, device, precision, threads, args.size)
+    for one in contenders:
+        calls |= own_calls(bundle, one.device, one.precision, threads, args.size, one.label)
     peers = peer_calls(args.peer_onnx, args.peer_ncnn, threads, args.size)
     say(
-        f"{len(calls) + len(peers)} contenders, {args.rounds} rounds of {args.size}x{args.size}, {threads} threads on {device}"
+        f"{len(calls) + len(peers)} contenders, {args.rounds} rounds of {args.size}x{args.size}, {threads} threads on {devices}"
     )
     times = measure(calls | peers, args.rounds, args.warmup)
     memory = {
-        precision: peak_memory(bundle, device, precision, threads, args.size) for precision in precisions
+        one.label: peak_memory(bundle, one.device, one.precision, threads, args.size) for one in contenders
     }
     result = {
         "version": __version__,
         "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
         "machine": describe_machine(),
-        "device": device,
+        "device": devices,
         "threads": threads,
         "size": args.size,
         "rounds": args.rounds,
         "warmup": args.warmup,
         "precisions": {
-            precision: own_figures(times, precision) | {"peak_memory_mb": memory[precision]}
-            for precision in precisions
+            one.label: own_figures(times, one.label) | {"peak_memory_mb": memory[one.label]}
+            for one in contenders
         },
         "peers": {name: {"ms": spread(times[name])} for name in peers},
-        "ratios": ratios(times, precisions, list(peers)),
+        "ratios": ratios(times, contenders, list(peers)),
     }
     if args.json:
         emit(result)
@@ -101,13 +120,30 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
+def choose(bundle: "Bundle", devices: Sequence[str], precisions: Sequence[str]) -> list[Contender]:
+    """Every precision on every device, each once; notes about the choice are told."""
+    from runtime.devices import resolve
+
+    chosen: list[tuple[str, str]] = []
+    for device in dict.fromkeys(devices):
+        for precision in precisions:
+            name, kind, notes = resolve(bundle, device, precision)
+            for note in notes:
+                say(note)
+            chosen.append((name, kind))
+    several = len({name for name, _ in chosen}) > 1
+    return [
+        Contender(f"{name} {kind}" if several else kind, name, kind) for name, kind in dict.fromkeys(chosen)
+    ]
+
+
 def own_calls(
-    bundle: "Bundle", device: str, precision: str, threads: int, size: int
+    bundle: "Bundle", device: str, precision: str, threads: int, size: int, label: str | None = None
 ) -> dict[str, Callable[[], object]]:
-    """The timed calls of one precision: each graph alone, and a whole picture through the pipeline (tiles, colour, noise)."""
+    """The timed calls of a contender: each graph alone, and a whole picture through the pipeline (tiles, colour, noise)."""
     import numpy as np
 
-    from runtime.backend import OnnxBackend
+    from runtime.backend import open_backend
     from runtime.noise import noise_field
     from runtime.upscaler import Upscaler
 
@@ -116,7 +152,8 @@ def own_calls(
         raise UsageError(
             f"--size: this model takes multiples of {rule.multiple_of} from {rule.minimum} on, got {size}"
         )
-    backend = OnnxBackend(bundle, device, precision, threads)
+    label = precision if label is None else label
+    backend = open_backend(bundle, device, precision, threads)
     picture = test_picture(size)
     image = picture.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
     cells = size // noise.downscale
@@ -124,9 +161,9 @@ def own_calls(
     features = backend.encode(image)
     upscaler = Upscaler(bundle, device=device, precision=precision, threads=threads, check=False)
     return {
-        f"{precision} encoder": lambda: backend.encode(image),
-        f"{precision} generator": lambda: backend.generate(features, grain),
-        f"{precision} picture": lambda: upscaler.up(picture),
+        f"{label} encoder": lambda: backend.encode(image),
+        f"{label} generator": lambda: backend.generate(features, grain),
+        f"{label} picture": lambda: upscaler.up(picture),
     }
 
 
@@ -157,33 +194,35 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int, warmup: int) ->
     return times
 
 
-def own_figures(times: Times, precision: str) -> dict[str, Any]:
+def own_figures(times: Times, label: str) -> dict[str, Any]:
     """first: encoder and generator; further: the generator alone, since the features are kept; picture: `Upscaler.up`."""
-    encoder, generator = times[f"{precision} encoder"], times[f"{precision} generator"]
+    encoder, generator = times[f"{label} encoder"], times[f"{label} generator"]
     return {
         "encoder_ms": spread(encoder),
         "generator_ms": spread(generator),
         "first_sample_ms": spread(_sum(encoder, generator)),
         "further_sample_ms": spread(generator),
-        "picture_ms": spread(times[f"{precision} picture"]),
+        "picture_ms": spread(times[f"{label} picture"]),
     }
 
 
-def ratios(times: Times, precisions: Sequence[str], peers: Sequence[str]) -> dict[str, float]:
-    """The figures that hold from machine to machine, each the median over the rounds."""
+def ratios(times: Times, contenders: Sequence[Contender], peers: Sequence[str]) -> dict[str, float]:
+    """The figures that hold from machine to machine, each the median over the rounds: every contender against fp32 on its own
+    device, against its own precision on the first device, and against the peers."""
     first = {
-        precision: _sum(times[f"{precision} encoder"], times[f"{precision} generator"])
-        for precision in precisions
+        one.label: _sum(times[f"{one.label} encoder"], times[f"{one.label} generator"]) for one in contenders
     }
+    labels = {(one.device, one.precision): one.label for one in contenders}
     result = {}
-    for precision in precisions:
-        result[f"{precision} further / first sample"] = _ratio(
-            times[f"{precision} generator"], first[precision]
+    for one in contenders:
+        result[f"{one.label} further / first sample"] = _ratio(
+            times[f"{one.label} generator"], first[one.label]
         )
-        if precision != "fp32" and "fp32" in first:
-            result[f"{precision} / fp32"] = _ratio(first[precision], first["fp32"])
+        for other in ((one.device, "fp32"), (contenders[0].device, one.precision)):
+            if other in labels and other != (one.device, one.precision):
+                result[f"{one.label} / {labels[other]}"] = _ratio(first[one.label], first[labels[other]])
         for peer in peers:
-            result[f"{precision} / {peer}"] = _ratio(first[precision], times[peer])
+            result[f"{one.label} / {peer}"] = _ratio(first[one.label], times[peer])
     return result
 
 
@@ -239,22 +278,11 @@ def as_text(result: dict[str, Any]) -> str:
         + " ".join(f"{name} {version}" for name, version in machine["packages"].items()),
         "",
     ]
-    rows: list[tuple[str, ...]] = [
-        (
-            "ms, median [quartiles]",
-            "encoder",
-            "generator",
-            "first sample",
-            "further sample",
-            "picture",
-            "peak memory",
-        )
-    ]
-    columns = ("encoder_ms", "generator_ms", "first_sample_ms", "further_sample_ms", "picture_ms")
-    for precision, figures in result["precisions"].items():
+    rows: list[tuple[str, ...]] = [("ms, median [quartiles]", *COLUMNS, "peak memory")]
+    for label, figures in result["precisions"].items():
         peak = figures["peak_memory_mb"]
         memory = "unknown" if peak is None else f"{peak:.0f} MB"
-        rows.append((precision, *(_shown(figures[column]) for column in columns), memory))
+        rows.append((label, *(_shown(figures[column]) for column in COLUMNS.values()), memory))
     rows += [(name, "", "", _shown(peer["ms"]), "", "", "") for name, peer in result["peers"].items()]
     lines += [
         table(rows),

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runtime.backend import available_devices
     from runtime.bundle import Bundle
+    from runtime.devices import available_devices
 
     bundle = Bundle.open(args.bundle)
     devices = list(available_devices())

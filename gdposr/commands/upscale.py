@@ -155,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
             interrupted = True
             say("interrupted; finished files stay, no partial file is left")
         device, precision, notes = upscaler.device, upscaler.precision, list(upscaler.notes)
+        placement = upscaler.placement
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if args.json:
         emit(
@@ -163,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
                 "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
                 "device": device,
                 "precision": precision,
+                "placement": placement,
                 "notes": notes,
                 "seed": wish.seed,
                 "samples": wish.samples,

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, quiet: bool) -> dict[str, Any]:
     """Run the probe in one precision. A device or precision that does not exist is the caller's mistake and raises."""
-    from runtime.backend import OnnxBackend, resolve
+    from runtime.backend import open_backend, placement_note
+    from runtime.devices import resolve
     from runtime.errors import GdposrError
     from runtime.probe import run_probe
 
@@ -76,17 +77,31 @@ def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, q
         say(note)
     result: dict[str, Any] = {"device": chosen, "precision": precision, "ok": False, "notes": list(notes)}
     try:
-        outcome = run_probe(bundle, OnnxBackend(bundle, chosen, precision, threads))
+        backend = open_backend(bundle, chosen, precision, threads)
+        outcome = run_probe(bundle, backend)
     except GdposrError as error:  # graphs that cannot be loaded or run here
         say(f"failed: {one_line(error)}")
-        return result | {"psnr_db": None, "floor_db": None, "error": one_line(error)}
+        empty = {"placement": None, "psnr_db": None, "floor_db": None}
+        return result | empty | {"error": one_line(error)}
+    warning = placement_note(backend)
+    if warning is not None:
+        say(warning)
+        result["notes"].append(warning)
     if not quiet:
         verdict = "ok    " if outcome.ok else "FAILED"
         figures = f"{outcome.psnr_db:.1f} dB, floor {outcome.floor_db:g} dB"
-        print(f"probe   {verdict}  {precision} on {chosen}: {figures}")
+        print(f"probe   {verdict}  {precision} on {chosen}: {figures}{_nodes(backend.placement)}")
     return result | {
+        "placement": backend.placement,
         "psnr_db": outcome.psnr_db,
         "floor_db": outcome.floor_db,
         "ok": outcome.ok,
         "error": None,
     }
+
+
+def _nodes(placement: dict[str, int] | None) -> str:
+    """Where the graphs' nodes run, to end a line with."""
+    if placement is None:
+        return ""
+    return "; nodes: " + ", ".join(f"{count} {provider}" for provider, count in placement.items())
