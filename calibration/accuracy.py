@@ -1,13 +1,15 @@
 """Accuracy of a bundle on pairs of small and large photos: one row per method, measured alike.
 
-Rows: bicubic, folders of pictures made elsewhere, other models given as functions, and the bundle in each
-precision. Everything is deterministic: seeds are arguments, pairs are sorted by name, pictures are compared
-as 8-bit RGB.
+Rows: bicubic, folders of pictures made elsewhere, other models given as functions, the bundle in each
+precision, and whatever else it holds, given as methods. Everything is deterministic: seeds are arguments.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +17,30 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.errors import ImageError
-from runtime.niqe import niqe
 from runtime.upscaler import Upscaler
 
-from . import metrics, sqf
-from .gates import GateResult, Gates, check_gates
-from .methods import Method, bicubic, bicubic_method, folder_method, model_method, peer_method, precision_rank
-from .pairs import Pair, find_pairs, read_rgb
+from . import perceptual, sqf
+from .gates import REFERENCE, GateResult, Gates, check_gates
+from .methods import Method, bicubic_method, folder_method, model_method, peer_method, precision_rank
+from .pairs import find_pairs
+from .rows import (
+    DIVERSITY_IMAGES,
+    DIVERSITY_SAMPLES,
+    ImageScore,
+    Observe,
+    Row,
+    compared,
+    measure_originals,
+    measure_row,
+)
+from .sensitivity import LayerNoise, read_rows
 
-Score = Callable[[np.ndarray, np.ndarray], float]
+__all__ = ["AccuracyReport", "ImageScore", "Observe", "Row", "evaluate", "measure_row", "versions"]
+
 Progress = Callable[[int, int, str], None]  # pictures done, pictures in all, row being measured
-Observe = Callable[
-    [str, str, np.ndarray], None
-]  # row ("LR", "HR" or its name), picture name, (H, W, 3) uint8
-
-DIVERSITY_IMAGES, DIVERSITY_SAMPLES = 8, 4
-
-
-@dataclass(frozen=True)
-class ImageScore:
-    """One picture of one method. sqf: None without weights; checkerboard: None for a picture below 128
-    pixels.
-    """
-
-    name: str
-    psnr: float  # dB, infinite for equal pictures
-    ssim: float
-    sqf: float | None
-    niqe: float
-    colour_shift: tuple[float, float, float]  # R, G, B against bicubic, 1/255
-    checkerboard: float | None  # dB
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method: means over all pictures, and the pictures. None: does not apply or was not measured."""
-
-    name: str
-    kind: str
-    psnr: float
-    ssim: float
-    sqf: float | None
-    niqe: float
-    colour_shift: tuple[float, float, float]
-    colour_shift_abs: (
-        float  # mean over pictures and channels of the shift without sign: tints that cancel out in the mean
-    )
-    checkerboard: float | None
-    diversity: float | None  # mean pairwise RMS distance between samples, 1/255
-    parameters: int | None
-    bytes: int | None
-    device: str | None
-    notes: tuple[str, ...]
-    images: tuple[ImageScore, ...]
+PACKAGES = (
+    "gdposr", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "coremltools", "openvino", "pyiqa"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,6 +58,12 @@ class AccuracyReport:
     hr_checkerboard: float | None
     rows: tuple[Row, ...]
     gates: tuple[GateResult, ...] = field(default=())
+    extra_metrics: tuple[str, ...] = ()
+    extra_note: str | None = None  # why there are none
+    budgets: dict[str, dict[str, float]] = field(default_factory=dict)  # row -> gate -> limit applied
+    sensitivity: dict[str, tuple[LayerNoise, ...]] = field(default_factory=dict)  # target -> layers
+    machine: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)  # distribution -> version
 
     @property
     def ok(self) -> bool | None:
@@ -99,8 +78,13 @@ class AccuracyReport:
         raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: a number that is not finite (PSNR of equal pictures) becomes null."""
-        plain: dict[str, Any] = _plain(asdict(self) | {"ok": self.ok})
+        """Ready for JSON: a number that is not finite (PSNR of equal pictures) becomes null. Differences also say whether they are
+        real."""
+        values = asdict(self)
+        for row, plain_row in zip(self.rows, values["rows"], strict=True):
+            for name, difference in row.differences.items():
+                plain_row["differences"][name]["real"] = difference.real
+        plain: dict[str, Any] = _plain(values | {"ok": self.ok})
         return plain
 
 
@@ -117,38 +101,42 @@ def evaluate(
     limit: int | None = None,
     folders: Mapping[str, str | Path] | None = None,
     peers: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    methods: Sequence[Method] = (),
     sqf_weights: str | Path | None = None,
+    extra_metrics: Sequence[str] = (),
     diversity_images: int = DIVERSITY_IMAGES,
     diversity_samples: int = DIVERSITY_SAMPLES,
-    gates: Gates | None = None,
+    budgets: Mapping[str, Gates] | None = None,
+    machine: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     observe: Observe | None = None,
 ) -> AccuracyReport:
     """Measure a bundle (None: the built-in one) on all pairs of two folders.
 
     precisions: None = all the bundle has. folders: name -> pictures already enlarged. peers: name -> function
-    from (h, w, 3) uint8 to (H, W, 3) uint8. limit: only the first pairs. observe is handed every picture, for
-    a report's crops.
+    from (h, w, 3) uint8 to (H, W, 3) uint8. methods: further rows, such as the bundle's Core ML packages; those
+    of kind "model" take part in gates. extra_metrics: names of `perceptual`. budgets: row -> its limits. limit:
+    only the first pairs. machine: what the report is to say of it. observe is handed every picture, for a
+    report's crops.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
-    chosen = list(precisions or sorted(manifest.graphs, key=precision_rank))
-    unknown = [name for name in chosen if name not in manifest.graphs]
-    if unknown:
-        raise ImageError(f"the bundle has no {unknown[0]}: choose from {', '.join(manifest.graphs)}")
-    if gates and gates.needs_reference and "fp32" not in chosen:
-        raise ImageError("gates against fp32 need it among the precisions: add fp32")
+    chosen = measured_precisions(opened, precisions)
+    sensitivity = read_rows(manifest.accuracy.get("sensitivity", {}))
+    models = [*chosen, *(method.name for method in methods if method.kind == "model")]
+    _check_budgets(budgets or {}, models)
     pairs = find_pairs(lr_dir, hr_dir, limit)
     others = [folder_method(name, Path(folder), pairs) for name, folder in (folders or {}).items()]
     others += [peer_method(name, run) for name, run in (peers or {}).items()]
     reserved = ["bicubic", "LR", "HR", *chosen]
-    names = [method.name for method in others]
+    names = [method.name for method in (*others, *methods)]
     clash = [name for name in names if name in reserved or names.count(name) > 1]
     if clash:
         raise ImageError(f"two rows would be called {clash[0]!r}: give the folder or peer another name")
     note = sqf.unavailable(sqf_weights)
     score = None if note or sqf_weights is None else sqf.scorer(sqf_weights)
-    total, done = len(pairs) * (1 + len(others) + len(chosen)), 0
+    extra = perceptual.scorers(extra_metrics)
+    total, done = len(pairs) * (1 + len(names) + len(chosen)), 0
 
     def tick(row: str) -> None:
         nonlocal done
@@ -158,16 +146,17 @@ def evaluate(
 
     def measure(method: Method) -> Row:
         return measure_row(
-            method, pairs, manifest.scale, score, diversity_images, diversity_samples, tick, observe
+            method, pairs, manifest.scale, score, diversity_images, diversity_samples, tick, observe, extra
         )
 
-    hr_niqe, hr_checkerboard = _measure_originals(pairs, observe)
+    hr_niqe, hr_checkerboard = measure_originals(pairs, observe)
     rows = [measure(method) for method in (bicubic_method(manifest.scale), *others)]
     for precision in chosen:  # one model in memory at a time
         with Upscaler(
             opened, device=device, precision=precision, threads=threads, color_fix=color_fix
         ) as upscaler:
             rows.append(measure(model_method(precision, upscaler, opened, seed)))
+    rows = compared([*rows, *(measure(method) for method in methods)])
     return AccuracyReport(
         bundle={"name": manifest.name, "digest": opened.digest},
         scale=manifest.scale,
@@ -179,99 +168,46 @@ def evaluate(
         hr_niqe=hr_niqe,
         hr_checkerboard=hr_checkerboard,
         rows=tuple(rows),
-        gates=check_gates(gates, rows) if gates else (),
+        gates=check_gates(budgets or {}, rows),
+        extra_metrics=tuple(extra),
+        extra_note=None if extra else perceptual.available()[1] or "none was asked for",
+        budgets={row: gates.to_dict() for row, gates in (budgets or {}).items()},
+        sensitivity=sensitivity,
+        machine=dict(machine or {}),
+        versions=versions(),
     )
 
 
-def measure_row(
-    method: Method,
-    pairs: Sequence[Pair],
-    scale: int,
-    score: Score | None,
-    diversity_images: int = DIVERSITY_IMAGES,
-    diversity_samples: int = DIVERSITY_SAMPLES,
-    tick: Callable[[str], None] | None = None,
-    observe: Observe | None = None,
-) -> Row:
-    """All pictures of one method. score: SQF, None to leave it out. Diversity is taken on the first pictures
-    only.
-    """
-    images, spread = [], []
-    for index, pair in enumerate(pairs):
-        lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
-        _check_sizes(pair, lr, hr, scale)
-        sr = method.upscale(pair.name, lr)
-        if sr.shape != hr.shape or sr.dtype != np.uint8:
-            raise ImageError(
-                f"{method.name}: {pair.name}: expected {hr.shape} uint8 like HR, got {sr.shape} {sr.dtype}"
-            )
-        images.append(_score_image(pair.name, sr, hr, bicubic(lr, scale), score))
-        if method.samples is not None and index < diversity_images and diversity_samples > 1:
-            spread.append(metrics.diversity(method.samples(lr, diversity_samples)))
-        if observe:
-            observe(method.name, pair.name, sr)
-        if tick:
-            tick(method.name)
-    shifts = np.array([image.colour_shift for image in images])
-    red, green, blue = shifts.mean(axis=0).tolist()
-    return Row(
-        name=method.name,
-        kind=method.kind,
-        psnr=float(np.mean([image.psnr for image in images])),
-        ssim=float(np.mean([image.ssim for image in images])),
-        sqf=_mean([image.sqf for image in images]),
-        niqe=float(np.mean([image.niqe for image in images])),
-        colour_shift=(red, green, blue),
-        colour_shift_abs=float(np.abs(shifts).mean()),
-        checkerboard=_mean([image.checkerboard for image in images]),
-        diversity=_mean(spread),
-        parameters=method.parameters,
-        bytes=method.bytes,
-        device=method.device,
-        notes=method.notes,
-        images=tuple(images),
-    )
+def measured_precisions(bundle: Bundle, precisions: Sequence[str] | None = None) -> list[str]:
+    """The ONNX rows, fp32 first; precisions: those asked for, None or none = all. ImageError for one that the bundle lacks."""
+    graphs = bundle.manifest.graphs
+    chosen = list(precisions or sorted(graphs, key=precision_rank))
+    unknown = [name for name in chosen if name not in graphs]
+    if unknown:
+        raise ImageError(f"the bundle has no {unknown[0]}: choose from {', '.join(graphs)}")
+    return chosen
 
 
-def _score_image(
-    name: str, sr: np.ndarray, hr: np.ndarray, plain: np.ndarray, score: Score | None
-) -> ImageScore:
-    pattern = metrics.checkerboard_db(sr)
-    return ImageScore(
-        name=name,
-        psnr=metrics.psnr_y(sr, hr),
-        ssim=metrics.ssim_y(sr, hr),
-        sqf=score(sr, hr) if score else None,
-        niqe=niqe(sr),
-        colour_shift=metrics.colour_shift(sr, plain),
-        checkerboard=None if math.isnan(pattern) else pattern,
-    )
+def versions() -> dict[str, str]:
+    """Of the packages behind the figures, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
-def _measure_originals(pairs: Sequence[Pair], observe: Observe | None) -> tuple[float, float | None]:
-    natural, patterns = [], []
-    for pair in pairs:
-        hr = read_rgb(pair.hr)
-        natural.append(niqe(hr))
-        patterns.append(metrics.checkerboard_db(hr))
-        if observe:
-            observe("HR", pair.name, hr)
-            observe("LR", pair.name, read_rgb(pair.lr))
-    return float(np.mean(natural)), _mean([None if math.isnan(value) else value for value in patterns])
-
-
-def _check_sizes(pair: Pair, lr: np.ndarray, hr: np.ndarray, scale: int) -> None:
-    expected = (lr.shape[0] * scale, lr.shape[1] * scale)
-    if hr.shape[:2] != expected:
+def _check_budgets(budgets: Mapping[str, Gates], models: Sequence[str]) -> None:
+    unknown = [row for row in budgets if row not in models]
+    if unknown:
         raise ImageError(
-            f"{pair.name}: HR must be {scale} times LR, expected {expected[1]}x{expected[0]}, "
-            f"got {hr.shape[1]}x{hr.shape[0]}: crop the HR photo or use a bundle of another scale"
+            f"expected budgets of rows that are measured ({', '.join(models)}), got {unknown[0]!r}: correct or measure it"
         )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    relative = any(gates.needs_reference for row, gates in budgets.items() if row != REFERENCE)
+    if relative and REFERENCE not in models:
+        raise ImageError("gates against fp32 need it among the precisions: add fp32")
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The methods an accuracy table compares: bicubic, the bundle itself, folders of pictures, other models."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,18 +11,31 @@ from PIL import Image
 
 from runtime.bundle import Bundle
 from runtime.errors import ImageError
+from runtime.manifest import SizeRule
+from runtime.tiling import plan_tiles
 from runtime.upscaler import Upscaler
 
 from .pairs import Pair, named_photos, read_rgb
 
-PRECISION_ORDER = ("fp32", "fp16", "int8")
+PRECISION_ORDER = ("fp32", "fp16", "int8", "w8", "w4")
+SEAM_TILE = 32  # LR pixels of a tile's core while seams are measured; small, so that a picture of 128 has three each way
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """A picture that was put together from tiles, (H, W, 3) uint8, and the first row or column of each tile but the first."""
+
+    picture: np.ndarray
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to enlarge a picture. upscale: (pair name, (h, w, 3) uint8) -> (H, W, 3) uint8.
 
-    samples: the same with a count, giving that many versions; None where the method has no randomness.
+    samples: the same with a count, giving that many versions; None where the method has no randomness. tiled: (h, w, 3) uint8 ->
+    the picture cut into small tiles; None where the method has no tiles.
     """
 
     name: str
@@ -32,6 +46,8 @@ class Method:
     bytes: int | None = None  # of the graph files
     device: str | None = None
     notes: tuple[str, ...] = ()
+    target: str = ""  # "onnx", "coreml"; empty for what is no model of the bundle
+    tiled: Callable[[np.ndarray], Tiled] | None = None
 
 
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
@@ -60,6 +76,14 @@ def peer_method(name: str, run: Callable[[np.ndarray], np.ndarray]) -> Method:
 
 def model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) -> Method:
     files = bundle.manifest.graphs[precision].values()
+    cut = copy.copy(upscaler)  # shares the loaded model
+    cut.tile = SEAM_TILE
+
+    def tiled(lr: np.ndarray) -> Tiled:
+        height, width = lr.shape[:2]
+        rows, columns = tile_borders(height, width, SEAM_TILE, bundle.manifest.size, bundle.manifest.scale)
+        return Tiled(cut.up(lr, seed=seed)[0], rows, columns)
+
     return Method(
         name=precision,
         kind="model",
@@ -69,7 +93,18 @@ def model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) 
         bytes=sum(file.total_bytes for file in files),
         device=upscaler.device,
         notes=tuple(upscaler.notes),
+        target="onnx",
+        tiled=tiled,
     )
+
+
+def tile_borders(
+    height: int, width: int, tile: int, rule: SizeRule, scale: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(rows, columns) of the output where a tile's core begins, the picture's own edge left out. height, width, tile: LR pixels."""
+    cores = [planned.core for planned in plan_tiles(height, width, tile, rule)]
+    rows, columns = {core.y0 for core in cores}, {core.x0 for core in cores}
+    return tuple(scale * y for y in sorted(rows - {0})), tuple(scale * x for x in sorted(columns - {0}))
 
 
 def count_parameters(bundle: Bundle) -> int | None:
@@ -82,6 +117,8 @@ def count_parameters(bundle: Bundle) -> int | None:
     try:
         import onnx
     except ImportError:
+        return None
+    if not bundle.manifest.graphs:
         return None
     graphs = bundle.manifest.graphs[min(bundle.manifest.graphs, key=precision_rank)]
     models = [onnx.load_model_from_string(bundle.read(file)) for file in graphs.values()]

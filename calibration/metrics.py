@@ -14,6 +14,10 @@ from runtime.errors import ImageError
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SHUFFLE_PERIOD = 8  # output pixels: the student unshuffles LR by 2 and shuffles up to 4x
 SPECTRUM_BLOCK = 128
+SEAM_DISTANCES = (
+    SHUFFLE_PERIOD,
+    2 * SHUFFLE_PERIOD,
+)  # output pixels from a border to the lines it is compared with
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -101,6 +105,35 @@ def checkerboard_db(image: np.ndarray, period: int = SHUFFLE_PERIOD) -> float:
             around = np.mean([power[(u + du) % size, (v + dv) % size] for du, dv in shifts])
             ratios.append(power[u, v] / around if around > 0 else np.nan)
     return float(10 * np.log10(np.mean(ratios)))
+
+
+def seam(picture: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> float:
+    """How much tile borders stand out: mean absolute step across them over that across the lines beside them; 1 where
+    they are no different from the rest.
+
+    picture: (H, W, 3) uint8. rows, columns: index of the first pixel of each tile after the first, so the step from
+    pixel k - 1 to k counts. The lines beside a border lie one and two periods of the pixel shuffle away on both sides,
+    so that a pattern of that period raises both means alike. NaN where there is no border, or no step beside one.
+    """
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ImageError(
+            f"the seam measure needs (H, W, 3) uint8, got {picture.shape} of {picture.dtype}: convert it first"
+        )
+    across, beside = [], []
+    for axis, borders in ((0, rows), (1, columns)):
+        length = picture.shape[axis]
+        outside = [border for border in borders if not 0 < border < length]
+        if outside:
+            raise ImageError(
+                f"expected tile borders between 1 and {length - 1}, got {outside[0]}: take them from the tiles' plan"
+            )
+        steps = np.abs(np.diff(picture.astype(np.int16), axis=axis)).mean(axis=(1 - axis, 2))
+        lines = {border + side * far for border in borders for far in SEAM_DISTANCES for side in (-1, 1)}
+        across += [steps[border - 1] for border in borders]
+        beside += [steps[line - 1] for line in sorted(lines - set(borders)) if 0 < line < length]
+    if not across or not beside or not np.mean(beside) > 0:
+        return float("nan")
+    return float(np.mean(across) / np.mean(beside))
 
 
 def _mean_spectrum(plane: np.ndarray, size: int) -> np.ndarray:

@@ -1,97 +1,45 @@
-"""An accuracy report as one HTML file that needs nothing else: table, gates, crops, scores per picture."""
+"""An accuracy report as one HTML file that needs nothing else: verdict, table, gates, plots, crops, every picture, machine."""
 
-import base64
-import io
+from __future__ import annotations
+
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from runtime.image import atomic_file
 
 from .accuracy import AccuracyReport, Row
-
-CROP = 160  # side in HR pixels
-COLUMNS = (
-    ("method", ""),
-    ("PSNR-Y", "dB, higher is better"),
-    ("SSIM", "higher is better"),
-    ("SQF", "SqueezeNet feature distance, lower is better"),
-    ("NIQE", "no-reference naturalness, lower is better"),
-    ("diversity", "mean RMS distance between samples, 1/255"),
-    ("colour shift", "R G B mean difference from bicubic, 1/255"),
-    ("checkerboard", "dB over neighbouring frequencies, near or below 0 is none"),
-    ("parameters", ""),
-    ("size", "graph files"),
+from .axes import shorten
+from .crops import CropCollector, strips
+from .gates import REFERENCE
+from .page import comparison, document
+from .plots import Bar, Format, Point, bar_plot, difference_plot, pareto_plot, scatter_plot
+from .sensitivity import LayerNoise
+from .tables import (
+    CROSS,
+    MINUS,
+    PSNR,
+    SQF,
+    TICK,
+    Metric,
+    gate_name,
+    gate_table,
+    limit_text,
+    measured_text,
+    note_text,
+    number,
+    picture_tables,
+    size_text,
+    summary_table,
+    table_rows,
 )
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1.2rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line); text-align: right; }
-th, td { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } tr.model td { background: var(--soft); }
-th { font-weight: 600; } .wide { overflow-x: auto; } .note { opacity: .75; }
-.strip { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(130px, 240px); gap: .6rem; }
-.strip { margin: .4rem 0 1.4rem; overflow-x: auto; }
-figure { margin: 0; } figcaption { font-size: .8rem; }
-img { width: 100%; height: auto; image-rendering: pixelated; display: block; }
-.pass { color: #18794e; } .fail { color: #c62a2f; font-weight: 600; }
-"""
 
+__all__ = ["CropCollector", "render", "table_rows", "write_report"]
 
-class CropCollector:
-    """Keeps one small crop of every picture of every row; hand it to `evaluate(..., observe=...)`.
-
-    The crop is where HR has most contrast: there the methods differ. size: side in HR pixels.
-    """
-
-    def __init__(self, size: int = CROP) -> None:
-        self.size = size
-        self.crops: dict[str, dict[str, np.ndarray]] = {}  # picture -> row -> (h, w, 3) uint8
-        self._boxes: dict[str, tuple[int, int, int, int]] = {}
-        self._widths: dict[str, int] = {}
-
-    def __call__(self, row: str, picture: str, pixels: np.ndarray) -> None:
-        if row == "HR":
-            self._boxes[picture] = busiest_box(pixels, self.size)
-            self._widths[picture] = pixels.shape[1]
-        scale = self._widths[picture] / pixels.shape[1]  # 1 except for LR
-        top, left, bottom, right = (round(edge / scale) for edge in self._boxes[picture])
-        self.crops.setdefault(picture, {})[row] = pixels[top:bottom, left:right].copy()
-
-
-def busiest_box(pixels: np.ndarray, size: int, grid: int = 8) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of the window of that size with the largest mean gradient, on a grid of 8
-    pixels.
-    """
-    gray = pixels.mean(axis=2)
-    energy = np.zeros(gray.shape)
-    energy[:-1] += np.abs(np.diff(gray, axis=0))
-    energy[:, :-1] += np.abs(np.diff(gray, axis=1))
-    height, width = gray.shape
-    rows, columns = min(size, height), min(size, width)
-    total = np.zeros((height + 1, width + 1))
-    total[1:, 1:] = energy.cumsum(axis=0).cumsum(axis=1)
-    tops, lefts = np.arange(0, height - rows + 1, grid), np.arange(0, width - columns + 1, grid)
-    sums = (
-        total[np.ix_(tops + rows, lefts + columns)]
-        - total[np.ix_(tops, lefts + columns)]
-        - total[np.ix_(tops + rows, lefts)]
-        + total[np.ix_(tops, lefts)]
-    )
-    row, column = np.unravel_index(int(sums.argmax()), sums.shape)
-    top, left = int(tops[row]), int(lefts[column])
-    return top, left, top + rows, left + columns
-
-
-def table_rows(report: AccuracyReport) -> list[list[str]]:
-    """The table as text, header first; a dash where something does not apply or was not measured."""
-    return [[name for name, _ in COLUMNS]] + [_cells(row) for row in report.rows]
+SHOWN_LAYERS = 14  # of a sensitivity plot; the rest are folded away
+LEAST = {"psnr": 0.02, "sqf": 0.001}  # differences that no plot should blow up
 
 
 def write_report(
@@ -107,41 +55,40 @@ def write_report(
 
 def render(report: AccuracyReport, crops: CropCollector | None = None, title: str = "Accuracy") -> str:
     """The page as text."""
+    cards = strips(report, crops) if crops else ""
+    heading = f"{title}: {report.bundle['name']}"
     parts = [
-        f"<h1>{escape(title)}: {escape(report.bundle['name'])}</h1>",
-        f'<p class="note">{_conditions(report)}</p>',
-        f'<div class="wide">{_table(report)}</div>',
-        _gates(report),
-        _crops(report, crops) if crops else "",
-        _per_picture(report),
+        f"<header><h1>{escape(heading)}</h1>{_verdict(report)}{_conditions(report)}</header>",
+        summary_table(report),
+        gate_table(report),
+        _trade_offs(report),
+        _scatters(report),
+        f"<h2>Worst pictures</h2>{_crop_note()}{comparison(*_opening(report))}{cards}" if cards else "",
+        _sensitivity(report),
+        picture_tables(report),
+        _machine(report),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}: {escape(report.bundle['name'])}</title><style>{STYLE}</style></head>\n"
-        f"<body>{''.join(part + chr(10) for part in parts if part)}</body></html>\n"
+    return document(heading, parts, script=bool(cards))
+
+
+# ---- head
+
+
+def _verdict(report: AccuracyReport) -> str:
+    if report.ok is None:
+        return '<p class="verdict">no gates were set</p>'
+    if report.ok:
+        all_of_them = f"all {len(report.gates)} gates" if len(report.gates) > 1 else "the one gate"
+        return f'<p class="verdict pass">{TICK} {all_of_them} passed</p>'
+    broken = [gate for gate in report.gates if not gate.ok]
+    named = "; ".join(
+        f"{gate.row}: {gate_name(gate.gate)} {measured_text(gate)}, {limit_text(gate.gate, gate.limit)}"
+        for gate in broken
     )
-
-
-def shown_pictures(report: AccuracyReport, typical: int = 4) -> list[tuple[str, str]]:
-    """(picture, why it is shown): the worst of the last model row by PSNR, SQF and NIQE, then some spread
-    over the set.
-    """
-    models = [row for row in report.rows if row.kind == "model"] or list(report.rows)
-    row = models[-1]
-    shown: dict[str, str] = {}
-    worst = [
-        ("lowest PSNR", [-image.psnr for image in row.images]),
-        ("highest NIQE", [image.niqe for image in row.images]),
-    ]
-    if row.sqf is not None:
-        worst.insert(1, ("highest SQF", [image.sqf or 0.0 for image in row.images]))
-    for reason, badness in worst:
-        for index in np.argsort(badness, kind="stable")[::-1][: 2 if reason != "highest NIQE" else 1]:
-            shown.setdefault(row.images[index].name, f"{reason} of {row.name}")
-    for index in np.linspace(0, len(row.images) - 1, min(typical, len(row.images))).round().astype(int):
-        shown.setdefault(row.images[index].name, "spread over the set")
-    return list(shown.items())
+    return (
+        f'<p class="verdict fail">{CROSS} {len(broken)} of {len(report.gates)} gates broken</p>'
+        f'<p class="fail">{escape(named)}</p>'
+    )
 
 
 def _conditions(report: AccuracyReport) -> str:
@@ -151,7 +98,7 @@ def _conditions(report: AccuracyReport) -> str:
         f"seed {report.seed}",
         f"bundle {report.bundle['digest']}",
         f"the HR photos themselves: NIQE {report.hr_niqe:.2f}",
-        f"their checkerboard measure {_number(report.hr_checkerboard, 1)} dB",
+        f"their checkerboard measure {number(report.hr_checkerboard, 1)} dB",
     ]
     if any(row.diversity is not None for row in report.rows):
         facts.append(
@@ -159,100 +106,173 @@ def _conditions(report: AccuracyReport) -> str:
         )
     if report.sqf_note:
         facts.append(f"no SQF: {report.sqf_note}")
-    return escape("; ".join(facts) + ".")
+    if report.extra_note:
+        facts.append(f"no learned metrics: {report.extra_note}")
+    machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
+    return note_text("; ".join(facts) + ".") + (note_text(f"Machine: {machine}.") if machine else "")
 
 
-def _table(report: AccuracyReport) -> str:
-    head = "".join(f'<th title="{escape(meaning)}">{escape(name)}</th>' for name, meaning in COLUMNS)
-    body = "".join(f'<tr class="{escape(row.kind)}">{_tds(_cells(row))}</tr>' for row in report.rows)
-    notes = sorted({f"{row.name}: {note}" for row in report.rows for note in row.notes})
-    listed = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{listed}"
+# ---- plots
 
 
-def _gates(report: AccuracyReport) -> str:
-    if not report.gates:
-        return ""
-    rows = "".join(
-        f"<tr>{_tds([gate.row, gate.gate.replace('_', ' '), f'{gate.limit:g}', _number(gate.value, 4)])}"
-        f'<td class="{"pass" if gate.ok else "fail"}">{"pass" if gate.ok else "FAIL"}</td></tr>'
-        for gate in report.gates
-    )
-    return (
-        f"<h2>Gates: {'all passed' if report.ok else 'not all passed'}</h2>"
-        "<table><thead><tr><th>row</th><th>gate</th>"
-        f"<th>limit</th><th>measured</th><th>result</th></tr></thead><tbody>{rows}</tbody></table>"
-    )
-
-
-def _crops(report: AccuracyReport, crops: CropCollector) -> str:
-    parts = ["<h2>Crops</h2>"]
-    order = ["LR", *(row.name for row in report.rows), "HR"]
-    for picture, reason in shown_pictures(report):
-        kept = crops.crops.get(picture, {})
-        figures = "".join(
-            _figure(name, kept[name], _caption(report, name, picture)) for name in order if name in kept
-        )
-        parts.append(f'<h3>{escape(picture)} <span class="note">({escape(reason)})</span></h3>')
-        parts.append(f'<div class="strip">{figures}</div>')
-    return "".join(parts)
-
-
-def _caption(report: AccuracyReport, name: str, picture: str) -> str:
-    for row in report.rows:
-        for image in row.images if row.name == name else ():
-            if image.name == picture:
-                sqf = "" if image.sqf is None else f" &middot; SQF {image.sqf:.3f}"
-                return f"{image.psnr:.2f} dB{sqf} &middot; NIQE {image.niqe:.2f}"
-    return ""
-
-
-def _figure(name: str, pixels: np.ndarray, caption: str) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", optimize=True)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return (
-        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{data}">'
-        f"<figcaption><b>{escape(name)}</b><br>{caption}</figcaption></figure>"
-    )
-
-
-def _per_picture(report: AccuracyReport) -> str:
-    blocks = []
-    for row in report.rows:
-        lines = "".join(
-            f"<tr>{_tds([i.name, f'{i.psnr:.3f}', f'{i.ssim:.4f}', _number(i.sqf, 4), f'{i.niqe:.3f}'])}</tr>"
-            for i in row.images
-        )
-        blocks.append(
-            f"<details><summary>{escape(row.name)}</summary><table><thead><tr><th>picture</th><th>PSNR-Y</th><th>SSIM</th>"
-            f"<th>SQF</th><th>NIQE</th></tr></thead><tbody>{lines}</tbody></table></details>"
-        )
-    return "<h2>Every picture</h2>" + "".join(blocks)
-
-
-def _cells(row: Row) -> list[str]:
-    return [
-        row.name,
-        f"{row.psnr:.2f}",
-        f"{row.ssim:.4f}",
-        _number(row.sqf, 4),
-        f"{row.niqe:.2f}",
-        _number(row.diversity, 2),
-        "-" if row.kind == "bicubic" else " ".join(f"{value:+.2f}" for value in row.colour_shift),
-        _number(row.checkerboard, 1),
-        "-" if row.parameters is None else f"{row.parameters:,}",
-        "-" if row.bytes is None else _size(row.bytes),
+def _trade_offs(report: AccuracyReport) -> str:
+    metric = SQF if any(row.sqf is not None for row in report.rows) else PSNR
+    figures = [
+        _trade_off(
+            report,
+            metric,
+            "milliseconds",
+            "milliseconds per picture",
+            lambda ms: f"{ms:g}" if ms < 10 else f"{ms:.0f}",
+        ),
+        _trade_off(report, metric, "bytes", "size of the graph files", lambda count: size_text(round(count))),
     ]
+    drawn = "".join(figures)
+    if not drawn:
+        return ""
+    note = note_text(
+        "Better is up and left. Dashed: the Pareto frontier, what each cost buys at most. Dotted: what costs nothing, or nobody knows "
+        "how much. Circles are rows of the bundle, squares and triangles other methods; hover for the figures."
+    )
+    return f'<h2>Quality against speed and size</h2><div class="card"><div class="plots">{drawn}</div>{note}</div>'
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB" if count else "0"
+def _trade_off(report: AccuracyReport, metric: Metric, cost: str, label: str, write: Format) -> str:
+    points, references = [], []
+    for row in report.rows:
+        quality, price = metric.of(row), getattr(row, cost)
+        if quality is None or not math.isfinite(quality):
+            continue
+        if price:
+            ends = row.intervals.get(metric.key)
+            low, high = (ends.low, ends.high) if ends else (None, None)
+            points.append(Point(row.name, row.kind, price, quality, low, high))
+        elif row.kind != "model":
+            references.append((row.name, quality))
+    if not points:
+        return ""
+    plot = pareto_plot(
+        points, references, cost_label=label, quality_label=f"{metric.title}, {metric.way}", higher=metric.higher,
+        cost_format=write, digits=metric.digits,
+    )  # fmt: skip
+    return f"<figure><figcaption>{metric.title} against {label}</figcaption>{plot}</figure>"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _scatters(report: AccuracyReport) -> str:
+    """Every other row of the model against fp32, picture by picture: on the line of equals, and the difference alone."""
+    models = {row.name: row for row in report.rows if row.kind == "model"}
+    reference = models.pop(REFERENCE, None)
+    if reference is None:
+        return ""
+    drawn = "".join(_scatter(row, reference, metric) for row in models.values() for metric in (PSNR, SQF))
+    if not drawn:
+        return ""
+    note = (
+        '<p class="note">One dot is one picture, hover for its name. <b class="better">Blue</b>: better than '
+        f'{REFERENCE}, <b class="worse">orange</b>: worse. The band is the mean difference with its 95 % interval.</p>'
+    )
+    return f'<h2>Picture by picture</h2><div class="card"><div class="plots small">{drawn}</div>{note}</div>'
 
 
-def _tds(cells: Iterable[str] | Sequence[str]) -> str:
-    return "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+def _scatter(row: Row, reference: Row, metric: Metric) -> str:
+    base = {image.name: metric.of(image) for image in reference.images}
+    pairs = [
+        (image.name, first, second)
+        for image in row.images
+        if (first := base.get(image.name)) is not None and (second := metric.of(image)) is not None
+    ]
+    finite = [pair for pair in pairs if math.isfinite(pair[1]) and math.isfinite(pair[2])]
+    if not finite:
+        return ""
+    better = sum(b != a and (b > a) is metric.higher for _, a, b in finite)
+    worse = sum(b != a and (b > a) is not metric.higher for _, a, b in finite)
+    left = f", {len(pairs) - len(finite)} equal to HR left out" if len(finite) < len(pairs) else ""
+    change = row.differences.get(metric.key)
+    band = (change.mean, change.low, change.high) if change and math.isfinite(change.mean) else None
+    unit = "PSNR-Y, dB" if metric is PSNR else metric.title
+    name = shorten(row.name, 18)
+    plot = scatter_plot(
+        finite, x_label=f"{REFERENCE}: {unit}", y_label=f"{name}: {unit}", higher=metric.higher, digits=metric.digits
+    )  # fmt: skip
+    gap = difference_plot(
+        finite, band, x_label=f"{REFERENCE}: {unit}", y_label=f"{name} {MINUS} {REFERENCE}: {unit}",
+        higher=metric.higher, least=LEAST[metric.key], digits=metric.digits,
+    )  # fmt: skip
+    counts = f"{better} better, {worse} worse{left}"
+    return (
+        f"<figure><figcaption>{escape(row.name)}: {metric.title} <small>{counts}</small></figcaption>{plot}</figure>"
+        f"<figure><figcaption>{escape(row.name)} {MINUS} {REFERENCE}: {metric.title}</figcaption>{gap}</figure>"
+    )
+
+
+# ---- crops, layers, machine
+
+
+def _crop_note() -> str:
+    return note_text(
+        "Crops of the part with most contrast, pixel for pixel; LR enlarged without smoothing. Drag the line over the large picture, "
+        "or reach it with Tab and move it with the arrow keys; the two lists choose what is compared, flicker shows them in turns."
+    )
+
+
+def _opening(report: AccuracyReport) -> tuple[str, str]:
+    """What a comparison opens with: fp32 and the last row of the model, else bicubic and that row."""
+    names = [row.name for row in report.rows]
+    last = ([row.name for row in report.rows if row.kind == "model"] or names)[-1]
+    left = REFERENCE if REFERENCE in names and last != REFERENCE else names[0]
+    return left, last if last != left else "HR"
+
+
+def _sensitivity(report: AccuracyReport) -> str:
+    """A plot per target."""
+    figures = [_layers(target, rows) for target, rows in report.sensitivity.items() if rows]
+    if not figures:
+        return ""
+    note = note_text(
+        "PSNR of the model's result with that layer alone quantized: the shorter a bar, the more the layer suffers. "
+        "The scale is logarithmic and does not begin at zero."
+    )
+    return f'<h2>Sensitivity of the layers</h2><div class="card"><div class="plots">{"".join(figures)}</div>{note}</div>'
+
+
+def _layers(target: str, rows: Sequence[LayerNoise]) -> str:
+    """The layers of one target, the one that loses most first; those that lose little are folded away, on the same scale."""
+    lowest: dict[str, float] = {}
+    for row in rows:
+        lowest[row.layer] = min(row.psnr, lowest.get(row.layer, math.inf))
+    order = sorted(lowest, key=lambda layer: (lowest[layer], layer))
+    widths = sorted({row.bits for row in rows})
+    bars = [
+        [Bar(layer, f"{row.bits} bits", row.psnr, f"cost {row.cost:g}")
+         for row in sorted(rows, key=lambda row: row.bits) if row.layer == layer]
+        for layer in order
+    ]  # fmt: skip
+    first, rest = (
+        bar_plot(
+            [bar for group in part for bar in group],
+            series=[f"{width} bits" for width in widths],
+            span=[row.psnr for row in rows],
+            label=f"sensitivity of the layers for {target}",
+            unit="dB",
+        )
+        for part in (bars[:SHOWN_LAYERS], bars[SHOWN_LAYERS:])
+    )
+    keys = "".join(
+        f'<small class="key s{index % 5}">{width} bits</small>' for index, width in enumerate(widths)
+    )
+    folded = f"<details><summary>{len(order) - SHOWN_LAYERS} less sensitive layers</summary><figure>{rest}</figure></details>"
+    return (
+        f"<figure><figcaption>{escape(target)} {keys}</figcaption>{first}"
+        f"{folded if len(order) > SHOWN_LAYERS else ''}</figure>"
+    )
+
+
+def _machine(report: AccuracyReport) -> str:
+    lists = [
+        f"<div><h3>{title}</h3><dl>"
+        + "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items())
+        + "</dl></div>"
+        for title, facts in (("Machine", report.machine), ("Versions", report.versions))
+        if facts
+    ]
+    return f'<h2>Machine and versions</h2><div class="card pair">{"".join(lists)}</div>' if lists else ""

@@ -1,31 +1,72 @@
 """Pictures and noise for calibration and parity checks: photos through the real degradation, at fixed seeds.
 
-Without a folder, the openly licensed photographs that come inside scikit-image are used, so an export gives the same bytes on every
-machine.
+The noise is the runtime's own field, so it has the one level that the model sees. Without a folder, the openly licensed photographs
+that come inside scikit-image are used, so an export gives the same bytes on every machine. Sets can be drawn once, saved and used
+again:
+
+    python -m calibration.samples --photos DIR --out sets.safetensors
+    gdposr export --checkpoint CHECKPOINT --out NAME.gdposr --calibration sets.safetensors
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
+from runtime.errors import GdposrError
+from runtime.image import atomic_file
 from runtime.noise import noise_field
 from training.data import CropParams, PhotoSet, find_images, random_crop
-from training.degradation import degrade
+from training.degradation import MILD, PAPER, degrade
 
 OPEN_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "grass", "brick", "camera")
+VALIDATION_EVERY: Final = 4  # one photo in four is for validation
+LEAST_PHOTOS: Final = 4
+LEAST_SAMPLES: Final = 4
+FORMAT: Final = "gdposr samples 1"
+
+
+class SampleError(GdposrError):
+    """A folder or file that no calibration can be drawn from."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """lr: (3, h, w) float32 in [0, 1]; noise: (c, h/2, w/2) float32; hr: (3, 4h, 4w) float32 in [0, 1]."""
+    """lr: (3, h, w) float32 in [0, 1]; noise: (c, h/2, w/2) float32; hr: (3, 4h, 4w) float32 in [0, 1]. photo: which it came from."""
 
     lr: np.ndarray
     noise: np.ndarray
     hr: np.ndarray
+    photo: str = ""
+
+
+@dataclass(frozen=True)
+class SampleSets:
+    """Samples to calibrate with and samples to judge by; no photo is in both."""
+
+    calibration: tuple[Sample, ...]
+    validation: tuple[Sample, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("calibration", "validation"):
+            if len(getattr(self, name)) < LEAST_SAMPLES:
+                raise SampleError(
+                    f"{name} needs at least {LEAST_SAMPLES} samples, got {len(getattr(self, name))}; draw more, or give a folder with "
+                    "more photos"
+                )
+        both = {s.photo for s in self.calibration} & {s.photo for s in self.validation}
+        if both:
+            raise SampleError(f"{min(both)} is in both sets, expected each photo in one; draw the sets again")
 
 
 def open_photo_paths() -> list[Path]:
@@ -55,8 +96,153 @@ def draw_samples(
     samples = []
     for k in range(count):
         rng = np.random.default_rng([seed, k])
-        pixels = random_crop(photos[k % len(photos)], rng, crop)
-        hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+        lr, hr = _pair(photos[k % len(photos)], crop, rng, mild=False)
         noise = noise_field(seed, k, size // downscale, size // downscale, channels=channels)
-        samples.append(Sample(degrade(hr, rng).numpy(), noise, hr.numpy()))
+        samples.append(Sample(lr, noise, hr, photos.paths[k % len(photos)].name))
     return samples
+
+
+def draw_sets(
+    folder: Path | None,
+    *,
+    crops: int = 16,
+    seeds: int = 2,
+    size: int = 64,
+    channels: int = 4,
+    downscale: int = 2,
+    seed: int = 0,
+) -> SampleSets:
+    """Both sets of the photos below a folder: crops of size x size LR pixels for calibration and half as many for validation, each with
+    that many seeds of noise.
+
+    Every fourth photo, in sorted order, is for validation. Every other crop has the mild degradation, as in training. SampleError where
+    there are fewer than four photos.
+    """
+    photos = PhotoSet(open_photo_paths() if folder is None else find_images(folder))
+    if len(photos) < LEAST_PHOTOS:
+        raise SampleError(
+            f"calibration needs at least {LEAST_PHOTOS} photos, got {len(photos)} below {folder}; add more, or leave the folder out to "
+            "use those inside scikit-image"
+        )
+    held_out = [k for k in range(len(photos)) if k % VALIDATION_EVERY == 1]
+    others = [k for k in range(len(photos)) if k % VALIDATION_EVERY != 1]
+    crop = CropParams(4 * size, zoom_range=(1.0, 1.0), augment=False)
+
+    def draw(chosen: Sequence[int], count: int, stream: int) -> tuple[Sample, ...]:
+        samples = []
+        for k in range(count):
+            index = chosen[k % len(chosen)]
+            rng = np.random.default_rng([seed, stream, k])
+            lr, hr = _pair(photos[index], crop, rng, mild=k // len(chosen) % 2 == 1)
+            for sample in range(seeds):
+                cells = size // downscale
+                noise = noise_field(seed + stream, k * seeds + sample, cells, cells, channels=channels)
+                samples.append(Sample(lr, noise, hr, photos.paths[index].name))
+        return tuple(samples)
+
+    return SampleSets(draw(others, crops, 0), draw(held_out, -(-crops // 2), 1))
+
+
+def save_sets(sets: SampleSets, path: Path) -> None:
+    """Write both sets to a safetensors file; it appears complete or not at all."""
+    arrays: dict[str, np.ndarray] = {}
+    photos: dict[str, str] = {}
+    for name in ("calibration", "validation"):
+        for k, sample in enumerate(getattr(sets, name)):
+            key = f"{name}.{k:05d}"
+            arrays |= {f"{key}.lr": sample.lr, f"{key}.noise": sample.noise, f"{key}.hr": sample.hr}
+            photos[key] = sample.photo
+    data = save(
+        {key: np.ascontiguousarray(array) for key, array in arrays.items()},
+        metadata={"gdposr": json.dumps({"format": FORMAT, "photos": photos})},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as stream:
+        stream.write(data)
+
+
+def load_sets(path: Path) -> SampleSets:
+    """Read what `save_sets` wrote. SampleError where the file is something else."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get("gdposr", "{}"))
+            if about.get("format") != FORMAT:
+                raise SampleError(
+                    f"{path}: expected samples ({FORMAT!r}), came {about.get('format')!r}; "
+                    "draw them with `python -m calibration.samples`"
+                )
+            samples: dict[str, list[Sample]] = {"calibration": [], "validation": []}
+            for key, photo in sorted(about["photos"].items()):
+                lr, noise, hr = (file.get_tensor(f"{key}.{part}") for part in ("lr", "noise", "hr"))
+                samples[key.partition(".")[0]].append(Sample(lr, noise, hr, photo))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise SampleError(
+            f"{path}: expected samples that `python -m calibration.samples` wrote, came something else ({error}); draw them again"
+        ) from error
+    return SampleSets(tuple(samples["calibration"]), tuple(samples["validation"]))
+
+
+def check_fit(sets: SampleSets, *, multiple: int, channels: int, downscale: int) -> None:
+    """SampleError where a sample does not fit a model whose LR sides are multiples of that, with that noise."""
+    for sample in (*sets.calibration, *sets.validation):
+        height, width = sample.lr.shape[1:]
+        noise = (channels, height // downscale, width // downscale)
+        if height % multiple or width % multiple or sample.noise.shape != noise:
+            raise SampleError(
+                f"sample of {sample.photo}: expected LR sides that are multiples of {multiple} and noise of shape {noise}, came "
+                f"{height}x{width} and {sample.noise.shape}; draw the samples for this model"
+            )
+
+
+def _pair(
+    photo: np.ndarray, crop: CropParams, rng: np.random.Generator, *, mild: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """LR and HR, each (3, h, w) float32 in [0, 1], of a random crop of a photo."""
+    pixels = random_crop(photo, rng, crop)
+    hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+    return degrade(hr, rng, MILD if mild else PAPER).numpy(), np.ascontiguousarray(hr.numpy())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw both sets and save them. Exit code 0, 2 for a folder that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m calibration.samples", description="Draw calibration and validation sets."
+    )
+    parser.add_argument("--photos", type=Path, help="folder of photos (default: those inside scikit-image)")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
+    parser.add_argument("--crops", type=int, default=16, help="crops for calibration (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="seeds of noise per crop (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=64, help="LR pixels, a multiple of 8 (default: %(default)s)"
+    )
+    parser.add_argument("--channels", type=int, default=4, help="of the noise (default: %(default)s)")
+    parser.add_argument(
+        "--downscale", type=int, default=2, help="LR pixels per noise cell (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    try:
+        for name in ("crops", "seeds", "size", "channels", "downscale"):
+            if getattr(args, name) < 1:
+                raise SampleError(f"--{name}: expected a positive number, got {getattr(args, name)}")
+        sets = draw_sets(
+            args.photos,
+            crops=args.crops,
+            seeds=args.seeds,
+            size=args.size,
+            channels=args.channels,
+            downscale=args.downscale,
+            seed=args.seed,
+        )
+        save_sets(sets, args.out)
+    except (GdposrError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{len(sets.calibration)} samples for calibration, {len(sets.validation)} for validation in {args.out}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

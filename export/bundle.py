@@ -8,12 +8,10 @@ swapped in at the end, so an interrupted export leaves what stood there before. 
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.coreml_target import TILE, VARIANTS, write_coreml
+from calibration.gates import INT8_GATES, REFERENCE
+from calibration.samples import SampleSets, check_fit, draw_sets, load_sets
+from calibration.sqf import scorer
+from export.coreml_target import TILE, default_variants, write_coreml
 from export.onnx_target import PRECISIONS, default_precisions, write_onnx
-from export.parity import ParityError, noise_for, samples
+from export.parity import noise_for, samples
+from export.quantize import INT8_PRESETS, Int8Request
 from export.source import Source, file_sha256, load_source
 from runtime.bundle import Bundle
 from runtime.errors import GdposrError
@@ -34,7 +36,13 @@ from runtime.manifest import FORMAT_VERSION, Manifest, Probe
 from training.checkpoint import replace_folder
 
 TARGETS = ("onnx", "coreml")
-PROBE_FLOOR_DB = {"fp32": 50.0, "fp16": 45.0, "int8": 32.0}  # of the 8-bit probe against torch, on any device
+PROBE_FLOOR_DB = {
+    "fp32": 50.0,
+    "fp16": 45.0,
+    "int8": 32.0,
+    "w8": 40.0,
+    "w4": 30.0,
+}  # of the 8-bit probe against torch, on any device
 PROBE_INPUT, PROBE_OUTPUT, PROBE_SEED = "probe_lr.png", "probe_sr.png", 7
 DEFAULT_PRECISION = {"cpu": "int8", "cuda": "fp16", "ane": "fp16", "openvino": "int8"}
 SYSTEMS = ("iOS17", "iOS18")
@@ -46,19 +54,26 @@ class Wanted:
 
     targets: tuple[str, ...] = ("onnx",)
     precisions: tuple[str, ...] | None = None  # of the ONNX graphs; None: those that suit the model
-    variants: tuple[str, ...] = VARIANTS  # of the Core ML packages
+    variants: tuple[str, ...] | None = None  # of the Core ML packages; None: those that suit the model
     system: str = "iOS17"  # oldest system that is to run the packages
     tile: int = TILE  # LR pixels a package takes, in height and width
     images: bool = False  # packages take and give images instead of arrays
-    calibration: Path | None = None  # photos for INT8; None: those inside scikit-image
+    calibration: Path | None = (
+        None  # folder of photos, or samples drawn from one; None: the photos inside scikit-image
+    )
+    int8: str = "avx2"  # preset of `export.quantize`
+    float_layers: tuple[str, ...] = ()  # nodes that INT8 leaves in floating point whatever they bear
+    sqf_weights: Path | None = None  # SqueezeNet 1.1, for the SQF gate of INT8; None: without that gate
 
     def __post_init__(self) -> None:
         for name, known in (("targets", TARGETS), ("precisions", PRECISIONS)):
             for value in getattr(self, name) or ():
                 if value not in known:
                     raise ValueError(f"{name}: expected some of {', '.join(known)}, got {value!r}")
-        if not self.targets or self.precisions == () or not self.variants:
+        if not self.targets or () in (self.precisions, self.variants):
             raise ValueError("expected at least one target, precision and variant, got none")
+        if self.int8 not in INT8_PRESETS:
+            raise ValueError(f"int8: expected one of {', '.join(INT8_PRESETS)}, got {self.int8!r}")
         if self.system not in SYSTEMS:
             raise ValueError(f"system: expected one of {', '.join(SYSTEMS)}, got {self.system!r}")
 
@@ -88,6 +103,8 @@ def write_bundle(
             "precision: int8 is for students, whose activations keep to static ranges: leave it out for a one-step model, or distil it "
             "first (`gdposr distill`)"
         )
+    variants = wanted.variants or default_variants(source)
+    sets = _sets(source, wanted) if "int8" in precisions or "w8a8" in variants else None
     if source.folded_db is not None:
         say(f"folded: {source.folded_db:.1f} dB against the model as it was")
     metadata = {"model": source.kind, "checkpoint_sha256": source.checkpoint_sha256}
@@ -98,12 +115,23 @@ def write_bundle(
         packages: dict[str, dict[str, Package]] = {}
         measured: dict[str, Any] = {} if source.folded_db is None else {"folded_db": source.folded_db}
         if "coreml" in wanted.targets:  # first: it is quick to refuse a wrong variant or tile
-            packages, measured["coreml_parity_db"] = write_coreml(
-                source, fresh, wanted.variants, wanted.system, wanted.tile, wanted.images, metadata, say
+            packages, found = write_coreml(
+                source,
+                fresh,
+                variants,
+                wanted.system,
+                wanted.tile,
+                wanted.images,
+                metadata,
+                say,
+                calibration=sets.calibration if sets else None,
             )
+            measured |= found
         if "onnx" in wanted.targets:
-            graphs, onnx_measured = write_onnx(source, fresh, precisions, wanted.calibration, metadata, say)
-            measured |= onnx_measured
+            int8 = _int8_request(sets, wanted) if sets and "int8" in precisions else None
+            graphs, found = write_onnx(source, fresh, precisions, int8, metadata, say)
+            layers = {**measured.pop("sensitivity", {}), **found.pop("sensitivity", {})}
+            measured |= found | ({"sensitivity": layers} if layers else {})
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=name or out.name.removesuffix(".gdposr"),
@@ -130,7 +158,8 @@ def write_bundle(
                 **({"prompt": source.prompt} if source.prompt is not None else {}),
                 **metadata,
             },
-            accuracy={**measured, **(accuracy or {})},
+            accuracy={**(accuracy or {}), **measured},  # a report's copy of what export measured is older
+            budgets={row: INT8_GATES.to_dict() for row in _gated_rows(graphs, packages)},
         )
         (fresh / MANIFEST_NAME).write_text(json.dumps(manifest.to_dict(), indent=2, sort_keys=True) + "\n")
         Bundle.open(fresh).verify()
@@ -139,6 +168,26 @@ def write_bundle(
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     return manifest
+
+
+def _sets(source: Source, wanted: Wanted) -> SampleSets:
+    """Samples to calibrate on and to judge by, drawn or read."""
+    noise = source.noise
+    if wanted.calibration is not None and wanted.calibration.is_file():
+        sets = load_sets(wanted.calibration)
+        check_fit(sets, multiple=source.size.multiple_of, channels=noise.channels, downscale=noise.downscale)
+        return sets
+    return draw_sets(wanted.calibration, channels=noise.channels, downscale=noise.downscale)
+
+
+def _int8_request(sets: SampleSets, wanted: Wanted) -> Int8Request:
+    score = None if wanted.sqf_weights is None else scorer(wanted.sqf_weights)
+    return Int8Request(sets, wanted.int8, keep_float=wanted.float_layers, sqf=score)
+
+
+def _gated_rows(graphs: Mapping[str, Any], packages: Mapping[str, Any]) -> list[str]:
+    """The rows of an accuracy table that have a budget against fp32."""
+    return [name for name in graphs if name != REFERENCE] + [f"coreml {name}" for name in packages]
 
 
 def _check_place(out: Path) -> None:
@@ -187,90 +236,6 @@ def _entry(path: Path) -> GraphFile:
 def _tools(targets: Sequence[str]) -> dict[str, str]:
     """Versions of the packages that wrote the files."""
     names = ["torch"]
-    names += ["onnx", "onnxruntime", "onnxscript"] if "onnx" in targets else []
+    names += ["onnx", "onnxruntime", "onnxscript", "nncf"] if "onnx" in targets else []
     names += ["coremltools"] if "coreml" in targets else []
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gdposr export", description="Write a bundle from a checkpoint.")
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="a student's folder (model.safetensors, config.json), a training run, or a one-step model in diffusers layout",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="bundle folder to write, NAME.gdposr")
-    parser.add_argument(
-        "--targets", default="onnx", help="onnx, coreml, or both: onnx,coreml (default: onnx)"
-    )
-    parser.add_argument("--base", help="of a checkpoint with unet/ and vae/ only: the model with the rest")
-    parser.add_argument("--prompt", help="the prompt folded into a one-step model (default: a general one)")
-    parser.add_argument(
-        "--precision",
-        nargs="+",
-        choices=PRECISIONS,
-        help="of the ONNX graphs (default: those that suit the model)",
-    )
-    parser.add_argument(
-        "--calibration", type=Path, help="folder of photos for INT8 (default: those inside scikit-image)"
-    )
-    parser.add_argument(
-        "--variant",
-        nargs="+",
-        default=list(VARIANTS),
-        help="of the Core ML packages (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--system", choices=SYSTEMS, default="iOS17", help="oldest system that runs the packages"
-    )
-    parser.add_argument(
-        "--tile",
-        type=int,
-        default=TILE,
-        help="LR pixels a package takes, in height and width (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--images", action="store_true", help="packages take and give images instead of arrays"
-    )
-    parser.add_argument(
-        "--accuracy", type=Path, help="JSON report of `gdposr accuracy` to put into the manifest"
-    )
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, 1 when a parity floor is missed, 2 for wrong arguments or checkpoints."""
-    args = _parser().parse_args(argv)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    try:
-        wanted = Wanted(
-            targets=tuple(args.targets.split(",")),
-            precisions=None if args.precision is None else tuple(args.precision),
-            variants=tuple(args.variant),
-            system=args.system,
-            tile=args.tile,
-            images=args.images,
-            calibration=args.calibration,
-        )
-        report = json.loads(args.accuracy.read_text()) if args.accuracy else None
-        manifest = write_bundle(
-            args.checkpoint, args.out, wanted, base=args.base, prompt=args.prompt, accuracy=report, say=say
-        )
-    except ParityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (GdposrError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    total = sum(file.bytes for file in manifest.files)
-    held = [*manifest.graphs, *(f"Core ML {variant}" for variant in manifest.coreml)]
-    say(f"{args.out}: {', '.join(held)}; {total / 1e6:.1f} MB")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,7 +1,8 @@
 """Smaller Core ML packages: the weights of a float16 package stored in 8 bits or fewer, by presets.
 
 Arithmetic stays float16; the device unpacks weights as it loads them, so a preset trades accuracy for size on disk and for memory
-traffic. `mixed` gives each weight its own width, see `export.mixed`.
+traffic. `mixed` gives each weight its own width, see `export.mixed`. w8a8 computes in 8 bits as well: it is not made from a package but
+from the model, see `export.activations`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from export.activations import W8A8
 from export.coreml import FLOOR_DB, IMAGE_FLOOR_DB, PREFIX, TARGETS
 from export.mil.tensor import PackageError
 from export.package import (
@@ -40,17 +42,18 @@ MIXED: Final = "mixed"
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to store weights. floor_db: PSNR against torch that the worst sample keeps, encoder and generator in the same variant."""
+    """A way to store weights, and for `activations` to compute. floor_db: PSNR against torch that the worst sample keeps, encoder and
+    generator in the same variant."""
 
     name: str
-    method: str  # none, linear, block or palette
+    method: str  # none, linear, block, palette or activations
     bits: int | None  # of a weight; None: chosen per weight
     target: str  # oldest system that reads it
     floor_db: float
 
 
 # Comments: bytes of both packages whole and PSNR as printed by `gdposr export --checkpoint export/weights/pocket --out build/c.gdposr
-# --targets coreml --variant fp16 linear8 palette8 palette6 mixed palette4`; iOS 18: the same with --system iOS18.
+# --targets coreml --variant fp16 linear8 palette8 palette6 w8a8 mixed palette4`; iOS 18: the same with --system iOS18.
 VARIANTS: Final[Mapping[str, Variant]] = {
     variant.name: variant
     for variant in (
@@ -61,6 +64,7 @@ VARIANTS: Final[Mapping[str, Variant]] = {
         Variant("palette6", "palette", 6,    "iOS17", 49.0),            #   564,431  52.8; iOS 18: 571,801  52.9
         Variant("palette4", "palette", 4,    "iOS17", 37.0),            #   390,159  40.9
         Variant("linear4",  "block",   4,    "iOS18", 37.0),            #   iOS 18: 405,111  40.2
+        Variant(W8A8,   "activations", 8,    "iOS17", 47.0),            #   761,819  52.4; iOS 18: 758,174  52.4
         Variant(MIXED,      "palette", None, "iOS17", 43.0),            #   431,949  45.8
     )
 }  # fmt: skip
@@ -94,6 +98,11 @@ def compress(
     """Write a copy of a float16 package with its weights in a variant; returns out. plan: bits by weight name, for `mixed` only.
     floor_db: the PSNR that the package promises; None: the variant's; IMAGE_FLOOR_DB at most where it takes or gives pixel buffers."""
     row, spec = _variant(variant), read_spec(package)
+    if row.method == "activations":
+        raise SettingError(
+            f"{variant}: expected a variant of weights alone, came one whose activations have {row.bits} bits, which takes the model "
+            "and photos; use `export.activations.quantize_activations` and convert"
+        )
     if spec.specificationVersion < TARGETS[row.target]:
         raise SettingError(
             f"{variant}: expected a package for {row.target} or later, came version {spec.specificationVersion} of the model format; "

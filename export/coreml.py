@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.activations import is_quantized
 from export.package import SUFFIX, fresh_names, operations, quiet, write_package
 from export.source import BASE, ROLES, STUDENT, Source
 from runtime.errors import GdposrError, SettingError
@@ -60,14 +61,17 @@ def convert(
     precision: str = "fp16",
     images: bool = False,
     floor_db: float | None = None,
+    variant: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write folder/ROLE.PRECISION.mlpackage for LR tiles of height x width pixels; returns its path.
+    """Write folder/ROLE.VARIANT.mlpackage for LR tiles of height x width pixels; returns its path.
 
     sizes: further (height, width) that the same package takes. target: the oldest system that runs it. precision: of weights,
     arithmetic and arrays. images: pixel buffers for photo and result. floor_db: the PSNR that the package promises; None: that of a
-    student; at most IMAGE_FLOOR_DB with images. metadata: author, license, further user-defined entries. Same model, same bytes.
+    student; at most IMAGE_FLOOR_DB with images. variant: what the package is called; None: the precision. metadata: author, license,
+    further user-defined entries. Same model, same bytes.
     """
+    variant = variant or precision
     choices = (("role", role, ROLES), ("target", target, TARGETS), ("precision", precision, ARRAYS))
     for name, value, known in choices:
         if value not in known:
@@ -80,8 +84,8 @@ def convert(
     _check(spec, source, role)
     floor = FLOOR_DB[precision] if floor_db is None else floor_db
     promised = {"floor_db": f"{min(floor, IMAGE_FLOOR_DB) if images else floor:g}"}
-    _describe(spec, source, role, tiles, target, precision, promised | dict(metadata or {}))
-    return write_package(spec, Path(model.weights_dir), folder / f"{role}.{precision}{SUFFIX}")
+    _describe(spec, source, role, tiles, target, variant, promised | dict(metadata or {}))
+    return write_package(spec, Path(model.weights_dir), folder / f"{role}.{variant}{SUFFIX}")
 
 
 class _Pixels(nn.Module):
@@ -156,9 +160,14 @@ def _model(
 
 def _program(
     source: Source, module: nn.Module, tensors: Sequence[TensorSpec], tiles: Sequence[Size]
-) -> torch.export.ExportedProgram:
+) -> torch.export.ExportedProgram | torch.jit.ScriptModule:
     """The graph as torch exports it, undecomposed: its pixel shuffles would become reshapes of six axes. A side that differs between
-    the tiles is a multiple of one symbol."""
+    the tiles is a multiple of one symbol. A module with quantized activations is traced, for torch.export cannot."""
+    largest = tuple(max(sides) for sides in zip(*tiles, strict=True))
+    example = tuple(torch.zeros(source.shape(tensor, *largest)) for tensor in tensors)
+    if is_quantized(module):
+        traced: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)
+        return traced
     unit = source.size.multiple_of
     symbols: list[Any] = [None, None]
     shapes: Any = None
@@ -174,8 +183,6 @@ def _program(
         }
         for tensor in tensors
     )
-    largest = tuple(max(sides) for sides in zip(*tiles, strict=True))
-    example = tuple(torch.zeros(source.shape(tensor, *largest)) for tensor in tensors)
     if symbols != [None, None]:
         shapes = (
             (dynamic,) if isinstance(module, _Pixels) else dynamic
@@ -223,7 +230,7 @@ def _describe(
     role: str,
     tiles: Sequence[Size],
     target: str,
-    precision: str,
+    variant: str,
     metadata: Mapping[str, str],
 ) -> None:
     """Fill in what people and programs read about a package."""
@@ -250,7 +257,7 @@ def _describe(
             "scale": source.scale,
             "tile": _sizes(tiles, ","),
             "target": target,
-            "variant": precision,
+            "variant": variant,
             "t_n": "none" if source.t_n is None else source.t_n,
             "t_d": "none" if source.t_d is None else source.t_d,
             "checkpoint_sha256": source.checkpoint_sha256,

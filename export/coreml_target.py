@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from calibration.samples import Sample
+from calibration.sensitivity import LayerNoise, plan, predicted_db
 from export.parity import check_parity, noise_for, samples
 from export.source import ROLES, STUDENT, Source, file_sha256, psnr
 from runtime.errors import SettingError
@@ -16,7 +21,8 @@ from runtime.files import Package, PackageFile
 Say = Callable[[str], None]
 
 TILE = 128  # LR pixels: the fixed size of a package
-VARIANTS = ("fp16", "palette6")  # written unless others are asked for; export.compress has them all
+STUDENT_VARIANTS = ("fp16", "w8a8", "palette6", "mixed")  # written unless others are asked for
+ONE_STEP_VARIANTS = ("fp16", "palette6")
 MIXED_ROLE_DB = 50.0  # what a mixed plan aims at for encoder and generator, each with the other uncompressed
 # Of one-step models; the pocket one has 71.5, 53.6 and 41.9 dB. Those of a student stand beside the variants in export.compress.
 ONE_STEP_FLOOR_DB = {"fp16": 40.0, "linear8": 40.0, "palette6": 35.0}
@@ -31,9 +37,15 @@ def write_coreml(
     images: bool,
     metadata: Mapping[str, str],
     say: Say,
-) -> tuple[dict[str, dict[str, Package]], dict[str, float]]:
+    *,
+    calibration: Sequence[Sample] | None = None,
+) -> tuple[dict[str, dict[str, Package]], dict[str, Any]]:
     """Write the packages of each variant for LR tiles of tile x tile pixels, for system (iOS17 or iOS18) and later; returns them with
-    the worst PSNR of each, encoder and generator in a chain. ParityError where a variant misses its floor."""
+    what was measured. That is the worst PSNR of each, encoder and generator in a chain, and for `mixed` the noise of each weight
+    and the bits it got. ParityError where a variant misses its floor. calibration: what w8a8 finds its ranges on; None: openly
+    licensed photos.
+    """
+    from export.activations import SAMPLES, W8A8, quantize_activations
     from export.compress import FP16, MIXED, check_variant, compress
     from export.coreml import IMAGE_FLOOR_DB, convert
     from export.mil.pair import PackagePair
@@ -49,28 +61,42 @@ def write_coreml(
         floors = {name: ONE_STEP_FLOOR_DB[name] for name in floors}
     if images:
         floors = {name: min(floor, IMAGE_FLOOR_DB) for name, floor in floors.items()}
+
+    def converted(source: Source, name: str) -> dict[str, Path]:
+        return {
+            role: convert(
+                source,
+                role,
+                folder,
+                height=tile,
+                width=tile,
+                target=system,
+                images=images,
+                floor_db=floors[name],
+                variant=name,
+                metadata=metadata,
+            )
+            for role in ROLES
+        }
+
     say(f"converting to Core ML ({system}, tiles of {tile}x{tile})")
-    whole = {
-        role: convert(
-            source,
-            role,
-            folder,
-            height=tile,
-            width=tile,
-            target=system,
-            images=images,
-            floor_db=floors[FP16],
-            metadata=metadata,
-        )
-        for role in ROLES
-    }
+    whole = converted(source, FP16)
     written: dict[str, dict[str, Package]] = {}
-    measured: dict[str, float] = {}
+    parity: dict[str, float] = {}
+    measured: dict[str, Any] = {"coreml_parity_db": parity}
     for name in variants:
         pair = whole
-        if name != FP16:
+        if name == W8A8:
+            photos = samples(source, None, SAMPLES, seed=0) if calibration is None else calibration
+            say(f"quantizing: {name}, calibrated on {len(photos)} samples")
+            pair = converted(quantize_activations(source, photos), name)
+        elif name != FP16:
             say(f"compressing: {name}")
-            plans = mixed_plans(source, whole, tile, say) if name == MIXED else {}
+            plans: dict[str, dict[str, int]] = {}
+            if name == MIXED:
+                plans, rows = mixed_plans(source, whole, tile, say)
+                measured["mixed_bits"] = plans
+                measured["sensitivity"] = {"coreml": [row.to_dict() for row in rows]}
             pair = {
                 role: compress(
                     path,
@@ -90,7 +116,7 @@ def write_coreml(
             sizes=((tile, tile),),
             remedy="Leave this variant out with --variant",
         )
-        measured[name] = round(worst, 1)
+        parity[name] = round(worst, 1)
         say(f"  at least {worst:.1f} dB (floor {floors[name]:g} dB)")
         written[name] = {
             role: _package(path, tile, system, floors[name], images) for role, path in pair.items()
@@ -107,10 +133,11 @@ def mixed_plans(
     tile: int,
     say: Say,
     floor_db: float = MIXED_ROLE_DB,
-) -> dict[str, dict[str, int]]:
-    """Bits by weight name for each role, from the PSNR of the whole model when one weight alone is compressed, on one photo."""
+) -> tuple[dict[str, dict[str, int]], list[LayerNoise]]:
+    """Bits by weight name for each role, and what they follow from: the PSNR of the whole model when one weight alone is compressed, on
+    one photo, named by role and weight."""
     from export.mil.pair import PackagePair
-    from export.mixed import plan, predicted_db, sensitivity
+    from export.mixed import weight_noise
 
     (photo,) = samples(source, None, 1, seed=4, size=tile)
     image, noise = photo.lr[None], noise_for(source, tile, tile, seed=4)
@@ -119,21 +146,27 @@ def mixed_plans(
     def score(pair: Mapping[str, Path]) -> float:
         return psnr(PackagePair(pair, source.specs)(image, noise), expected)
 
-    plans, reference = {}, score(packages)
+    plans, found, reference = {}, list[LayerNoise](), score(packages)
     for role in ROLES:
         say(f"  measuring each weight of the {role}")
 
         def alone(path: Path, role: str = role) -> float:
             return score({**packages, role: path})
 
-        rows = sensitivity(
+        rows = weight_noise(
             packages[role], alone, say=lambda done, total: say(f"    weight {done} of {total}")
         )
         plans[role] = plan(rows, floor_db, reference_db=reference)
+        found += [replace(row, layer=f"{role}/{row.layer}") for row in rows if math.isfinite(row.psnr)]
         say(
             f"  bits {plans[role]}, expected {predicted_db(rows, plans[role], reference_db=reference):.1f} dB"
         )
-    return plans
+    return plans, found
+
+
+def default_variants(source: Source) -> tuple[str, ...]:
+    """Those that suit the model; `export.compress` has them all."""
+    return STUDENT_VARIANTS if source.kind == STUDENT else ONE_STEP_VARIANTS
 
 
 def _package(path: Path, tile: int, system: str, floor: float, images: bool) -> Package:

@@ -11,26 +11,31 @@ import numpy as np
 from export.half import convert_fp16
 from export.onnx import OnnxPair, data_file, export_fp32
 from export.parity import check_parity, samples
-from export.quantize import quantize_int8
+from export.quantize import Int8Request, quantize_int8
 from export.source import STUDENT, Source, file_sha256
+from export.weight_only import BITS, compress_pair
 from runtime.files import Graph, WeightFile
 
 Say = Callable[[str], None]
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
+STUDENT_PRECISIONS = ("fp32", "fp16", "int8")
 ONNX_FLOOR_DB = {
     "fp32": 100.0,
     "fp16": 50.0,
-    "int8": 36.0,
+    "int8": 42.0,
+    "w8": 48.0,
+    "w4": 44.0,
 }  # worst PSNR against torch over sizes, photos, seeds
-CALIBRATION_SAMPLES = 32
+W4_TARGET_DB = 46.0  # what the widths of a 4-bit pair are planned for, on other photos than the floor's
+W4_SIDE = 32  # LR pixels of those photos: each layer takes a run
 
 
 def write_onnx(
     source: Source,
     folder: Path,
     precisions: Sequence[str],
-    calibration: Path | None,
+    int8: Int8Request | None,
     metadata: Mapping[str, str],
     say: Say,
 ) -> tuple[dict[str, dict[str, Graph]], dict[str, Any]]:
@@ -55,10 +60,15 @@ def write_onnx(
         if islands:
             measured["fp32_islands"] = islands
     if "int8" in precisions:
-        say("quantizing to INT8")
-        paths["int8"] = quantize_int8(
-            paths["fp32"], folder, samples(source, calibration, CALIBRATION_SAMPLES, seed=0)
-        )
+        if int8 is None:
+            raise ValueError("precision int8: expected samples to calibrate with, got none")
+        say(f"quantizing to INT8 ({int8.preset})")
+        made = quantize_int8(paths["fp32"], folder, source.specs, int8, say)
+        paths["int8"] = made.paths
+        measured["int8"] = made.to_dict()
+        measured["sensitivity"] = {"onnx": [row.to_dict() for row in made.rows]}
+    for precision in sorted(BITS.keys() & set(precisions)):
+        paths[precision] = _weight_only(source, folder, paths["fp32"], precision, measured, say)
     kept = {precision: paths[precision] for precision in PRECISIONS if precision in precisions}
     for precision, pair in kept.items():
         say(f"checking {precision} against torch")
@@ -81,7 +91,26 @@ def write_onnx(
 
 def default_precisions(source: Source) -> tuple[str, ...]:
     """INT8 is for students: the activations of a diffusion network need more than static ranges."""
-    return PRECISIONS if source.kind == STUDENT else ("fp32", "fp16")
+    return STUDENT_PRECISIONS if source.kind == STUDENT else ("fp32", "fp16")
+
+
+def _weight_only(
+    source: Source,
+    folder: Path,
+    graphs: Mapping[str, Path],
+    precision: str,
+    measured: dict[str, Any],
+    say: Say,
+) -> dict[str, Path]:
+    """Graphs with weights in 8 or 4 bits; adds to measured which layers of w4 keep 8 bits and, where it was needed, why."""
+    say(f"compressing weights ({precision})")
+    photos = samples(source, None, 2, seed=3, size=W4_SIDE)
+    made = compress_pair(source, graphs, folder, precision, photos, W4_TARGET_DB, say)
+    if precision == "w4":
+        measured["w4"] = made.to_dict()
+    if made.rows:
+        measured.setdefault("sensitivity", {})[precision] = [row.to_dict() for row in made.rows]
+    return made.paths
 
 
 def _feeds(

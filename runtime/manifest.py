@@ -13,7 +13,7 @@ from .errors import BundleError
 from .files import Graph, GraphFile, Package, check_pairs, read_pairs
 
 FORMAT_VERSION: Final = 1
-PRECISIONS: Final = ("fp32", "fp16", "int8")
+PRECISIONS: Final = ("fp32", "fp16", "int8", "w8", "w4")  # w8, w4: weights alone, arithmetic in float
 COLOR_FIXES: Final = ("none", "adain", "wavelet")
 
 
@@ -168,6 +168,9 @@ class Manifest(Plain):
     coreml: dict[str, dict[str, Package]] = field(
         default_factory=dict
     )  # variant -> the same, for Apple's devices
+    budgets: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # row of an accuracy table, such as int8 -> gate -> limit; see calibration.gates
 
     def __post_init__(self) -> None:
         _check_version(self.format_version)
@@ -182,6 +185,9 @@ class Manifest(Plain):
                 check_whole(name, getattr(self, name), 0, 1_000_000)
         check_mapping("provenance", self.provenance)
         check_mapping("accuracy", self.accuracy)
+        for row, limits in check_mapping("budgets", self.budgets).items():
+            for gate, limit in check_mapping(f"budgets.{row}", limits).items():
+                check_real(f"budgets.{row}.{gate}", limit)
         if self.color_fix not in COLOR_FIXES:
             raise fail("color_fix", f"one of {COLOR_FIXES}", self.color_fix)
         self._check_graphs()
@@ -273,7 +279,7 @@ class Manifest(Plain):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        return values if self.coreml else {key: values[key] for key in values if key != "coreml"}
+        return {key: value for key, value in values.items() if value or key not in ("coreml", "budgets")}
 
     @classmethod
     def from_dict(cls, data: object) -> Self:

@@ -11,7 +11,9 @@ pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 
 from test_coreml import op_counts, package_files, weight_bytes  # noqa: E402  (after importorskip)
 
+from calibration.sensitivity import plan, predicted_db  # noqa: E402
 from export import compress as presets  # noqa: E402
+from export.activations import W8A8  # noqa: E402
 from export.compress import (  # noqa: E402
     BLOCK,
     FP16,
@@ -26,7 +28,7 @@ from export.coreml import TARGETS, convert  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
 from export.mil.program import read_package  # noqa: E402
 from export.mil.tensor import PackageError  # noqa: E402
-from export.mixed import CompressionError, Sensitivity, plan, predicted_db, sensitivity  # noqa: E402
+from export.mixed import weight_noise  # noqa: E402
 from export.package import read_spec  # noqa: E402
 from export.source import Source, psnr, student_source  # noqa: E402
 from export.student import Student, StudentConfig  # noqa: E402
@@ -164,46 +166,6 @@ def test_palette_of_few_values_is_exact() -> None:
     assert len(table) == 16
 
 
-ROWS = [  # name, parameters, bits, PSNR
-    Sensitivity("large", 100_000, 4, 50.0),
-    Sensitivity("large", 100_000, 6, 62.0),
-    Sensitivity("fragile", 10_000, 4, 30.0),
-    Sensitivity("fragile", 10_000, 6, 42.0),
-    Sensitivity("hardy", 50_000, 4, 70.0),
-    Sensitivity("hardy", 50_000, 6, 80.0),
-]
-
-
-def test_plan_widens_what_is_fragile_and_leaves_the_rest_narrow() -> None:
-    assert plan(ROWS, 29.0) == {"large": 4, "fragile": 4, "hardy": 4}
-    assert plan(ROWS, 40.0) == {"large": 4, "fragile": 6, "hardy": 4}
-    assert plan(ROWS, 45.0) == {"large": 4, "fragile": 8, "hardy": 4}
-    assert plan(ROWS, 55.0) == {"large": 6, "fragile": 8, "hardy": 4}
-    assert plan(ROWS, 120.0) == {"large": 8, "fragile": 8, "hardy": 8}
-
-
-@pytest.mark.parametrize("floor", [30.0, 41.0, 49.0, 61.0, 69.0])
-def test_plan_keeps_the_floor_and_nearly_the_fewest_bytes(floor: float) -> None:
-    chosen = plan(ROWS, floor)
-    assert predicted_db(ROWS, chosen) >= floor
-    parameters = {row.name: row.parameters for row in ROWS}
-
-    def size(bits: dict[str, int]) -> float:
-        return sum(parameters[name] * width / 8 + 2 * 2**width for name, width in bits.items())
-
-    every = (dict(zip(parameters, widths, strict=True)) for widths in itertools.product((4, 6, 8), repeat=3))
-    best = min(size(bits) for bits in every if predicted_db(ROWS, bits) >= floor)
-    assert size(chosen) <= 1.1 * best
-
-
-def test_noise_of_the_uncompressed_package_counts_once() -> None:
-    rows = [Sensitivity("a", 1000, 4, 57.0), Sensitivity("b", 1000, 4, 60.0)]
-    assert predicted_db(rows, {"a": 4, "b": 8}, reference_db=60.0) == pytest.approx(57.0)
-    assert predicted_db(rows, {"a": 8, "b": 4}, reference_db=60.0) == pytest.approx(60.0)
-    with pytest.raises(CompressionError, match=r"at least 61 dB, came 60\.0 dB with the widest"):
-        plan(rows, 61.0, reference_db=60.0)
-
-
 def test_measured_sensitivity_leads_to_a_mixed_package_that_keeps_its_floor(
     packages: dict[str, dict[str, Path]], source: Source, tmp_path: Path
 ) -> None:
@@ -213,8 +175,9 @@ def test_measured_sensitivity_leads_to_a_mixed_package_that_keeps_its_floor(
         return run({**pair, "generator": generator}, source)
 
     weights = find_weights(read_spec(pair["generator"]))
-    rows = sensitivity(pair["generator"], evaluate, bits=(4, 6))
-    assert [(row.name, row.bits) for row in rows] == [(w.name, b) for w in weights for b in (4, 6)]
+    rows = weight_noise(pair["generator"], evaluate, bits=(4, 6))
+    measured = [row for row in rows if row.bits < 8]
+    assert [(row.layer, row.bits) for row in measured] == [(w.name, b) for w in weights for b in (4, 6)]
     assert all(row.psnr < evaluate(pair["generator"]) for row in rows if row.bits == 4)
     reference = evaluate(pair["generator"])
     narrow, wide = (predicted_db(rows, {w.name: b for w in weights}, reference_db=reference) for b in (4, 6))
@@ -232,7 +195,7 @@ def test_measured_sensitivity_leads_to_a_mixed_package_that_keeps_its_floor(
 
 def test_every_preset_is_sound() -> None:
     assert list(VARIANTS) == [variant.name for variant in VARIANTS.values()]
-    assert set(VARIANTS) == {*MOST, MIXED}
+    assert set(VARIANTS) == {*MOST, MIXED, W8A8}
     for variant in VARIANTS.values():
         assert variant.target in TARGETS
         assert 20 <= variant.floor_db <= 80

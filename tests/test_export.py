@@ -14,12 +14,11 @@ pytest.importorskip(
     "skimage", reason="needs the extra `export`, whose scikit-image holds the calibration photos"
 )
 
-from calibration.samples import draw_samples  # noqa: E402  (after importorskip)
-from export import bundle as writer  # noqa: E402
+from export import bundle as writer  # noqa: E402  (after importorskip)
+from export import command as command_line  # noqa: E402
 from export.onnx import OnnxPair  # noqa: E402
-from export.onnx_target import ONNX_FLOOR_DB, PRECISIONS  # noqa: E402
+from export.onnx_target import ONNX_FLOOR_DB, STUDENT_PRECISIONS  # noqa: E402
 from export.parity import ParityError, check_parity  # noqa: E402
-from export.quantize import float_nodes, quantize_int8  # noqa: E402
 from export.source import Source, load_source, student_source  # noqa: E402
 from export.student import Student, StudentConfig, save_student  # noqa: E402
 from runtime.bundle import Bundle  # noqa: E402
@@ -55,7 +54,7 @@ def parity(source: Source, bundle: Path, precision: str) -> float:
     return check_parity(source, pair, precision, ONNX_FLOOR_DB[precision], remedy="")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", STUDENT_PRECISIONS)
 def test_each_precision_keeps_its_floor_against_torch(
     checkpoint: Path, exported: Path, precision: str
 ) -> None:
@@ -106,23 +105,13 @@ def test_graphs_are_dynamic_readable_and_free_of_the_exporting_machine(exported:
         }, kinds
 
 
-def test_int8_keeps_the_base_in_floating_point_and_is_smaller(exported: Path) -> None:
-    for role in ("encoder", "generator"):
-        model = onnx.load(exported / f"{role}.fp32.onnx")
-        assert len(float_nodes(model)) == 1
-    kinds = [node.op_type for node in onnx.load(exported / "encoder.int8.onnx").graph.node]
-    assert "QuantizeLinear" in kinds
-    with pytest.raises(ValueError, match="at least 4 samples"):
-        quantize_int8(graphs(exported, "fp32"), exported, draw_samples(None, 3))
-
-
 def test_bundle_runs_in_the_runtime_and_passes_its_probe(
     exported: Path, make_pixels: Callable[..., np.ndarray]
 ) -> None:
     Bundle.open(exported).verify()
     image = make_pixels(20, 30)
     results = {}
-    for precision in PRECISIONS:
+    for precision in STUDENT_PRECISIONS:
         with Upscaler(exported, device="cpu", precision=precision) as upscaler:
             (results[precision],) = upscaler.up(image, seed=3)
             assert upscaler.precision == precision
@@ -155,7 +144,7 @@ def test_failed_export_leaves_the_old_bundle(
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     monkeypatch.setattr("export.onnx_target.ONNX_FLOOR_DB", {"fp32": 1000.0})
     arguments = ["--checkpoint", str(checkpoint), "--out", str(out), "--precision", "fp32"]
-    assert writer.main(arguments) == 1
+    assert command_line.main(arguments) == 1
     assert "expected at least 1000 dB" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["b.gdposr"]
@@ -198,12 +187,12 @@ def test_a_folder_with_files_of_others_is_not_replaced(
 def test_wrong_arguments_are_named(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert writer.main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    assert command_line.main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "not a student checkpoint" in capsys.readouterr().err
     (tmp_path / "folder").mkdir()
-    assert writer.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "folder")]) == 2
+    assert command_line.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "folder")]) == 2
     assert "not a bundle" in capsys.readouterr().err
     out = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
-    assert writer.main([*out, "--targets", "tflite"]) == 2
+    assert command_line.main([*out, "--targets", "tflite"]) == 2
     assert "targets: expected some of onnx, coreml, got 'tflite'" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

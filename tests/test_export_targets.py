@@ -13,6 +13,7 @@ pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
 from export import bundle as writer  # noqa: E402  (after importorskip)
+from export import command as command_line  # noqa: E402
 from export.attention import FoldError  # noqa: E402
 from export.compress import VARIANTS, find_weights  # noqa: E402
 from export.coreml import convert  # noqa: E402
@@ -121,11 +122,13 @@ def test_a_mixed_plan_spends_bits_where_they_are_needed(checkpoint: Path, tmp_pa
     packages = {
         role: convert(source, role, tmp_path, height=32, width=32) for role in ("encoder", "generator")
     }
-    plans = mixed_plans(source, packages, 32, lambda text: None, floor_db=50.0)
+    plans, rows = mixed_plans(source, packages, 32, lambda text: None, floor_db=50.0)
     for role, path in packages.items():
         assert set(plans[role]) == {weight.name for weight in find_weights(read_spec(path))}
         assert set(plans[role].values()) <= {4, 6, 8}
-    narrow = mixed_plans(source, packages, 32, lambda text: None, floor_db=35.0)
+    measured = {(row.layer, row.bits) for row in rows}
+    assert measured == {(f"{role}/{name}", bits) for role in plans for name in plans[role] for bits in (4, 6)}
+    narrow, _ = mixed_plans(source, packages, 32, lambda text: None, floor_db=35.0)
     assert sum(sum(p.values()) for p in narrow.values()) < sum(sum(p.values()) for p in plans.values())
 
 
@@ -149,7 +152,7 @@ def test_wrong_wishes_leave_the_old_bundle(
     writer.write_bundle(checkpoint, out, writer.Wanted(precisions=("fp32",)))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     command = ["--checkpoint", str(checkpoint), "--out", str(out), "--targets", "coreml", *arguments]
-    assert writer.main(command) == 2
+    assert command_line.main(command) == 2
     assert re.search(message, capsys.readouterr().err)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["b.gdposr"]
@@ -199,7 +202,7 @@ def test_int8_of_a_one_step_model_is_refused_with_the_remedy(
     one_step: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--checkpoint", str(one_step), "--out", str(tmp_path / "o.gdposr"), "--precision", "int8"]
-    assert writer.main(command) == 2
+    assert command_line.main(command) == 2
     assert "int8 is for students" in capsys.readouterr().err
     assert not (tmp_path / "o.gdposr").exists()
 

@@ -1,6 +1,7 @@
-"""Stable Diffusion 2.1 at its full size, with random weights: folded, exported and converted to half precision within 24 GB.
+"""Stable Diffusion 2.1 at its full size, with random weights: folded, exported, and converted to half precision and to weights of 8 and
+4 bits within 24 GB.
 
-As a script it prints what it measures: `python tests/test_full_size_export.py [FOLDER]`; the folder needs 6 GB.
+As a script it prints what it measures: `python tests/test_full_size_export.py [FOLDER]`; the folder needs 8 GB.
 """
 
 import resource
@@ -21,12 +22,15 @@ from test_full_size import full_size  # noqa: E402
 from export.half import FLOOR_DB, convert_fp16  # noqa: E402
 from export.merge import KIND, one_step_source  # noqa: E402
 from export.onnx import data_file, export_fp32  # noqa: E402
+from export.onnx_target import W4_TARGET_DB  # noqa: E402
 from export.parity import samples  # noqa: E402
 from export.ranges import run  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
+from export.weight_only import BITS, compress_pair  # noqa: E402
 
 LIMIT_GB = 24
 ONNX_FLOOR_DB = 80.0
+WEIGHT_ONLY_FLOOR_DB = {"w8": 40.0, "w4": 25.0}
 SIDE = 16  # LR pixels: the smallest that SD2.1 takes
 
 
@@ -62,6 +66,12 @@ def export_full_size(folder: Path) -> dict[str, float]:
     expected = source(torch.from_numpy(image), torch.from_numpy(noise)).numpy()
     features = source.encode(torch.from_numpy(image))[0].numpy()
     paths = export_fp32(source, folder, {"model": KIND})
+    for precision in BITS:
+        few = compress_pair(source, paths, folder, precision, [photo], W4_TARGET_DB, print)
+        for role, path in few.paths.items():
+            note(f"{role} {precision}, GB", gigabytes(path))
+        note(f"{precision} layers of 8 bits", len(few.wide))
+        note(f"{precision} against torch, dB", few.psnr)
     del source
     feeds = {"encoder": {"image": image}, "generator": {"features": features, "noise": noise}}
     for role, path in paths.items():
@@ -84,6 +94,10 @@ def test_full_size_export(tmp_path: Path) -> None:
     assert measured["generator fp32, GB"] > 2**31 / 1e9  # more than a protobuf holds
     assert measured["generator fp16, GB"] < 0.55 * measured["generator fp32, GB"]
     assert measured["fp32 against torch, dB"] >= ONNX_FLOOR_DB
+    assert measured["generator w8, GB"] < 0.26 * measured["generator fp32, GB"]
+    assert measured["generator w4, GB"] < 0.16 * measured["generator fp32, GB"]
+    for precision in BITS:
+        assert measured[f"{precision} against torch, dB"] >= WEIGHT_ONLY_FLOOR_DB[precision]
     assert min(measured["encoder fp16, dB"], measured["generator fp16, dB"]) >= FLOOR_DB
     assert measured["peak, GB"] < LIMIT_GB
 

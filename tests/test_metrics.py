@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.metrics import checkerboard_db, colour_shift, diversity, luma, psnr_y, ssim_y
+from calibration.metrics import checkerboard_db, colour_shift, diversity, luma, psnr_y, seam, ssim_y
 from calibration.sqf import scorer, sqf, unavailable
 from runtime.errors import ImageError
 
@@ -95,6 +95,30 @@ def test_psnr_of_equal_pictures_is_infinite_by_rule(make_pixels: Pixels) -> None
     assert psnr_y(make_pixels(8, 8), make_pixels(8, 8)) == float("inf")
 
 
+def test_psnr_agrees_with_scikit_image(need: Callable[..., None], make_pixels: Pixels) -> None:
+    need("skimage")
+    from skimage.metrics import peak_signal_noise_ratio
+
+    sr, hr = make_pixels(60, 50, seed=2), make_pixels(60, 50)
+    assert psnr_y(sr, hr) == pytest.approx(peak_signal_noise_ratio(luma(hr), luma(sr), data_range=255))
+
+
+def test_ssim_agrees_with_scikit_image_on_photos(
+    shared_data: Callable[[str], Path], need: Callable[..., None]
+) -> None:
+    """Its mean over the same windows; photos have a few with reversed structure, which ours does not count as negative."""
+    need("skimage")
+    from skimage.metrics import structural_similarity
+
+    for path in sorted(shared_data("realsr/HR").glob("*.png"))[::25]:
+        hr, sr = load(path), bicubic4(shared_data("realsr/LR") / path.name)
+        _, full = structural_similarity(
+            np.round(luma(sr)), np.round(luma(hr)), data_range=255, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False, full=True,
+        )  # fmt: skip
+        assert ssim_y(sr, hr) == pytest.approx(full[5:-5, 5:-5].clip(0).mean(), abs=1e-4)
+
+
 def test_ssim_agrees_with_scikit_image(need: Callable[..., None], make_pixels: Pixels) -> None:
     """Where no local structure is reversed, the two definitions are one."""
     need("skimage")
@@ -132,6 +156,73 @@ def test_colour_shift_and_diversity(make_pixels: Pixels) -> None:
     assert diversity([base, base + np.uint8(2), base + np.uint8(4)]) == pytest.approx((2 + 2 + 4) / 3)
     with pytest.raises(ImageError, match="two samples"):
         diversity([base])
+
+
+# ---- seams
+
+
+def ramp(height: int = 160, width: int = 192) -> np.ndarray:
+    """Rises by half a level a pixel to the right and downwards, (height, width, 3) uint8."""
+    y, x = np.mgrid[:height, :width]
+    return np.repeat(((x + y) // 2).astype(np.uint8)[..., None], 3, axis=2)
+
+
+ROWS, COLUMNS = (64, 128), (64, 128)
+
+
+def checkered(picture: np.ndarray, step: int) -> np.ndarray:
+    """Every other tile of 64 pixels brighter by step."""
+    y, x = np.mgrid[: picture.shape[0], : picture.shape[1]] // 64
+    return picture + (((x + y) % 2) * step).astype(np.uint8)[..., None]
+
+
+def test_a_picture_without_seams_has_the_measure_one() -> None:
+    assert seam(ramp(), ROWS, COLUMNS) == pytest.approx(1)
+    assert 0.8 < seam(natural(256), (64, 128, 192), (64, 128, 192)) < 1.25
+
+
+def test_tiles_that_differ_by_a_level_show_and_more_the_more_they_differ() -> None:
+    clean = natural(256).clip(0, 240)
+    borders = (64, 128, 192)
+    found = [seam(checkered(clean, step), borders, borders) for step in (0, 2, 8)]
+    assert found[0] < found[1] < found[2]
+    assert found[2] > 2
+
+
+def test_the_measure_is_the_stated_ratio_on_a_ramp() -> None:
+    """One border where the picture rises by 5 levels instead of 1."""
+    picture = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(40, axis=0)
+    picture[:, 32:] += 4
+    assert seam(picture, (), (32,)) == pytest.approx(5)
+    assert seam(picture.transpose(1, 0, 2), (32,), ()) == pytest.approx(5)
+
+
+def test_a_pattern_of_the_pixel_shuffle_is_no_seam() -> None:
+    """Every eighth line brighter: its steps lie at all multiples of 8, at borders and beside them."""
+    picture = natural(256).clip(0, 200)
+    picture[:, ::8] += 20
+    assert 0.9 < seam(picture, (), (64, 128, 192)) < 1.1
+
+
+def test_neighbouring_borders_are_not_compared_with_each_other() -> None:
+    picture = np.zeros((40, 64, 3), np.uint8)
+    picture[:, 24:] = 50
+    picture[:, 32:] = 100
+    picture[:, 40:] = 101  # the one step beside the borders
+    assert seam(picture, (), (24, 32)) == pytest.approx(50 / (1 / 4))  # lines 8, 16, 40 and 48
+
+
+def test_the_seam_of_nothing_is_not_a_number(make_pixels: Pixels) -> None:
+    assert np.isnan(seam(make_pixels(64, 64), (), ()))
+    assert np.isnan(seam(np.full((64, 64, 3), 7, np.uint8), (32,), (32,)))
+
+
+def test_borders_outside_the_picture_are_named(make_pixels: Pixels) -> None:
+    for rows, columns in (((64,), ()), ((), (0,)), ((-4,), ())):
+        with pytest.raises(ImageError, match="tile borders between 1 and 63"):
+            seam(make_pixels(64, 64), rows, columns)
+    with pytest.raises(ImageError, match="uint8"):
+        seam(make_pixels(64, 64).astype(np.float32), (32,), ())
 
 
 def natural(size: int = 512, seed: int = 0) -> np.ndarray:

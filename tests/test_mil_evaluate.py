@@ -85,6 +85,28 @@ def test_overflow_is_reported_with_the_operation_that_makes_it(tmp_path: Path) -
         Evaluator(program)({"a": np.full_like(X, np.nan)})
 
 
+def test_what_is_quantized_saturates_and_nan_is_named_with_its_maker(tmp_path: Path) -> None:
+    scale = np.float32(0.5)
+
+    def build(a: Any) -> Any:
+        large = mb.cast(
+            x=mb.mul(x=mb.cast(x=a, dtype="fp16"), y=np.float16(60000), name="large"), dtype="fp32"
+        )
+        quantized = mb.quantize(input=large, scale=scale, output_dtype="int8")
+        apart = mb.quantize(input=mb.sub(x=large, y=large), scale=scale, output_dtype="int8")
+        return mb.dequantize(input=quantized, scale=scale), mb.dequantize(input=apart, scale=scale)
+
+    program = read_package(save(build, tmp_path / "quantize.mlpackage", inputs=1))
+    values = np.array([1e-3, -1e-3, 0.3, -0.3], np.float32)
+    given = np.broadcast_to(values[:, None, None], X.shape)
+    saturated, nothing = Evaluator(program)({"a": given}).values()
+    assert saturated[0, :, 0, 0].tolist() == [60.0, -60.0, 63.5, -64.0]
+    assert not nothing.any()
+    for allow in (False, True):  # infinity saturates, but infinity minus infinity is no number
+        with pytest.raises(NonFiniteError, match=r"first from mul 'large'"):
+            Evaluator(program, allow_non_finite=allow)({"a": np.full_like(X, 2)})
+
+
 def test_values_are_let_go_after_their_last_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(a: Any) -> Any:
         skip = a

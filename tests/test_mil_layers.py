@@ -330,6 +330,17 @@ QUANTIZED: Cases = {
         ),
         (np.clip(np.rint(X / np.float32(0.02)) + 5, -128, 127) - 5) * 0.02,
     ),
+    "quantize halves to even, below zero to zero": (
+        lambda a, b: mb.dequantize(
+            input=mb.quantize(
+                input=mb.mul(x=mb.floor(x=mb.mul(x=a, y=4.0)), y=0.5),
+                scale=np.float32(1),
+                output_dtype="uint8",
+            ),
+            scale=np.float32(1),
+        ),
+        np.clip(np.rint(np.floor(X * 4) / 2), 0, 255),
+    ),
     "quantize channels": (
         lambda a, b: mb.dequantize(
             input=mb.quantize(input=b, scale=np.full(4, 0.01, np.float32), output_dtype="uint8", axis=1),

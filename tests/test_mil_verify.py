@@ -19,7 +19,7 @@ ct = pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 from coremltools.converters.mil import Builder as mb  # noqa: E402  (after importorskip)
 from test_mil_evaluate import save  # noqa: E402
 
-from export import bundle as writer  # noqa: E402
+from export import command as command_line  # noqa: E402
 from export.mil import device  # noqa: E402
 from export.mil.device import CoreMLRunner, open_runner, unit_range  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
@@ -66,7 +66,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_student(student, folder / "checkpoint", {"steps": 0})
     out = folder / "small.gdposr"
     assert (
-        writer.main(["--checkpoint", str(folder / "checkpoint"), "--out", str(out), "--precision", "fp32"])
+        command_line.main(
+            ["--checkpoint", str(folder / "checkpoint"), "--out", str(out), "--precision", "fp32"]
+        )
         == 0
     )
     image = torch.zeros(1, 3, HEIGHT, WIDTH)

@@ -75,21 +75,24 @@ class Evaluator:
         """The outputs; NonFiniteError where an operation makes infinity or NaN of finite values, unless that is allowed."""
         evaluation = self.run(inputs)
         if evaluation.non_finite and not self.allow_non_finite:
-            raise NonFiniteError(
-                f"{self.program.path}: expected finite values, came infinity or NaN first from {evaluation.non_finite[0]}; "
-                "keep this operation in float32, or scale what goes into it"
-            )
+            raise self._refusal(evaluation.non_finite[0])
         return evaluation.outputs
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, np.ndarray]) -> Evaluation:
-        """The outputs and every operation that made infinity or NaN."""
+        """The outputs and every operation that made infinity or NaN. NonFiniteError where one is then quantized: NaN has no place among
+        whole numbers."""
         values: dict[str, Tensor] = self._checked(inputs)
         wanted = {feature.name for feature in self.program.outputs}
         uses = self._uses()
         non_finite = _look_at_inputs(self.program, values)
         for op in self._steps:
-            results = self._compute(op, values)
+            try:
+                results = self._compute(op, values)
+            except EvaluationError as error:
+                if non_finite:
+                    raise self._refusal(non_finite[0]) from error
+                raise
             non_finite += _look(op, results, values)
             values.update(zip((output.name for output in op.outputs), results, strict=True))
             uses.subtract(self._needs(op))
@@ -98,6 +101,12 @@ class Evaluator:
                     values.pop(name, None)
         outputs = {feature.name: self._output(feature, values) for feature in self.program.outputs}
         return Evaluation(outputs, tuple(non_finite))
+
+    def _refusal(self, first: NonFinite) -> NonFiniteError:
+        return NonFiniteError(
+            f"{self.program.path}: expected finite values, came infinity or NaN first from {first}; keep this operation in float32, or "
+            "scale what goes into it"
+        )
 
     def _uses(self) -> Counter[str]:
         """How many operations take each computed value."""
@@ -125,7 +134,10 @@ class Evaluator:
         dtype = DTYPES[type.dtype]
         if dtype.is_float and not self.round_to_declared:
             return result.float()
-        return round_to(result, dtype)
+        try:
+            return round_to(result, dtype)
+        except EvaluationError as error:
+            raise EvaluationError(f"{where}: {error}") from error
 
     def _value(self, value: str | Constant, values: Mapping[str, Tensor]) -> Value:
         """A computed value by its name, or a constant; weights that are packed are unpacked here."""

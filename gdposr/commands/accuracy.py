@@ -1,73 +1,105 @@
 """Measure how good a bundle's pictures are, on pairs of small and large photos with the same names.
 
-Reported per precision: PSNR on Y, SSIM, NIQE, SQF where its weights are given, and how much samples differ;
-bicubic enlargement stands beside them, and any other method whose pictures lie in a folder (--sr NAME=DIR).
+Reported per precision: PSNR on Y, SSIM, NIQE, SQF where its weights are given, how much samples differ, whether tile borders show, and
+the time of one picture; metrics of pyiqa where they are asked for (--metric). Beside them stand bicubic enlargement, the bundle's Core
+ML packages (--coreml), other models (--peer-onnx, --peer-ncnn), and any method whose pictures lie in a folder (--sr NAME=DIR). Every
+difference to fp32 has its 95 % interval over the pictures; it is called a difference only where that excludes zero.
 """
 
 import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.console import FAILED, OK, UsageError, emit, progress_bar, say, table, whole_number
 
+if TYPE_CHECKING:
+    from calibration.accuracy import AccuracyReport, Row
+    from calibration.gates import Gates
+    from calibration.statistics import Difference
+    from runtime.bundle import Bundle
+
 HELP = "measure quality on pairs of small and large photos"
+ROUNDS, WARMUP = 7, 1
+LARGEST = 128  # LR side in pixels of the timed picture
+SHOWN = {"psnr": ("PSNR", " dB", 3), "ssim": ("SSIM", "", 5), "sqf": ("SQF", "", 5), "niqe": ("NIQE", "", 4)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
+    add = parser.add_argument
+    add("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
+    add("--lr", required=True, type=Path, metavar="DIR", help="folder of small photos")
+    add("--hr", required=True, type=Path, metavar="DIR", help="folder of the large ones, same names")
+    add("--sqf-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 as .safetensors; without it no SQF")
+    add(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also lpips, musiq or maniqa of pyiqa, or all of them; may be repeated",
     )
-    parser.add_argument("--lr", required=True, type=Path, metavar="DIR", help="folder of small photos")
-    parser.add_argument(
-        "--hr", required=True, type=Path, metavar="DIR", help="folder of the large ones, same names"
+    add("--precision", action="append", help="measure only this one; may be repeated (default: all)")
+    add(
+        "--coreml",
+        action="append",
+        default=[],
+        metavar="VARIANT",
+        help="also this variant of the Core ML packages, or all; may be repeated (needs the extra `coreml`)",
     )
-    parser.add_argument(
-        "--sqf-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 as .safetensors; without it no SQF"
-    )
-    parser.add_argument(
-        "--precision", action="append", help="measure only this one; may be repeated (default: all)"
-    )
-    parser.add_argument(
+    add(
         "--sr",
         action="append",
         default=[],
         metavar="NAME=DIR",
         help="another method's pictures; may be repeated",
     )
-    parser.add_argument(
-        "--peer-onnx", type=Path, action="append", default=[], metavar="FILE", help="another model, as ONNX"
-    )
-    parser.add_argument(
+    add("--peer-onnx", type=Path, action="append", default=[], metavar="FILE", help="another model, as ONNX")
+    add(
         "--peer-ncnn",
         type=Path,
         metavar="PARAM",
         help="another model, as ncnn .param with its .bin beside it",
     )
-    parser.add_argument(
+    add(
         "--check",
         action="store_true",
-        help="exit with 1 unless every precision keeps its budget against fp32",
+        help="exit with 1 unless every model keeps its budget: the manifest's, or else that of INT8 against fp32",
     )
-    parser.add_argument("--limit", type=whole_number(1), help="only the first N pairs")
-    parser.add_argument(
-        "--seed", type=whole_number(0, 2**64 - 1), default=0, help="seed of the samples (default: 0)"
+    add(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="GATE=VALUE",
+        help="a limit for every model, such as max_psnr_loss=0.05, in place of its own; exit with 1 when it is broken; may be repeated",
     )
-    parser.add_argument("--device", default="auto", help="where the model runs (default: auto)")
-    parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all cores)")
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="write a page with the table and crops"
+    add("--limit", type=whole_number(1), help="only the first N pairs")
+    add("--seed", type=whole_number(0, 2**64 - 1), default=0, help="seed of the samples (default: 0)")
+    add("--device", default="auto", help="where the model runs (default: auto)")
+    add("--threads", type=whole_number(1), help="CPU threads (default: all cores)")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument(
+        "--rounds",
+        type=whole_number(1),
+        default=ROUNDS,
+        help=f"timed rounds of one picture (default: {ROUNDS})",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    speed.add_argument("--no-speed", action="store_true", help="leave out the timing")
+    add("--report", type=Path, metavar="FILE.html", help="write a page with the table and crops")
+    add("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    from calibration.accuracy import evaluate
-    from calibration.gates import INT8_GATES
+    from calibration.accuracy import evaluate, measured_precisions
+    from calibration.perceptual import wanted
     from calibration.report import CropCollector, table_rows, write_report
+    from gdposr.coreml_rows import ROW, chosen_variants, open_methods
     from gdposr.machine import describe_machine
     from gdposr.peers import load_peers, on_pictures
-    from runtime.backend import usable_processors
     from runtime.bundle import Bundle
+    from runtime.devices import usable_processors
 
     folders = dict(_named_folder(text) for text in args.sr)
     for folder in (args.lr, args.hr, *folders.values()):
@@ -78,9 +110,16 @@ def run(args: argparse.Namespace) -> int:
             f"{args.sqf_weights}: expected SqueezeNet 1.1 as .safetensors, there is nothing: check the path"
         )
     bundle = Bundle.open(args.bundle)
-    runs = load_peers(args.peer_onnx, args.peer_ncnn, args.threads or usable_processors())
+    metrics = wanted(args.metric)
+    variants = chosen_variants(bundle, args.coreml)
+    names = [*measured_precisions(bundle, args.precision), *(ROW.format(variant) for variant in variants)]
+    budgets = chosen_budgets(args, bundle, names, metrics)
+    side = _look_at_pairs(args, bundle, variants)
+    threads = args.threads or usable_processors()
+    machine = describe_machine()
+    runs = load_peers(args.peer_onnx, args.peer_ncnn, threads)
     crops = CropCollector() if args.report else None
-    with progress_bar("measuring") as update:
+    with open_methods(bundle, variants, args.seed) as methods, progress_bar("measuring") as update:
         report = evaluate(
             bundle,
             args.lr,
@@ -92,25 +131,136 @@ def run(args: argparse.Namespace) -> int:
             limit=args.limit,
             folders=folders,
             peers={name: on_pictures(peer) for name, peer in runs.items()},
+            methods=methods,
             sqf_weights=args.sqf_weights,
-            gates=INT8_GATES if args.check else None,
+            extra_metrics=metrics,
+            budgets=budgets,
+            machine=_flat(machine, threads),
             progress=lambda done, total, row: update(done, total, f"measuring {row}"),
             observe=crops,
         )
     if report.sqf_note:
         say(f"no SQF: {report.sqf_note}")
+    if not args.no_speed:
+        report = _timed(args, bundle, report, threads, side)
     if args.report:
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, report, crops)
         say(f"the report: {args.report}")
     if args.json:
-        emit({"version": __version__, "machine": describe_machine(), **report.to_dict()})
+        emit({"version": __version__, **report.to_dict(), "machine": report.machine | machine})
     else:
         print(table([tuple(row) for row in table_rows(report)]))
+        for line in difference_lines(report):
+            print(line)
         for gate in report.gates:
-            verdict = "ok" if gate.ok else "BROKEN"
-            print(f"{verdict:7} {gate.row} {gate.gate.replace('_', ' ')} {gate.limit:g}: {gate.value}")
+            verdict, value = "ok" if gate.ok else "BROKEN", "not measured"
+            if gate.value is not None:
+                value = f"{gate.value:.4g}"
+            print(f"{verdict:7} {gate.row} {gate.gate.replace('_', ' ')} {gate.limit:g}: {value}")
     return FAILED if report.ok is False else OK
+
+
+def chosen_budgets(
+    args: argparse.Namespace, bundle: "Bundle", rows: Sequence[str], metrics: Sequence[str]
+) -> dict[str, "Gates"]:
+    """The budget of each row that has one. Limits that nobody asked for by name, on a metric that is not measured, are left out and
+    said so."""
+    from calibration.gates import LPIPS_GATES, SQF_GATES, Gates, default_budgets
+
+    asked = Gates.from_dict(dict(_named_limit(text) for text in args.budget), "--budget")
+    stated = default_budgets(bundle.manifest.budgets, rows) if args.check else {}
+    unmeasured = [
+        *(SQF_GATES if args.sqf_weights is None else ()),
+        *(LPIPS_GATES if "lpips" not in metrics else ()),
+    ]
+    dropped = [name for name in unmeasured if any(name in gates.to_dict() for gates in stated.values())]
+    for name in dropped:
+        remedy = "--sqf-weights FILE" if name in SQF_GATES else "--metric lpips"
+        if name not in asked.to_dict():
+            say(f"not checked: {name}, which needs {remedy}")
+    budgets = {row: stated.get(row, Gates()).without(unmeasured).overridden(asked) for row in rows}
+    kept = {row: gates for row, gates in budgets.items() if gates.to_dict()}
+    if args.check and not kept:
+        say(f"nothing to check: no measured row has a budget ({', '.join(rows)})")
+    return kept
+
+
+def difference_lines(report: "AccuracyReport") -> list[str]:
+    """For each row compared with fp32 a line per real difference, and one that names the metrics without."""
+    from calibration.statistics import FEW
+
+    compared = [row for row in report.rows if row.differences]
+    lines = []
+    for row in compared:
+        lines += [
+            f"{row.name}: {_difference(metric, found)}"
+            for metric, found in row.differences.items()
+            if found.real
+        ]
+        equal = [_title(metric)[0] for metric, found in row.differences.items() if not found.real]
+        lines += [f"{row.name}: no difference in {', '.join(equal)}"] if equal else []
+    if compared and report.count < FEW:
+        lines.append(
+            f"The intervals are over {report.count} picture{'s'[: report.count > 1]}: too few to trust, take {FEW} or more"
+        )
+    return lines
+
+
+def _difference(metric: str, found: "Difference") -> str:
+    title, unit, digits = _title(metric)
+    return f"{title} {found.mean:+.{digits}f}{unit} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def _title(metric: str) -> tuple[str, str, int]:
+    """Title, unit and digits."""
+    return SHOWN.get(metric, (metric.upper(), "", 4))
+
+
+def _look_at_pairs(args: argparse.Namespace, bundle: "Bundle", variants: Sequence[str]) -> int:
+    """LR pixels of the timed picture's side; refuses pictures that the Core ML packages cannot take, before any work."""
+    from calibration.pairs import find_pairs, read_rgb
+    from gdposr.coreml_rows import check_sizes
+
+    pairs = find_pairs(args.lr, args.hr, args.limit)
+    if variants:
+        sizes = [read_rgb(pair.lr).shape for pair in pairs]
+        named = zip(pairs, sizes, strict=True)
+        check_sizes(bundle, variants, {pair.name: (height, width) for pair, (height, width, _) in named})
+    rule = bundle.manifest.size
+    side = min(LARGEST, *read_rgb(pairs[0].lr).shape[:2]) // rule.multiple_of * rule.multiple_of
+    return max(side, -(-rule.minimum // rule.multiple_of) * rule.multiple_of)
+
+
+def _timed(
+    args: argparse.Namespace, bundle: "Bundle", report: "AccuracyReport", threads: int, side: int
+) -> "AccuracyReport":
+    """The report with the median time of a whole picture in every ONNX row and every peer's, all taking turns."""
+    from gdposr.commands.bench import measure, own_calls, peer_calls
+
+    calls = {}
+    for row in report.rows:
+        if row.target == "onnx" and row.device is not None:
+            own = own_calls(bundle, row.device, row.name, threads, side)
+            calls[row.name] = next(call for name, call in own.items() if name.endswith(" picture"))
+    calls |= peer_calls(args.peer_onnx, args.peer_ncnn, threads, side)
+    if not calls:
+        return report
+    say(f"timing {side}x{side}, {args.rounds} rounds, {threads} threads")
+    times = measure(calls, args.rounds, WARMUP)
+
+    def with_time(row: "Row") -> "Row":
+        return replace(row, milliseconds=statistics.median(times[row.name])) if row.name in times else row
+
+    machine = report.machine | {"timed": f"{side}x{side} LR, median of {args.rounds} rounds"}
+    return replace(report, rows=tuple(with_time(row) for row in report.rows), machine=machine)
+
+
+def _flat(machine: dict[str, Any], threads: int) -> dict[str, str]:
+    """`describe_machine` without the versions, as text."""
+    flags = " ".join(flag if present else f"no-{flag}" for flag, present in machine["cpu_flags"].items())
+    values = {**machine, "cpu_flags": flags, "threads": threads}
+    return {name: str(value) for name, value in values.items() if name != "packages" and value is not None}
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -118,3 +268,11 @@ def _named_folder(text: str) -> tuple[str, Path]:
     if not (name and separator and folder):
         raise UsageError(f"--sr expects NAME=DIR, got {text!r}")
     return name, Path(folder)
+
+
+def _named_limit(text: str) -> tuple[str, float]:
+    name, _, limit = text.partition("=")
+    try:
+        return name, float(limit)
+    except ValueError:
+        raise UsageError(f"--budget expects GATE=VALUE with a number, got {text!r}") from None

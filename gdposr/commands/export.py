@@ -6,7 +6,7 @@ from gdposr.commands.stage import Stage, run_stage
 
 HELP = "write a bundle from a checkpoint (needs the extra `export`)"
 
-STAGE = Stage("export.bundle", "export", "merge, convert, quantize and write a bundle")
+STAGE = Stage("export.command", "export", "merge, convert, quantize and write a bundle")
 
 
 def forward(argv: Sequence[str]) -> int:

@@ -1,0 +1,152 @@
+"""Which layers bear few bits: the noise that each makes alone, and a plan that spends bits where they are needed.
+
+The noise of a model whose layers are all quantized is close to the sum of the noises that each makes alone, being small and unrelated.
+So it is enough to measure each layer once at each width. The same rows lead to the layers that INT8 leaves in floating point and to the
+widths of the weights in a mixed Core ML package; `export` measures them, a bundle's manifest keeps them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.checks import arguments, check_mapping, check_real, check_text, check_whole, fail
+from runtime.errors import GdposrError
+
+
+class PlanError(GdposrError):
+    """No choice of widths keeps what was asked for."""
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """PSNR in dB of the whole model's result with one layer alone at that many bits; inf: that width is free of noise.
+
+    cost: of that width, in whatever a plan is to save (bytes, bit operations)."""
+
+    layer: str
+    bits: int
+    psnr: float
+    cost: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"layer": self.layer, "bits": self.bits, "psnr": round(self.psnr, 2), "cost": round(self.cost)}
+
+
+def measure(
+    layers: Sequence[str],
+    bits: Sequence[int],
+    alone: Callable[[str, int], float],
+    cost: Callable[[str, int], float],
+    say: Callable[[int, int], None] | None = None,
+) -> list[LayerNoise]:
+    """Rows of all layers at all widths. alone(layer, bits): PSNR in dB with that layer alone quantized. say(done, total): called after
+    each layer."""
+    rows = []
+    for done, layer in enumerate(layers, start=1):
+        rows += [LayerNoise(layer, width, float(alone(layer, width)), cost(layer, width)) for width in bits]
+        if say is not None:
+            say(done, len(layers))
+    return rows
+
+
+def plan(rows: Sequence[LayerNoise], floor_db: float, *, reference_db: float = math.inf) -> dict[str, int]:
+    """Bits by layer: little cost such that the predicted PSNR keeps floor_db. reference_db: PSNR of the model unquantized.
+
+    Greedy: all layers start at their cheapest width; the one that loses most noise per added cost is widened until the floor holds,
+    then whatever turns out not to be needed is narrowed again. PlanError where even the widest miss the floor.
+    """
+    options = _options(rows)
+    noise = {(row.layer, row.bits): _noise(row.psnr, reference_db) for row in rows}
+    price = {(row.layer, row.bits): row.cost for row in rows}
+    chosen = {layer: widths[0] for layer, widths in options.items()}
+    budget = _power(floor_db) - _power(reference_db)
+
+    def spent() -> float:
+        return math.fsum(noise[item] for item in chosen.items())
+
+    while spent() > budget:
+        steps = []
+        for layer, bits in chosen.items():
+            for wider in (width for width in options[layer] if width > bits):
+                gain = noise[layer, bits] - noise[layer, wider]
+                added = price[layer, wider] - price[layer, bits]
+                steps.append((gain / added, layer, wider))
+        best = max(steps, key=lambda step: (step[0], step[1]), default=None)
+        if best is None or best[0] <= 0:
+            widest = predicted_db(rows, chosen, reference_db=reference_db)
+            raise PlanError(
+                f"expected a plan of at least {floor_db:g} dB, came {widest:.1f} dB with the widest weights; lower the floor or leave "
+                "the model as it is"
+            )
+        chosen[best[1]] = best[2]
+    for layer in sorted(chosen, key=lambda layer: (-max(price[layer, b] for b in options[layer]), layer)):
+        kept = chosen[layer]
+        for narrower in (width for width in options[layer] if width < kept):
+            chosen[layer] = narrower
+            if spent() <= budget:
+                break
+            chosen[layer] = kept
+    return chosen
+
+
+def predicted_db(
+    rows: Sequence[LayerNoise], chosen: Mapping[str, int], *, reference_db: float = math.inf
+) -> float:
+    """PSNR in dB that a plan should have: the noise of the unquantized model and of each layer at its width, summed."""
+    noise = {(row.layer, row.bits): _noise(row.psnr, reference_db) for row in rows}
+    power = _power(reference_db) + math.fsum(noise[item] for item in chosen.items())
+    return math.inf if power == 0 else -10 * math.log10(power)
+
+
+def noisiest(rows: Sequence[LayerNoise], chosen: Mapping[str, int]) -> str | None:
+    """The layer that makes most noise at its chosen width; None where none makes any. What a plan gives up first when measurement says
+    that it has promised too much."""
+    now = [row for row in rows if chosen.get(row.layer) == row.bits and math.isfinite(row.psnr)]
+    return min(now, key=lambda row: (row.psnr, row.layer)).layer if now else None
+
+
+def read_rows(data: object) -> dict[str, tuple[LayerNoise, ...]]:
+    """The rows by target as a manifest keeps them: {target: [{layer, bits, psnr, cost}]}. BundleError for another form."""
+    found = {}
+    for target, entries in check_mapping("accuracy.sensitivity", data).items():
+        where = f"accuracy.sensitivity.{target}"
+        if not isinstance(entries, list):
+            raise fail(where, "a list of layers", entries)
+        found[target] = tuple(_read(f"{where}[{i}]", entry) for i, entry in enumerate(entries))
+    return found
+
+
+def _read(where: str, entry: object) -> LayerNoise:
+    values = arguments(LayerNoise, where, entry)
+    check_text(f"{where}.layer", values["layer"])
+    check_whole(f"{where}.bits", values["bits"], 1, 64)
+    for name in ("psnr", "cost"):
+        values[name] = float(check_real(f"{where}.{name}", values[name]))
+    return LayerNoise(**values)
+
+
+def _options(rows: Sequence[LayerNoise]) -> dict[str, list[int]]:
+    """The widths of each layer, narrow first, without those that save nothing against a wider one."""
+    options: dict[str, list[LayerNoise]] = {}
+    for row in rows:
+        options.setdefault(row.layer, []).append(row)
+    return {
+        layer: sorted(
+            row.bits
+            for row in widths
+            if not any(other.bits > row.bits and other.cost <= row.cost for other in widths)
+        )
+        for layer, widths in options.items()
+    }
+
+
+def _noise(psnr: float, reference_db: float) -> float:
+    """Squared error that a layer adds to that of the unquantized model."""
+    return 0.0 if math.isinf(psnr) else max(_power(psnr) - _power(reference_db), 0.0)
+
+
+def _power(psnr: float) -> float:
+    return 10 ** (-psnr / 10)

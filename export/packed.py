@@ -1,0 +1,105 @@
+"""One weight in 8 or 4 bits: its values, scales and zero points, and how an ONNX graph keeps them.
+
+8 bits: signed, a scale per output channel, symmetric. 4 bits: unsigned, a scale and a zero point per block of 32 input channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Floats = np.ndarray
+
+BLOCK = 32  # input channels that share a 4-bit scale; with its zero point it adds 0.6 bits to a weight
+HALF_RANGE = (2.0**-14, 65504.0)  # where float16 has its full precision
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight in few bits: (values - zero) * scale along an axis. block: values per scale; None: one scale for each index."""
+
+    values: np.ndarray  # int8; 4 bits: uint8 of 0 to 15
+    scale: np.ndarray  # float32; 4 bits: float16 where that suffices
+    zero: np.ndarray | None  # 4 bits: uint8 of 0 to 15; None: 0
+    axis: int
+    block: int | None
+
+    def restore(self) -> Floats:
+        """The float32 weight that a graph computes with."""
+        scale = self.scale.astype(np.float32)
+        if self.block is None or self.zero is None:
+            shape = [1] * self.values.ndim
+            shape[self.axis] = -1
+            return self.values.astype(np.float32) * scale.reshape(shape)
+        index = np.arange(self.values.shape[self.axis]) // self.block  # the last block may be short
+        zero = self.zero.take(index, self.axis).astype(np.float32)
+        return (self.values.astype(np.float32) - zero) * scale.take(index, self.axis)
+
+    def tensors(self, name: str) -> list[onnx.TensorProto]:
+        """Initializers NAME/values, NAME/scale and, with 4 bits, NAME/zero."""
+        scale = numpy_helper.from_array(self.scale, f"{name}/scale")
+        if self.zero is None:
+            return [numpy_helper.from_array(self.values, f"{name}/values"), scale]
+        return [_uint4(f"{name}/values", self.values), scale, _uint4(f"{name}/zero", self.zero)]
+
+    def nodes(self, name: str) -> list[onnx.NodeProto]:
+        """What makes the float32 weight NAME from those tensors."""
+        nodes, scale = [], f"{name}/scale"
+        if self.scale.dtype == np.float16:  # a runtime folds it as it loads; the result's type is the scale's
+            cast = helper.make_node("Cast", [scale], [f"{scale}/Cast"], f"{scale}/Cast", to=TensorProto.FLOAT)
+            nodes, scale = [cast], cast.output[0]
+        inputs = [f"{name}/values", scale] + ([] if self.zero is None else [f"{name}/zero"])
+        block = {} if self.block is None else {"block_size": self.block}
+        restored = helper.make_node(
+            "DequantizeLinear", inputs, [name], f"{name}/DequantizeLinear", axis=self.axis, **block
+        )
+        return [*nodes, restored]
+
+
+def quantize8(value: Floats, axis: int) -> Packed:
+    """The nearest of 255 values, symmetric about 0, with a scale for each index of the axis (output channels)."""
+    others = tuple(index for index in range(value.ndim) if index != axis)
+    scale = np.abs(value).max(axis=others, keepdims=True).astype(np.float32) / np.float32(127)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    values = np.clip(np.rint(value / scale), -127, 127).astype(np.int8)
+    return Packed(values, scale.reshape(-1), None, axis, None)
+
+
+def quantize4(value: Floats, axis: int, block: int = BLOCK) -> Packed:
+    """The nearest of 16 values between the lowest and the highest of each block along the axis (input channels); 0 stays exact.
+
+    Ranges are neither clipped nor symmetric: with all layers of the pocket one-step model in 4 bits these kept 32.4 dB on three photos,
+    ranges clipped by least squares 28.6 dB, symmetric ones 27.4 dB.
+    """
+    rows = np.moveaxis(value, axis, -1)
+    count = rows.shape[-1]
+    padded = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -count % block)])
+    blocks = padded.reshape(*rows.shape[:-1], -1, block)
+    low = np.minimum(blocks.min(axis=-1, keepdims=True), 0)
+    high = np.maximum(blocks.max(axis=-1, keepdims=True), 0)
+    scale = _half((high - low).astype(np.float32) / np.float32(15))
+    step = scale.astype(np.float32)
+    zero = np.clip(np.rint(-low / step), 0, 15)
+    values = np.clip(np.rint(blocks / step) + zero, 0, 15).reshape(padded.shape)[..., :count]
+
+    def back(part: np.ndarray, kind: type | np.dtype = np.uint8) -> np.ndarray:
+        return np.ascontiguousarray(np.moveaxis(part, -1, axis)).astype(kind)
+
+    return Packed(back(values), back(scale[..., 0], scale.dtype), back(zero[..., 0]), axis, block)
+
+
+def _half(scale: Floats) -> np.ndarray:
+    """Scales in float16 where all of a weight's fit, else as they are; 1 for blocks of zeros."""
+    scale = np.where(scale > 0, scale, np.float32(1))
+    fits = scale.min() >= HALF_RANGE[0] and scale.max() <= HALF_RANGE[1]
+    return scale.astype(np.float16) if fits else scale
+
+
+def _uint4(name: str, values: np.ndarray) -> onnx.TensorProto:
+    """Two values per byte, the first in the low half."""
+    pairs = np.pad(values.reshape(-1), (0, values.size % 2)).reshape(-1, 2)
+    data = pairs[:, 0] | pairs[:, 1] << np.uint8(4)
+    return helper.make_tensor(name, TensorProto.UINT4, values.shape, data.tobytes(), raw=True)
