@@ -117,8 +117,9 @@ export-coreml: $(DEV) ## a bundle with Core ML packages alone, in build/ [CHECKP
 verify-coreml: $(DEV) ## a bundle's Core ML packages against its ONNX graphs, by the reference evaluator [BUNDLE=, ARGS=]
 	$(RUN) -m gdposr coreml verify "$(BUNDLE)" $(ARGS)
 
-accuracy: $(DEV) ## measure quality on pairs of photos [REALSR=folder with LR/ and HR/, SQF_WEIGHTS=, OUT=report.html]
-	$(RUN) -m gdposr accuracy "$(BUNDLE)" --lr "$(REALSR)/LR" --hr "$(REALSR)/HR" \
+# Without a folder of pairs, on degraded crops of the open photographs inside scikit-image.
+accuracy: $(DEV) ## quality gates and a report, on RealSR or else on open photos [REALSR=folder with LR/ and HR/, SQF_WEIGHTS=, OUT=report.html]
+	$(RUN) -m gdposr accuracy "$(BUNDLE)" --check --coreml all $(if $(wildcard $(REALSR)/LR),--lr "$(REALSR)/LR" --hr "$(REALSR)/HR") \
 		$(if $(wildcard $(SQF_WEIGHTS)),--sqf-weights "$(SQF_WEIGHTS)") --report "$(or $(OUT),build/accuracy.html)" $(ARGS)
 
 bench: $(DEV) ## measure speed and memory, beside a peer where its files are present [PEER_NCNN=]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def render(report: AccuracyReport, crops: CropCollector | None = None, title: st
         _trade_offs(report),
         _scatters(report),
         f"<h2>Worst pictures</h2>{_crop_note()}{comparison(*_opening(report))}{cards}" if cards else "",
-        _sensitivity(report),
+        sensitivity_plots(report.sensitivity),
         picture_tables(report),
         _machine(report),
     ]
@@ -223,9 +223,17 @@ def _opening(report: AccuracyReport) -> tuple[str, str]:
     return left, last if last != left else "HR"
 
 
-def _sensitivity(report: AccuracyReport) -> str:
-    """A plot per target."""
-    figures = [_layers(target, rows) for target, rows in report.sensitivity.items() if rows]
+def sensitivity_page(name: str, rows: Mapping[str, Sequence[LayerNoise]]) -> str:
+    """A page of its own with the plots of a bundle, by target."""
+    heading = f"Sensitivity: {name}"
+    return document(
+        heading, [f"<header><h1>{escape(heading)}</h1></header>", sensitivity_plots(rows)], script=False
+    )
+
+
+def sensitivity_plots(found: Mapping[str, Sequence[LayerNoise]]) -> str:
+    """A plot per target; nothing where nothing was measured."""
+    figures = [_layers(target, rows) for target, rows in found.items() if rows]
     if not figures:
         return ""
     note = note_text(

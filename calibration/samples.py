@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -192,6 +193,25 @@ def check_fit(sets: SampleSets, *, multiple: int, channels: int, downscale: int)
                 f"sample of {sample.photo}: expected LR sides that are multiples of {multiple} and noise of shape {noise}, came "
                 f"{height}x{width} and {sample.noise.shape}; draw the samples for this model"
             )
+
+
+def write_open_pairs(folder: Path, count: int, size: int = 128) -> tuple[Path, Path]:
+    """Pairs to measure on where there are no others: LR crops of size x size pixels of the open photos and what they were made from, as
+    PNG files of the same names; returns both folders. The mild degradation, which is nearer to a user's photo."""
+    photos = PhotoSet(open_photo_paths())
+    crop = CropParams(4 * size, zoom_range=(1.0, 1.0), augment=False)
+    folders = folder / "LR", folder / "HR"
+    for k in range(count):
+        name = f"{photos.paths[k % len(photos)].stem}-{k // len(photos)}.png"
+        for place, image in zip(
+            folders,
+            _pair(photos[k % len(photos)], crop, np.random.default_rng([2, k]), mild=True),
+            strict=True,
+        ):
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = np.round(np.clip(image, 0, 1).transpose(1, 2, 0) * 255).astype(np.uint8)
+            Image.fromarray(pixels).save(place / name)
+    return folders
 
 
 def _pair(

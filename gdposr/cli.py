@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from gdposr import __version__
-from gdposr.commands import accuracy, bench, coreml, distill, export, info, train, upscale, verify
+from gdposr.commands import (
+    accuracy,
+    bench,
+    coreml,
+    distill,
+    export,
+    info,
+    sensitivity,
+    train,
+    upscale,
+    verify,
+)
 from gdposr.console import FAILED, INTERRUPTED, OK, USAGE, UsageError, debugging, one_line, say
 
 # The stages get their arguments handed on: they have parsers of their own and need an extra.
@@ -21,6 +32,7 @@ VERBS: dict[str, ModuleType] = {
     "verify": verify,
     "bench": bench,
     "accuracy": accuracy,
+    "sensitivity": sensitivity,
 }
 FORWARDED: dict[str, ModuleType] = {"train": train, "distill": distill, "export": export, "coreml": coreml}
 

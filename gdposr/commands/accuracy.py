@@ -8,6 +8,7 @@ difference to fp32 has its 95 % interval over the pictures; it is called a diffe
 
 import argparse
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 HELP = "measure quality on pairs of small and large photos"
 ROUNDS, WARMUP = 7, 1
+OPEN_PAIRS = 24  # crops of the open photos, where no folders are given
 LARGEST = 128  # LR side in pixels of the timed picture
 SHOWN = {"psnr": ("PSNR", " dB", 3), "ssim": ("SSIM", "", 5), "sqf": ("SQF", "", 5), "niqe": ("NIQE", "", 4)}
 
@@ -31,8 +33,13 @@ SHOWN = {"psnr": ("PSNR", " dB", 3), "ssim": ("SSIM", "", 5), "sqf": ("SQF", "",
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
-    add("--lr", required=True, type=Path, metavar="DIR", help="folder of small photos")
-    add("--hr", required=True, type=Path, metavar="DIR", help="folder of the large ones, same names")
+    add(
+        "--lr",
+        type=Path,
+        metavar="DIR",
+        help="folder of small photos (default, with --hr: degraded crops of the openly licensed photos inside scikit-image)",
+    )
+    add("--hr", type=Path, metavar="DIR", help="folder of the large ones, same names")
     add("--sqf-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 as .safetensors; without it no SQF")
     add(
         "--metric",
@@ -92,6 +99,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.lr is None) != (args.hr is None):
+        raise UsageError("--lr and --hr belong together: give both, or neither for the open photos")
+    if args.lr is not None:
+        return _run(args)
+    from calibration.samples import write_open_pairs
+
+    with tempfile.TemporaryDirectory(prefix="gdposr-") as folder:
+        args.lr, args.hr = write_open_pairs(Path(folder), args.limit or OPEN_PAIRS)
+        say(
+            f"measuring on {args.limit or OPEN_PAIRS} degraded crops of open photos; --lr and --hr take your own"
+        )
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from calibration.accuracy import evaluate, measured_precisions
     from calibration.perceptual import wanted
     from calibration.report import CropCollector, table_rows, write_report

@@ -1,0 +1,81 @@
+"""Tell which layers of a bundle bear few bits: the quality that is left when one layer alone is quantized.
+
+The figures were measured when the bundle was exported; they decided what INT8 leaves in floating point and how many bits each weight of
+a mixed Core ML package has.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gdposr import __version__
+from gdposr.console import FAILED, OK, emit, say, table
+
+if TYPE_CHECKING:
+    from calibration.sensitivity import LayerNoise
+
+HELP = "tell which layers of a bundle bear few bits"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with the plots")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from calibration.report import sensitivity_page
+    from calibration.sensitivity import read_rows
+    from runtime.bundle import Bundle
+    from runtime.image import atomic_file
+
+    bundle = Bundle.open(args.bundle)
+    accuracy = bundle.manifest.accuracy
+    rows = read_rows(accuracy.get("sensitivity", {}))
+    if not rows:
+        say(
+            f"{bundle.path}: no layer was measured; export the student again with INT8 or the Core ML variant mixed"
+        )
+        return FAILED
+    if args.report:
+        args.report.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(args.report) as stream:
+            stream.write(sensitivity_page(bundle.manifest.name, rows).encode())
+        say(f"the report: {args.report}")
+    chosen = chosen_bits(accuracy)
+    if args.json:
+        layers = {
+            target: [row.to_dict() | {"chosen": _chosen(row, chosen)} for row in found]
+            for target, found in rows.items()
+        }
+        emit({"version": __version__, "bundle": bundle.digest, "sensitivity": layers})
+    else:
+        print("\n\n".join(_table(target, found, chosen) for target, found in rows.items()))
+    return OK
+
+
+def chosen_bits(accuracy: dict[str, Any]) -> dict[str, int]:
+    """Bits that a layer got, by its name; of an ONNX layer 32 where INT8 left it in floating point."""
+    bits = dict.fromkeys(accuracy.get("int8", {}).get("float_layers", ()), 32)
+    for role, weights in accuracy.get("mixed_bits", {}).items():
+        bits |= {f"{role}/{name}": width for name, width in weights.items()}
+    return bits
+
+
+def _table(target: str, rows: "Sequence[LayerNoise]", chosen: dict[str, int]) -> str:
+    """The layers of one target, those that suffer most first."""
+    widths = sorted({row.bits for row in rows})
+    psnr = {(row.layer, row.bits): row.psnr for row in rows}
+    layers = sorted({row.layer for row in rows}, key=lambda layer: (psnr[layer, widths[0]], layer))
+    lines: list[tuple[str, ...]] = [(target, *(f"{width} bits, dB" for width in widths), "chosen bits")]
+    for layer in layers:
+        figures = (f"{psnr[layer, width]:.1f}" if (layer, width) in psnr else "-" for width in widths)
+        lines.append((layer, *figures, str(chosen.get(layer, widths[-1]))))
+    return table(lines)
+
+
+def _chosen(row: "LayerNoise", chosen: dict[str, int]) -> int:
+    return chosen.get(row.layer, row.bits)
