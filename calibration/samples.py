@@ -31,6 +31,8 @@ from training.data import CropParams, PhotoSet, find_images, random_crop
 from training.degradation import MILD, PAPER, degrade
 
 OPEN_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "grass", "brick", "camera")
+# More of them, which no calibration sees: to measure on where a user gives no pairs.
+HELD_OUT_PHOTOS = ("chelsea", "grass", "gravel", "moon", "hubble_deep_field", "retina")
 VALIDATION_EVERY: Final = 4  # one photo in four is for validation
 LEAST_PHOTOS: Final = 4
 LEAST_SAMPLES: Final = 4
@@ -70,8 +72,8 @@ class SampleSets:
             raise SampleError(f"{min(both)} is in both sets, expected each photo in one; draw the sets again")
 
 
-def open_photo_paths() -> list[Path]:
-    """Paths of the photographs inside scikit-image."""
+def open_photo_paths(names: Sequence[str] = OPEN_PHOTOS) -> list[Path]:
+    """Paths of photographs inside scikit-image."""
     try:
         import skimage
     except ImportError as error:
@@ -80,26 +82,28 @@ def open_photo_paths() -> list[Path]:
             'give a folder or `pip install "gdposr[export]"`'
         ) from error
     folder = Path(skimage.__file__).parent / "data"
-    paths = [p for name in OPEN_PHOTOS for p in sorted(folder.glob(f"{name}.*"))]
-    if len(paths) < len(OPEN_PHOTOS):
+    paths = [p for name in names for p in sorted(folder.glob(f"{name}.*"))]
+    if len(paths) < len(names):
         raise FileNotFoundError(
-            f"scikit-image below {folder} lacks some of its photographs {OPEN_PHOTOS}; give a folder"
+            f"scikit-image below {folder} lacks some of its photographs {', '.join(names)}; give a folder"
         )
     return paths
 
 
 def draw_samples(
-    folder: Path | None, count: int, *, size: int = 64, channels: int = 4, downscale: int = 2, seed: int = 0
+    count: int, *, size: int = 64, channels: int = 4, downscale: int = 2, seed: int = 0, first: int = 0
 ) -> list[Sample]:
-    """count samples of size x size LR pixels, cycling over the photos in sorted order; sample k has its own crop and noise."""
-    photos = PhotoSet(open_photo_paths() if folder is None else find_images(folder))
+    """count samples of size x size LR pixels, cycling over the open photos from the one of number first on; sample k has its own
+    crop and noise."""
+    photos = PhotoSet(open_photo_paths())
     crop = CropParams(4 * size, zoom_range=(1.0, 1.0), augment=False)
     samples = []
     for k in range(count):
         rng = np.random.default_rng([seed, k])
-        lr, hr = _pair(photos[k % len(photos)], crop, rng, mild=False)
+        index = (first + k) % len(photos)
+        lr, hr = _pair(photos[index], crop, rng, mild=False)
         noise = noise_field(seed, k, size // downscale, size // downscale, channels=channels)
-        samples.append(Sample(lr, noise, hr, photos.paths[k % len(photos)].name))
+        samples.append(Sample(lr, noise, hr, photos.paths[index].name))
     return samples
 
 
@@ -116,10 +120,13 @@ def draw_sets(
     """Both sets of the photos below a folder: crops of size x size LR pixels for calibration and half as many for validation, each with
     that many seeds of noise.
 
-    Every fourth photo, in sorted order, is for validation. Every other crop has the mild degradation, as in training. SampleError where
-    there are fewer than four photos.
+    Photos are taken evenly from the sorted list, one for each crop where there are enough; every fourth of them is for validation.
+    Every other crop has the mild degradation. SampleError where there are fewer than four photos.
     """
-    photos = PhotoSet(open_photo_paths() if folder is None else find_images(folder))
+    paths = open_photo_paths() if folder is None else find_images(folder)
+    wanted = min(len(paths), max(LEAST_PHOTOS, crops + -(-crops // 2)))
+    places = np.linspace(0, len(paths) - 1, wanted).round().astype(int)
+    photos = PhotoSet([paths[place] for place in places])
     if len(photos) < LEAST_PHOTOS:
         raise SampleError(
             f"calibration needs at least {LEAST_PHOTOS} photos, got {len(photos)} below {folder}; add more, or leave the folder out to "
@@ -134,11 +141,13 @@ def draw_sets(
         for k in range(count):
             index = chosen[k % len(chosen)]
             rng = np.random.default_rng([seed, stream, k])
-            lr, hr = _pair(photos[index], crop, rng, mild=k // len(chosen) % 2 == 1)
+            lr, hr = _pair(photos[index], crop, rng, mild=(k + k // len(chosen)) % 2 == 1)
             for sample in range(seeds):
                 cells = size // downscale
                 noise = noise_field(seed + stream, k * seeds + sample, cells, cells, channels=channels)
-                samples.append(Sample(lr, noise, hr, photos.paths[index].name))
+                path = photos.paths[index]
+                name = path.name if folder is None else path.relative_to(folder).as_posix()
+                samples.append(Sample(lr, noise, hr, name))
         return tuple(samples)
 
     return SampleSets(draw(others, crops, 0), draw(held_out, -(-crops // 2), 1))
@@ -196,22 +205,26 @@ def check_fit(sets: SampleSets, *, multiple: int, channels: int, downscale: int)
 
 
 def write_open_pairs(folder: Path, count: int, size: int = 128) -> tuple[Path, Path]:
-    """Pairs to measure on where there are no others: LR crops of size x size pixels of the open photos and what they were made from, as
-    PNG files of the same names; returns both folders. The mild degradation, which is nearer to a user's photo."""
-    photos = PhotoSet(open_photo_paths())
+    """Pairs to measure on where there are no others: LR crops of size x size pixels of open photos that calibration does not see,
+    and what they were made from, as PNG files of the same names; returns both folders. The mild degradation, which is nearer to a
+    user's photo.
+    """
+    photos = PhotoSet(open_photo_paths(HELD_OUT_PHOTOS))
     crop = CropParams(4 * size, zoom_range=(1.0, 1.0), augment=False)
     folders = folder / "LR", folder / "HR"
+    for place in folders:
+        place.mkdir(parents=True, exist_ok=True)
     for k in range(count):
         name = f"{photos.paths[k % len(photos)].stem}-{k // len(photos)}.png"
-        for place, image in zip(
-            folders,
-            _pair(photos[k % len(photos)], crop, np.random.default_rng([2, k]), mild=True),
-            strict=True,
-        ):
-            place.mkdir(parents=True, exist_ok=True)
-            pixels = np.round(np.clip(image, 0, 1).transpose(1, 2, 0) * 255).astype(np.uint8)
-            Image.fromarray(pixels).save(place / name)
+        pair = _pair(photos[k % len(photos)], crop, np.random.default_rng([2, k]), mild=True)
+        for place, image in zip(folders, pair, strict=True):
+            Image.fromarray(as_pixels(image)).save(place / name)
     return folders
+
+
+def as_pixels(image: np.ndarray) -> np.ndarray:
+    """(3, h, w) in [0, 1] -> (h, w, 3) uint8, as the runtime rounds."""
+    return (np.clip(image, 0, 1).transpose(1, 2, 0) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
 
 
 def _pair(

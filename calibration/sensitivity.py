@@ -31,6 +31,13 @@ class LayerNoise:
     psnr: float
     cost: float
 
+    def __post_init__(self) -> None:
+        if math.isnan(self.psnr) or self.psnr == -math.inf:
+            raise PlanError(
+                f"{self.layer} at {self.bits} bits: expected a PSNR in dB, came {self.psnr}: the model gave NaN or infinity; leave "
+                "this layer out or check the weights"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         return {"layer": self.layer, "bits": self.bits, "psnr": round(self.psnr, 2), "cost": round(self.cost)}
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
-from calibration.gates import INT8_GATES, REFERENCE
-from calibration.samples import SampleSets, check_fit, draw_sets, load_sets
+from calibration.gates import INT8_GATES, REFERENCE, Gates
+from calibration.samples import SampleSets, as_pixels, check_fit, draw_sets, load_sets
 from calibration.sqf import scorer
 from export.coreml_target import TILE, default_variants, write_coreml
 from export.onnx_target import PRECISIONS, default_precisions, write_onnx
@@ -64,6 +63,7 @@ class Wanted:
     int8: str = "avx2"  # preset of `export.quantize`
     float_layers: tuple[str, ...] = ()  # nodes that INT8 leaves in floating point whatever they bear
     sqf_weights: Path | None = None  # SqueezeNet 1.1, for the SQF gate of INT8; None: without that gate
+    budget: Gates | None = None  # limits of INT8 in place of the preset's
 
     def __post_init__(self) -> None:
         for name, known in (("targets", TARGETS), ("precisions", PRECISIONS)):
@@ -104,7 +104,14 @@ def write_bundle(
             "first (`gdposr distill`)"
         )
     variants = wanted.variants or default_variants(source)
-    sets = _sets(source, wanted) if "int8" in precisions or "w8a8" in variants else None
+    with_int8 = "onnx" in wanted.targets and "int8" in precisions
+    with_w8a8 = "coreml" in wanted.targets and "w8a8" in variants
+    sets = _sets(source, wanted) if with_int8 or with_w8a8 else None
+    int8 = _int8_request(sets, wanted) if sets and with_int8 else None
+    if not with_int8 and (wanted.float_layers or wanted.sqf_weights or wanted.budget):
+        raise ValueError(
+            "float layers, SQF weights and a budget are for INT8 graphs, and none are wanted: leave them out"
+        )
     if source.folded_db is not None:
         say(f"folded: {source.folded_db:.1f} dB against the model as it was")
     metadata = {"model": source.kind, "checkpoint_sha256": source.checkpoint_sha256}
@@ -128,7 +135,6 @@ def write_bundle(
             )
             measured |= found
         if "onnx" in wanted.targets:
-            int8 = _int8_request(sets, wanted) if sets and "int8" in precisions else None
             graphs, found = write_onnx(source, fresh, precisions, int8, metadata, say)
             layers = {**measured.pop("sensitivity", {}), **found.pop("sensitivity", {})}
             measured |= found | ({"sensitivity": layers} if layers else {})
@@ -159,7 +165,7 @@ def write_bundle(
                 **metadata,
             },
             accuracy={**(accuracy or {}), **measured},  # a report's copy of what export measured is older
-            budgets={row: INT8_GATES.to_dict() for row in _gated_rows(graphs, packages)},
+            budgets={row: gates.to_dict() for row, gates in _budgets(graphs, packages, int8).items()},
         )
         (fresh / MANIFEST_NAME).write_text(json.dumps(manifest.to_dict(), indent=2, sort_keys=True) + "\n")
         Bundle.open(fresh).verify()
@@ -182,12 +188,17 @@ def _sets(source: Source, wanted: Wanted) -> SampleSets:
 
 def _int8_request(sets: SampleSets, wanted: Wanted) -> Int8Request:
     score = None if wanted.sqf_weights is None else scorer(wanted.sqf_weights)
-    return Int8Request(sets, wanted.int8, keep_float=wanted.float_layers, sqf=score)
+    own = INT8_PRESETS[wanted.int8].budget
+    budget = own if wanted.budget is None else own.overridden(wanted.budget)
+    return Int8Request(sets, wanted.int8, budget, wanted.float_layers, score)
 
 
-def _gated_rows(graphs: Mapping[str, Any], packages: Mapping[str, Any]) -> list[str]:
-    """The rows of an accuracy table that have a budget against fp32."""
-    return [name for name in graphs if name != REFERENCE] + [f"coreml {name}" for name in packages]
+def _budgets(
+    graphs: Mapping[str, Any], packages: Mapping[str, Any], int8: Int8Request | None
+) -> dict[str, Gates]:
+    """What each row of an accuracy table may lose against fp32. INT8 was judged by its own at export; `gdposr accuracy` judges all."""
+    rows = [name for name in graphs if name != REFERENCE] + [f"coreml {name}" for name in packages]
+    return {row: int8.limits if row == "int8" and int8 else INT8_GATES for row in rows}
 
 
 def _check_place(out: Path) -> None:
@@ -214,19 +225,14 @@ def _check_place(out: Path) -> None:
 
 def _write_probe(source: Source, folder: Path, precisions: Sequence[str]) -> Probe:
     """A degraded photo and torch's own result for it, as 8-bit PNG files."""
-    (sample,) = samples(source, None, 1, seed=2)
-    Image.fromarray(_pixels(sample.lr)).save(folder / PROBE_INPUT)
+    (sample,) = samples(source, 1, seed=2)
+    Image.fromarray(as_pixels(sample.lr)).save(folder / PROBE_INPUT)
     height, width = sample.lr.shape[1:]
     noise = noise_for(source, height, width, seed=PROBE_SEED)
     sr = source(torch.from_numpy(sample.lr[None]), torch.from_numpy(noise))[0].numpy()
-    Image.fromarray(_pixels(sr)).save(folder / PROBE_OUTPUT)
+    Image.fromarray(as_pixels(sr)).save(folder / PROBE_OUTPUT)
     floors = {precision: PROBE_FLOOR_DB[precision] for precision in precisions}
     return Probe(_entry(folder / PROBE_INPUT), _entry(folder / PROBE_OUTPUT), PROBE_SEED, floors)
-
-
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """(3, h, w) in [0, 1] -> (h, w, 3) uint8."""
-    return (np.clip(image, 0, 1).transpose(1, 2, 0) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
 
 
 def _entry(path: Path) -> GraphFile:

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from calibration.gates import Gates
 from export.bundle import SYSTEMS, Wanted, write_bundle
 from export.coreml_target import TILE
 from export.onnx_target import PRECISIONS
@@ -55,6 +56,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a node that INT8 leaves in floating point; may be repeated",
     )
     parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="GATE=VALUE",
+        help="what INT8 may lose, in place of the preset's limit, such as max_psnr_loss=0.05; may be repeated",
+    )
+    parser.add_argument(
         "--sqf-weights",
         type=Path,
         metavar="FILE",
@@ -83,6 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _budget(limits: list[str]) -> Gates | None:
+    """GATE=VALUE texts as limits."""
+    named = (text.partition("=") for text in limits)
+    try:
+        return Gates.from_dict({name: float(value) for name, _, value in named}) if limits else None
+    except ValueError:
+        raise ValueError(f"--budget expects GATE=VALUE with a number, got {', '.join(limits)}") from None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, 1 when a parity floor is missed, 2 for wrong arguments or checkpoints."""
     args = _parser().parse_args(argv)
@@ -102,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
             int8=args.int8,
             float_layers=tuple(args.float_layer),
             sqf_weights=args.sqf_weights,
+            budget=_budget(args.budget),
         )
         report = json.loads(args.accuracy.read_text()) if args.accuracy else None
         manifest = write_bundle(

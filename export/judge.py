@@ -10,10 +10,12 @@ import numpy as np
 
 from calibration.gates import Gates
 from calibration.metrics import diversity, psnr_y
-from calibration.samples import Sample
+from calibration.samples import Sample, as_pixels
+from runtime.errors import GdposrError
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image, noise -> sr, as export.parity
 Score = Callable[[np.ndarray, np.ndarray], float]
+JUDGED = ("max_psnr_loss", "min_diversity_ratio", "max_sqf_rise")  # gates that `losses` speaks of
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,13 @@ def judge(run: Run, samples: Sequence[Sample], sqf: Score | None = None) -> Qual
     for _, group in groupby(samples, key=lambda sample: sample.lr.tobytes()):
         pictures = []
         for sample in group:
-            pictures.append(_picture(run(sample.lr[None], sample.noise[None])[0]))
-            hr = _picture(sample.hr)
+            sr = run(sample.lr[None], sample.noise[None])[0]
+            if not np.isfinite(sr).all():
+                raise GdposrError(
+                    f"sample of {sample.photo}: expected finite values, came NaN or infinity; check the weights"
+                )
+            pictures.append(as_pixels(sr))
+            hr = as_pixels(sample.hr)
             psnr.append(psnr_y(pictures[-1], hr))
             if sqf is not None:
                 distances.append(sqf(pictures[-1], hr))
@@ -66,8 +73,3 @@ def broken(budget: Gates, lost: Mapping[str, float]) -> list[str]:
         if not kept:
             missed.append(f"{gate} {limit:g}, came {value:.4f}")
     return missed
-
-
-def _picture(image: np.ndarray) -> np.ndarray:
-    """(3, h, w) in [0, 1] -> (h, w, 3) uint8."""
-    return (np.clip(image, 0, 1).transpose(1, 2, 0) * np.float32(255) + np.float32(0.5)).astype(np.uint8)

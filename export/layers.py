@@ -16,7 +16,7 @@ from export.integer import LAYOUT, drop_unused
 from export.ranges import float_values
 
 FLOAT_BITS: Final = 32
-WEIGHTED: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
 SUMS: Final = ("Add",)
 _PASSIVE: Final = (*LAYOUT, "Relu", "LeakyRelu", "Pad", "Concat", "Identity")
 
@@ -54,7 +54,7 @@ def find_layers(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], pixels: 
         count = float(math.prod(shape))
         if node.op_type in WEIGHTED:
             known = [weights[name] for name in node.input[:2] if name in weights]
-            channel = shape[1] if node.op_type in ("Conv", "ConvTranspose") else shape[-1]
+            channel = shape[1] if node.op_type == "Conv" else shape[-1]
             count *= (known[0] / channel) if known else 1.0
         layers.append(Layer(node.name, node.op_type, count / pixels, not _leaves(model.graph, node)))
     return layers

@@ -10,7 +10,7 @@ import numpy as np
 
 from export.half import convert_fp16
 from export.onnx import OnnxPair, data_file, export_fp32
-from export.parity import check_parity, samples
+from export.parity import OTHER_PHOTOS, check_parity, samples
 from export.quantize import Int8Request, quantize_int8
 from export.source import STUDENT, Source, file_sha256
 from export.weight_only import BITS, compress_pair
@@ -49,7 +49,7 @@ def write_onnx(
     measured: dict[str, Any] = {"parity_db": {}}
     if "fp16" in precisions:
         say("converting to half precision")
-        feeds = _feeds(source, paths["fp32"], samples(source, None, 2, seed=3))
+        feeds = _feeds(source, paths["fp32"], samples(source, 2, seed=3))
         halves = {
             role: convert_fp16(path, folder / f"{role}.fp16.onnx", feeds[role])
             for role, path in paths["fp32"].items()
@@ -104,12 +104,15 @@ def _weight_only(
 ) -> dict[str, Path]:
     """Graphs with weights in 8 or 4 bits; adds to measured which layers of w4 keep 8 bits and, where it was needed, why."""
     say(f"compressing weights ({precision})")
-    photos = samples(source, None, 2, seed=3, size=W4_SIDE)
+    photos = samples(source, 2, seed=3, size=W4_SIDE, first=OTHER_PHOTOS)
     made = compress_pair(source, graphs, folder, precision, photos, W4_TARGET_DB, say)
     if precision == "w4":
         measured["w4"] = made.to_dict()
     if made.rows:
-        measured.setdefault("sensitivity", {})[precision] = [row.to_dict() for row in made.rows]
+        rows = [
+            row.to_dict() for row in made.rows if row.bits < 8
+        ]  # 8 bits are what the others have meanwhile
+        measured.setdefault("sensitivity", {})[precision] = rows
     return made.paths
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,17 +17,23 @@ Run = Callable[[Floats, Floats], Floats]  # image (1, 3, h, w), noise (1, c, h',
 
 PARITY_SIZES = ((64, 64), (48, 80), (34, 22))  # LR pixels, rounded up to what a model takes
 PHOTOS, SEED = 2, 1  # of every size
+OTHER_PHOTOS = 2  # the first photo for choices that parity is to judge: it looks at those before
 
 
 class ParityError(GdposrError):
     """A converted model differs from torch by more than its floor allows."""
 
 
-def samples(source: Source, folder: Path | None, count: int, seed: int, size: int = 64) -> list[Sample]:
-    """Photos through the real degradation with noise that fits the source. folder: None for the openly licensed ones."""
-    size = _multiple(size, source)
+def samples(source: Source, count: int, seed: int, size: int = 64, first: int = 0) -> list[Sample]:
+    """Open photos through the real degradation with noise that fits the source, from the one of number first on."""
+    noise = source.noise
     return draw_samples(
-        folder, count, size=size, channels=source.noise.channels, downscale=source.noise.downscale, seed=seed
+        count,
+        size=_multiple(size, source),
+        channels=noise.channels,
+        downscale=noise.downscale,
+        seed=seed,
+        first=first,
     )
 
 
@@ -44,7 +49,7 @@ def check_parity(
     """Worst PSNR in dB (peak 1) of run against the source; ParityError below floor, or where run gives NaN or infinity."""
     worst = np.inf
     for height, width in ((_multiple(h, source), _multiple(w, source)) for h, w in sizes):
-        for k, sample in enumerate(samples(source, None, PHOTOS, SEED, max(64, height, width))):
+        for k, sample in enumerate(samples(source, PHOTOS, SEED, max(64, height, width))):
             image = np.ascontiguousarray(sample.lr[None, :, :height, :width])
             noise = noise_for(source, height, width, seed=k)
             expected = source(torch.from_numpy(image), torch.from_numpy(noise)).numpy()

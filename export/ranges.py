@@ -30,9 +30,10 @@ def agreement(came: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 
 
 def reduced(source: Path, graph: onnx.ModelProto, feeds: Sequence[Feed], operation: str) -> dict[str, float]:
-    """ReduceMax or ReduceSum of the absolute values of every float tensor; the largest over the feeds, NaN counting as infinity.
+    """ReduceMax or ReduceSum of the absolute values of every float tensor; the largest over the feeds, infinity where one is NaN.
 
-    Each is reduced inside the graph as soon as it is there, so memory stays that of a plain run.
+    Each is reduced inside the graph as soon as it is there, so memory stays that of a plain run. ONNX Runtime's ReduceMax passes
+    over NaN, so the sum is taken beside it.
     """
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
@@ -41,16 +42,15 @@ def reduced(source: Path, graph: onnx.ModelProto, feeds: Sequence[Feed], operati
     del watched.graph.output[:]
     for index, name in enumerate(names):
         watched.graph.node.append(helper.make_node("Abs", [name], [f"watch_abs_{index}"]))
-        watched.graph.node.append(
-            helper.make_node(operation, [f"watch_abs_{index}"], [f"watch_{index}"], keepdims=0)
-        )
-        watched.graph.output.append(helper.make_tensor_value_info(f"watch_{index}", TensorProto.FLOAT, []))
+        for kind, output in ((operation, f"watch_{index}"), ("ReduceSum", f"watch_sum_{index}")):
+            watched.graph.node.append(helper.make_node(kind, [f"watch_abs_{index}"], [output], keepdims=0))
+            watched.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
     largest = dict.fromkeys(names, 0.0)
     for feed in feeds:
         values = run(source, feed, watched)
         for index, name in enumerate(names):
-            value = float(values[f"watch_{index}"])
-            largest[name] = max(largest[name], np.inf if np.isnan(value) else value)
+            value, total = float(values[f"watch_{index}"]), float(values[f"watch_sum_{index}"])
+            largest[name] = max(largest[name], np.inf if np.isnan(total) else value)
     return largest
 
 

@@ -30,7 +30,7 @@ from export.weight_only import BITS, compress_pair  # noqa: E402
 
 LIMIT_GB = 24
 ONNX_FLOOR_DB = 80.0
-WEIGHT_ONLY_FLOOR_DB = {"w8": 40.0, "w4": 25.0}
+WEIGHT_ONLY_FLOOR_DB = {"w8": 45.0, "w4": W4_TARGET_DB}
 SIDE = 16  # LR pixels: the smallest that SD2.1 takes
 
 
@@ -61,7 +61,7 @@ def export_full_size(folder: Path) -> dict[str, float]:
 
     source = folded(folder / "miniature")
     note("parameters, millions", source.parameters / 1e6)
-    (photo,) = samples(source, None, 1, seed=0, size=SIDE)
+    (photo,) = samples(source, 1, seed=0, size=SIDE)
     image, noise = photo.lr[None], photo.noise[None]
     expected = source(torch.from_numpy(image), torch.from_numpy(noise)).numpy()
     features = source.encode(torch.from_numpy(image))[0].numpy()
@@ -95,7 +95,7 @@ def test_full_size_export(tmp_path: Path) -> None:
     assert measured["generator fp16, GB"] < 0.55 * measured["generator fp32, GB"]
     assert measured["fp32 against torch, dB"] >= ONNX_FLOOR_DB
     assert measured["generator w8, GB"] < 0.26 * measured["generator fp32, GB"]
-    assert measured["generator w4, GB"] < 0.16 * measured["generator fp32, GB"]
+    assert measured["generator w4, GB"] < 0.17 * measured["generator fp32, GB"]
     for precision in BITS:
         assert measured[f"{precision} against torch, dB"] >= WEIGHT_ONLY_FLOOR_DB[precision]
     assert min(measured["encoder fp16, dB"], measured["generator fp16, dB"]) >= FLOOR_DB

@@ -47,6 +47,33 @@ def test_sets_are_disjoint_by_photo_and_cover_all_of_them(sets: SampleSets) -> N
     assert (len(sets.calibration), len(sets.validation)) == (16, 8)
 
 
+def test_photos_come_evenly_from_the_whole_folder_and_from_any_depth(
+    tmp_path: Path, make_pixels: Callable[..., np.ndarray]
+) -> None:
+    for k in range(40):
+        place = tmp_path / f"{k:02d}" / "photo.png"
+        place.parent.mkdir()
+        Image.fromarray(make_pixels(140, 140)).save(place)
+    drawn = draw_sets(tmp_path, crops=8, size=32)
+    photos = {s.photo for s in (*drawn.calibration, *drawn.validation)}
+    assert len(photos) >= 11
+    assert max(photos) >= "35/photo.png"
+    assert not {s.photo for s in drawn.calibration} & {s.photo for s in drawn.validation}
+
+
+def test_half_of_the_crops_are_mildly_degraded(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, seen = module._pair, []
+
+    def pair(*args: object, mild: bool) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(mild)
+        return whole(*args, mild=mild)
+
+    monkeypatch.setattr(module, "_pair", pair)
+    draw_sets(None, crops=16, size=32)
+    assert sum(seen[:16]) == 8
+    assert sum(seen[16:]) == 4
+
+
 def test_each_crop_comes_with_several_seeds_at_the_level_of_the_runtime(sets: SampleSets) -> None:
     first, second = sets.calibration[:2]
     assert np.array_equal(first.lr, second.lr)
@@ -133,4 +160,5 @@ def test_the_command_draws_and_refuses(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_single_draws_name_their_photo() -> None:
-    assert [Path(s.photo).stem for s in draw_samples(None, 2, size=32)] == list(OPEN_PHOTOS[:2])
+    assert [Path(s.photo).stem for s in draw_samples(2, size=32)] == list(OPEN_PHOTOS[:2])
+    assert [Path(s.photo).stem for s in draw_samples(2, size=32, first=7)] == [OPEN_PHOTOS[7], OPEN_PHOTOS[0]]

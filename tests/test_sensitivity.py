@@ -94,6 +94,12 @@ def test_the_noisiest_layer_is_given_up_first_and_none_is_left_at_last() -> None
     assert noisiest(ROWS, dict.fromkeys(PARAMETERS, 8)) is None
 
 
+@pytest.mark.parametrize("psnr", [math.nan, -math.inf])
+def test_a_layer_that_destroys_the_model_is_no_row(psnr: float) -> None:
+    with pytest.raises(PlanError, match="stem at 4 bits: expected a PSNR in dB, came .*NaN or infinity"):
+        LayerNoise("stem", 4, psnr, 1.0)
+
+
 def test_rows_survive_the_manifest() -> None:
     rows = (LayerNoise("encoder/stem/Conv", 8, 51.25, 115_200.0), LayerNoise("last", 8, 48.5, 0.0))
     data = json.loads(json.dumps({"onnx": [row.to_dict() for row in rows]}))

@@ -237,7 +237,7 @@ def pair(
     source: Source, graphs: dict[str, Path], folder: Path, precision: str, target_db: float = 0.0
 ) -> WeightOnly:
     folder.mkdir(exist_ok=True)
-    photos = samples(source, None, 2, seed=3, size=32)
+    photos = samples(source, 2, seed=3, size=32)
     return compress_pair(source, graphs, folder, precision, photos, target_db, lambda text: None)
 
 

@@ -134,9 +134,7 @@ def verify(
 def draw_cases(manifest: Manifest, backend: OnnxBackend, size: tuple[int, int], count: int) -> list[Case]:
     """Photos and noise for LR tiles of a size, with the reference's results; always the same."""
     rule = manifest.noise
-    drawn = draw_samples(
-        None, count, size=PHOTO_SIDE, channels=rule.channels, downscale=rule.downscale, seed=SEED
-    )
+    drawn = draw_samples(count, size=PHOTO_SIDE, channels=rule.channels, downscale=rule.downscale, seed=SEED)
     cases = []
     for k, sample in enumerate(drawn):
         margins = [(0, max(0, side - PHOTO_SIDE)) for side in size]

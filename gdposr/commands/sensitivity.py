@@ -45,24 +45,31 @@ def run(args: argparse.Namespace) -> int:
         with atomic_file(args.report) as stream:
             stream.write(sensitivity_page(bundle.manifest.name, rows).encode())
         say(f"the report: {args.report}")
-    chosen = chosen_bits(accuracy)
+    chosen = {target: chosen_bits(target, found, accuracy) for target, found in rows.items()}
     if args.json:
         layers = {
-            target: [row.to_dict() | {"chosen": _chosen(row, chosen)} for row in found]
+            target: [row.to_dict() | {"chosen": chosen[target][row.layer]} for row in found]
             for target, found in rows.items()
         }
         emit({"version": __version__, "bundle": bundle.digest, "sensitivity": layers})
     else:
-        print("\n\n".join(_table(target, found, chosen) for target, found in rows.items()))
+        print("\n\n".join(_table(target, found, chosen[target]) for target, found in rows.items()))
     return OK
 
 
-def chosen_bits(accuracy: dict[str, Any]) -> dict[str, int]:
-    """Bits that a layer got, by its name; of an ONNX layer 32 where INT8 left it in floating point."""
-    bits = dict.fromkeys(accuracy.get("int8", {}).get("float_layers", ()), 32)
-    for role, weights in accuracy.get("mixed_bits", {}).items():
-        bits |= {f"{role}/{name}": width for name, width in weights.items()}
-    return bits
+def chosen_bits(target: str, rows: "Sequence[LayerNoise]", accuracy: dict[str, Any]) -> dict[str, int]:
+    """Bits that each layer of a target got, by its name; 32 where INT8 left it in floating point."""
+    layers = [row.layer for row in rows]
+    if target == "coreml":
+        weights = accuracy.get("mixed_bits", {})
+        return {name: weights.get(role, {}).get(weight, 16)
+                for name in layers for role, _, weight in [name.partition("/")]}  # fmt: skip
+    few, many, wide = (
+        (4, 8, accuracy.get("w4", {}).get("wide", ()))
+        if target == "w4"
+        else (8, 32, accuracy.get("int8", {}).get("float_layers", ()))
+    )
+    return {name: many if name in wide else few for name in layers}
 
 
 def _table(target: str, rows: "Sequence[LayerNoise]", chosen: dict[str, int]) -> str:
@@ -73,9 +80,5 @@ def _table(target: str, rows: "Sequence[LayerNoise]", chosen: dict[str, int]) ->
     lines: list[tuple[str, ...]] = [(target, *(f"{width} bits, dB" for width in widths), "chosen bits")]
     for layer in layers:
         figures = (f"{psnr[layer, width]:.1f}" if (layer, width) in psnr else "-" for width in widths)
-        lines.append((layer, *figures, str(chosen.get(layer, widths[-1]))))
+        lines.append((layer, *figures, str(chosen[layer])))
     return table(lines)
-
-
-def _chosen(row: "LayerNoise", chosen: dict[str, int]) -> int:
-    return chosen.get(row.layer, row.bits)
