@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.errors import ImageError
+from runtime.errors import SettingError
 from runtime.upscaler import Upscaler
 
 from . import perceptual, sqf
@@ -26,6 +26,7 @@ from .pairs import find_pairs
 from .rows import (
     DIVERSITY_IMAGES,
     DIVERSITY_SAMPLES,
+    Group,
     ImageScore,
     Observe,
     Row,
@@ -34,6 +35,7 @@ from .rows import (
     measure_row,
 )
 from .sensitivity import LayerNoise, read_rows
+from .statistics import FEW
 
 __all__ = ["AccuracyReport", "ImageScore", "Observe", "Row", "evaluate", "measure_row", "versions"]
 
@@ -49,7 +51,9 @@ class AccuracyReport:
 
     bundle: dict[str, str]  # name, digest
     scale: int
-    count: int  # pictures
+    pictures: str  # where they are from
+    count: int  # of them
+    groups: int  # of them that are independent: photos, where several pictures are crops of one
     seed: int
     diversity_images: int
     diversity_samples: int
@@ -64,6 +68,24 @@ class AccuracyReport:
     sensitivity: dict[str, tuple[LayerNoise, ...]] = field(default_factory=dict)  # target -> layers
     machine: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)  # distribution -> version
+
+    @property
+    def few(self) -> bool:
+        """Too few independent pictures to trust the intervals."""
+        return self.groups < FEW
+
+    @property
+    def caution(self) -> str:
+        """What the intervals are worth, in a sentence or two; empty where nothing was compared."""
+        if not any(row.differences for row in self.rows):
+            return ""
+        crops = f", of which the {self.count} pictures are crops" if self.groups < self.count else ""
+        noun = "photo" if crops else "picture"
+        few = f"The intervals are over {self.groups} {noun}{'s'[: self.groups > 1]}{crops}: too few to trust, take {FEW} or more. "
+        return (
+            f"{few if self.few else ''}Each difference holds at 95 % by itself: the many comparisons are not corrected for, so about "
+            "one in twenty without a true difference still shows one."
+        )
 
     @property
     def ok(self) -> bool | None:
@@ -84,7 +106,7 @@ class AccuracyReport:
         for row, plain_row in zip(self.rows, values["rows"], strict=True):
             for name, difference in row.differences.items():
                 plain_row["differences"][name]["real"] = difference.real
-        plain: dict[str, Any] = _plain(values | {"ok": self.ok})
+        plain: dict[str, Any] = _plain(values | {"few": self.few, "caution": self.caution, "ok": self.ok})
         return plain
 
 
@@ -107,6 +129,8 @@ def evaluate(
     diversity_images: int = DIVERSITY_IMAGES,
     diversity_samples: int = DIVERSITY_SAMPLES,
     budgets: Mapping[str, Gates] | None = None,
+    pictures: str | None = None,
+    group: Group | None = None,
     machine: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     observe: Observe | None = None,
@@ -116,8 +140,9 @@ def evaluate(
     precisions: None = all the bundle has. folders: name -> pictures already enlarged. peers: name -> function
     from (h, w, 3) uint8 to (H, W, 3) uint8. methods: further rows, such as the bundle's Core ML packages; those
     of kind "model" take part in gates. extra_metrics: names of `perceptual`. budgets: row -> its limits. limit:
-    only the first pairs. machine: what the report is to say of it. observe is handed every picture, for a
-    report's crops.
+    only the first pairs. pictures, machine: what the report is to say of them; pictures None = both folders. group:
+    picture name -> the photo that it is a crop of. observe is handed every picture, for a report's crops.
+    SettingError for rows, budgets or precisions that cannot be, ImageError for pictures that cannot be used.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
@@ -132,7 +157,7 @@ def evaluate(
     names = [method.name for method in (*others, *methods)]
     clash = [name for name in names if name in reserved or names.count(name) > 1]
     if clash:
-        raise ImageError(f"two rows would be called {clash[0]!r}: give the folder or peer another name")
+        raise SettingError(f"two rows would be called {clash[0]!r}: give the folder or peer another name")
     note = sqf.unavailable(sqf_weights)
     score = None if note or sqf_weights is None else sqf.scorer(sqf_weights)
     extra = perceptual.scorers(extra_metrics)
@@ -146,8 +171,8 @@ def evaluate(
 
     def measure(method: Method) -> Row:
         return measure_row(
-            method, pairs, manifest.scale, score, diversity_images, diversity_samples, tick, observe, extra
-        )
+            method, pairs, manifest.scale, score, diversity_images, diversity_samples, tick, observe, extra, group
+        )  # fmt: skip
 
     hr_niqe, hr_checkerboard = measure_originals(pairs, observe)
     rows = [measure(method) for method in (bicubic_method(manifest.scale), *others)]
@@ -160,7 +185,9 @@ def evaluate(
     return AccuracyReport(
         bundle={"name": manifest.name, "digest": opened.digest},
         scale=manifest.scale,
+        pictures=pictures or f"{lr_dir} and {hr_dir}",
         count=len(pairs),
+        groups=len({group(pair.name) for pair in pairs}) if group else len(pairs),
         seed=seed,
         diversity_images=min(diversity_images, len(pairs)),
         diversity_samples=diversity_samples,
@@ -179,12 +206,12 @@ def evaluate(
 
 
 def measured_precisions(bundle: Bundle, precisions: Sequence[str] | None = None) -> list[str]:
-    """The ONNX rows, fp32 first; precisions: those asked for, None or none = all. ImageError for one that the bundle lacks."""
+    """The ONNX rows, fp32 first; precisions: those asked for, None or none = all. SettingError for one that the bundle lacks."""
     graphs = bundle.manifest.graphs
     chosen = list(precisions or sorted(graphs, key=precision_rank))
     unknown = [name for name in chosen if name not in graphs]
     if unknown:
-        raise ImageError(f"the bundle has no {unknown[0]}: choose from {', '.join(graphs)}")
+        raise SettingError(f"the bundle has no {unknown[0]}: choose from {', '.join(graphs)}")
     return chosen
 
 
@@ -202,12 +229,12 @@ def versions() -> dict[str, str]:
 def _check_budgets(budgets: Mapping[str, Gates], models: Sequence[str]) -> None:
     unknown = [row for row in budgets if row not in models]
     if unknown:
-        raise ImageError(
+        raise SettingError(
             f"expected budgets of rows that are measured ({', '.join(models)}), got {unknown[0]!r}: correct or measure it"
         )
     relative = any(gates.needs_reference for row, gates in budgets.items() if row != REFERENCE)
     if relative and REFERENCE not in models:
-        raise ImageError("gates against fp32 need it among the precisions: add fp32")
+        raise SettingError("gates against fp32 need it among the precisions: add fp32")
 
 
 def _plain(value: Any) -> Any:

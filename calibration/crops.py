@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from .accuracy import AccuracyReport, ImageScore, Row
-from .gates import REFERENCE
+from .gates import REFERENCE, GateResult
 from .page import name_text
+from .rows import evenly
 
 CROP = 160  # side in HR pixels
 
@@ -63,21 +64,25 @@ def busiest_box(pixels: np.ndarray, size: int, grid: int = 8) -> tuple[int, int,
     return top, left, top + rows, left + columns
 
 
-def shown_pictures(report: AccuracyReport, typical: int = 3) -> list[tuple[str, str]]:
-    """(picture, why it is shown): where the last model row loses most against fp32, where its own scores are worst, then some spread
-    over the set.
+def judged_rows(report: AccuracyReport) -> list[Row]:
+    """The rows whose worst pictures are worth a look: INT8's, and of the gated rows the one nearest its limit or furthest beyond;
+    without either the last model row. One or two.
     """
-    row = ([row for row in report.rows if row.kind == "model"] or list(report.rows))[-1]
-    reference = next((r for r in report.rows if r.name == REFERENCE and r is not row), None)
-    worst: list[tuple[str, list[float], int]] = []
-    if reference is not None:
-        base = {image.name: image for image in reference.images}
-        pairs = [(image, base[image.name]) for image in row.images if image.name in base]
-        psnr = [_finite(b.psnr - a.psnr) for a, b in pairs]
-        worst.append((f"{row.name} loses most PSNR against {REFERENCE}", psnr, 2))
-        if all(a.sqf is not None and b.sqf is not None for a, b in pairs):
-            sqf = [(a.sqf or 0.0) - (b.sqf or 0.0) for a, b in pairs]
-            worst.append((f"{row.name} loses most SQF against {REFERENCE}", sqf, 1))
+    models = {row.name: row for row in report.rows if row.kind == "model"}
+    gated = [gate for gate in report.gates if gate.row in models and gate.value is not None]
+    names = ["int8"] if "int8" in models else []
+    names += [min(gated, key=_slack).row] if gated else []
+    return [models[name] for name in dict.fromkeys(names)] or (list(models.values()) or list(report.rows))[
+        -1:
+    ]
+
+
+def shown_pictures(report: AccuracyReport, typical: int = 3) -> list[tuple[str, str]]:
+    """(picture, why it is shown): where the judged rows lose most against fp32, where the first of them scores worst, then some
+    spread over the set.
+    """
+    row, *others = judged_rows(report)
+    worst = [*_losses(report, row), *(loss for other in others for loss in _losses(report, other)[:1])]
     worst.append((f"lowest PSNR of {row.name}", [-image.psnr for image in row.images], 1))
     if row.sqf is not None:
         worst.append((f"highest SQF of {row.name}", [image.sqf or 0.0 for image in row.images], 1))
@@ -86,9 +91,32 @@ def shown_pictures(report: AccuracyReport, typical: int = 3) -> list[tuple[str, 
     for reason, badness, count in worst:
         for index in np.argsort(badness, kind="stable")[::-1][:count]:
             reasons.setdefault(row.images[index].name, []).append(reason)
-    for index in np.linspace(0, len(row.images) - 1, min(typical, len(row.images))).round().astype(int):
+    for index in evenly(len(row.images), typical):
         reasons.setdefault(row.images[index].name, ["one of those spread evenly over the set"])
     return [(name, "; ".join(several)) for name, several in reasons.items()]
+
+
+def _losses(report: AccuracyReport, row: Row) -> list[tuple[str, list[float], int]]:
+    """(reason, badness of each picture, how many to show) of a row against fp32, PSNR first; none without fp32 or for itself."""
+    reference = next((r for r in report.rows if r.name == REFERENCE and r is not row), None)
+    if reference is None:
+        return []
+    base = {image.name: image for image in reference.images}
+    pairs = [(image, base[image.name]) for image in row.images if image.name in base]
+    psnr = [_finite(b.psnr - a.psnr) for a, b in pairs]
+    losses = [(f"{row.name} loses most PSNR against {REFERENCE}", psnr, 2)]
+    if all(a.sqf is not None and b.sqf is not None for a, b in pairs):
+        sqf = [(a.sqf or 0.0) - (b.sqf or 0.0) for a, b in pairs]
+        losses.append((f"{row.name} loses most SQF against {REFERENCE}", sqf, 1))
+    return losses
+
+
+def _slack(gate: GateResult) -> float:
+    """What is left of a measured gate's limit, as a share of what it allows; below 0 where it is broken."""
+    value = math.inf if gate.value is None else gate.value
+    left = value - gate.limit if gate.gate.startswith("min_") else gate.limit - value
+    allowed = 1.0 - gate.limit if gate.gate == "min_diversity_ratio" else gate.limit  # a ratio is lost from 1
+    return left / (abs(allowed) or 1.0)
 
 
 def strips(report: AccuracyReport, crops: CropCollector) -> str:

@@ -12,7 +12,7 @@ from runtime.image import atomic_file
 
 from .accuracy import AccuracyReport, Row
 from .axes import shorten
-from .crops import CropCollector, strips
+from .crops import CropCollector, judged_rows, strips
 from .gates import REFERENCE
 from .page import comparison, document
 from .plots import Bar, Format, Point, bar_plot, difference_plot, pareto_plot, scatter_plot
@@ -93,7 +93,7 @@ def _verdict(report: AccuracyReport) -> str:
 
 def _conditions(report: AccuracyReport) -> str:
     facts = [
-        f"{report.count} pictures",
+        f"{report.count} pictures: {report.pictures}",
         f"{report.scale}x",
         f"seed {report.seed}",
         f"bundle {report.bundle['digest']}",
@@ -102,7 +102,7 @@ def _conditions(report: AccuracyReport) -> str:
     ]
     if any(row.diversity is not None for row in report.rows):
         facts.append(
-            f"diversity: {report.diversity_samples} samples of the first {report.diversity_images} pictures"
+            f"diversity: {report.diversity_samples} samples of {report.diversity_images} pictures, spread evenly over the list"
         )
     if report.sqf_note:
         facts.append(f"no SQF: {report.sqf_note}")
@@ -216,11 +216,11 @@ def _crop_note() -> str:
 
 
 def _opening(report: AccuracyReport) -> tuple[str, str]:
-    """What a comparison opens with: fp32 and the last row of the model, else bicubic and that row."""
+    """What a comparison opens with: fp32 and the row whose worst pictures are shown, else bicubic and that row."""
     names = [row.name for row in report.rows]
-    last = ([row.name for row in report.rows if row.kind == "model"] or names)[-1]
-    left = REFERENCE if REFERENCE in names and last != REFERENCE else names[0]
-    return left, last if last != left else "HR"
+    right = judged_rows(report)[0].name
+    left = REFERENCE if REFERENCE in names and right != REFERENCE else names[0]
+    return left, right if right != left else "HR"
 
 
 def sensitivity_page(name: str, rows: Mapping[str, Sequence[LayerNoise]]) -> str:

@@ -21,6 +21,7 @@ from .pairs import Pair, read_rgb
 from .statistics import Difference, Interval, differences, intervals
 
 Score = Callable[[np.ndarray, np.ndarray], float]
+Group = Callable[[str], str]  # picture name -> what it is a crop of
 Observe = Callable[
     [str, str, np.ndarray], None
 ]  # row ("LR", "HR" or its name), picture name, (H, W, 3) uint8
@@ -42,6 +43,7 @@ class ImageScore:
     colour_shift: tuple[float, float, float]  # R, G, B against bicubic, 1/255
     checkerboard: float | None  # dB
     extra: dict[str, float] = field(default_factory=dict)  # metric of `perceptual` -> value
+    group: str = ""  # what it is a crop of; empty: a picture of its own
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,14 @@ class Row:
     extra: dict[str, float] = field(default_factory=dict)  # metric of `perceptual` -> mean
     intervals: dict[str, Interval] = field(
         default_factory=dict
-    )  # metric ("psnr", "ssim", "sqf", "niqe", extras) -> of its mean; only what was measured
+    )  # metric ("psnr", "ssim", "sqf", "niqe", "diversity", extras) -> of its mean; only what was measured
     differences: dict[str, Difference] = field(default_factory=dict)  # metric -> this row minus fp32
     milliseconds: float | None = None  # median wall time of one whole picture
+
+    @property
+    def groups(self) -> list[str]:
+        """What each picture is of, for the bootstrap."""
+        return [image.group or image.name for image in self.images]
 
     @property
     def columns(self) -> dict[str, list[float]]:
@@ -98,11 +105,14 @@ def measure_row(
     tick: Callable[[str], None] | None = None,
     observe: Observe | None = None,
     extra: Mapping[str, Score] | None = None,
+    group: Group | None = None,
 ) -> Row:
     """All pictures of one method. score: SQF, None to leave it out; extra: further metrics by name. Diversity and seam are taken
-    on the first pictures only.
+    on diversity_images pictures, spread evenly over the list.
     """
-    images, spread, seams = [], [], []
+    images, seams = [], []
+    spread: dict[int, float] = {}  # picture -> its diversity
+    some = evenly(len(pairs), diversity_images)
     for index, pair in enumerate(pairs):
         lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
         check_sizes(pair, lr, hr, scale)
@@ -111,10 +121,11 @@ def measure_row(
             raise ImageError(
                 f"{method.name}: {pair.name}: expected {hr.shape} uint8 like HR, got {sr.shape} {sr.dtype}"
             )
-        images.append(_score_image(pair.name, sr, hr, bicubic(lr, scale), score, extra or {}))
-        if index < diversity_images:
+        image = _score_image(pair.name, sr, hr, bicubic(lr, scale), score, extra or {})
+        images.append(replace(image, group=group(pair.name)) if group else image)
+        if index in some:
             if method.samples is not None and diversity_samples > 1:
-                spread.append(metrics.diversity(method.samples(lr, diversity_samples)))
+                spread[index] = metrics.diversity(method.samples(lr, diversity_samples))
             if method.tiled is not None:
                 cut = method.tiled(lr)
                 seams.append(_known(metrics.seam(cut.picture, cut.rows, cut.columns)))
@@ -134,7 +145,7 @@ def measure_row(
         colour_shift=(red, green, blue),
         colour_shift_abs=float(np.abs(shifts).mean()),
         checkerboard=mean([image.checkerboard for image in images]),
-        diversity=mean(spread),
+        diversity=mean(list(spread.values())),
         parameters=method.parameters,
         bytes=method.bytes,
         device=method.device,
@@ -144,7 +155,17 @@ def measure_row(
         seam=mean(seams),
         extra={name: float(np.mean([image.extra[name] for image in images])) for name in extra or {}},
     )
-    return replace(row, intervals=intervals(row.columns))
+    found = intervals(row.columns, groups=row.groups)
+    if spread:
+        theirs = [row.groups[index] for index in spread]
+        found |= intervals({"diversity": list(spread.values())}, groups=theirs)
+    return replace(row, intervals=found)
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Places in a list of that length, spread evenly from its first to its last, at most as many as wanted."""
+    places: list[int] = np.linspace(0, count - 1, min(wanted, count)).round().astype(int).tolist()
+    return places
 
 
 def compared(rows: Sequence[Row]) -> list[Row]:
@@ -157,7 +178,7 @@ def compared(rows: Sequence[Row]) -> list[Row]:
     return [
         row
         if row is reference
-        else replace(row, differences=differences(_with_mean(row.columns, base), base))
+        else replace(row, differences=differences(_with_mean(row.columns, base), base, groups=row.groups))
         for row in rows
     ]
 

@@ -4,10 +4,13 @@ The percentile bootstrap of the mean (Efron & Tibshirani 1993, An Introduction t
 with replacement `RESAMPLES` times, and the interval runs between the tails of the resampled means. Two methods are compared on the
 same pictures: their difference is taken per picture and then resampled (paired), so that what all pictures share cancels out.
 
+Crops of one photo resemble each other and are no independent pictures: where groups are given, whole groups are drawn (the cluster
+bootstrap; Davison & Hinkley 1997, Bootstrap Methods and their Application, sec. 3.8).
+
 Infinite values (PSNR of equal pictures) obey the rules of limits: a mean with one is infinite, and a resample without it is not, so
 an interval may have a finite and an infinite end. Two infinite values of one picture are equal, their difference is 0.
 
-With few pictures the intervals are too narrow, and with one they have no width at all: `FEW` says where to distrust them.
+With few groups the intervals are too narrow, and with one they have no width at all: `FEW` says where to distrust them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-FEW = 10  # pictures; the percentile bootstrap of fewer covers well below its stated confidence
+FEW = 10  # groups; the percentile bootstrap of fewer covers well below its stated confidence
 _CHUNK = 2_000_000  # draws held at once, 16 MB
 
 
@@ -71,15 +74,17 @@ def difference(
 def intervals(
     columns: Mapping[str, Sequence[float]],
     *,
+    groups: Sequence[str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
-    """`interval` of several metrics of the same pictures, on the same resamples."""
+    """`interval` of several metrics of the same pictures, on the same resamples. groups: which each picture is of; None: each is
+    one."""
     if not columns:
         return {}
     values = _table(columns)
-    low, high = _tails(values, resamples, seed, confidence)
+    low, high = _tails(values, _members(groups, len(values)), resamples, seed, confidence)
     return {name: Interval(float(low[k]), float(high[k])) for k, name in enumerate(columns)}
 
 
@@ -87,11 +92,12 @@ def differences(
     columns: Mapping[str, Sequence[float]],
     reference: Mapping[str, Sequence[float]],
     *,
+    groups: Sequence[str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Difference]:
-    """`difference` of the metrics that both have, on the same resamples."""
+    """`difference` of the metrics that both have, on the same resamples; groups as in `intervals`."""
     names = [name for name in columns if name in reference]
     if not names:
         return {}
@@ -110,7 +116,7 @@ def differences(
             f"{torn[0]}: expected differences with a mean, got infinite ones of both signs: leave out the pictures that one of the two "
             "reproduces exactly"
         )
-    low, high = _tails(change, resamples, seed, confidence)
+    low, high = _tails(change, _members(groups, len(change)), resamples, seed, confidence)
     return {
         name: Difference(float(change[:, k].mean()), float(low[k]), float(high[k]))
         for k, name in enumerate(names)
@@ -130,13 +136,25 @@ def _table(columns: Mapping[str, Sequence[float]]) -> np.ndarray:
     return values
 
 
-def _tails(values: np.ndarray, resamples: int, seed: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+def _members(groups: Sequence[str] | None, count: int) -> np.ndarray:
+    """The number of each picture's group, (pictures,) int, counted as they first appear."""
+    if groups is None:
+        return np.arange(count)
+    if len(groups) != count:
+        raise ValueError(f"expected a group for each of {count} pictures, got {len(groups)}: name one each")
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups])
+
+
+def _tails(
+    values: np.ndarray, members: np.ndarray, resamples: int, seed: int, confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Both ends for (pictures, metrics): order statistics of the resampled means, which need no arithmetic and so may be infinite."""
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(
             f"expected at least 1 resample and a confidence between 0 and 1, got {resamples} and {confidence}"
         )
-    means = _resampled_means(values, resamples, seed)
+    means = _resampled_means(values, members, resamples, seed)
     tail = (1 - confidence) / 2
     first = int(tail * (resamples - 1))
     last = resamples - 1 - first
@@ -144,13 +162,15 @@ def _tails(values: np.ndarray, resamples: int, seed: int, confidence: float) -> 
     return ordered[first], ordered[last]
 
 
-def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(pictures, metrics) -> (resamples, metrics). Each resample is its pictures' counts, so all metrics cost one product."""
-    count = len(values)
+def _resampled_means(values: np.ndarray, members: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(pictures, metrics) -> (resamples, metrics). Each resample is its groups' counts, so all metrics cost one product."""
+    count = int(members.max()) + 1
     rng = np.random.Generator(np.random.PCG64(seed))
     # A metric's offset cancels in its means; taking it away first makes a constant metric's interval exact.
     offset = np.where(np.isfinite(values[0]), values[0], 0.0)
-    finite = np.where(np.isfinite(values), values - offset, 0.0)
+    sums = _added(np.where(np.isfinite(values), values - offset, 0.0), members)
+    infinite = {sign: _added(values == sign, members) for sign in (np.inf, -np.inf)}
+    sizes = np.bincount(members).astype(np.float64)[:, None]  # pictures in each group
     parts = []
     step = max(1, _CHUNK // count)
     for begin in range(0, resamples, step):
@@ -158,8 +178,15 @@ def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarra
         drawn = rng.integers(0, count, (rows, count))
         drawn += count * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
-        means = offset + counts @ finite / count
-        for sign in (np.inf, -np.inf):
-            means = np.where(counts @ (values == sign) > 0, sign, means)
+        means = offset + counts @ sums / (counts @ sizes)
+        for sign, present in infinite.items():
+            means = np.where(counts @ present > 0, sign, means)
         parts.append(means)
     return np.concatenate(parts)
+
+
+def _added(values: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """(pictures, metrics) -> their sums by group, (groups, metrics) float64."""
+    sums = np.zeros((int(members.max()) + 1, values.shape[1]))
+    np.add.at(sums, members, values)
+    return sums

@@ -67,21 +67,26 @@ def table_rows(report: AccuracyReport) -> list[list[str]]:
     Figures are plain ASCII: not every terminal has more.
     """
     quality = (*BASIC, *(metric for metric in metrics_of(report) if metric.learned))
-    names = [metric.title for metric in quality]
-    lines = [["method", *names, "diversity", "colour shift", "checkerboard", "parameters", "size"]]
-    for row in report.rows:
-        figures = [number(metric.of(row), metric.digits) for metric in quality]
-        count = "-" if row.parameters is None else f"{row.parameters:,}"
-        cells = [
-            *figures,
-            number(row.diversity, 2),
-            _shift(row),
-            number(row.checkerboard, 1),
-            count,
-            _bytes(row),
-        ]
-        lines.append([row.name, *(cell.replace(MINUS, "-").replace(INFINITE, "inf") for cell in cells)])
-    return lines
+    rows = report.rows
+    columns = [
+        ("method", [row.name for row in rows]),
+        *((metric.title, [number(metric.of(row), metric.digits) for row in rows]) for metric in quality),
+        ("diversity", [number(row.diversity, 2) for row in rows]),
+        ("seam", [number(row.seam, 2) for row in rows]),
+        ("colour shift", [_shift(row) for row in rows]),
+        ("checkerboard", [number(row.checkerboard, 1) for row in rows]),
+        ("parameters", ["-" if row.parameters is None else f"{row.parameters:,}" for row in rows]),
+        ("size", [_bytes(row) for row in rows]),
+        ("ms", [number(row.milliseconds, 1) for row in rows]),
+    ]
+    shown = [column for column in columns if column[0] not in ("seam", "ms") or set(column[1]) != {"-"}]
+    lines = [
+        [title for title, _ in shown],
+        *(list(cells) for cells in zip(*(cells for _, cells in shown), strict=True)),
+    ]
+    return [
+        [line[0], *(cell.replace(MINUS, "-").replace(INFINITE, "inf") for cell in line[1:])] for line in lines
+    ]
 
 
 def summary_table(report: AccuracyReport) -> str:
@@ -110,7 +115,7 @@ def _columns(report: AccuracyReport) -> list[tuple[str, str, list[str]]]:
         name = f"{escape(metric.title)}<small>{'higher' if metric.higher else 'lower'}</small>"
         columns.append((name, f"{metric.meaning}; {metric.way}", [_figure_cell(metric, row) for row in rows]))
     columns += [
-        ("diver\N{SOFT HYPHEN}sity", "mean RMS distance between samples, 1/255", [number(row.diversity, 2) for row in rows]),
+        ("diver\N{SOFT HYPHEN}sity", "mean RMS distance between samples, 1/255", [_diversity_cell(row) for row in rows]),
         ("seam", "step across tile borders over the steps beside them; 1: none", [number(row.seam, 2) for row in rows]),
         ("colour shift", "mean size of the shift from bicubic, with R G B below, 1/255", [_shift_cell(row) for row in rows]),
         ("checker\N{SOFT HYPHEN}board", "dB over neighbouring frequencies; near or below 0: none",
@@ -129,10 +134,8 @@ def _figure_cell(metric: Metric, row: Row) -> str:
     if value is None:
         return "-"
     text = number(value, metric.digits)
-    interval = row.intervals.get(metric.key)
-    if interval is not None and math.isfinite(value):
-        ends = f"{interval.low:.{metric.digits}f}{DASH}{interval.high:.{metric.digits}f}"
-        text += f'<small title="95 % interval over pictures">{ends}</small>'
+    if math.isfinite(value):
+        text += _interval(row, metric.key, metric.digits)
     change = row.differences.get(metric.key)
     if change is None or not math.isfinite(change.mean):
         return text
@@ -146,6 +149,19 @@ def _figure_cell(metric: Metric, row: Row) -> str:
     return f'{text}<small class="{side}" title="{side} than {REFERENCE}: {span}">{mark} {signed(change.mean, digits)}</small>'
 
 
+def _interval(row: Row, metric: str, digits: int) -> str:
+    """In small print; empty where there is none."""
+    found = row.intervals.get(metric)
+    if found is None:
+        return ""
+    ends = f"{found.low:.{digits}f}{DASH}{found.high:.{digits}f}"
+    return f'<small title="95 % interval over pictures">{ends}</small>'
+
+
+def _diversity_cell(row: Row) -> str:
+    return number(row.diversity, 2) + _interval(row, "diversity", 2)
+
+
 def _legend(report: AccuracyReport) -> str:
     sentences = []
     if any(row.intervals for row in report.rows):
@@ -155,6 +171,8 @@ def _legend(report: AccuracyReport) -> str:
             f'Against {REFERENCE} on the same pictures: <b class="better">{BETTER} better</b>, '
             f'<b class="worse">{WORSE} worse</b>, <b class="same">=</b> no difference that these pictures show.'
         )
+    if report.caution:
+        sentences.append(escape(report.caution))
     return f'<p class="note">{" ".join(sentences)}</p>' if sentences else ""
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdposr.console import UsageError
+from gdposr.console import UsageError, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,15 +28,39 @@ NOTE = "run by the reference evaluator; a picture below {}x{} is filled up, whic
 
 
 def chosen_variants(bundle: Bundle, wanted: Sequence[str]) -> list[str]:
-    """The variants asked for, each once, in the manifest's order; "all" names every one. UsageError for one it lacks."""
+    """The variants asked for, each once, in the manifest's order; "all" names every one that is there. UsageError for one it lacks."""
     have = list(bundle.manifest.coreml)
     unknown = [name for name in wanted if name != ALL and name not in have]
-    if unknown or (wanted and not have):
+    if unknown:
         raise UsageError(
-            f"--coreml: expected variants of this bundle ({', '.join(have) or 'it has none'}), came {(unknown or wanted)[0]!r}: "
+            f"--coreml: expected variants of this bundle ({', '.join(have) or 'it has none'}), came {unknown[0]!r}: "
             "name one of these, or export packages with `gdposr export --targets onnx,coreml`"
         )
     return [name for name in have if ALL in wanted or name in wanted]
+
+
+def fitting_variants(
+    bundle: Bundle, wanted: Sequence[str], pictures: Mapping[str, tuple[int, int]]
+) -> list[str]:
+    """`chosen_variants` whose tile holds every LR picture, given by name as (height, width). Of "all" the others are left out and
+    said; ImageError for one asked for by name."""
+    from runtime.errors import ImageError
+
+    kept, left, reason = [], [], None
+    for variant in chosen_variants(bundle, wanted):
+        try:
+            check_sizes(bundle, [variant], pictures)
+            kept.append(variant)
+        except ImageError as error:
+            if variant in wanted:
+                raise
+            left.append(ROW.format(variant))
+            reason = reason or error
+    if left:
+        say(f"not measured: {', '.join(left)}: {reason}")
+    if ALL in wanted and not bundle.manifest.coreml:
+        say("this bundle has no Core ML packages: none is measured")
+    return kept
 
 
 @contextmanager

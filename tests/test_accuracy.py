@@ -14,7 +14,7 @@ from calibration.accuracy import AccuracyReport, ImageScore, Row, evaluate, meas
 from calibration.gates import GATE_NAMES, INT8_GATES, Gates, check_gates, default_budgets
 from calibration.methods import Method, Tiled, bicubic, tile_borders
 from calibration.pairs import find_pairs, read_rgb
-from calibration.rows import compared
+from calibration.rows import compared, evenly
 from calibration.sensitivity import LayerNoise
 from calibration.statistics import difference, interval
 from runtime.errors import BundleError, ImageError, SettingError
@@ -114,7 +114,8 @@ def test_every_mean_has_its_interval_and_every_row_its_difference_to_fp32(report
     assert reference.differences == {}
     for row in report.rows:
         psnr = [image.psnr for image in row.images]
-        assert set(row.intervals) == {"psnr", "ssim", "niqe"}  # no SQF without weights
+        measured = {"psnr", "ssim", "niqe"}  # no SQF without weights
+        assert set(row.intervals) == measured | ({"diversity"} if row.kind == "model" else set())
         assert row.intervals["psnr"].low <= row.psnr <= row.intervals["psnr"].high
         if row is not reference:
             assert set(row.differences) == {"psnr", "ssim", "niqe"}
@@ -127,13 +128,48 @@ def test_every_mean_has_its_interval_and_every_row_its_difference_to_fp32(report
     )
 
 
-def test_the_report_says_what_was_applied_and_on_what(report: AccuracyReport) -> None:
+def test_the_report_says_what_was_applied_and_on_what(
+    report: AccuracyReport, folders: tuple[Path, Path]
+) -> None:
+    assert report.pictures == f"{folders[0]} and {folders[1]}"
     assert report.budgets == {"int8": INT8_GATES.to_dict()}
     assert report.extra_metrics == ()
     assert report.extra_note == (perceptual.available()[1] or "none was asked for")
     assert report.sensitivity == {}
     assert report.versions["numpy"] == np.__version__
     assert report.to_dict()["rows"][0]["differences"]["psnr"].keys() == {"mean", "low", "high", "real"}
+
+
+def test_the_report_says_what_its_intervals_are_worth(
+    report: AccuracyReport, folders: tuple[Path, Path], toy_bundle: Path
+) -> None:
+    data = report.to_dict()
+    assert (data["count"], data["groups"], data["few"]) == (3, 3, True)
+    assert data["caution"].startswith(
+        "The intervals are over 3 pictures: too few to trust, take 10 or more. Each"
+    )
+    assert "comparisons are not corrected for" in data["caution"]
+    options = {"precisions": ["fp32"], "diversity_images": 2, "diversity_samples": 2}
+    crops = evaluate(
+        toy_bundle,
+        *folders,
+        **options,
+        pictures="three crops",
+        group=lambda name: name[:0] + "ab"[name == "c"],
+    )
+    assert (crops.pictures, crops.count, crops.groups) == ("three crops", 3, 2)
+    assert "over 2 photos, of which the 3 pictures are crops: too few" in crops.caution
+    assert crops.row("fp32").groups == ["a", "a", "b"]
+    plain = evaluate(toy_bundle, *folders, **options).row("fp32")
+    assert crops.row("fp32").psnr == plain.psnr
+    assert crops.row("fp32").intervals["psnr"] != plain.intervals["psnr"]
+    enough = dataclasses.replace(report, groups=10)
+    assert not enough.few
+    assert enough.caution.startswith("Each difference")
+    assert dataclasses.replace(report, rows=report.rows[:1], count=1, groups=1).caution.startswith(
+        "The intervals are over 1 picture:"
+    )
+    assert dataclasses.replace(report, rows=(report.row("fp32"),)).caution == ""
 
 
 def test_a_gate_on_something_unmeasured_does_not_pass(report: AccuracyReport) -> None:
@@ -221,6 +257,25 @@ def test_extra_metrics_stand_beside_the_others(
     assert report.row("bicubic").differences["lpips"].mean == pytest.approx(change)
 
 
+def test_diversity_and_seam_are_of_pictures_from_the_whole_list(folders: tuple[Path, Path]) -> None:
+    assert evenly(24, 8) == [0, 3, 7, 10, 13, 16, 20, 23]
+    assert (evenly(3, 8), evenly(5, 1), evenly(5, 0)) == ([0, 1, 2], [0], [])
+    pairs = find_pairs(*folders)
+    step = {read_rgb(pair.lr).tobytes(): 10 * (1 + k) for k, pair in enumerate(pairs)}
+
+    def samples(lr: np.ndarray, count: int) -> list[np.ndarray]:
+        return [np.full((4, 4, 3), k * step[lr.tobytes()], np.uint8) for k in range(count)]
+
+    method = Method("random", "model", lambda name, lr: bicubic(lr, 4), samples=samples)
+    row = measure_row(method, pairs, 4, None, 2, 2)
+    assert row.diversity == pytest.approx((10 + 30) / 2)  # of the first and the last picture
+    assert (row.intervals["diversity"].low, row.intervals["diversity"].high) == pytest.approx((10, 30))
+    together = measure_row(method, pairs, 4, None, 2, 2, group=lambda name: "one photo").intervals[
+        "diversity"
+    ]
+    assert (together.low, together.high) == pytest.approx((20, 20))
+
+
 def test_the_seam_is_that_of_small_tiles(folders: tuple[Path, Path]) -> None:
     """A method whose tiles differ by 40 levels, on the first picture only."""
 
@@ -279,7 +334,7 @@ def test_settings_are_checked_before_any_work(
         ({"folders": {"x": folders[1]}, "peers": {"x": lambda lr: lr}}, "two rows would be called 'x'"),
         ({"folders": {"x": partial}}, "x: 1 pictures are missing in .*first is b"),
     ):
-        with pytest.raises(ImageError, match=message):
+        with pytest.raises((ImageError, SettingError), match=message):
             evaluate(toy_bundle, *folders, **options)
 
 

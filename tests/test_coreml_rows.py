@@ -16,7 +16,7 @@ pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 from calibration.methods import Method
 from gdposr.cli import main
 from gdposr.console import UsageError
-from gdposr.coreml_rows import check_sizes, chosen_variants, open_methods
+from gdposr.coreml_rows import check_sizes, chosen_variants, fitting_variants, open_methods
 from runtime.bundle import DEFAULT_BUNDLE, Bundle
 from runtime.color import color_fix
 from runtime.errors import BundleError, ImageError
@@ -57,7 +57,8 @@ def test_rows_say_what_they_are(bundle: Bundle, methods: list[Method]) -> None:
     assert [(m.name, m.kind, m.target, m.device) for m in methods] == [
         ("coreml fp16", "model", "coreml", "reference"), ("coreml palette6", "model", "coreml", "reference")
     ]  # fmt: skip
-    for method, pair in zip(methods, bundle.manifest.coreml.values(), strict=True):
+    for method, variant in zip(methods, ("fp16", "palette6"), strict=True):
+        pair = bundle.manifest.coreml[variant]
         assert method.bytes == sum(file.bytes for package in pair.values() for file in package.files)
         assert method.parameters == bundle.manifest.provenance["parameters"]
         assert method.tiled is None
@@ -147,10 +148,42 @@ def test_variants_are_those_of_the_bundle(bundle: Bundle, toy_bundle: Path) -> N
     assert chosen_variants(bundle, []) == []
     assert chosen_variants(bundle, ["palette6", "fp16", "fp16"]) == ["fp16", "palette6"]
     assert chosen_variants(bundle, ["all"]) == list(bundle.manifest.coreml)
-    with pytest.raises(UsageError, match=r"variants of this bundle \(fp16, palette6\), came 'palette2'"):
+    with pytest.raises(UsageError, match=r"variants of this bundle \(fp16, .*palette6.*\), came 'palette2'"):
         chosen_variants(bundle, ["fp16", "palette2"])
-    with pytest.raises(UsageError, match=r"\(it has none\), came 'all'"):
-        chosen_variants(Bundle.open(toy_bundle), ["all"])
+    with pytest.raises(UsageError, match=r"\(it has none\), came 'fp16'"):
+        chosen_variants(Bundle.open(toy_bundle), ["fp16"])
+
+
+def test_all_variants_are_those_there_that_fit(
+    bundle: Bundle, toy_bundle: Path, tile: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = {"fits": (tile, tile), "wide": (tile, tile + 2)}
+    assert fitting_variants(bundle, ["all"], {"fits": (tile, tile)}) == list(bundle.manifest.coreml)
+    assert capsys.readouterr().err == ""
+    assert fitting_variants(bundle, ["all"], large) == []
+    assert "not measured: coreml fp16, coreml " in (told := capsys.readouterr().err)
+    assert f"wide: expected an LR picture of at most {tile}x{tile}" in told
+    with pytest.raises(ImageError, match="wide: expected an LR picture"):
+        fitting_variants(bundle, ["all", "fp16"], large)
+    assert fitting_variants(Bundle.open(toy_bundle), ["all"], large) == []
+    assert "this bundle has no Core ML packages" in capsys.readouterr().err
+
+
+def test_packages_without_graphs_cannot_be_checked_against_them(
+    make_pixels: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(DEFAULT_BUNDLE, tmp_path / "copy.gdposr"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"graphs": {}, "default_precision": {}}))
+    words = ["accuracy", str(copy), "--lr", str(tmp_path / "lr"), "--hr", str(tmp_path / "hr"), "--no-speed"]
+    for folder, side in (("lr", 32), ("hr", 128)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(make_pixels(side, side)).save(tmp_path / folder / "a.png")
+    for more in ([], ["--coreml", "all"]):
+        assert main([*words, "--check", *more]) == 2
+        assert "against ONNX graphs in fp32, which this bundle lacks" in capsys.readouterr().err
+    assert main([*words, "--coreml", "fp16", "--budget", "min_psnr=5"]) == 0
+    assert "ok      coreml fp16 min psnr 5" in capsys.readouterr().out
 
 
 def test_the_command_measures_packages_beside_graphs(
@@ -172,7 +205,7 @@ def test_the_command_measures_packages_beside_graphs(
     assert (package["milliseconds"], package["seam"]) == (None, None)
     assert package["diversity"] == pytest.approx(onnx["diversity"], rel=0.01)
     assert [gate["row"] for gate in result["gates"]] == ["coreml fp16"]
-    Image.fromarray(make_pixels(600, 600)).save(tmp_path / "lr" / "b.png")
-    Image.fromarray(make_pixels(64, 64)).save(tmp_path / "hr" / "b.png")
-    assert main([str(word) for word in words]) == 1
+    for folder, side in (("lr", tile + 8), ("hr", 4 * tile + 32)):
+        Image.fromarray(make_pixels(side, side)).save(tmp_path / folder / "b.png")
+    assert main([str(word) for word in words]) == 2
     assert "b: expected an LR picture of at most" in capsys.readouterr().err

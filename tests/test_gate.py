@@ -10,23 +10,38 @@ pytest.importorskip("skimage", reason="needs the extra `export`, whose scikit-im
 
 from calibration.gates import Gates
 from calibration.pairs import find_pairs, read_rgb
-from calibration.samples import write_open_pairs
+from calibration.samples import draw_sets, write_open_pairs
 from calibration.sensitivity import read_rows
 from gdposr.cli import main
 from runtime.bundle import Bundle
 
-COMMAND = ["accuracy", "--no-speed", "--limit", "6"]
+COMMAND = ["accuracy", "--no-speed", "--limit", "7"]
 
 
 def test_the_shipped_bundle_keeps_its_budgets_on_open_photos(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMMAND, "--check", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["count"] == 6
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert (report["count"], report["groups"], report["few"]) == (7, 6, True)
+    assert report["pictures"] == "7 degraded crops of 6 open photos (scikit-image)"
+    assert "over 6 photos, of which the 7 pictures are crops: too few to trust" in report["caution"]
+    assert {image["group"] for image in report["rows"][0]["images"]} >= {"chelsea", "moon"}
+    assert "not checked: max_sqf_rise, which needs --sqf-weights FILE" in err
+    packages = [f"coreml {name}" for name in Bundle.open().manifest.coreml]
+    assert f"not checked: {', '.join(packages)} (give --coreml all)" in err
     checked = {(gate["row"], gate["gate"]): gate for gate in report["gates"]}
     for gate in ("max_psnr_loss", "min_diversity_ratio"):
         assert checked["int8", gate]["value"] is not None
         assert checked["int8", gate]["ok"]
     assert report["ok"] is True
+
+
+def test_the_open_photos_are_not_those_that_calibration_saw(tmp_path: Path) -> None:
+    lr, hr = write_open_pairs(tmp_path, 12, size=32)
+    measured = {pair.name.rpartition("-")[0] for pair in find_pairs(lr, hr)}
+    seen = {Path(sample.photo).stem for sample in draw_sets(None, seeds=1, size=32).calibration}
+    assert measured
+    assert measured.isdisjoint(seen)
 
 
 def test_a_broken_budget_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +55,7 @@ def test_open_pairs_are_the_same_every_time_and_fit_the_model(tmp_path: Path) ->
     again = write_open_pairs(tmp_path / "b", 9, size=32)
     pairs = find_pairs(lr, hr)
     assert len(pairs) == 9
-    assert {"astronaut-0", "astronaut-1"} <= {pair.name for pair in pairs}
+    assert {"chelsea-0", "chelsea-1"} <= {pair.name for pair in pairs}
     for pair in pairs:
         assert read_rgb(pair.lr).shape == (32, 32, 3)
         assert read_rgb(pair.hr).shape == (128, 128, 3)

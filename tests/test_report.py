@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from calibration.accuracy import AccuracyReport, ImageScore, Row
-from calibration.crops import busiest_box, shown_pictures, strip_order
+from calibration.crops import busiest_box, judged_rows, shown_pictures, strip_order
 from calibration.gates import GateResult
 from calibration.report import CropCollector, render, table_rows, write_report
 from calibration.sensitivity import LayerNoise
@@ -41,7 +41,7 @@ def make_row(name: str, kind: str, sqf: float | None = 0.5, loss: float = 0.0) -
         name, kind, 27.5, 0.75, sqf, 5.2, (0.1, -0.2, 0.3), 0.2, 0.4, 3.25 if kind == "model" else None,
         3_600_000, 4_100_000, "cpu", ("a note",), images,
         target="onnx" if kind == "model" else "", seam=1.04 if kind == "model" else None, extra={"lpips": 0.25},
-        intervals={"psnr": Interval(26.25, 28.75)}, milliseconds=42.0,
+        intervals={"psnr": Interval(26.25, 28.75), "diversity": Interval(3.05, 3.45)}, milliseconds=42.0,
     )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def report() -> AccuracyReport:
         GateResult("int8", "max_sqf_rise", 0.01, None, False),
     )
     return AccuracyReport(
-        {"name": "pocket", "digest": "0" * 16}, 4, 6, 0, 6, 4, None, 5.9, -0.3, rows, gates,
+        {"name": "pocket", "digest": "0" * 16}, 4, "six <photos>", 6, 6, 0, 6, 4, None, 5.9, -0.3, rows, gates,
         extra_metrics=("lpips",),
         budgets={"int8": {"max_psnr_loss": 0.1, "max_sqf_rise": 0.01, "max_seam": 1.25}},
         sensitivity={"onnx": tuple(LayerNoise(f"layer{k}", 8, 40.0 + k, 10.0) for k in range(20))},
@@ -151,10 +151,11 @@ def test_every_row_and_figure_is_in_the_summary(report: AccuracyReport) -> None:
     table = section(page, "Summary")
     for row in ("bicubic", "&lt;peer&gt;", "fp32", "int8"):
         assert f'<th scope="row">{row}<small>' in table, row
-    for text in ("27.50", "26.25\N{EN DASH}28.75", "0.5000", "0.250", "3,600,000", "3.60 M", "4.1 MB", "42.0", "1.04", "onnx",
-                 "+0.10 \N{MINUS SIGN}0.20 +0.30", "a note"):  # fmt: skip
+    for text in ("27.50", "26.25\N{EN DASH}28.75", "3.05\N{EN DASH}3.45", "0.5000", "0.250", "3,600,000", "3.60 M", "4.1 MB", "42.0",
+                 "1.04", "onnx", "+0.10 \N{MINUS SIGN}0.20 +0.30", "a note"):  # fmt: skip
         assert text in table, text
-    assert "6 pictures; 4x; seed 0" in page
+    assert "6 pictures: six &lt;photos&gt;; 4x; seed 0" in page
+    assert "diversity: 4 samples of 6 pictures, spread evenly" in page
     assert "no SQF: " in render(dataclasses.replace(report, sqf_note="no SqueezeNet weights given"))
 
 
@@ -171,6 +172,15 @@ def test_a_real_difference_below_the_last_digit_is_not_written_as_zero(report: A
     tiny = dataclasses.replace(report.rows[-1], differences={"ssim": Difference(-9e-6, -1e-5, -8e-6)})
     table = section(render(dataclasses.replace(report, rows=(*report.rows[:-1], tiny))), "Summary")
     assert "\N{MINUS SIGN}9e\N{MINUS SIGN}06" in table
+
+
+def test_the_page_says_what_its_intervals_are_worth(report: AccuracyReport) -> None:
+    table = section(render(report), "Summary")
+    assert "The intervals are over 6 pictures: too few to trust, take 10 or more." in table
+    assert "comparisons are not corrected for" in table
+    many = section(render(dataclasses.replace(report, groups=10)), "Summary")
+    assert "too few" not in many
+    assert "comparisons are not corrected for" in many
 
 
 # ---- gates
@@ -213,6 +223,35 @@ def test_the_worst_pictures_are_shown_first_and_none_twice(report: AccuracyRepor
     assert "highest SQF of int8" in shown["p3"]
     assert "highest NIQE of int8" in shown["p4"]
     assert len(shown_pictures(report)) == len(shown)
+
+
+def test_the_worst_pictures_are_int8_s_and_those_of_the_row_nearest_its_limit(report: AccuracyReport) -> None:
+    """Not those of the last row, which keeps its limit by far."""
+    nearest, easy = (
+        dataclasses.replace(report.rows[-1], name=name, images=tuple(reversed(report.rows[-1].images)))
+        for name in ("coreml w8a8", "coreml fp16")
+    )
+    gates = tuple(
+        GateResult(name, "max_psnr_loss", 0.1, value, True)
+        for name, value in (("int8", 0.05), ("coreml w8a8", 0.09), ("coreml fp16", 0.001))
+    )
+    several = dataclasses.replace(report, rows=(*report.rows, nearest, easy), gates=gates)
+    assert [row.name for row in judged_rows(several)] == ["int8", "coreml w8a8"]
+    reasons = "; ".join(reason for _, reason in shown_pictures(several))
+    assert "int8 loses most PSNR" in reasons
+    assert "coreml w8a8 loses most PSNR" in reasons
+    assert "coreml fp16" not in reasons
+    usual = tuple(GateResult(gate.row, "min_diversity_ratio", 0.95, 0.999, True) for gate in gates)
+    kept = dataclasses.replace(several, gates=(*usual, *gates))
+    assert [row.name for row in judged_rows(kept)] == ["int8", "coreml w8a8"]
+    diversity = GateResult("coreml fp16", "min_diversity_ratio", 0.95, 0.9, False)
+    broken = dataclasses.replace(several, gates=(*gates, diversity))
+    assert [row.name for row in judged_rows(broken)] == ["int8", "coreml fp16"]
+    rows = tuple(row for row in several.rows if row.name != "int8")
+    assert [row.name for row in judged_rows(dataclasses.replace(several, rows=rows))] == ["coreml w8a8"]
+    assert [row.name for row in judged_rows(dataclasses.replace(several, rows=rows, gates=()))] == [
+        "coreml fp16"
+    ]
 
 
 def test_pictures_equal_to_hr_can_be_ranked(report: AccuracyReport) -> None:
@@ -339,10 +378,18 @@ def test_the_terminal_table_has_a_dash_for_what_is_missing(report: AccuracyRepor
         dataclasses.replace(report, rows=(make_row("fp32", "model", sqf=None),), extra_metrics=())
     )
     assert rows[0] == [
-        "method", "PSNR-Y", "SSIM", "SQF", "NIQE", "diversity", "colour shift", "checkerboard", "parameters", "size"
+        "method", "PSNR-Y", "SSIM", "SQF", "NIQE", "diversity", "seam", "colour shift", "checkerboard", "parameters", "size", "ms"
     ]  # fmt: skip
+    assert rows[1][6::5] == ["1.04", "42.0"]
     assert rows[1][3] == "-"
     assert len(rows[0]) == len(rows[1])
+
+
+def test_the_terminal_table_has_no_column_of_what_no_row_has(report: AccuracyReport) -> None:
+    rows = tuple(dataclasses.replace(row, seam=None, milliseconds=None) for row in report.rows)
+    table = table_rows(dataclasses.replace(report, rows=rows))
+    assert {"seam", "ms"}.isdisjoint(table[0])
+    assert len({len(line) for line in table}) == 1
 
 
 def test_the_terminal_table_has_a_column_for_each_learned_metric(report: AccuracyReport) -> None:

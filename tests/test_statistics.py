@@ -77,6 +77,39 @@ def test_several_metrics_share_their_resamples() -> None:
     assert intervals({}) == {}
 
 
+# ---- groups
+
+
+def test_crops_of_one_photo_count_as_one_picture() -> None:
+    """Four equal crops of each of six photos know no more than the six photos."""
+    photos = normal(6, 30)
+    crops = [value for value in photos for _ in range(4)]
+    groups = [str(k) for k in range(6) for _ in range(4)]
+    found = intervals({"psnr": crops}, groups=groups)["psnr"]
+    alone = interval(photos)
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
+    careless = interval(crops)
+    assert careless.high - careless.low < 0.6 * (found.high - found.low)
+    change = differences({"psnr": crops}, {"psnr": [30.0] * 24}, groups=groups)["psnr"]
+    assert (change.low, change.high) == pytest.approx((alone.low - 30, alone.high - 30), abs=1e-12)
+
+
+def test_groups_of_one_picture_change_nothing() -> None:
+    values = normal(12)
+    assert intervals({"values": values}, groups=[str(k) for k in range(12)])["values"] == interval(values)
+
+
+def test_a_group_s_pictures_weigh_as_many_as_they_are() -> None:
+    """Three pictures of 0 and one of 4, by photo: a resample has one photo, the other, or the mean of all."""
+    found = intervals({"a": [0, 4, 0, 0], "b": [0, INF, 0, 0]}, groups=["x", "y", "x", "x"])
+    assert found["a"] == Interval(0, 4)
+    assert found["b"] == Interval(0, INF)
+    middle = intervals({"a": [0, 4, 0, 0]}, groups=["x", "y", "x", "x"], confidence=0.4)["a"]
+    assert middle == Interval(1, 1)
+    with pytest.raises(ValueError, match="a group for each of 2 pictures, got 1"):
+        intervals({"a": [1, 2]}, groups=["x"])
+
+
 # ---- differences
 
 

@@ -9,7 +9,7 @@ difference to fp32 has its 95 % interval over the pictures; it is called a diffe
 import argparse
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from gdposr.console import FAILED, OK, UsageError, emit, progress_bar, say, tabl
 
 if TYPE_CHECKING:
     from calibration.accuracy import AccuracyReport, Row
-    from calibration.gates import Gates
+    from calibration.crops import CropCollector
     from calibration.statistics import Difference
     from runtime.bundle import Bundle
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="VARIANT",
-        help="also this variant of the Core ML packages, or all; may be repeated (needs the extra `coreml`)",
+        help="also this variant of the Core ML packages, or all that are there; may be repeated (needs the extra `coreml`)",
     )
     add(
         "--sr",
@@ -106,65 +106,37 @@ def run(args: argparse.Namespace) -> int:
     from calibration.samples import write_open_pairs
 
     with tempfile.TemporaryDirectory(prefix="gdposr-") as folder:
-        args.lr, args.hr = write_open_pairs(Path(folder), args.limit or OPEN_PAIRS)
-        say(
-            f"measuring on {args.limit or OPEN_PAIRS} degraded crops of open photos; --lr and --hr take your own"
-        )
-        return _run(args)
+        count = args.limit or OPEN_PAIRS
+        args.lr, args.hr = write_open_pairs(Path(folder), count)
+        photos = {_photo(path.stem) for path in args.lr.iterdir()}
+        pictures = f"{count} degraded crops of {len(photos)} open photos (scikit-image)"
+        say(f"measuring on {pictures}; --lr and --hr take your own")
+        return _run(args, pictures, _photo)
 
 
-def _run(args: argparse.Namespace) -> int:
-    from calibration.accuracy import evaluate, measured_precisions
-    from calibration.perceptual import wanted
+def _photo(name: str) -> str:
+    """Which open photo a crop is of: its name without the number."""
+    return name.rpartition("-")[0]
+
+
+def _run(
+    args: argparse.Namespace, pictures: str | None = None, group: Callable[[str], str] | None = None
+) -> int:
+    """Measure, time, show. pictures: what they are; group: picture name -> the photo that it is a crop of."""
     from calibration.report import CropCollector, table_rows, write_report
-    from gdposr.coreml_rows import ROW, chosen_variants, open_methods
     from gdposr.machine import describe_machine
-    from gdposr.peers import load_peers, on_pictures
-    from runtime.bundle import Bundle
     from runtime.devices import usable_processors
+    from runtime.errors import ImageError
 
-    folders = dict(_named_folder(text) for text in args.sr)
-    for folder in (args.lr, args.hr, *folders.values()):
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: expected a folder of photos, there is none: check the path")
-    if args.sqf_weights is not None and not args.sqf_weights.is_file():
-        raise UsageError(
-            f"{args.sqf_weights}: expected SqueezeNet 1.1 as .safetensors, there is nothing: check the path"
-        )
-    bundle = Bundle.open(args.bundle)
-    metrics = wanted(args.metric)
-    variants = chosen_variants(bundle, args.coreml)
-    names = [*measured_precisions(bundle, args.precision), *(ROW.format(variant) for variant in variants)]
-    budgets = chosen_budgets(args, bundle, names, metrics)
-    side = _look_at_pairs(args, bundle, variants)
     threads = args.threads or usable_processors()
     machine = describe_machine()
-    runs = load_peers(args.peer_onnx, args.peer_ncnn, threads)
     crops = CropCollector() if args.report else None
-    with open_methods(bundle, variants, args.seed) as methods, progress_bar("measuring") as update:
-        report = evaluate(
-            bundle,
-            args.lr,
-            args.hr,
-            precisions=args.precision,
-            device=args.device,
-            threads=args.threads,
-            seed=args.seed,
-            limit=args.limit,
-            folders=folders,
-            peers={name: on_pictures(peer) for name, peer in runs.items()},
-            methods=methods,
-            sqf_weights=args.sqf_weights,
-            extra_metrics=metrics,
-            budgets=budgets,
-            machine=_flat(machine, threads),
-            progress=lambda done, total, row: update(done, total, f"measuring {row}"),
-            observe=crops,
-        )
+    try:
+        report = _measured(args, pictures, group, crops, _flat(machine, threads), threads)
+    except ImageError as error:  # no photo is left out of a mean: what cannot be used ends the command
+        raise UsageError(str(error)) from error
     if report.sqf_note:
         say(f"no SQF: {report.sqf_note}")
-    if not args.no_speed:
-        report = _timed(args, bundle, report, threads, side)
     if args.report:
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, report, crops)
@@ -183,35 +155,64 @@ def _run(args: argparse.Namespace) -> int:
     return FAILED if report.ok is False else OK
 
 
-def chosen_budgets(
-    args: argparse.Namespace, bundle: "Bundle", rows: Sequence[str], metrics: Sequence[str]
-) -> dict[str, "Gates"]:
-    """The budget of each row that has one. Limits that nobody asked for by name, on a metric that is not measured, are left out and
-    said so."""
-    from calibration.gates import LPIPS_GATES, SQF_GATES, Gates, default_budgets
+def _measured(
+    args: argparse.Namespace,
+    pictures: str | None,
+    group: Callable[[str], str] | None,
+    crops: "CropCollector | None",
+    machine: dict[str, str],
+    threads: int,
+) -> "AccuracyReport":
+    """The report, with times unless they were declined. ImageError for pictures that cannot be used."""
+    from calibration.accuracy import evaluate, measured_precisions
+    from calibration.perceptual import wanted
+    from gdposr.budgets import chosen_budgets
+    from gdposr.coreml_rows import ROW, fitting_variants, open_methods
+    from gdposr.peers import load_peers, on_pictures
+    from runtime.bundle import Bundle
 
-    asked = Gates.from_dict(dict(_named_limit(text) for text in args.budget), "--budget")
-    stated = default_budgets(bundle.manifest.budgets, rows) if args.check else {}
-    unmeasured = [
-        *(SQF_GATES if args.sqf_weights is None else ()),
-        *(LPIPS_GATES if "lpips" not in metrics else ()),
-    ]
-    dropped = [name for name in unmeasured if any(name in gates.to_dict() for gates in stated.values())]
-    for name in dropped:
-        remedy = "--sqf-weights FILE" if name in SQF_GATES else "--metric lpips"
-        if name not in asked.to_dict():
-            say(f"not checked: {name}, which needs {remedy}")
-    budgets = {row: stated.get(row, Gates()).without(unmeasured).overridden(asked) for row in rows}
-    kept = {row: gates for row, gates in budgets.items() if gates.to_dict()}
-    if args.check and not kept:
-        say(f"nothing to check: no measured row has a budget ({', '.join(rows)})")
-    return kept
+    folders = dict(_named_folder(text) for text in args.sr)
+    for folder in (args.lr, args.hr, *folders.values()):
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: expected a folder of photos, there is none: check the path")
+    if args.sqf_weights is not None and not args.sqf_weights.is_file():
+        raise UsageError(
+            f"{args.sqf_weights}: expected SqueezeNet 1.1 as .safetensors, there is nothing: check the path"
+        )
+    bundle = Bundle.open(args.bundle)
+    metrics = wanted(args.metric)
+    sizes = _checked_sizes(args, bundle.manifest.scale)
+    variants = fitting_variants(bundle, args.coreml, sizes)
+    names = [*measured_precisions(bundle, args.precision), *(ROW.format(variant) for variant in variants)]
+    budgets = chosen_budgets(args, bundle, names, metrics)
+    runs = load_peers(args.peer_onnx, args.peer_ncnn, threads)
+    with open_methods(bundle, variants, args.seed) as methods, progress_bar("measuring") as update:
+        report = evaluate(
+            bundle,
+            args.lr,
+            args.hr,
+            precisions=args.precision,
+            device=args.device,
+            threads=args.threads,
+            seed=args.seed,
+            limit=args.limit,
+            folders=folders,
+            peers={name: on_pictures(peer) for name, peer in runs.items()},
+            methods=methods,
+            sqf_weights=args.sqf_weights,
+            extra_metrics=metrics,
+            budgets=budgets,
+            pictures=pictures,
+            group=group,
+            machine=machine,
+            progress=lambda done, total, row: update(done, total, f"measuring {row}"),
+            observe=crops,
+        )
+    return report if args.no_speed else _timed(args, bundle, report, threads, next(iter(sizes.values())))
 
 
 def difference_lines(report: "AccuracyReport") -> list[str]:
     """For each row compared with fp32 a line per real difference, and one that names the metrics without."""
-    from calibration.statistics import FEW
-
     compared = [row for row in report.rows if row.differences]
     lines = []
     for row in compared:
@@ -222,11 +223,7 @@ def difference_lines(report: "AccuracyReport") -> list[str]:
         ]
         equal = [_title(metric)[0] for metric, found in row.differences.items() if not found.real]
         lines += [f"{row.name}: no difference in {', '.join(equal)}"] if equal else []
-    if compared and report.count < FEW:
-        lines.append(
-            f"The intervals are over {report.count} picture{'s'[: report.count > 1]}: too few to trust, take {FEW} or more"
-        )
-    return lines
+    return [*lines, report.caution] if report.caution else lines
 
 
 def _difference(metric: str, found: "Difference") -> str:
@@ -239,27 +236,29 @@ def _title(metric: str) -> tuple[str, str, int]:
     return SHOWN.get(metric, (metric.upper(), "", 4))
 
 
-def _look_at_pairs(args: argparse.Namespace, bundle: "Bundle", variants: Sequence[str]) -> int:
-    """LR pixels of the timed picture's side; refuses pictures that the Core ML packages cannot take, before any work."""
+def _checked_sizes(args: argparse.Namespace, scale: int) -> dict[str, tuple[int, int]]:
+    """(height, width) of each LR picture by name, before any work. ImageError for a pair that cannot be measured."""
     from calibration.pairs import find_pairs, read_rgb
-    from gdposr.coreml_rows import check_sizes
+    from calibration.rows import check_sizes
 
-    pairs = find_pairs(args.lr, args.hr, args.limit)
-    if variants:
-        sizes = [read_rgb(pair.lr).shape for pair in pairs]
-        named = zip(pairs, sizes, strict=True)
-        check_sizes(bundle, variants, {pair.name: (height, width) for pair, (height, width, _) in named})
-    rule = bundle.manifest.size
-    side = min(LARGEST, *read_rgb(pairs[0].lr).shape[:2]) // rule.multiple_of * rule.multiple_of
-    return max(side, -(-rule.minimum // rule.multiple_of) * rule.multiple_of)
+    sizes = {}
+    for pair in find_pairs(args.lr, args.hr, args.limit):
+        lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
+        check_sizes(pair, lr, hr, scale)
+        sizes[pair.name] = (lr.shape[0], lr.shape[1])
+    return sizes
 
 
 def _timed(
-    args: argparse.Namespace, bundle: "Bundle", report: "AccuracyReport", threads: int, side: int
+    args: argparse.Namespace, bundle: "Bundle", report: "AccuracyReport", threads: int, size: tuple[int, int]
 ) -> "AccuracyReport":
-    """The report with the median time of a whole picture in every ONNX row and every peer's, all taking turns."""
+    """The report with the median time of a whole picture in every ONNX row and every peer's, all taking turns. size: of an LR picture
+    that the timed one, a square, is not to exceed."""
     from gdposr.commands.bench import measure, own_calls, peer_calls
 
+    rule = bundle.manifest.size
+    side = min(LARGEST, *size) // rule.multiple_of * rule.multiple_of
+    side = max(side, -(-rule.minimum // rule.multiple_of) * rule.multiple_of)
     calls = {}
     for row in report.rows:
         if row.target == "onnx" and row.device is not None:
@@ -290,11 +289,3 @@ def _named_folder(text: str) -> tuple[str, Path]:
     if not (name and separator and folder):
         raise UsageError(f"--sr expects NAME=DIR, got {text!r}")
     return name, Path(folder)
-
-
-def _named_limit(text: str) -> tuple[str, float]:
-    name, _, limit = text.partition("=")
-    try:
-        return name, float(limit)
-    except ValueError:
-        raise UsageError(f"--budget expects GATE=VALUE with a number, got {text!r}") from None
