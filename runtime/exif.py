@@ -1,29 +1,199 @@
-"""EXIF blocks edited in place, so that what we do not understand (maker notes, previews) stays byte for byte.
+"""EXIF blocks edited so that what we do not understand (maker notes, previews) stays byte for byte where it is.
 
 An EXIF block is a small TIFF file after the header "Exif\\0\\0": a byte order mark, then directories of
-12-byte entries (tag, type, count, value). Numbers that fit are stored in the entry itself, so overwriting one
-moves nothing.
+12-byte entries (tag, type, count, value). Offsets count from the byte order mark, so a maker note that is not
+moved stays valid: a number that fits is overwritten in its entry, and a directory that grows is written anew
+at the end.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Final
 
 from PIL import Image
 
 EXIF_HEADER = b"Exif\0\0"
 ORIENTATION = 0x0112
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003
+IMAGE_WIDTH, IMAGE_HEIGHT = 0x0100, 0x0101
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
+INTEROP_DIRECTORY = 0xA005  # given as an offset into the file it came from
+SOFTWARE, USER_COMMENT = 0x0131, 0x9286
 # Worth carrying out of a TIFF: ImageDescription, Make, Model, Software, DateTime, Artist, Copyright.
 TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 2, 3, 4, 5, 7
+TYPE_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_THUMBNAIL_TAGS: Final = (
+    (0x0201, 0x0202),
+    (0x0111, 0x0117),
+)  # where it stands and its bytes: JPEG, plain rows
+_PLAIN_CODE, _WIDE_CODE = b"ASCII\0\0\0", b"UNICODE\0"  # the first 8 bytes of a UserComment
+_EMPTY_BODY: Final = b"II*\0\x08\0\0\0\0\0\0\0\0\0"  # a directory without entries
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a directory. field: 4 bytes, the value or, where it is longer, its offset."""
+
+    tag: int
+    kind: int
+    count: int
+    field: bytes
+
+
+def byte_order(body: bytes | bytearray) -> str | None:
+    """ "<" or ">", None where the body begins with neither mark."""
+    return {b"II": "<", b"MM": ">"}.get(bytes(body[:2])) if len(body) >= 8 else None
+
+
+def directory(body: bytes | bytearray, start: int) -> tuple[list[Entry], int]:
+    """Entries of the directory at `start` and the offset of the next, 0 for none. ValueError where it is cut off."""
+    order = byte_order(body)
+    if order is None or not 8 <= start <= len(body) - 2:
+        raise ValueError("an EXIF directory lies outside its block")
+    count = struct.unpack_from(order + "H", body, start)[0]
+    end = start + 2 + 12 * count
+    if end > len(body):
+        raise ValueError("an EXIF directory is cut off")
+    entries = [
+        Entry(*struct.unpack_from(order + "HHI4s", body, position)) for position in range(start + 2, end, 12)
+    ]
+    following = struct.unpack_from(order + "I", body, end)[0] if end + 4 <= len(body) else 0
+    return entries, following
+
+
+def packed_directory(order: str, entries: Iterable[Entry]) -> bytes:
+    """A directory of these entries, sorted by tag, with no other after it."""
+    rows = sorted(entries, key=lambda entry: entry.tag)
+    cells = (struct.pack(order + "HHI4s", row.tag, row.kind, row.count, row.field) for row in rows)
+    return struct.pack(order + "H", len(rows)) + b"".join(cells) + bytes(4)
+
+
+def is_sound(exif: bytes) -> bool:
+    """Whether the first directory can be read."""
+    body = exif.removeprefix(EXIF_HEADER)
+    order = byte_order(body)
+    if order is None:
+        return False
+    try:
+        directory(body, struct.unpack_from(order + "I", body, 4)[0])
+    except ValueError:
+        return False
+    return True
+
+
+def read_tag(exif: bytes, tag: int = ORIENTATION, default: int = 1) -> int:
+    """Value of a SHORT or LONG tag of an EXIF block, `default` where it is missing or of another type."""
+    body = exif.removeprefix(EXIF_HEADER)
+    for found, kind, offset, order in _entries(body):
+        if found == tag and kind in (SHORT, LONG):
+            return int(struct.unpack_from(order + ("H" if kind == SHORT else "I"), body, offset)[0])
+    return default
+
+
+def patch_exif(exif: bytes, values: dict[int, int]) -> bytes:
+    """The same EXIF block with the named SHORT or LONG tags overwritten where they are present and wide
+    enough.
+    """
+    body = bytearray(exif.removeprefix(EXIF_HEADER))
+    for tag, kind, offset, order in list(_entries(bytes(body))):
+        value = values.get(tag)
+        if value is None or kind not in (SHORT, LONG) or (kind == SHORT and value > 0xFFFF):
+            continue
+        struct.pack_into(order + ("H" if kind == SHORT else "I"), body, offset, value)
+    return exif[: len(exif) - len(body)] + bytes(body)
+
+
+def exif_dpi(exif: bytes) -> tuple[float, float] | None:
+    """Horizontal and vertical resolution that the first directory states, in dots per inch."""
+    body = exif.removeprefix(EXIF_HEADER)
+    order = byte_order(body)
+    assert order is not None
+    tags = {entry.tag: entry for entry in directory(body, struct.unpack_from(order + "I", body, 4)[0])[0]}
+    values = [_value(body, order, tags.get(tag)) for tag in (X_RESOLUTION, Y_RESOLUTION)]
+    unit = tags.get(RESOLUTION_UNIT, Entry(0, SHORT, 1, struct.pack(order + "HH", 2, 0))).field
+    factor = {2: 1.0, 3: 2.54}.get(struct.unpack_from(order + "H", unit)[0])  # per inch, per centimetre
+    if factor is None or any(len(value) != 8 for value in values):
+        return None
+    (x, per_x), (y, per_y) = (struct.unpack(order + "II", value) for value in values)
+    return (x / per_x * factor, y / per_y * factor) if x and y and per_x and per_y else None
+
+
+def revised_exif(
+    exif: bytes | None,
+    width: int,
+    height: int,
+    text: Mapping[str, str],
+    dpi: tuple[float, float] | None = None,
+) -> bytes | None:
+    """The EXIF block of the enlarged picture: its size, orientation 1, the notes of `text`, no thumbnail of the old one.
+
+    Size and orientation are corrected where they are stated. text["Software"] becomes the tag Software; the other notes are
+    appended to UserComment, a line KEY=VALUE each, in place of older lines of the same keys. None where there is
+    nothing to say; a block that cannot be read is left out. dpi: the resolution to state, None = leave it.
+    """
+    notes = {key: value for key, value in text.items() if key != "Software"}
+    if exif is None or not is_sound(exif):
+        if not text and dpi is None:
+            return None
+        exif = _EMPTY_BODY
+    body = bytearray(exif.removeprefix(EXIF_HEADER))
+    order = byte_order(body)
+    assert order is not None
+    entries, following = directory(body, struct.unpack_from(order + "I", body, 4)[0])
+    _drop_thumbnail(body, order, following)
+    first = {entry.tag: entry for entry in entries}
+    details = _details(body, order, first.get(EXIF_DIRECTORY))
+    for group, tag, value in (
+        (first, IMAGE_WIDTH, width), (first, IMAGE_HEIGHT, height), (details, PIXEL_WIDTH, width),
+        (details, PIXEL_HEIGHT, height),
+    ):  # fmt: skip
+        if tag in group:
+            group[tag] = Entry(tag, LONG, 1, struct.pack(order + "I", value))
+    for group in (first, details):
+        if ORIENTATION in group:  # the pixels are upright
+            group[ORIENTATION] = Entry(ORIENTATION, SHORT, 1, struct.pack(order + "HH", 1, 0))
+    for tag, resolution in zip((X_RESOLUTION, Y_RESOLUTION), dpi or (), strict=False):
+        ratio = struct.pack(order + "II", *Fraction(resolution).limit_denominator(1000).as_integer_ratio())
+        first[tag] = replace(_appended(body, order, tag, RATIONAL, ratio), count=1)
+        first[RESOLUTION_UNIT] = Entry(RESOLUTION_UNIT, SHORT, 1, struct.pack(order + "HH", 2, 0))
+    if "Software" in text:
+        name = text["Software"].encode("ascii", "backslashreplace") + b"\0"
+        first[SOFTWARE] = _appended(body, order, SOFTWARE, ASCII, name)
+    if notes:
+        comment = _comment(_value(body, order, details.get(USER_COMMENT)), notes, order)
+        details[USER_COMMENT] = _appended(body, order, USER_COMMENT, UNDEFINED, comment)
+    if details:
+        offset = _append(body, packed_directory(order, details.values()))
+        first[EXIF_DIRECTORY] = Entry(EXIF_DIRECTORY, LONG, 1, struct.pack(order + "I", offset))
+    struct.pack_into(order + "I", body, 4, _append(body, packed_directory(order, first.values())))
+    return EXIF_HEADER + bytes(body)
+
+
+def tiff_exif(tags: Image.Exif) -> bytes | None:
+    """The descriptive tags of a TIFF (camera, date, author, Exif and GPS directories) as an EXIF block; None
+    where there are none.
+    """
+    kept = Image.Exif()
+    for tag in TIFF_TAGS:
+        if tag in tags:
+            kept[tag] = tags[tag]
+    for name in (EXIF_DIRECTORY, GPS_DIRECTORY):
+        content = {tag: value for tag, value in tags.get_ifd(name).items() if tag != INTEROP_DIRECTORY}
+        if content:
+            kept[name] = content
+    return kept.tobytes() if len(kept) else None
 
 
 def _entries(body: bytes) -> Iterator[tuple[int, int, int, str]]:
     """(tag, type, offset of the value, byte order) of every entry of the first and the Exif directory. Stops
     at damage.
     """
-    order = {b"II": "<", b"MM": ">"}.get(body[:2])
-    if order is None or len(body) < 8:
+    order = byte_order(body)
+    if order is None:
         return
     todo, seen = [struct.unpack_from(order + "I", body, 4)[0]], set()
     while todo:
@@ -39,39 +209,69 @@ def _entries(body: bytes) -> Iterator[tuple[int, int, int, str]]:
             yield tag, kind, position + 8, order
 
 
-def read_tag(exif: bytes, tag: int = ORIENTATION, default: int = 1) -> int:
-    """Value of a SHORT or LONG tag of an EXIF block, `default` where it is missing or of another type."""
-    body = exif.removeprefix(EXIF_HEADER)
-    for found, kind, offset, order in _entries(body):
-        if found == tag and kind in (3, 4):
-            return int(struct.unpack_from(order + ("H" if kind == 3 else "I"), body, offset)[0])
-    return default
+def _details(body: bytes | bytearray, order: str, pointer: Entry | None) -> dict[int, Entry]:
+    """Entries of the Exif directory by tag; none where there is no such directory or it cannot be read."""
+    if pointer is None:
+        return {}
+    try:
+        return {
+            entry.tag: entry for entry in directory(body, struct.unpack(order + "I", pointer.field)[0])[0]
+        }
+    except ValueError:
+        return {}
 
 
-def patch_exif(exif: bytes, values: dict[int, int]) -> bytes:
-    """The same EXIF block with the named SHORT or LONG tags overwritten where they are present and wide
-    enough.
+def _value(body: bytes | bytearray, order: str, entry: Entry | None) -> bytes:
+    """The bytes of an entry's value; empty where it is missing or lies outside the block."""
+    if entry is None:
+        return b""
+    length = TYPE_BYTES.get(entry.kind, 1) * entry.count
+    if length <= 4:
+        return entry.field[:length]
+    offset = struct.unpack(order + "I", entry.field)[0]
+    return bytes(body[offset : offset + length]) if offset + length <= len(body) else b""
+
+
+def _append(body: bytearray, content: bytes) -> int:
+    """Add bytes at the end, on an even offset as TIFF asks; returns the offset."""
+    body += bytes(len(body) % 2)
+    offset = len(body)
+    body += content
+    return offset
+
+
+def _appended(body: bytearray, order: str, tag: int, kind: int, value: bytes) -> Entry:
+    """An entry of a byte type whose value is added at the end of the block where it does not fit the entry."""
+    field = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(order + "I", _append(body, value))
+    return Entry(tag, kind, len(value), field)
+
+
+def _drop_thumbnail(body: bytearray, order: str, start: int) -> None:
+    """Remove the small picture of the second directory: it shows the old photo. Cut off where it ends the
+    block, else blanked.
     """
-    body = bytearray(exif.removeprefix(EXIF_HEADER))
-    for tag, kind, offset, order in list(_entries(bytes(body))):
-        value = values.get(tag)
-        if value is None or kind not in (3, 4) or (kind == 3 and value > 0xFFFF):
+    try:
+        entries = {entry.tag: entry for entry in directory(body, start)[0]} if start else {}
+    except ValueError:
+        return
+    for where, size in _THUMBNAIL_TAGS:
+        if where not in entries or size not in entries or entries[where].count != 1:
             continue
-        struct.pack_into(order + ("H" if kind == 3 else "I"), body, offset, value)
-    return exif[: len(exif) - len(body)] + bytes(body)
+        position, length = (struct.unpack(order + "I", entries[tag].field)[0] for tag in (where, size))
+        if entries[size].kind == SHORT:
+            length = struct.unpack(order + "H", entries[size].field[:2])[0]
+        if 8 <= position <= position + length <= len(body):
+            body[position : position + length] = b"" if position + length == len(body) else bytes(length)
 
 
-def tiff_exif(tags: Image.Exif) -> bytes | None:
-    """The descriptive tags of a TIFF (camera, date, author, Exif and GPS directories) as an EXIF block; None
-    where there are none.
-    """
-    kept = Image.Exif()
-    for tag in TIFF_TAGS:
-        if tag in tags:
-            kept[tag] = tags[tag]
-    for directory in (EXIF_DIRECTORY, GPS_DIRECTORY):
-        content = tags.get_ifd(directory)
-        if content:
-            kept.get_ifd(directory).update(content)
-            kept[directory] = kept.get_ifd(directory)
-    return kept.tobytes() if len(kept) else None
+def _comment(old: bytes, notes: Mapping[str, str], order: str) -> bytes:
+    """A UserComment with a line KEY=VALUE for each note after what it said before."""
+    wide = old.startswith(_WIDE_CODE)
+    encoding = (
+        ("utf-16-le" if order == "<" else "utf-16-be") if wide else "latin-1"
+    )  # latin-1: any byte as it is
+    said = old[8:].decode(encoding, "replace").rstrip("\0 \n")
+    kept = [line for line in said.split("\n") if line.split("=")[0] not in notes] if said else []
+    fresh = [f"{key}={value}" for key, value in notes.items()]
+    lines = [*kept, *(line.encode("ascii", "backslashreplace").decode() for line in fresh)]
+    return (old[:8] if said else _PLAIN_CODE) + "\n".join(lines).encode(encoding if said else "ascii")

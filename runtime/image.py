@@ -1,66 +1,62 @@
 """Photos in and out: decoding with clear errors, metadata kept, files written atomically.
 
 Pixels are (H, W, C) uint8 or uint16 with C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha. What is read: PNG,
-JPEG (and MPO), TIFF, WebP, BMP, GIF, PPM/PGM and, where Pillow has it, AVIF. What is kept: EXIF, ICC profile,
-dpi. Orientation is applied to the pixels once and the tag reset. 16-bit gray is read and written at full
-depth; 16-bit *colour* is not: Pillow reduces it to 8 bits in silence, so `read_photo` finds it in the file
-header and says so through `notify`, and `write_photo` refuses it.
+JPEG (and MPO), TIFF, WebP, BMP, GIF, PPM/PGM, AVIF where Pillow has it, HEIC where pillow-heif is installed.
+What is kept: EXIF, ICC profile, dpi. Orientation is applied to the pixels once and the tag reset. PNG and TIFF
+(and binary PPM) are read at 16 bits per channel, PNG and TIFF written so; whatever is reduced to 8 bits on the
+way in or out is announced through `notify`, never in silence.
 """
 
 import contextlib
 import glob
-import io
 import os
 import secrets
-import struct
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from .decode import check_still, is_deep_colour, open_image, to_mode
+from .decode import check_still, decoded, open_photo, upright
+from .encode import MODES, WRITE_FORMATS, check_output, encode
 from .errors import ImageError
-from .exif import EXIF_HEADER, ORIENTATION, PIXEL_HEIGHT, PIXEL_WIDTH, patch_exif, read_tag, tiff_exif
+from .exif import EXIF_HEADER, ORIENTATION, exif_dpi, is_sound, patch_exif, read_tag, tiff_exif
+from .strips import Strips
+
+__all__ = [
+    "MAX_PIXELS", "SUFFIXES", "WRITE_FORMATS", "Photo", "atomic_file", "check_output", "find_photos", "read_photo", "write_photo",
+]  # fmt: skip
 
 SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jpe", ".jpeg", ".jpg",
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpe", ".jpeg", ".jpg",
     ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-WRITE_FORMATS = {
-    ".bmp": "BMP", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG",
-    ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
-}  # fmt: skip
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-TRANSPOSES = {  # EXIF orientation -> the operation that undoes it
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+MAX_PIXELS: Final = 100_000_000
+_MOST_METADATA: Final = 256 << 20  # bytes of a file beside its pixels, which take at most 8 bytes each
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
     """Pixels with the metadata that belongs to them.
 
-    pixels: (H, W, C) uint8 or uint16, C in 1..4. exif: EXIF block or None. icc: colour profile of these
-    pixels; None means sRGB. dpi: horizontal and vertical resolution or None.
+    pixels: (H, W, C) uint8 or uint16, C in 1..4, as an array, or for writing as `Strips` of that shape, which are
+    made while they are written. exif: EXIF block or None. icc: colour profile of these pixels; None means sRGB.
+    dpi: horizontal and vertical resolution or None.
     """
 
-    pixels: np.ndarray
+    pixels: Any  # not a union: who reads a photo has an array, who writes one may have strips
     exif: bytes | None = None
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         shape, dtype = self.pixels.shape, self.pixels.dtype
+        if isinstance(self.pixels, Strips) and len(shape) == 2:
+            shape = (*shape, 1)
         if len(shape) != 3 or shape[2] not in MODES or 0 in shape or dtype not in (np.uint8, np.uint16):
             raise ImageError(
                 f"a photo needs pixels (H, W, 1..4) of uint8 or uint16, got shape {shape} of {dtype}: "
@@ -70,7 +66,7 @@ class Photo:
 
 def read_photo(
     path: str | os.PathLike[str],
-    max_pixels: int = 100_000_000,
+    max_pixels: int = MAX_PIXELS,
     *,
     notify: Callable[[str], None] | None = None,
 ) -> Photo:
@@ -82,23 +78,13 @@ def read_photo(
     """
     path = Path(path)
     tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
+    data = _content(path, max_pixels)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file: check the spelling") from None
-    except IsADirectoryError:
-        raise ImageError(f"{path}: expected a picture, got a folder: name the files in it") from None
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}): check its permissions") from error
-    if not data:
-        raise ImageError(
-            f"{path}: expected a picture, got an empty file (0 bytes): copy it again from its source"
-        )
-    try:
-        with open_image(data) as image:
+        with open_photo(path, data) as image:
             check_still(path, image, max_pixels)
-            image.load()
-            return _to_photo(path, data, image, tell)
+            pixels, icc = decoded(path, data, image, tell)
+            exif, orientation = _exif(path, image, tell)
+            dpi = _dpi(image.info.get("dpi")) or (exif_dpi(exif) if exif is not None else None)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -112,44 +98,30 @@ def read_photo(
         Exception
     ) as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for a damaged file
         raise ImageError(f"{path}: damaged or cut off ({error}): copy it again from its source") from error
+    return Photo(upright(pixels, orientation), exif, icc, dpi)
 
 
 def write_photo(
-    path: str | os.PathLike[str], photo: Photo, quality: int = 95, text: dict[str, str] | None = None
+    path: str | os.PathLike[str],
+    photo: Photo,
+    quality: int = 95,
+    text: dict[str, str] | None = None,
+    *,
+    notify: Callable[[str], None] | None = None,
 ) -> None:
     """Write a photo in the format of the suffix; the file appears complete or not at all.
 
-    quality: 1..100, for JPEG and WebP. text: notes such as the seed, kept by PNG (text chunks), JPEG
-    (comment) and TIFF (ImageDescription); the other formats have no place for them.
+    quality: 1..100, for JPEG, WebP and AVIF. text: notes such as the seed, kept in PNG's text chunks, in JPEG, TIFF,
+    WebP and AVIF in EXIF: "Software" in the tag of that name, the others in UserComment; BMP has no place for them.
+    What the format makes less of, such as 16 bits in a JPEG, is announced through `notify` (default: `warnings.warn`).
     """
     path = Path(path)
-    file_format = WRITE_FORMATS.get(path.suffix.lower())
-    if file_format is None:
-        raise ImageError(
-            f"{path}: cannot write {path.suffix or 'a name without suffix'}: use {', '.join(WRITE_FORMATS)}"
-        )
-    channels, deep = photo.pixels.shape[2], photo.pixels.dtype == np.uint16
-    if deep and (channels > 1 or file_format not in ("PNG", "TIFF")):
-        raise ImageError(
-            f"{path}: 16 bits are written for gray PNG and TIFF only: convert the pixels to uint8 first"
-        )
-    if channels in (2, 4) and file_format in ("JPEG", "BMP"):
-        raise ImageError(f"{path}: {file_format} cannot hold transparency: write .png, .tif or .webp")
-    image = Image.fromarray(photo.pixels[..., 0] if channels == 1 else photo.pixels)
-    options = _save_options(file_format, photo, quality, text or {})
+    tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
+    check_output(path, photo.pixels.shape, photo.pixels.dtype)  # before anything is computed or created
     with atomic_file(path) as stream:
-        try:
-            image.save(stream, file_format, **options)
-        except (ValueError, RuntimeError, struct.error) as error:
-            raise ImageError(
-                f"{path}: {file_format} cannot hold this picture ({error}): write .png"
-            ) from error
-        except OSError as error:
-            if error.errno is not None:
-                raise  # a full or broken disk, reported by atomic_file
-            raise ImageError(
-                f"{path}: {file_format} cannot hold this picture ({error}): write .png"
-            ) from error
+        encode(
+            path, stream, photo.pixels, exif=photo.exif, icc=photo.icc, dpi=photo.dpi, quality=quality, text=text or {}, tell=tell
+        )  # fmt: skip
 
 
 def find_photos(
@@ -197,27 +169,47 @@ def _photos_in(folder: Path, recursive: bool, excluded: list[Path]) -> Iterator[
                 yield here / name
 
 
-def _to_photo(path: Path, data: bytes, image: Image.Image, tell: Callable[[str], None]) -> Photo:
-    file_format = image.format
-    exif = tiff_exif(image.getexif()) if file_format == "TIFF" else image.info.get("exif")
-    orientation = (
-        image.getexif().get(ORIENTATION, 1) if file_format == "TIFF" or exif is None else read_tag(exif)
-    )
-    if exif is not None:
-        exif = EXIF_HEADER + bytes(exif).removeprefix(EXIF_HEADER)
-        exif = patch_exif(exif, {ORIENTATION: 1})
-    icc, dpi = image.info.get("icc_profile") or None, _dpi(image.info.get("dpi"))
-    if is_deep_colour(data, image):
-        tell(f"{path}: 16-bit colour is read with 8 bits per channel; only plain 16-bit gray keeps its depth")
-        if file_format == "PNG" and data[25] == 4:  # gray + alpha, handed out as RGBA
-            image = image.convert("LA")
-    image, icc = to_mode(path, image, icc, tell)
-    if orientation in TRANSPOSES:
-        image = image.transpose(TRANSPOSES[orientation])
-    pixels = np.array(image)
-    if pixels.dtype != np.uint8:
-        pixels = np.clip(pixels, 0, 65535).astype(np.uint16)
-    return Photo(pixels.reshape(*pixels.shape[:2], -1), exif, icc, dpi)
+def _content(path: Path, max_pixels: int) -> bytes:
+    """The bytes of a file, unless it is none, or larger than any picture within the limit can be."""
+    limit = 8 * max_pixels + _MOST_METADATA
+    try:
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size > limit:
+            raise ImageError(
+                f"{path}: {status.st_size / 1e6:.0f} MB are more than a picture of {max_pixels / 1e6:g} megapixels takes: "
+                "scale or crop it first, or raise the limit (--max-pixels, in Python max_pixels)"
+            )
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{path}: expected a picture, got a device or a pipe: save it as a file first")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file: check the spelling") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path}: expected a picture, got a folder: name the files in it") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}): check its permissions") from error
+    if not data:
+        raise ImageError(
+            f"{path}: expected a picture, got an empty file (0 bytes): copy it again from its source"
+        )
+    return data
+
+
+def _exif(path: Path, image: Image.Image, tell: Callable[[str], None]) -> tuple[bytes | None, int]:
+    """The EXIF block of an opened picture with orientation 1, and the orientation it had."""
+    if image.format == "TIFF":
+        exif = tiff_exif(image.getexif())
+        orientation = image.getexif().get(ORIENTATION, 1)
+    else:
+        exif = image.info.get("exif")
+        orientation = image.getexif().get(ORIENTATION, 1) if exif is None else read_tag(exif)
+    if exif is None:
+        return None, orientation
+    exif = EXIF_HEADER + bytes(exif).removeprefix(EXIF_HEADER)
+    if not is_sound(exif):
+        tell(f"{path}: the EXIF block is damaged and dropped")
+        return None, orientation
+    return patch_exif(exif, {ORIENTATION: 1}), orientation
 
 
 def _dpi(value: Any) -> tuple[float, float] | None:
@@ -228,37 +220,8 @@ def _dpi(value: Any) -> tuple[float, float] | None:
     return (x, y) if 0 < x < 1e6 and 0 < y < 1e6 else None
 
 
-def _save_options(file_format: str, photo: Photo, quality: int, text: dict[str, str]) -> dict[str, Any]:
-    height, width = photo.pixels.shape[:2]
-    options: dict[str, Any] = {}
-    if photo.dpi is not None and file_format in ("PNG", "JPEG", "TIFF", "BMP"):
-        options["dpi"] = photo.dpi
-    if file_format == "BMP":
-        return options
-    if photo.icc is not None:
-        options["icc_profile"] = photo.icc
-    if photo.exif is not None:
-        options["exif"] = patch_exif(photo.exif, {PIXEL_WIDTH: width, PIXEL_HEIGHT: height})
-    lines = "\n".join(f"{key}: {value}" for key, value in text.items())
-    if file_format == "PNG":
-        chunks = PngImagePlugin.PngInfo()
-        for key, value in text.items():
-            chunks.add_text(key, value)
-        options |= {"pnginfo": chunks, "compress_level": 6}
-    elif file_format == "JPEG":
-        options |= {"quality": quality, "subsampling": 0 if quality >= 90 else 2, "optimize": False}
-        options |= {"comment": lines.encode()} if lines else {}
-    elif file_format == "WEBP":
-        options |= {"quality": quality, "method": 4}
-    elif file_format == "TIFF":
-        # Pillow's compressing writer (libtiff) fails on nested EXIF directories, its plain one does not.
-        options |= {"compression": "tiff_adobe_deflate" if photo.exif is None else "raw"}
-        options |= {"description": lines} if lines else {}
-    return options
-
-
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A stream into a temporary file of the same folder: moved onto `path` at the end, removed on failure."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -13,6 +13,7 @@ from .errors import ImageError
 
 Floats = NDArray[np.float32]
 _LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}  # the value of full intensity
+_STORE_ROWS: Final = 64  # rows rounded at a time, so that they stay in the processor's cache
 _CHECK_ROWS: Final = 256  # rows looked at a time, so that checks of large pictures take little memory
 
 
@@ -55,20 +56,26 @@ class Picture:
         channels = self.color.shape[2] + (self.alpha is not None)
         return np.empty((height, width, channels), self.color.dtype)
 
-    def store(self, target: NDArray[Any], rgb: Floats, alpha: Floats | None) -> None:
-        """Write float32 rows (3, n, W), and (1, n, W) alpha, into rows of `empty`: averaged for gray, clipped, rounded."""
+    def store(self, target: NDArray[Any], rgb: Floats, alpha: Floats | None, *, inside: bool = False) -> None:
+        """Write float32 rows (3, n, W), and (1, n, W) alpha, into rows of `empty`: averaged for gray, clipped, rounded.
+
+        inside: the values are known to lie in [0, 1].
+        """
         if self.color.shape[2] == 1:
             rgb = ((rgb[0] + rgb[1] + rgb[2]) / np.float32(3))[None]
-        for channel, plane in enumerate([*rgb, *(() if alpha is None else alpha)]):
-            target[..., channel] = self._rounded(plane)
-
-    def _rounded(self, plane: Floats) -> NDArray[Any]:
-        plane = np.clip(plane, 0.0, 1.0)
-        if self.color.dtype == np.float32:
-            return plane
-        plane *= self.level
-        plane += np.float32(0.5)
-        return plane.astype(self.color.dtype)
+        planes = [*rgb, *(() if alpha is None else alpha)]
+        level = None if self.color.dtype == np.float32 else self.level
+        for top in range(0, target.shape[0], _STORE_ROWS):
+            rows = target[top : top + _STORE_ROWS]
+            scratch = np.empty(rows.shape[:2], np.float32)
+            for channel, plane in enumerate(planes):
+                values = plane[top : top + _STORE_ROWS]
+                if not inside:
+                    values = np.clip(values, 0.0, 1.0, out=scratch)
+                if level is not None:
+                    values = np.multiply(values, level, out=scratch)
+                    values += np.float32(0.5)
+                np.copyto(rows[..., channel], values, casting="unsafe")
 
 
 def as_picture(image: NDArray[Any] | Image.Image) -> Picture:
@@ -108,7 +115,7 @@ def fill_transparent(color: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
         return color
-    levels = [_halved(np.multiply(color, alpha[..., None], dtype=np.float32), alpha.astype(np.float32))]
+    levels = [_first_level(color, alpha)]
     while max(levels[-1][1].shape) > 1:
         levels.append(_halved(*levels[-1]))
     weighted, weight = levels.pop()
@@ -120,10 +127,29 @@ def fill_transparent(color: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         seen = weight > 0
         fill[seen] = weighted[seen] / weight[seen][:, None]
     filled = color.copy()
-    rows, columns = np.nonzero(hidden)
-    values = fill[rows // 2, columns // 2]
-    filled[hidden] = values if color.dtype == np.float32 else values + np.float32(0.5)
+    for top in range(0, len(color), _CHECK_ROWS):
+        gaps = hidden[top : top + _CHECK_ROWS]
+        rows, columns = np.nonzero(gaps)
+        values = fill[(top + rows) // 2, columns // 2]
+        filled[top : top + _CHECK_ROWS][gaps] = (
+            values if color.dtype == np.float32 else values + np.float32(0.5)
+        )
     return filled
+
+
+def _first_level(color: NDArray[Any], alpha: NDArray[Any]) -> tuple[Floats, Floats]:
+    """`_halved` of colours times alpha, (h, w, C), and of alpha, (h, w), band by band: neither exists whole as floats."""
+    height, width = ((length + 1) // 2 for length in alpha.shape)
+    weighted, weight = (
+        np.empty((height, width, color.shape[2]), np.float32),
+        np.empty((height, width), np.float32),
+    )
+    for top in range(0, len(color), _CHECK_ROWS):  # an even number of rows, so that pairs stay together
+        band = slice(top, top + _CHECK_ROWS)
+        half = slice(top // 2, (top + _CHECK_ROWS) // 2)
+        products = np.multiply(color[band], alpha[band, :, None], dtype=np.float32)
+        weighted[half], weight[half] = _halved(products, alpha[band].astype(np.float32))
+    return weighted, weight
 
 
 def _halved(weighted: Floats, weight: Floats) -> tuple[Floats, Floats]:

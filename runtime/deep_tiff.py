@@ -1,0 +1,195 @@
+"""TIFF pictures of 16 bits per channel, exactly: Pillow reads their gray, but of colour the high bytes alone.
+
+Strips and tiles, channels side by side or in planes, both byte orders, with and without the horizontal predictor,
+TIFF and BigTIFF. Deflate and plain data are unpacked here. Any other lossless compression (LZW, PackBits, LZMA,
+Zstandard) is left to Pillow: the packed bytes of a strip are presented to it as a gray 8-bit picture of as many
+bytes, which it cannot reduce.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .exif import LONG, SHORT, Entry, packed_directory
+
+Tags = Mapping[int, tuple[int, ...]]
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # PhotometricInterpretation
+PREMULTIPLIED: Final = 1  # ExtraSamples
+_NONE, _DEFLATE = (1,), (8, 32946)
+_BY_PILLOW: Final = (5, 32773, 34925, 50000)  # LZW, PackBits, LZMA, Zstandard
+_LETTERS: Final = {3: "H", 4: "I", 16: "Q"}  # types of whole numbers
+_NEEDED: Final = frozenset(
+    {*range(256, 260), 262, 266, 273, 277, 278, 279, 284, 317, *range(322, 326), 338, 339}
+)
+_MOST_PIECES: Final = 1 << 22  # strips or tiles; a directory that tells of more is damaged
+
+
+class _Unknown(ValueError):
+    """A kind of TIFF that is not read at 16 bits."""
+
+
+def tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
+    """The tags of the first directory that tell how the pixels are stored. ValueError or struct.error where it is damaged."""
+    order = {b"II": "<", b"MM": ">"}[data[:2]]
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    word, cell = ("Q", 20) if big else ("I", 12)
+    start = struct.unpack_from(order + word, data, 8 if big else 4)[0]
+    count = struct.unpack_from(order + ("Q" if big else "H"), data, start)[0]
+    start += 8 if big else 2
+    tags: dict[int, tuple[int, ...]] = {}
+    for position in range(start, min(start + count * cell, len(data) - cell + 1), cell):
+        tag, kind, values = struct.unpack_from(f"{order}HH{word}", data, position)
+        if kind not in _LETTERS or tag not in _NEEDED:
+            continue
+        layout = f"{order}{values}{_LETTERS[kind]}"
+        place = position + cell - struct.calcsize(order + word)
+        if values > _MOST_PIECES:
+            raise ValueError("a TIFF directory is damaged")
+        if struct.calcsize(layout) > struct.calcsize(order + word):
+            place = struct.unpack_from(order + word, data, place)[0]
+        tags[tag] = struct.unpack_from(layout, data, place)
+    return tags
+
+
+def is_deep_tiff(tags: Tags) -> bool:
+    """Whether each channel has 16 bits of a whole number without sign, and the colours are gray or RGB."""
+    return (
+        set(tags.get(258, (1,))) == {16}
+        and set(tags.get(339, (1,))) == {1}
+        and tags.get(262, (9,))[0] in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)
+    )
+
+
+def opened_as_8_bit(data: bytes, tags: Tags) -> bytes:
+    """The same TIFF with BitsPerSample (16, 16) changed to (8, 8): Pillow opens 16-bit gray with alpha in no other
+    way. Its tags are then right, its pixels not.
+    """
+    order = {b"II": "<", b"MM": ">"}[data[:2]]
+    if tags.get(258) != (16, 16) or data[2:4] != struct.pack(order + "H", 42):
+        return data
+    place = data.find(struct.pack(order + "HHIHH", 258, SHORT, 2, 16, 16))
+    return data if place < 0 else data[: place + 8] + struct.pack(order + "HH", 8, 8) + data[place + 12 :]
+
+
+def read_deep_tiff(
+    data: bytes, tags: Tags, opened: Callable[[bytes], Image.Image]
+) -> tuple[NDArray[np.uint16] | None, str]:
+    """(H, W, 1..4) uint16, or None and what it is that cannot be read here. opened: reads a TIFF by Pillow.
+
+    Damage raises. Colours multiplied by alpha are divided by it; channels beyond colour and alpha are left out.
+    """
+    try:
+        planes = _samples(data, tags, opened)
+    except _Unknown as unknown:
+        return None, str(unknown)
+    colours = 3 if tags[262][0] == RGB else 1
+    extra = tags.get(338, (2,) * (planes.shape[2] - colours))
+    if tags[262][0] == WHITE_IS_ZERO:
+        planes[..., 0] = 65535 - planes[..., 0]
+    alpha = [index for index, kind in enumerate(extra) if kind in (1, 2)][:1]
+    if alpha and extra[alpha[0]] == PREMULTIPLIED:
+        _divide(planes[..., :colours], planes[..., colours + alpha[0]])
+    keep = [*range(colours), *(colours + index for index in alpha)]
+    return (planes if keep == list(range(planes.shape[2])) else planes[..., keep]), ""
+
+
+def _samples(data: bytes, tags: Tags, opened: Callable[[bytes], Image.Image]) -> NDArray[np.uint16]:
+    """All channels (H, W, C) as they are stored."""
+    width, height = tags[256][0], tags[257][0]
+    channels = tags.get(277, (1,))[0]
+    predictor, fill_order = tags.get(317, (1,))[0], tags.get(266, (1,))[0]
+    if predictor not in (1, 2) or fill_order != 1:
+        raise _Unknown(f"predictor {predictor}, fill order {fill_order}")
+    tiled, planar = 322 in tags, tags.get(284, (1,))[0] == 2 and channels > 1
+    across, down = (
+        (tags[322][0], tags[323][0]) if tiled else (width, min(tags.get(278, (height,))[0], height))
+    )
+    offsets, lengths = (tags[324], tags[325]) if tiled else (tags[273], tags[279])
+    most = 2**16 if tiled else 2**31  # a tile is stored whole, however small the picture
+    if channels < (3 if tags[262][0] == RGB else 1) or not 0 < across < most or not 0 < down < most:
+        raise ValueError("TIFF tags contradict each other")
+    planes = channels if planar else 1
+    pieces = -(-width // across) * -(-height // down) * planes
+    if not len(offsets) == len(lengths) == pieces:
+        raise ValueError(f"expected {pieces} pieces of the picture, found {len(offsets)}")
+    boxes = _boxes(width, height, across, down, planes)
+    result = np.empty((height, width, channels), np.uint16)
+    depth = 1 if planar else channels
+    stored = np.dtype({b"II": "<u2", b"MM": ">u2"}[data[:2]])
+    for (plane, top, left), offset, length in zip(boxes, offsets, lengths, strict=True):
+        rows = down if tiled else min(down, height - top)
+        packed = data[offset : offset + length]
+        plain = _unpacked(packed, tags.get(259, (1,))[0], rows, across * depth * 2, data[:2], opened)
+        block = np.frombuffer(plain, stored).reshape(rows, across, depth).astype(np.uint16)
+        if predictor == 2:
+            np.cumsum(block, axis=1, dtype=np.uint16, out=block)
+        part = block[: height - top, : width - left]
+        target = result[top : top + len(part), left : left + part.shape[1]]
+        target[..., plane : plane + depth] = part
+    return result
+
+
+def _boxes(width: int, height: int, across: int, down: int, planes: int) -> Iterator[tuple[int, int, int]]:
+    """(plane, first row, first column) of every strip or tile, in the order of the file."""
+    for plane in range(planes):
+        for top in range(0, height, down):
+            for left in range(0, width, across):
+                yield plane, top, left
+
+
+def _unpacked(
+    packed: bytes, compression: int, rows: int, row: int, mark: bytes, opened: Callable[[bytes], Image.Image]
+) -> bytes:
+    """rows * row bytes of a strip or tile, whatever its compression. More than that is never unpacked."""
+    size = rows * row
+    if compression in _NONE:
+        plain = packed[:size]
+    elif compression in _DEFLATE:
+        plain = zlib.decompressobj().decompress(packed, size)
+    elif compression in _BY_PILLOW:
+        with opened(_gray_tiff(packed, compression, rows, row, "<" if mark == b"II" else ">")) as image:
+            image.load()
+            plain = image.tobytes()
+    else:
+        raise _Unknown(f"compression {compression}")
+    if len(plain) != size:
+        raise ValueError(f"a strip has {len(plain)} bytes instead of {size}")
+    return plain
+
+
+def _gray_tiff(packed: bytes, compression: int, height: int, width: int, order: str) -> bytes:
+    """A TIFF of 8-bit gray around packed bytes."""
+    values = {
+        256: width,
+        257: height,
+        258: 8,
+        259: compression,
+        262: 1,
+        273: 8,
+        277: 1,
+        278: height,
+        279: len(packed),
+    }
+    start = 8 + len(packed) + len(packed) % 2
+    stream = io.BytesIO()
+    stream.write((b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, start))
+    stream.write(packed.ljust(start - 8, b"\0"))
+    stream.write(
+        packed_directory(
+            order, [Entry(tag, LONG, 1, struct.pack(order + "I", values[tag])) for tag in values]
+        )
+    )
+    return stream.getvalue()
+
+
+def _divide(colours: NDArray[Any], alpha: NDArray[Any]) -> None:
+    """Colours multiplied by alpha -> plain colours, in place; row by row, to take little memory."""
+    for row, weight in zip(colours, alpha, strict=True):
+        plain = row * (65535.0 / np.maximum(weight, 1))[:, None] + 0.5
+        row[:] = np.minimum(plain, 65535.0)
