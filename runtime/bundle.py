@@ -6,24 +6,24 @@ Files are read by the names of the manifest only, never extracted, and every byt
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import stat
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from .archive import Archive
+from .checks import check_json
 from .errors import BundleError
-from .files import MANIFEST_NAME, GraphFile
+from .files import MANIFEST_NAME, Graph, GraphFile, check_size, open_plain
 from .manifest import Manifest
+from .onnx_scan import check_external
 
 DEFAULT_BUNDLE: Final = Path(__file__).parent / "bundles" / "pocket.gdposr"
-MAX_MANIFEST_BYTES: Final = 1 << 20
-_Reader = Callable[
-    [str, int | None], bytes
-]  # (name, expected size, None: up to MAX_MANIFEST_BYTES) -> content
+MAX_LEAST_SIDE: Final = 1024  # LR pixels; at scale 4 the output of that is 192 MB of float32
+MAX_CONTEXT: Final = 4  # tiles; with that, up to 81 times the pixels of the photo are computed
+_Reader = Callable[[str, int | None], bytes]  # (name, bytes; None: as many as a manifest may have) -> content
 
 
 class Bundle:
@@ -34,6 +34,7 @@ class Bundle:
         self._read = read
         content = read(MANIFEST_NAME, None)
         self.manifest = Manifest.from_dict(_parse(content, path))
+        _check_demand(path, self.manifest)
         self.digest = hashlib.sha256(content).hexdigest()[:16]  # names this bundle in reports
 
     @classmethod
@@ -43,15 +44,15 @@ class Bundle:
         if place.is_dir():
             return cls(place, _folder_reader(place))
         if place.is_file():
-            return cls(place, _zip_reader(place))
+            return cls(place, Archive(place, MANIFEST_NAME).read)
         remedy = "install the package again" if path is None else "check the path"
-        raise BundleError(f"{place}: expected a bundle folder or .zip, came nothing; {remedy}")
+        came = "a pipe or device" if place.exists() else "nothing"
+        raise BundleError(f"{place}: expected a bundle folder or .zip, came {came}; {remedy}")
 
     def read(self, graph_file: GraphFile) -> bytes:
         """The content of a file the manifest names, with size and SHA-256 checked."""
         content = self._read(graph_file.file, graph_file.bytes)
-        if len(content) != graph_file.bytes:
-            raise _wrong_size(graph_file.file, graph_file.bytes, len(content))
+        check_size(f"{self.path}: {graph_file.file}", graph_file.bytes, len(content))
         digest = hashlib.sha256(content).hexdigest()
         if digest != graph_file.sha256:
             raise BundleError(
@@ -60,17 +61,30 @@ class Bundle:
             )
         return content
 
+    def graph_bytes(self, graph: Graph) -> bytes:
+        """The content of an ONNX graph, checked as by `read`, that names no file but the one the manifest gives it."""
+        content = self.read(graph)
+        check_external(f"{self.path}: {graph.file}", content, graph.data)
+        return content
+
     def verify(self) -> None:
-        """Check every file the manifest names; BundleError at the first that differs."""
+        """Check every file the manifest names; BundleError at the first that differs or names another file."""
+        graphs = {graph for pair in self.manifest.graphs.values() for graph in pair.values()}
+        for graph in sorted(graphs, key=lambda graph: graph.file):
+            self.graph_bytes(graph)
+        seen = {graph.files[0] for graph in graphs}
         for file in self.manifest.files:
-            self.read(file)
+            if file not in seen:
+                self.read(file)
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.path)!r}, name={self.manifest.name!r}, digest={self.digest!r})"
 
 
 def _parse(content: bytes, path: Path) -> object:
-    """The manifest's JSON; repeated keys and NaN, which JSON readers treat differently, are refused."""
+    """The manifest's JSON. Repeated keys and NaN, which JSON readers treat differently, are refused, and so is what
+    `check_json` finds unsafe to pass on.
+    """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
@@ -82,21 +96,29 @@ def _parse(content: bytes, path: Path) -> object:
         raise ValueError(f"{name} is not a number")
 
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+        data = json.loads(content.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+        check_json(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(
             f"{path}: {MANIFEST_NAME}: expected UTF-8 JSON, came something else ({error}); export it again"
         ) from error
+    return data
 
 
-def _wrong_size(name: str, expected: int | None, came: int) -> BundleError:
-    wanted = f"at most {MAX_MANIFEST_BYTES}" if expected is None else str(expected)
-    return BundleError(f"{name}: expected {wanted} bytes, came {came}; get the bundle again")
-
-
-def _check_size(name: str, expected: int | None, came: int) -> None:
-    if came > MAX_MANIFEST_BYTES if expected is None else came != expected:
-        raise _wrong_size(name, expected, came)
+def _check_demand(path: Path, manifest: Manifest) -> None:
+    """What a picture costs is bounded beside its own pixels: the padding of the least one, and the context of every tile."""
+    rule = manifest.size
+    least = -(-rule.minimum // rule.multiple_of) * rule.multiple_of
+    if least > MAX_LEAST_SIDE:
+        raise BundleError(
+            f"{path}: expected a model that takes pictures of {MAX_LEAST_SIDE} pixels a side, came one that takes none below "
+            f"{least}; export the bundle again with a smaller minimum"
+        )
+    if rule.context > MAX_CONTEXT * rule.tile:
+        raise BundleError(
+            f"{path}: expected a context of at most {MAX_CONTEXT} times the tile of {rule.tile}, came {rule.context}; "
+            "export the bundle again with a larger tile"
+        )
 
 
 def _folder_reader(folder: Path) -> _Reader:
@@ -107,66 +129,19 @@ def _folder_reader(folder: Path) -> _Reader:
                 raise BundleError(
                     f"{path}: expected a file of this folder, came a link out of it; copy the file here"
                 )
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise BundleError(
-                    f"{path}: expected a plain file, came a folder or device; get the bundle again"
-                )
-            with path.open("rb") as file:
+            with open_plain(path) as file:
                 size = os.fstat(file.fileno()).st_size
-                _check_size(str(path), expected, size)
-                return file.read(size + 1)  # one more, so that a file that grows meanwhile is noticed
+                check_size(str(path), expected, size)
+                # One byte more, so that a file that grows meanwhile is noticed.
+                return io.BufferedReader(file).read(size + 1)
         except FileNotFoundError:
             remedy = "is this a bundle folder?" if name == MANIFEST_NAME else "get the bundle again"
             raise BundleError(f"{folder}: expected the file {name}, came none; {remedy}") from None
+        except MemoryError:
+            raise BundleError(
+                f"{path}: expected a file that fits into memory, came a larger one; use a machine with more"
+            ) from None
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, on Python 3.11 and 3.12
             raise BundleError(f"{path}: expected a readable file, came: {error}; check it") from error
 
     return read
-
-
-def _zip_reader(archive: Path) -> _Reader:
-    def read(name: str, expected: int | None) -> bytes:
-        try:
-            with zipfile.ZipFile(archive) as bundle:
-                entry = _find(bundle, name)
-                _check_size(f"{archive}: {entry.filename}", expected, entry.file_size)
-                with bundle.open(entry) as file:
-                    content = file.read(entry.file_size + 1)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-            OSError,
-        ) as error:
-            # RuntimeError: an encrypted entry; NotImplementedError: an unknown compression
-            raise BundleError(
-                f"{archive}: expected a bundle as .zip, came something else ({error}); get the bundle again"
-            ) from error
-        _check_size(f"{archive}: {name}", expected, len(content))
-        return content
-
-    def _find(bundle: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-        """The entry of a plain name, at the top or in the one folder that holds the manifest."""
-        manifests = [e for e in bundle.infolist() if _at(e.filename, MANIFEST_NAME)]
-        if len(manifests) != 1:
-            raise BundleError(
-                f"{archive}: expected one {MANIFEST_NAME} at the top or in one folder, came {len(manifests)}; "
-                "zip one bundle folder"
-            )
-        wanted = manifests[0].filename.removesuffix(MANIFEST_NAME) + name
-        entries = [e for e in bundle.infolist() if e.filename == wanted]
-        if len(entries) != 1:
-            raise BundleError(
-                f"{archive}: expected one entry {wanted}, came {len(entries)}; get the bundle again"
-            )
-        return entries[0]
-
-    return read
-
-
-def _at(path: str, name: str) -> bool:
-    """Whether a zip path is name itself or name inside one folder."""
-    parts = path.split("/")
-    return parts[-1] == name and len(parts) <= 2 and ".." not in parts

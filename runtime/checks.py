@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import Any
+import re
+from typing import Any, Final
 
 from .errors import BundleError, SettingError
+
+MAX_DEPTH: Final = 32  # nested objects and lists of a manifest; code that follows them calls itself
+MAX_KEY: Final = 256  # characters
+# What a terminal obeys instead of showing it: control characters, lone surrogates, changes of the writing direction.
+_OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Plain:
@@ -34,9 +40,39 @@ def setting(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def fail(where: str, expected: str, came: object) -> BundleError:
     """The error of a manifest entry."""
-    text = repr(came)
-    shown = text if len(text) <= 80 else text[:77] + "..."
-    return BundleError(f"manifest: {where}: expected {expected}, came {shown}; export the bundle again")
+    return BundleError(
+        f"manifest: {where}: expected {expected}, came {shortened(came)}; export the bundle again"
+    )
+
+
+def shortened(value: object) -> str:
+    """A value from outside in at most 80 characters that a terminal only shows: repr escapes all others."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_json(value: object) -> None:
+    """A parsed manifest must be safe to print, to write as JSON again and to follow down; ValueError tells what is not.
+
+    Texts may hold tabs and line breaks, keys neither. Numbers are finite and fit 64 bits.
+    """
+    waiting: list[tuple[object, int]] = [(value, 1)]
+    while waiting:
+        item, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} levels of objects and lists")
+        if isinstance(item, str):
+            if _OBEYED.search(item.replace("\n", "").replace("\t", "")):
+                raise ValueError(f"a text with control characters, {shortened(item)}")
+        elif isinstance(item, int | float) and not -(2**63) <= item < 2**64:  # infinite ones too
+            raise ValueError("a number too large for 64 bits")
+        elif isinstance(item, list):
+            waiting.extend((part, depth + 1) for part in item)
+        elif isinstance(item, dict):
+            for key, part in item.items():
+                if len(key) > MAX_KEY or _OBEYED.search(key):
+                    raise ValueError(f"a key that is long or has control characters, {shortened(key)}")
+                waiting.append((part, depth + 1))
 
 
 def check_whole(where: str, value: object, low: int, high: int | None = None) -> None:
@@ -61,9 +97,9 @@ def check_real(where: str, value: object) -> float:
 
 
 def check_text(where: str, value: object) -> None:
-    """value must be a short text."""
-    if not isinstance(value, str) or not 1 <= len(value) <= 256:
-        raise fail(where, "a text of 1 to 256 characters", value)
+    """value must be a short text without control characters."""
+    if not isinstance(value, str) or not 1 <= len(value) <= 256 or _OBEYED.search(value):
+        raise fail(where, "a text of 1 to 256 characters, none of them a control character", value)
 
 
 def check_mapping(where: str, value: object) -> dict[str, Any]:
@@ -80,7 +116,7 @@ def arguments(cls: type, where: str, data: object) -> dict[str, Any]:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise BundleError(
-            f"manifest: {where}: unknown key {unknown[0]!r}, expected some of {sorted(fields)}; correct the spelling"
+            f"manifest: {where}: unknown key {shortened(unknown[0])}, expected some of {sorted(fields)}; correct the spelling"
         )
     required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in values]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from .checks import Plain, arguments, check_mapping, check_real, check_whole, fail
+from .errors import BundleError
 
 MANIFEST_NAME: Final = "manifest.json"
+MAX_MANIFEST_BYTES: Final = 1 << 20
+MAX_WEIGHT_BYTES: Final = 1 << 34  # every file is read whole into memory, where its hash is taken
 ROLES: Final = ("encoder", "generator")
 PACKAGE_FILES: Final = (  # of an .mlpackage; no other is read or written
     "Manifest.json",
@@ -18,6 +25,9 @@ PACKAGE_FILES: Final = (  # of an .mlpackage; no other is read or written
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 _PACKAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,116}\.mlpackage")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DEVICE_NAME = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
+)  # of Windows, in every folder
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,11 @@ class GraphFile(Plain):
 
     def _check_name(self) -> None:
         plain = isinstance(self.file, str) and _PLAIN_NAME.fullmatch(self.file)
-        if not plain or self.file == MANIFEST_NAME:
+        # Windows ends a name before its last dots, and macOS takes MANIFEST.JSON for manifest.json.
+        if not plain or self.file.endswith(".") or self.file.lower() == MANIFEST_NAME:
             raise fail("file", "a plain file name without folders", self.file)
+        if _DEVICE_NAME.fullmatch(self.file):
+            raise fail("file", "a name that is no device of Windows", self.file)
 
     @classmethod
     def from_dict(cls, data: object, where: str = "file") -> Self:
@@ -50,7 +63,7 @@ class GraphFile(Plain):
 class WeightFile(GraphFile):
     """The weights of a graph too large to hold them itself (ONNX external data)."""
 
-    MAX_BYTES: ClassVar[int] = 2**40
+    MAX_BYTES: ClassVar[int] = MAX_WEIGHT_BYTES
 
 
 @dataclass(frozen=True)
@@ -89,11 +102,11 @@ class Graph(GraphFile):
 class PackageFile(GraphFile):
     """A file of a Core ML package, PACKAGE.mlpackage/PATH with one of the paths in `PACKAGE_FILES`."""
 
-    MAX_BYTES: ClassVar[int] = 2**40
+    MAX_BYTES: ClassVar[int] = MAX_WEIGHT_BYTES
 
     def _check_name(self) -> None:
         name, _, path = self.file.partition("/") if isinstance(self.file, str) else ("", "", "")
-        if not _PACKAGE_NAME.fullmatch(name) or path not in PACKAGE_FILES:
+        if not _PACKAGE_NAME.fullmatch(name) or _DEVICE_NAME.fullmatch(name) or path not in PACKAGE_FILES:
             raise fail("file", "NAME.mlpackage/ and one of " + ", ".join(PACKAGE_FILES), self.file)
 
     @property
@@ -146,6 +159,31 @@ class Package(Plain):
             PackageFile.from_dict(file, f"{where}.files[{i}]") for i, file in enumerate(values["files"])
         )
         return cls(**values)
+
+
+def open_plain(path: Path) -> io.FileIO:
+    """A plain file, opened to read; BundleError for a folder, pipe or device, none of which is waited for."""
+    file = io.FileIO(path, opener=_opened) if _is_plain(os.stat(path)) else None
+    if file is not None and _is_plain(os.fstat(file.fileno())):  # it may have been replaced in between
+        return file
+    if file is not None:
+        file.close()
+    raise BundleError(f"{path}: expected a plain file, came a folder, pipe or device; get the bundle again")
+
+
+def check_size(what: str, expected: int | None, came: int) -> None:
+    """BundleError unless a file has the expected bytes; None: at most MAX_MANIFEST_BYTES."""
+    if came > MAX_MANIFEST_BYTES if expected is None else came != expected:
+        wanted = f"at most {MAX_MANIFEST_BYTES}" if expected is None else str(expected)
+        raise BundleError(f"{what}: expected {wanted} bytes, came {came}; get the bundle again")
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+
+
+def _is_plain(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
 
 
 def read_pairs(kind: Any, where: str, data: object) -> dict[str, dict[str, Any]]:

@@ -13,8 +13,16 @@ import pytest
 
 from runtime.bundle import Bundle
 from runtime.devices import choices
-from runtime.errors import BundleError, DeviceError
-from runtime.files import PACKAGE_FILES, Graph, GraphFile, Package, PackageFile, WeightFile
+from runtime.errors import BundleError
+from runtime.files import (
+    MAX_WEIGHT_BYTES,
+    PACKAGE_FILES,
+    Graph,
+    GraphFile,
+    Package,
+    PackageFile,
+    WeightFile,
+)
 from runtime.manifest import Manifest
 from runtime.onnx_backend import OnnxBackend
 
@@ -181,8 +189,63 @@ def test_altered_weights_beside_a_graph_are_refused(with_data: Path) -> None:
 
 def test_weights_that_the_manifest_does_not_name_are_not_opened(with_data: Path) -> None:
     change(with_data, lambda m: m["graphs"]["fp32"]["encoder"].pop("data"))
-    with pytest.raises(DeviceError, match="cannot be loaded"):
+    with pytest.raises(
+        BundleError, match=r"values in the file 'encoder\.fp32\.onnx\.data'.*nothing was opened"
+    ):
         OnnxBackend(Bundle.open(with_data), "cpu", "fp32")
+    with pytest.raises(BundleError, match="nothing was opened"):
+        Bundle.open(with_data).verify()
+
+
+def test_weights_that_end_before_a_tensor_does_are_refused(with_data: Path) -> None:
+    """Hash and size are right: the graph itself asks for bytes that are not there."""
+    path = with_data / "encoder.fp32.onnx.data"
+    path.write_bytes(path.read_bytes()[:100])
+    change(with_data, lambda m: m["graphs"]["fp32"]["encoder"].update(data=entry(path)))
+    with pytest.raises(
+        BundleError, match=r"within the 100 bytes of encoder\.fp32\.onnx\.data, came bytes 0 to"
+    ):
+        OnnxBackend(Bundle.open(with_data), "cpu", "fp32")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "con",
+        "NUL.onnx",
+        "Com1",
+        "lpt9.data.onnx",
+        "a.onnx.",
+        "a.onnx..",
+        "MANIFEST.json",
+        "a:b",
+        "a b",
+        "a\n",
+        "é.onnx",
+    ],
+)
+def test_names_that_some_system_takes_for_another_file_are_refused(name: str) -> None:
+    with pytest.raises(BundleError, match="file: expected a"):
+        GraphFile(name, 1, HASH)
+
+
+@pytest.mark.parametrize("name", ["console.onnx", "com10.onnx", "a..b", "nul_.png", "auxiliary"])
+def test_names_that_only_look_like_devices_are_taken(name: str) -> None:
+    assert GraphFile(name, 1, HASH).file == name
+
+
+def test_no_file_is_larger_than_one_that_is_read_into_memory(with_packages: Path) -> None:
+    for kind, name in ((WeightFile, "a.data"), (PackageFile, f"a.mlpackage/{PACKAGE_FILES[2]}")):
+        with pytest.raises(BundleError, match=f"at most {MAX_WEIGHT_BYTES}"):
+            kind(name, MAX_WEIGHT_BYTES + 1, HASH)
+
+
+def test_a_sparse_file_of_the_stated_size_is_refused_or_read_never_a_crash(toy_copy: Path) -> None:
+    """The size is compared before anything is read, so that the file on the disk may be of any size."""
+    with open(toy_copy / "probe.png", "r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(BundleError, match=r"probe\.png: expected 584 bytes, came 1099511627776"):
+        Bundle.open(toy_copy).verify()
 
 
 def test_a_graph_is_below_the_limit_of_a_protobuf_and_its_weights_need_not_be() -> None:
