@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import BundleError, DeviceError, GdposrError, ImageError, SettingError
+from .errors import BundleError, DeviceError, GdposrError, ImageError, OutOfMemory, SettingError
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -25,6 +25,7 @@ __all__ = [
     "GdposrError",
     "ImageError",
     "Manifest",
+    "OutOfMemory",
     "SettingError",
     "Upscaler",
     "available_devices",

@@ -17,5 +17,9 @@ class DeviceError(GdposrError):
     """A device is unknown, missing, or computes something else than it should."""
 
 
+class OutOfMemory(DeviceError):
+    """A device has too little memory for what one call was given."""
+
+
 class SettingError(GdposrError, ValueError):
     """An argument lies outside its stated range, for example a negative seed or a scale above 4."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,9 +19,19 @@ from .devices import (
     require,
     usable_processors,
 )
-from .errors import BundleError, DeviceError
+from .errors import BundleError, DeviceError, OutOfMemory
 from .files import Graph
 from .manifest import GraphSpec, TensorSpec
+
+_MEMORY_SIGNS: Final = (
+    "failed to allocate memory",  # BFCArena
+    "bad allocation",  # std::bad_alloc on Windows
+    "bad_alloc",
+    "out of memory",  # CUDA, cuDNN and cuBLAS in words
+    "cudaerrormemoryallocation",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
 
 
 class OnnxBackend:
@@ -36,6 +46,7 @@ class OnnxBackend:
         require(spec)
         pair = bundle.manifest.graphs[check_precision(bundle, precision)]
         self.device, self.precision, self._memory = spec.name, precision, spec.memory
+        self.largest = None
         encoder, generator = bundle.manifest.encoder, bundle.manifest.generator
         self._image, self._noise = bundle.manifest.image.name, bundle.manifest.noise_input.name
         self._features = [tensor.name for tensor in encoder.outputs]
@@ -63,7 +74,8 @@ class OnnxBackend:
         try:
             return session.run(outputs, feeds) if memory is None else _bound(session, outputs, feeds, memory)
         except Exception as error:  # ONNX Runtime's exceptions have no common base but this
-            raise DeviceError(
+            kind = OutOfMemory if _lacks_memory(error) else DeviceError
+            raise kind(
                 f"{self.device} ({self.precision}) failed on inputs {shapes_of(feeds)}: {_first_line(error)}; "
                 "try a smaller tile, another precision or the device cpu"
             ) from error
@@ -94,6 +106,8 @@ def _session(
     options.log_severity_level = 3  # errors only: warnings about partitioning mean nothing to a user
     # Each session has its own threads; those of the one must not spin while the other one computes.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Else bytes of ONNX Runtime's own format would be taken as such, in which `graph_bytes` has looked for nothing.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for _placement
     providers: list[Any] = [(device.provider, device.options)]
     if device.provider != CPU_PROVIDER:
@@ -101,7 +115,7 @@ def _session(
     if device.name == "cuda" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries that came as Python packages
     what = f"{bundle.path}: the {backend.precision} {role}"
-    content = bundle.read(file)
+    content = bundle.graph_bytes(file)
     weights = b"" if file.data is None else bundle.read(file.data)
     try:
         if file.data is not None:
@@ -137,6 +151,12 @@ def _check_names(what: str, side: str, specs: tuple[TensorSpec, ...], found: Any
     wanted = {spec.name: "tensor(float)" for spec in specs}
     if names != wanted:
         raise BundleError(f"{what}: expected {side} {wanted}, came {names}; export the bundle again")
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether ONNX Runtime's message is one of its allocators'; its exception types do not tell."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS)
 
 
 def _first_line(error: Exception) -> str:

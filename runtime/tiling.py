@@ -55,13 +55,18 @@ def tile_size(tile: int, rule: SizeRule) -> int:
     return _up(max(tile, 2 * rule.overlap), rule.multiple_of)
 
 
-def plan_tiles(height: int, width: int, tile: int | tuple[int, int], rule: SizeRule) -> list[Tile]:
-    """Tiles of an image in reading order. tile: core size, or (height, width) of it; rounded up to what the rule allows."""
+def plan_tiles(
+    height: int, width: int, tile: int | tuple[int, int], rule: SizeRule, top: int = 0
+) -> list[Tile]:
+    """Tiles of an image in reading order. tile: core size, or (height, width) of it; rounded up to what the rule allows.
+
+    top: the first row of the first cores, a multiple of `multiple_of`; where overlap is 0, a plan may so be left for another.
+    """
     rows, columns = (tile, tile) if isinstance(tile, int) else tile
     across = _spans(width, tile_size(columns, rule), rule)
     return [
         Tile(Box(y0, y1, x0, x1), Box(py0, py1, px0, px1))
-        for y0, y1, py0, py1 in _spans(height, tile_size(rows, rule), rule)
+        for y0, y1, py0, py1 in _spans(height, tile_size(rows, rule), rule, top)
         for x0, x1, px0, px1 in across
     ]
 
@@ -100,11 +105,11 @@ def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _spans(length: int, tile: int, rule: SizeRule) -> list[tuple[int, int, int, int]]:
+def _spans(length: int, tile: int, rule: SizeRule, begin: int = 0) -> list[tuple[int, int, int, int]]:
     """(core start, core end, padded start, padded end) along one axis."""
     whole, least = padded_size(length, rule), padded_size(1, rule)
     spans = []
-    for start in range(0, max(1, length - rule.overlap), tile - rule.overlap):
+    for start in range(begin, max(begin + 1, length - rule.overlap), tile - rule.overlap):
         end = min(start + tile, length)
         last = min(whole, _up(end, rule.multiple_of) + rule.context)
         first = max(0, min(start - rule.context, last - least))  # at least the minimum, towards the start

@@ -66,6 +66,20 @@ def test_rows_and_columns_may_differ() -> None:
     assert all(t.core.height == 10 and t.core.width == 50 for t in tiles)
 
 
+def test_a_plan_may_begin_below_the_top() -> None:
+    """The rows that a plan of large tiles has left are covered by one of small tiles."""
+    for height, top in ((100, 64), (65, 64), (130, 128)):
+        rest = plan_tiles(height, 70, 30, PLACED, top)
+        assert rest[0].core.y0 == top
+        assert rest[-1].core.y1 == height
+        covered = np.zeros((height, 70), int)
+        for tile in rest:
+            covered[tile.core.y0 : tile.core.y1, tile.core.x0 : tile.core.x1] += 1
+            assert tile.padded.y0 == max(0, min(tile.core.y0 - PLACED.context, tile.padded.y1 - 16))
+        assert (covered[top:] == 1).all()
+        assert (covered[:top] == 0).all()
+
+
 def test_tile_size_is_rounded_up() -> None:
     assert [tile_size(t, PLACED) for t in (1, 2, 3, 64)] == [2, 2, 4, 64]
     assert [tile_size(t, BLENDED) for t in (1, 16, 17)] == [16, 16, 20]
