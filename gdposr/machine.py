@@ -11,7 +11,7 @@ from typing import Any
 # Instruction sets that decide which kernels an inference library picks, as /proc/cpuinfo and sysctl name them.
 X86_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 ARM_FLAGS = ("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve")
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "ncnn", "pillow")
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "coremltools", "ncnn", "pillow")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -25,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu_flags": {flag: flag in flags for flag in wanted},
         "cores": usable_processors(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": f"{_system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
@@ -48,6 +48,12 @@ def peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (peak if sys.platform == "darwin" else peak * 1024) / 1e6
+
+
+def _system() -> str:
+    """The system's name, on a Mac with its version, which decides what Core ML can do."""
+    version = platform.mac_ver()[0]
+    return f"macOS {version}" if version else platform.system()
 
 
 def _processor() -> tuple[str, set[str]]:

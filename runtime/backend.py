@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle
-from .devices import device_spec
+from .devices import core_ml_packages, device_spec
 
 Floats = NDArray[np.float32]
 Features = dict[str, Any]  # what `encode` gives for `generate`, by name: arrays, or tensors on a device
@@ -25,7 +25,12 @@ class Backend(Protocol):
 
     @property
     def placement(self) -> dict[str, int] | None:
-        """Graph nodes by the provider that runs them, both graphs together; None: the library does not tell."""
+        """Graph nodes by the provider or processor that runs them, both graphs together; None: the library does not tell."""
+        ...
+
+    @property
+    def largest(self) -> int | None:
+        """Longest side, in LR pixels with context, of what one call takes; None: any."""
         ...
 
     def encode(self, image: Floats) -> Features:
@@ -39,9 +44,12 @@ class Backend(Protocol):
 
 def open_backend(bundle: Bundle, device: str, precision: str, threads: int | None = None) -> Backend:
     """Load a bundle's graphs on a device, both by name. threads: None = all processors this process may use."""
-    from .onnx_backend import OnnxBackend  # both modules import this one
+    from .coreml_backend import CoreMLBackend  # these modules import this one
+    from .onnx_backend import OnnxBackend
     from .openvino_backend import OpenVinoBackend
 
+    if core_ml_packages(bundle, device, precision) is not None:
+        return CoreMLBackend(bundle, device, precision, threads)
     kind = OpenVinoBackend if device_spec(device).package == "openvino" else OnnxBackend
     return kind(bundle, device, precision, threads)
 
@@ -51,7 +59,8 @@ def placement_note(backend: Backend) -> str | None:
     placement = backend.placement
     if not placement:
         return None
-    own, total = placement.get(device_spec(backend.device).provider, 0), sum(placement.values())
+    own = sum(placement.get(place, 0) for place in device_spec(backend.device).places)
+    total = sum(placement.values())
     if 2 * own >= total:
         return None
     rest = ", ".join(f"{count} by {name}" for name, count in sorted(placement.items()))

@@ -16,7 +16,6 @@ from .files import Graph
 from .manifest import GraphSpec
 
 _TELEMETRY: Final = "openvino_telemetry"
-_EXTERNAL: Final = b"\x08location"  # the key, after its length, of weights that stand in a file of their own
 _NOT_COMPUTED: Final = ("Input", "Output", "Const")  # nodes of a compiled graph that run nothing
 
 
@@ -33,6 +32,7 @@ class OpenVinoBackend:
         require(spec)
         pair = bundle.manifest.graphs[check_precision(bundle, precision)]
         self.device, self.precision = spec.name, precision
+        self.largest = None
         encoder, generator = bundle.manifest.encoder, bundle.manifest.generator
         self._image, self._noise = bundle.manifest.image.name, bundle.manifest.noise_input.name
         self._features = [tensor.name for tensor in encoder.outputs]
@@ -94,9 +94,10 @@ class _Compiled:
 
 def _read(core: Any, bundle: Bundle, what: str, file: Graph, spec: GraphSpec, features: list[str]) -> Any:
     """The graph as OpenVINO's model, its features turned to channels-last, with the tensors that the manifest names."""
-    content = bundle.read(file)
-    if file.data is not None or _EXTERNAL in content:
-        # OpenVINO takes such weights from no memory, and would open the file that the graph names
+    content = bundle.graph_bytes(file)
+    if (
+        file.data is not None
+    ):  # OpenVINO takes such weights from no memory, and would open the file that the graph names
         raise DeviceError(
             f"{what}: expected a graph with its weights inside, came one with weights in a file of their own, which "
             "openvino cannot read from verified bytes; use the device cpu"

@@ -51,6 +51,7 @@ class Wrong:
     def __init__(self, *arguments: Any) -> None:
         self._right = OnnxBackend(arguments[0], "cpu", *arguments[2:])
         self.device, self.precision, self.placement = arguments[1], arguments[2], None
+        self.largest = None
 
     def encode(self, image: np.ndarray) -> Features:
         return self._right.encode(image)
@@ -61,9 +62,13 @@ class Wrong:
 
 def test_table() -> None:
     assert DEVICES[:2] == ("auto", "cpu")
-    assert {"cuda", "ane", "openvino"} < set(DEVICES)
+    assert {"cuda", "ane", "openvino", "coreml-gpu", "coreml-all"} < set(DEVICES)
     assert len(set(DEVICES)) == len(DEVICES) == len(DEVICE_TABLE) + 1
     assert all(device.remedy for device in DEVICE_TABLE)
+    assert all(device.provider in device.places for device in DEVICE_TABLE)
+    assert next(device for device in DEVICE_TABLE if device.units).units == "CPU_AND_NE", (
+        "the first that auto tries"
+    )
     assert "cpu" in available_devices()
 
 
@@ -78,6 +83,8 @@ def test_unknown_device_lists_the_known(bundle: Bundle) -> None:
     [
         ("cuda", r'pip install "gdposr\[cuda\]" && pip install --force-reinstall --no-deps onnxruntime-gpu'),
         ("ane", "macOS"),
+        ("coreml-gpu", r'pip install "gdposr\[coreml\]"'),
+        ("coreml-all", "macOS"),
         ("openvino", r'pip install "gdposr\[openvino\]"'),
     ],
 )
@@ -96,7 +103,7 @@ def test_missing_device_names_the_remedy(
 def test_auto_takes_the_best_installed(bundle: Bundle, providers: Callable[..., None]) -> None:
     assert resolve(bundle)[:2] == ("cpu", "int8"), "the bundle's precision for the CPU"
     providers("CoreMLExecutionProvider", "CUDAExecutionProvider", openvino=True)
-    assert available_devices() == ("cuda", "ane", "cpu", "openvino")
+    assert available_devices() == ("cuda", "ane", "cpu", "openvino", "coreml-gpu", "coreml-all")
     assert resolve(bundle)[:2] == ("cuda", "fp32"), "fp32 where the bundle names none"
     providers("CUDAExecutionProvider")
     assert available_devices() == ("cuda", "cpu")

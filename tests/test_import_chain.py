@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 CHAIN = ("runtime", "training", "calibration", "export", "gdposr")
-RUNTIME_NEEDS = {"numpy", "PIL", "onnxruntime", "openvino"}
-RUNTIME_LAZY = {"onnxruntime", "openvino"}  # slow to import, and openvino is an extra
+RUNTIME_NEEDS = {"numpy", "PIL", "onnxruntime", "openvino", "coremltools", "pillow_heif"}
+RUNTIME_LAZY = {"onnxruntime", "openvino", "coremltools", "pillow_heif"}  # slow to import, or not installed
 
 
 def imports(source: str) -> list[tuple[int, str, bool]]:
@@ -87,6 +87,7 @@ def test_chain_is_kept(root: Path) -> None:
         ("runtime", "from runtime.noise import noise_field"),
         ("runtime", "import onnxruntime"),
         ("runtime", "import openvino"),
+        ("runtime", "import coremltools"),
         ("training", "from calibration import metrics"),
         ("calibration", "import export.student"),
         (
@@ -122,7 +123,8 @@ def test_runtime_loads_no_heavy_package(run_python) -> None:
         "import sys, pkgutil, importlib, runtime\n"
         "for module in pkgutil.iter_modules(runtime.__path__):\n"
         "    importlib.import_module(f'runtime.{module.name}')\n"
-        "heavy = {'torch', 'diffusers', 'scipy', 'skimage', 'onnx', 'onnxruntime', 'openvino', 'rich'} & set(sys.modules)\n"
+        "heavy = {'torch', 'diffusers', 'scipy', 'skimage', 'onnx', 'onnxruntime', 'openvino', 'coremltools', 'rich'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     result = run_python("-c", code)

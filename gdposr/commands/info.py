@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from runtime.bundle import Bundle
-    from runtime.devices import available_devices
+    from runtime.devices import available_devices, offered
 
     bundle = Bundle.open(args.bundle)
-    devices = list(available_devices())
+    runs = {device: list(offered(bundle, device)) for device in available_devices()}
     if args.json:
         manifest = bundle.manifest.to_dict()
         emit(
@@ -35,17 +35,18 @@ def run(args: argparse.Namespace) -> int:
                 "version": __version__,
                 "path": str(bundle.path),
                 "digest": bundle.digest,
-                "devices": devices,
+                "devices": list(runs),
+                "runs": runs,  # what each device here runs of this bundle
                 "manifest": manifest,
             }
         )
     else:
-        print(describe(bundle, devices))
+        print(describe(bundle, runs))
     return OK
 
 
-def describe(bundle: "Bundle", devices: list[str]) -> str:
-    """A bundle as text for a person."""
+def describe(bundle: "Bundle", runs: dict[str, list[str]]) -> str:
+    """A bundle as text for a person. runs: the precisions that each device here runs of it."""
     manifest = bundle.manifest
     size, noise = manifest.size, manifest.noise
     facts = [
@@ -66,7 +67,10 @@ def describe(bundle: "Bundle", devices: list[str]) -> str:
             "default",
             ", ".join(f"{precision} on {device}" for device, precision in manifest.default_precision.items()),
         ),
-        ("devices here", ", ".join(devices)),
+        (
+            "devices here",
+            "; ".join(f"{name}: {', '.join(found) or 'nothing'}" for name, found in runs.items()),
+        ),
     ]
     graphs: list[tuple[str, ...]] = [("ONNX", "encoder", "generator", "probe floor")]
     for precision, files in manifest.graphs.items():

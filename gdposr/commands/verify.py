@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="where the probe runs (default: auto)")
     parser.add_argument(
-        "--precision", action="append", help="probe only this one; may be repeated (default: all)"
+        "--precision",
+        action="append",
+        help="probe only this one; may be repeated (default: all that run here)",
     )
     parser.add_argument("--threads", type=whole_number(1), help="CPU threads (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from runtime.bundle import Bundle
+    from runtime.devices import offered
     from runtime.errors import BundleError
 
     if args.bundle is not None and not args.bundle.exists():
@@ -55,7 +58,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         if not args.json:
             print(f"hashes  ok      {result['files']} files of {bundle.path} ({bundle.digest})")
-        wanted = args.precision or list(bundle.manifest.graphs)
+        wanted = args.precision or list(offered(bundle, args.device))
+        if not wanted:
+            say(
+                f"no probe: nothing of this bundle runs on {_here(args.device)}; its Core ML packages run on a Mac"
+            )
         result["probes"] = [
             _probe(bundle, args.device, precision, args.threads, args.json) for precision in wanted
         ]
@@ -98,6 +105,10 @@ def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, q
         "ok": outcome.ok,
         "error": None,
     }
+
+
+def _here(device: str) -> str:
+    return "any device here" if device == "auto" else f"the device {device}"
 
 
 def _nodes(placement: dict[str, int] | None) -> str:
