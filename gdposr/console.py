@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import signal
 import sys
+import threading
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 Update = Callable[[int, int, str | None], None]  # done, total, text (None: the description)
@@ -16,6 +18,10 @@ Update = Callable[[int, int, str | None], None]  # done, total, text (None: the 
 
 class UsageError(Exception):
     """The command cannot start as asked: what was expected, what came, the remedy. Exit code 2."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: work ends as cleanly as at Ctrl-C. Exit code 143."""
 
 
 def say(message: str) -> None:
@@ -26,6 +32,28 @@ def say(message: str) -> None:
 def emit(result: object) -> None:
     """A result as JSON on stdout. Infinite and undefined numbers become null: JSON has no word for them."""
     print(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def emit_line(result: object) -> None:
+    """As `emit`, on one line of its own (JSON Lines)."""
+    print(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt. Only the main thread is told of signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
 
 def one_line(error: BaseException) -> str:
@@ -106,6 +134,17 @@ def scale_factor(text: str) -> float:
     if not 0 < value <= 4:  # also refuses nan
         raise ArgumentTypeError(f"expected a number above 0 and up to 4, got {text}")
     return value
+
+
+def pixel_limit(text: str) -> int:
+    """An argparse type: megapixels -> pixels, at least 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a number of megapixels, got {text!r}") from None
+    if not 1e-6 <= value < 1e9:  # also refuses nan
+        raise ArgumentTypeError(f"expected megapixels from 0.000001 to 1e9, got {text}")
+    return round(value * 1e6)
 
 
 def _finite(value: object) -> object:

@@ -33,6 +33,11 @@ class Job:
         """The output file; `part` tells pictures of one photo apart, for example "_s2" or "_sheet"."""
         return self.exact if self.exact is not None else self.folder / f"{self.stem}{part}.png"
 
+    def finished(self, parts: Sequence[str], pictures: int) -> list[str]:
+        """The parts whose files are there, if they are as many as `pictures`, the files to be written; otherwise none."""
+        there = [part for part in parts if self.target(part).is_file()]
+        return there if len(there) >= pictures else []
+
 
 def plan_jobs(
     inputs: Sequence[str], out: Path, scale: float, seed: int, parts: Sequence[str] = ("",), pictures: int = 1

@@ -110,6 +110,23 @@ def run_python(root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture
+def gdposr(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """gdposr("upscale", ...) -> (exit code, stdout, stderr), with the toy bundle where none is named."""
+    from gdposr.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        words = [str(argument) for argument in arguments]
+        if words and words[0] == "upscale" and "--bundle" not in words:
+            words += ["--bundle", str(toy_bundle)]
+        capsys.readouterr()
+        code = main(words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SqueezeNet 1.1 with random weights, in the layout of the real file. Needs torch."""

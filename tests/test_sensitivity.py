@@ -96,7 +96,7 @@ def test_the_noisiest_layer_is_given_up_first_and_none_is_left_at_last() -> None
 
 @pytest.mark.parametrize("psnr", [math.nan, -math.inf])
 def test_a_layer_that_destroys_the_model_is_no_row(psnr: float) -> None:
-    with pytest.raises(PlanError, match="stem at 4 bits: expected a PSNR in dB, came .*NaN or infinity"):
+    with pytest.raises(PlanError, match=r"stem at 4 bits: expected a PSNR in dB, came .*NaN or infinity"):
         LayerNoise("stem", 4, psnr, 1.0)
 
 

@@ -3,76 +3,45 @@
 OUT with the suffix of a picture is one file; anything else is a folder, with names that carry the seed:
 photo_x4_seed3.png, and for several samples photo_x4_seed3_s0.png, photo_x4_seed3_s1.png, ...
 An output of the same name is replaced in one step; an input never is. A photo that cannot be done is
-reported and the rest go on.
+reported and the rest go on. A run that was interrupted or killed leaves whole files only: the same command
+with --skip-existing does the rest. Ctrl-C ends with exit code 130, SIGTERM with 143.
 """
 
 import argparse
+import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
+from gdposr.batch import Batch, Outcome, Task, Wish
 from gdposr.console import (
     FAILED,
     INTERRUPTED,
     OK,
-    Update,
-    debugging,
+    TERMINATED,
+    Terminated,
+    UsageError,
     emit,
-    one_line,
-    progress_bar,
+    emit_line,
+    pixel_limit,
     say,
     scale_factor,
+    terminable,
     whole_number,
 )
+from gdposr.leftovers import claimed
 from gdposr.plan import Job, plan_jobs
+from gdposr.progress import header_pixels, photo_progress
 
 if TYPE_CHECKING:
-    from runtime.image import Photo
+    from runtime.bundle import Bundle
     from runtime.upscaler import Upscaler
 
 HELP = "upscale photos: files, folders or globs"
 
 SELECT = ("all", "sheet", "best")
-SCORED_SIDE = 2048  # pixels; `best` judges the middle of larger pictures, to bound time and memory
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be made of every photo."""
-
-    seed: int
-    samples: int
-    select: str
-    scale: float
-    quality: int
-    digest: str  # of the bundle
-
-    @property
-    def parts(self) -> list[str]:
-        """Every name part that an output may carry."""
-        if self.select == "sheet":
-            return ["_sheet"]
-        return [f"_s{sample}" for sample in range(self.samples)] if self.samples > 1 else [""]
-
-    @property
-    def pictures(self) -> int:
-        """Files written per photo."""
-        return self.samples if self.select == "all" else 1
-
-
-@dataclass
-class Outcome:
-    """What became of one photo; grows while it is worked on, so that an interrupted run can still tell."""
-
-    input: str
-    status: str = "unfinished"  # then "ok" or "failed"
-    outputs: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    error: str | None = None
-    seconds: float = 0.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,16 +57,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="which texture is drawn; same seed, same bytes (default: 0)",
     )
-    parser.add_argument(
+    samples = parser.add_mutually_exclusive_group()
+    samples.add_argument(
         "--samples", type=whole_number(1, 10_000), default=1, help="versions per photo (default: 1)"
+    )
+    samples.add_argument(
+        "--sample",
+        type=whole_number(0, 9_999),
+        metavar="K",
+        help="only version K of a seed: the file that --samples with more than K versions would write",
     )
     parser.add_argument(
         "--select",
         choices=SELECT,
         default="all",
-        help="of several samples keep all, a labelled contact sheet, or the best by NIQE, a no-reference score (default: all)",
+        help="of several samples keep all, a labelled contact sheet, or the best by a no-reference score (default: all)",
     )
     parser.add_argument("--scale", type=scale_factor, help="any factor up to 4 (default: the model's own)")
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave out photos whose outputs are all there, by name alone: names carry scale, seed and sample, but not the "
+        "model, its precision or the colour fix; with --select best any one of the samples counts",
+    )
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, ... (`gdposr info` lists those at hand)"
     )
@@ -117,174 +99,172 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=whole_number(1), help="CPU threads (default: all cores); never changes the result"
     )
     parser.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        help="such as 800M or 1.5G: smaller tiles, and no photo is read before its turn (default: no limit)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=pixel_limit,
+        metavar="MEGAPIXELS",
+        help="refuse larger inputs (default: 100 megapixels)",
+    )
+    parser.add_argument(
         "--quality", type=whole_number(1, 100), default=95, help="for a .jpg or .webp OUT (default: 95)"
     )
-    parser.add_argument("--json", action="store_true", help="print a report on stdout")
+    reports = parser.add_mutually_exclusive_group()
+    reports.add_argument("--json", action="store_true", help="print a report on stdout")
+    reports.add_argument(
+        "--json-lines",
+        action="store_true",
+        help="print a line of JSON on stdout for each photo as soon as it is done, and one for the whole run",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, load the model once, then photo by photo."""
+    """Plan, leave out what is there, load the model once, then photo by photo."""
+    with terminable():
+        try:
+            return _run(args)
+        except Terminated:  # before any photo was begun
+            say("terminated")
+            return TERMINATED
+
+
+def _run(args: argparse.Namespace) -> int:
     from runtime.bundle import Bundle
-    from runtime.upscaler import Upscaler
 
     begin = time.perf_counter()
+    if args.sample is not None and args.select != "all":
+        raise UsageError(f"--sample is one version, got --select {args.select}: leave one of them out")
     bundle = Bundle.open(args.bundle)
     scale = args.scale or float(bundle.manifest.scale)
-    wish = Wish(args.seed, args.samples, args.select, scale, args.quality, bundle.digest)
+    wish = Wish(
+        args.seed, args.samples, args.select, scale, args.quality, bundle.digest, args.sample, args.max_pixels
+    )
     jobs = plan_jobs(args.inputs, args.out, wish.scale, wish.seed, wish.parts, wish.pictures)
-    outcomes: list[Outcome] = []
-    interrupted = False
-    with Upscaler(
+    tasks = [_task(job, wish, args.skip_existing) for job in jobs]
+    waiting = [task for task in tasks if task.outcome.status != "skipped"]
+    facts: dict[str, Any] = {"device": None, "precision": None, "placement": None, "notes": []}
+    stop: KeyboardInterrupt | None = None
+
+    def settled(outcome: Outcome) -> None:
+        if args.json_lines:
+            emit_line({"type": "file", **vars(outcome)})
+
+    for task in tasks:
+        if task.outcome.status == "skipped":
+            settled(task.outcome)
+    targets = [job.target(part) for job in jobs for part in wish.parts]
+    if not waiting:
+        with _folder(jobs[0], args.out, targets):
+            pass  # nothing to write, but what a killed run left goes
+    else:
+        with _open(args, bundle) as upscaler:
+            say(f"{bundle.manifest.name} ({bundle.digest}) on {upscaler.device} in {upscaler.precision}")
+            try:
+                for task in waiting:
+                    task.pixels = header_pixels(task.job.source)
+                with (
+                    _folder(jobs[0], args.out, targets, make=True),
+                    photo_progress([task.pixels for task in waiting]) as meter,
+                ):
+                    Batch(wish, upscaler, meter, settled, overlap=args.max_memory is None).run(waiting)
+            except KeyboardInterrupt as signal:
+                stop = signal
+                how = "terminated" if isinstance(stop, Terminated) else "interrupted"
+                say(f"{how}; finished files stay, no partial file is left")
+            facts = {
+                "device": upscaler.device,
+                "precision": upscaler.precision,
+                "placement": upscaler.placement,
+                "notes": list(upscaler.notes),
+            }
+    outcomes = [task.outcome for task in tasks if task.begun or task.outcome.status == "skipped"]
+    counts = {
+        status: sum(outcome.status == status for outcome in outcomes)
+        for status in ("ok", "skipped", "failed")
+    }
+    seconds = time.perf_counter() - begin
+    report = {**_described(wish, bundle), **facts, "photos": len(tasks), **counts}
+    report |= {"interrupted": stop is not None, "seconds": round(seconds, 3)}
+    if args.json:
+        emit(report | {"files": [vars(outcome) for outcome in outcomes]})
+    if args.json_lines:
+        emit_line({"type": "summary", **report})
+    if len(tasks) > 1 or counts["skipped"]:
+        say(_summary(counts, len(tasks), seconds))
+    if stop is not None:
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    return FAILED if counts["failed"] else OK
+
+
+def _task(job: Job, wish: Wish, skip: bool) -> Task:
+    outcome = Outcome(str(job.source))
+    there = job.finished(wish.parts, wish.pictures) if skip else []
+    if there:
+        outcome.status = "skipped"
+        samples = dict(zip(wish.parts, wish.numbers, strict=True)) if wish.select == "all" else {}
+        found = {str(job.target(part)): samples.get(part) for part in there}  # one file may have been named
+        outcome.outputs = [{"path": path, "sample": sample} for path, sample in found.items()]
+    return Task(job, outcome)
+
+
+def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
+    from runtime.upscaler import Upscaler
+
+    limit = None
+    if args.max_memory is not None:
+        from runtime.errors import SettingError
+        from runtime.memory import parse_size
+
+        try:
+            limit = parse_size(args.max_memory)
+        except SettingError as error:
+            raise UsageError(f"--max-memory: {error}") from None
+    return Upscaler(
         bundle,
         device=args.device,
         precision=args.precision,
         threads=args.threads,
         tile=args.tile,
         color_fix=args.color_fix,
+        max_memory=limit,
         notify=say,
-    ) as upscaler:
-        say(f"{bundle.manifest.name} ({bundle.digest}) on {upscaler.device} in {upscaler.precision}")
-        try:
-            with progress_bar("upscaling") as update:
-                for number, job in enumerate(jobs, 1):
-                    label = f"{number}/{len(jobs)} {job.source.name}"
-                    outcomes.append(Outcome(str(job.source)))
-                    update(0, 1, label)
-                    _attempt(outcomes[-1], job, wish, upscaler, _labelled(update, label))
-        except KeyboardInterrupt:
-            interrupted = True
-            say("interrupted; finished files stay, no partial file is left")
-        device, precision, notes = upscaler.device, upscaler.precision, list(upscaler.notes)
-        placement = upscaler.placement
-    failed = sum(outcome.status == "failed" for outcome in outcomes)
-    if args.json:
-        emit(
-            {
-                "version": __version__,
-                "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
-                "device": device,
-                "precision": precision,
-                "placement": placement,
-                "notes": notes,
-                "seed": wish.seed,
-                "samples": wish.samples,
-                "select": wish.select,
-                "score": "niqe" if wish.select == "best" else None,
-                "scale": wish.scale,
-                "files": [vars(outcome) for outcome in outcomes],
-                "failed": failed,
-                "interrupted": interrupted,
-                "seconds": round(time.perf_counter() - begin, 3),
-            }
-        )
-    if interrupted:
-        return INTERRUPTED
-    if failed:
-        say(
-            f"{failed} of {len(jobs)} photos failed"
-            + ("" if failed == len(jobs) else "; the others are done")
-        )
-    return FAILED if failed else OK
-
-
-def _attempt(outcome: Outcome, job: Job, wish: Wish, upscaler: "Upscaler", update: Update) -> None:
-    """Work on one photo; whatever goes wrong with it is noted in the outcome and never stops the others."""
-    begin = time.perf_counter()
-
-    def note(message: str) -> None:
-        outcome.notes.append(message)
-        say(message)
-
-    try:
-        _upscale(outcome, job, wish, upscaler, note, update)
-        outcome.status = "ok"
-    except Exception as error:
-        if debugging():
-            raise
-        outcome.status, outcome.error = "failed", one_line(error)
-        say(
-            f"failed: {outcome.error}"
-            if str(job.source) in outcome.error
-            else f"failed: {job.source}: {outcome.error}"
-        )
-    finally:
-        outcome.seconds = round(time.perf_counter() - begin, 3)
-
-
-def _upscale(
-    outcome: Outcome, job: Job, wish: Wish, upscaler: "Upscaler", note: Callable[[str], None], update: Update
-) -> None:
-    from runtime.image import read_photo
-
-    photo = read_photo(job.source, notify=note)
-    versions = upscaler.up_photo(
-        photo,
-        seed=wish.seed,
-        samples=wish.samples,
-        scale=wish.scale,
-        progress=lambda done, total: update(done, total, None),
     )
-    if wish.select == "all":
-        for sample, version in enumerate(versions):
-            _write(outcome, job, wish, upscaler, version, sample, wish.parts[sample])
-    elif wish.select == "best":
-        score, sample, best = min(
-            ((_score(version), sample, version) for sample, version in enumerate(versions)), key=_first
-        )
-        _write(outcome, job, wish, upscaler, best, sample, wish.parts[sample], niqe=round(score, 4))
-    else:
-        from gdposr.sheet import contact_sheet
-        from runtime.image import Photo
-
-        labels = [f"seed {wish.seed} sample {sample}" for sample in range(wish.samples)]
-        sheet = Photo(contact_sheet([version.pixels for version in versions], labels))
-        _write(outcome, job, wish, upscaler, sheet, None, "_sheet")
 
 
-def _write(
-    outcome: Outcome,
-    job: Job,
-    wish: Wish,
-    upscaler: "Upscaler",
-    picture: "Photo",
-    sample: int | None,
-    part: str,
-    **scores: float,
-) -> None:
-    """Write one picture with what is needed to make it again. sample: None = all samples on one sheet."""
-    from runtime.image import write_photo
+@contextlib.contextmanager
+def _folder(job: Job, out: Path, targets: Sequence[Path], make: bool = False) -> Iterator[None]:
+    """The output folder, free of what killed runs left there."""
+    folder = out if job.exact is None else job.folder
+    if make:
+        with contextlib.suppress(OSError):  # each photo's own attempt reports it
+            folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, targets) as removed:
+        if removed:
+            say(f"removed {removed} temporary file{'s' * (removed > 1)} of a killed run")
+        yield
 
-    target = job.target(part)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    text = {
-        "Software": f"gdposr {__version__}",
-        "gdposr-seed": str(wish.seed),
-        "gdposr-sample": str(sample) if sample is not None else f"0-{wish.samples - 1}",
-        "gdposr-bundle": wish.digest,
-        "gdposr-precision": upscaler.precision,
+
+def _described(wish: Wish, bundle: "Bundle") -> dict[str, Any]:
+    """What a report says of the request."""
+    from runtime.score import NAME
+
+    return {
+        "version": __version__,
+        "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
+        "seed": wish.seed,
+        "samples": len(wish.numbers),
+        "sample": wish.only,  # null: all from 0
+        "select": wish.select,
+        "score": NAME if wish.select == "best" else None,
+        "scale": wish.scale,
     }
-    write_photo(target, picture, quality=wish.quality, text=text)
-    height, width = picture.pixels.shape[:2]
-    outcome.outputs.append(
-        {"path": str(target), "sample": sample, "width": width, "height": height, **scores}
-    )
 
 
-def _score(picture: "Photo") -> float:
-    """NIQE of the middle of a picture; lower is better."""
-    from runtime.niqe import niqe
-
-    height, width = picture.pixels.shape[:2]
-    top, left = max(0, (height - SCORED_SIDE) // 2), max(0, (width - SCORED_SIDE) // 2)
-    return niqe(picture.pixels[top : top + SCORED_SIDE, left : left + SCORED_SIDE])
-
-
-def _first(entry: tuple[float, int, "Photo"]) -> float:
-    return entry[0]
-
-
-def _labelled(update: Update, label: str) -> Update:
-    def relabel(done: int, total: int, text: str | None = None) -> None:
-        update(done, total, text or label)
-
-    return relabel
+def _summary(counts: dict[str, int], total: int, seconds: float) -> str:
+    """One line: what became of the photos."""
+    words = {"ok": "done", "skipped": "skipped, their outputs exist", "failed": "failed"}
+    parts = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
+    return f"{total} photos: {'; '.join(parts) or 'none done'} ({seconds:.1f} s)"
