@@ -37,7 +37,7 @@ VERBS: dict[str, ModuleType] = {
 FORWARDED: dict[str, ModuleType] = {"train": train, "distill": distill, "export": export, "coreml": coreml}
 
 EPILOG = """\
-exit codes: 0 done, 1 some inputs failed or a check did not hold, 2 could not start, 130 interrupted
+exit codes: 0 done, 1 some inputs failed or a check did not hold, 2 could not start, 130 interrupted, 143 terminated
 GDPOSR_DEBUG=1 shows tracebacks instead of one-line errors."""
 
 

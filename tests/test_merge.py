@@ -296,7 +296,7 @@ def test_large_weights_stand_in_one_file_beside_the_graph(tmp_path: Path) -> Non
 
 def test_half_precision_of_all_parts_keeps_its_floor(small: Source, graphs: dict[str, Path]) -> None:
     pair = OnnxPair(small.specs, graphs)
-    photos = samples(small, None, 2, seed=3, size=16)
+    photos = samples(small, 2, seed=3, size=16)
     feeds = {
         "encoder": [{"image": photo.lr[None]} for photo in photos],
         "generator": [pair.encode(photo.lr[None]) | {"noise": photo.noise[None]} for photo in photos],
