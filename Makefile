@@ -122,8 +122,8 @@ accuracy: $(DEV) ## quality gates and a report, on RealSR or else on open photos
 	$(RUN) -m gdposr accuracy "$(BUNDLE)" --check --coreml all $(if $(wildcard $(REALSR)/LR),--lr "$(REALSR)/LR" --hr "$(REALSR)/HR") \
 		$(if $(wildcard $(SQF_WEIGHTS)),--sqf-weights "$(SQF_WEIGHTS)") --report "$(or $(OUT),build/accuracy.html)" $(ARGS)
 
-bench: $(DEV) ## measure speed and memory, beside a peer where its files are present [PEER_NCNN=]
-	$(RUN) -m gdposr bench "$(BUNDLE)" $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") $(ARGS)
+bench: $(DEV) ## speed and memory, beside a peer where its files are present; build/bench.html [PEER_NCNN=]
+	$(RUN) -m gdposr bench "$(BUNDLE)" --device cpu --device openvino --picture 1000 --report build/bench.html --table build/bench.md $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") $(ARGS)
 
 clean: ## remove what was built; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

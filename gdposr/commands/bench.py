@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
 HELP = "measure speed and memory, also beside other models"
+LARGE_ROUNDS = 3
 
 COLUMNS = {
     "encoder": "encoder_ms",
@@ -74,6 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PARAM",
         help="another model, as ncnn .param with its .bin beside it",
     )
+    parser.add_argument(
+        "--picture",
+        type=whole_number(8, 4096),
+        action="append",
+        default=[],
+        metavar="SIDE",
+        help=f"also time whole pictures of this side, in {LARGE_ROUNDS} rounds; may be repeated",
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with tables and plots")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the times of whole pictures")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -112,12 +123,49 @@ def run(args: argparse.Namespace) -> int:
         },
         "peers": {name: {"ms": spread(times[name])} for name in peers},
         "ratios": ratios(times, contenders, list(peers)),
+        "pictures": [large_pictures(args, bundle, contenders, threads, side) for side in args.picture],
     }
+    write_reports(args, result)
     if args.json:
         emit(result)
     else:
         print(as_text(result))
     return OK
+
+
+def large_pictures(
+    args: argparse.Namespace, bundle: "Bundle", contenders: Sequence[Contender], threads: int, side: int
+) -> dict[str, Any]:
+    """Whole pictures of a side: ours in tiles through the whole pipeline, the peers in one piece."""
+    from runtime.upscaler import Upscaler
+
+    picture = test_picture(side)
+    calls: dict[str, Callable[[], object]] = {}
+    for one in contenders:
+        upscaler = Upscaler(bundle, device=one.device, precision=one.precision, threads=threads, check=False)
+        calls[one.label] = _bound(upscaler.up, picture)
+    peers = peer_calls(args.peer_onnx, args.peer_ncnn, threads, side)
+    say(f"whole pictures of {side}x{side}, {LARGE_ROUNDS} rounds")
+    times = measure(calls | peers, LARGE_ROUNDS, 0)
+    return {
+        "size": side,
+        "rounds": LARGE_ROUNDS,
+        "ms": {name: spread(values) for name, values in times.items()},
+        "ratios": {f"{ours} / {peer}": _ratio(times[ours], times[peer]) for ours in calls for peer in peers},
+    }
+
+
+def write_reports(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """The page and the table that were asked for."""
+    from gdposr.bench_report import markdown, page
+    from runtime.image import atomic_file
+
+    for path, text in ((args.report, page), (args.table, markdown)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as stream:
+                stream.write(text(result).encode())
+            say(f"the report: {path}")
 
 
 def choose(bundle: "Bundle", devices: Sequence[str], precisions: Sequence[str]) -> list[Contender]:
@@ -284,10 +332,23 @@ def as_text(result: dict[str, Any]) -> str:
         memory = "unknown" if peak is None else f"{peak:.0f} MB"
         rows.append((label, *(_shown(figures[column]) for column in COLUMNS.values()), memory))
     rows += [(name, "", "", _shown(peer["ms"]), "", "", "") for name, peer in result["peers"].items()]
+    for block in result["pictures"]:
+        for name, ms in block["ms"].items():
+            rows.append((f"{name}, {block['size']}x{block['size']}", "", "", "", "", _shown(ms), ""))
     lines += [
         table(rows),
         "",
-        table([("ratio", ""), *((name, f"{value:.3f}") for name, value in result["ratios"].items())]),
+        table(
+            [
+                ("ratio", ""),
+                *((name, f"{value:.3f}") for name, value in result["ratios"].items()),
+                *(
+                    (f"{name}, {block['size']}x{block['size']} picture", f"{value:.3f}")
+                    for block in result["pictures"]
+                    for name, value in block["ratios"].items()
+                ),
+            ]
+        ),
     ]
     return "\n".join(lines)
 
