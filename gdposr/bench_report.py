@@ -95,13 +95,13 @@ def plot(ms: Mapping[str, Mapping[str, float]], ours: Sequence[str]) -> str:
         parts.append(f'<text class="tick" x="{x:.1f}" y="13" text-anchor="middle">{10.0**power:g} ms</text>')
     for index, (name, row) in enumerate(ms.items()):
         y, end = 26 + ROW * index, at(row["median"])
-        kind = "s1" if name in ours else "s0"
+        colour = "#0072b2" if name in ours else "#c2500a"
         middle = y + ROW / 2 - 4
         parts += [
             f'<text x="{LEFT - 8}" y="{middle + 4:.1f}" text-anchor="end" font-size="12">{escape(name)}</text>',
-            f'<rect class="bar {kind}" x="{LEFT}" y="{y}" width="{end - LEFT:.1f}" height="{ROW - 8}" rx="2"/>',
+            f'<rect fill="{colour}" x="{LEFT}" y="{y}" width="{end - LEFT:.1f}" height="{ROW - 8}" rx="2"/>',
             f'<line stroke="currentColor" x1="{at(row["low"]):.1f}" x2="{at(row["high"]):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>',
-            f'<text x="{end + 6:.1f}" y="{middle + 4:.1f}" font-size="12">{row["median"]:.1f}</text>',
+            f'<text x="{at(row["high"]) + 6:.1f}" y="{middle + 4:.1f}" font-size="12">{row["median"]:.1f}</text>',
         ]
     return f'<svg viewBox="0 0 {WIDTH} {height}" width="100%" role="img" aria-label="milliseconds per picture">{"".join(parts)}</svg>'
 
