@@ -254,7 +254,7 @@ def _timed(
 ) -> "AccuracyReport":
     """The report with the median time of a whole picture in every ONNX row and every peer's, all taking turns. size: of an LR picture
     that the timed one, a square, is not to exceed."""
-    from gdposr.commands.bench import measure, own_calls, peer_calls
+    from gdposr.timing import measure, own_calls, peer_calls
 
     rule = bundle.manifest.size
     side = min(LARGEST, *size) // rule.multiple_of * rule.multiple_of
