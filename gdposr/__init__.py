@@ -19,7 +19,9 @@ __all__ = [
     "DeviceError",
     "GdposrError",
     "ImageError",
+    "OutOfMemory",
     "Photo",
+    "SettingError",
     "Upscaler",
     "__version__",
     "read_photo",
@@ -28,7 +30,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
-    from runtime.errors import BundleError, DeviceError, GdposrError, ImageError
+    from runtime.errors import BundleError, DeviceError, GdposrError, ImageError, OutOfMemory, SettingError
     from runtime.image import Photo, read_photo, write_photo
     from runtime.upscaler import Upscaler
 
@@ -38,7 +40,9 @@ _HOME = {
     "DeviceError": "runtime.errors",
     "GdposrError": "runtime.errors",
     "ImageError": "runtime.errors",
+    "OutOfMemory": "runtime.errors",
     "Photo": "runtime.image",
+    "SettingError": "runtime.errors",
     "Upscaler": "runtime.upscaler",
     "read_photo": "runtime.image",
     "write_photo": "runtime.image",
