@@ -1,80 +1,135 @@
-"""What `gdposr bench` measured as a table in Markdown and as a page with a plot."""
+"""What `gdposr bench` measured: as text, as a table in Markdown, and as a page with a plot for each size."""
 
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from gdposr.console import table
+
 WIDTH, LEFT, RIGHT, ROW = 760, 250, 90, 26  # of a plot, in its own units
+COLUMNS = {
+    "encoder": "encoder_ms",
+    "generator": "generator_ms",
+    "first sample": "first_sample_ms",
+    "further sample": "further_sample_ms",
+    "picture": "picture_ms",
+}
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    machine, bundle = result["machine"], result["bundle"]
+    flags = " ".join(flag if present else f"no-{flag}" for flag, present in machine["cpu_flags"].items())
+    lines = [
+        f"{bundle['name']} ({bundle['digest']}) on {result['device']}, {result['threads']} threads, "
+        f"{result['size']}x{result['size']} input, {result['rounds']} rounds",
+        f"{machine['cpu']}: {flags}; load {machine['load']}; {_versions(machine)}",
+        "",
+    ]
+    rows: list[tuple[str, ...]] = [("ms, median [quartiles]", *COLUMNS, "overhead", "peak memory")]
+    for label, figures in result["precisions"].items():
+        peak = figures["peak_memory_mb"]
+        memory = "unknown" if peak is None else f"{peak:.0f} MB"
+        shown = [_shown(figures[column]) for column in COLUMNS.values()]
+        rows.append((label, *shown, _percent(figures["overhead"]), memory))
+    rows += [(name, "", "", _shown(peer["ms"]), "", "", "", "") for name, peer in result["peers"].items()]
+    for block in result["pictures"]:
+        for name, ms in block["ms"].items():
+            share = _percent(block["overhead"].get(name))
+            rows.append((f"{name}, {_sides(block)}", "", "", "", "", _shown(ms), share, ""))
+    ratios = [(name, f"{value:.3f}") for name, value in all_ratios(result).items()]
+    return "\n".join([*lines, table(rows), "", table([("ratio of time", ""), *ratios])])
 
 
 def whole_pictures(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """By size: {"size", "ms": {name: median and quartiles}, "ratios"} of whole pictures, ours through the whole pipeline."""
+    """By size: whole pictures, ours through the whole pipeline. {"size", "rounds", "ms": {name: median and quartiles},
+    "overhead": {ours: the same}, "ratios"}."""
+    own, peers = result["precisions"], result["peers"]
+    ms = {name: row["picture_ms"] for name, row in own.items()}
+    ms |= {name: row["ms"] for name, row in peers.items()}
     first = {
         "size": result["size"],
-        "ms": {name: row["picture_ms"] for name, row in result["precisions"].items()}
-        | {name: row["ms"] for name, row in result["peers"].items()},
-        "ratios": {},
-    }
-    first["ratios"] = {
-        f"{ours} / {peer}": first["ms"][ours]["median"] / first["ms"][peer]["median"]
-        for ours in result["precisions"]
-        for peer in result["peers"]
+        "rounds": result["rounds"],
+        "ms": ms,
+        "overhead": {name: row["overhead"] for name, row in own.items()},
+        "ratios": result["picture_ratios"],
     }
     return [first, *result["pictures"]]
+
+
+def all_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """Of the model's calls, then of whole pictures of each size."""
+    return result["ratios"] | {
+        f"{name}, {_sides(block)} picture": value
+        for block in whole_pictures(result)
+        for name, value in block["ratios"].items()
+    }
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """A table per size: whole pictures, and how many times as fast as each peer."""
     lines = []
     for block in whole_pictures(result):
-        size, peers = block["size"], list(result["peers"])
+        head, *rows = picture_table(result, block)
         lines += [
-            f"Whole picture, {size}x{size} to {4 * size}x{4 * size}, {_conditions(result)}:",
+            f"{_heading(block)}, {_conditions(result)}, {block['rounds']} rounds:",
             "",
-            "| model | ms, median [quartiles] | " + "".join(f"times as fast as {peer} | " for peer in peers),
-            "|---|---|" + "---|" * len(peers),
+            f"| {' | '.join(head)} |",
+            "|---" * len(head) + "|",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
         ]
-        for name, ms in block["ms"].items():
-            ratios = (block["ratios"].get(f"{name} / {peer}") for peer in peers)
-            faster = "".join("- | " if ratio is None else f"{1 / ratio:.1f} | " for ratio in ratios)
-            lines.append(
-                f"| {name} | {ms['median']:.1f} [{ms['low']:.1f} {ms['high']:.1f}] | {faster}".rstrip()
-            )
-        lines.append("")
     return "\n".join(lines)
 
 
+def picture_table(result: Mapping[str, Any], block: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of a size's table, header first; a dash where something does not apply."""
+    peers = list(result["peers"])
+    head = ["model", "ms, median [quartiles]", "of fp32's time", "outside the model"]
+    rows = [[*head, *(f"times as fast as {peer}" for peer in peers)]]
+    for name, ms in block["ms"].items():
+        against = [value for pair, value in block["ratios"].items() if pair in _fp32_pairs(name)]
+        factors = (block["ratios"].get(f"{name} / {peer}") for peer in peers)
+        faster = ["-" if factor is None else f"{1 / factor:.1f}" for factor in factors]
+        share = _percent(block["overhead"].get(name)) or "-"
+        rows.append([name, _shown(ms), f"{against[0]:.2f}" if against else "-", share, *faster])
+    return rows
+
+
 def page(result: Mapping[str, Any]) -> str:
-    """The same as one HTML file that needs nothing else, with a plot per size."""
+    """The same as one HTML file that needs nothing else."""
     from calibration.page import document
 
     title = f"Speed: {result['bundle']['name']}"
-    note = f'<p class="note">{escape(_conditions(result))}; bundle {escape(result["bundle"]["digest"])}</p>'
+    machine = result["machine"]
+    facts = (
+        f"{_conditions(result)}; bundle {result['bundle']['digest']}; {machine.get('system', '')}, Python "
+        f"{machine.get('python', '')}, {_versions(machine)}"
+    )
     scale = (
-        "Milliseconds on a logarithmic scale, median; the thin line spans the quartiles. Shorter is faster."
+        "Milliseconds on a logarithmic scale, median; the thin line spans the quartiles. Shorter is faster. Ours from array to array, "
+        "tiles, noise and rounding included, the peers in their model alone and in one piece, which favours them. Outside the model: "
+        "the share of the time that is not spent in model calls."
     )
-    parts = [f"<header><h1>{escape(title)}</h1>{note}</header>"]
+    parts = [f'<header><h1>{escape(title)}</h1><p class="note">{escape(facts)}</p></header>']
     for block in whole_pictures(result):
-        size = block["size"]
+        head, *rows = picture_table(result, block)
         parts.append(
-            f"<h2>Whole picture, {size}x{size} to {4 * size}x{4 * size}</h2>"
-            f'<div class="card">{plot(block["ms"], ours=list(result["precisions"]))}'
-            f'<p class="note">{scale}</p></div>'
+            f'<h2>{_heading(block)}</h2><div class="card">{plot(block["ms"], ours=list(result["precisions"]))}'
+            f'<p class="note">{scale} {block["rounds"]} rounds.</p>{_html(head, rows)}</div>'
         )
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{value:.3f}</td></tr>"
-        for name, value in [
-            *result["ratios"].items(),
-            *(
-                (f"{name}, {block['size']}x{block['size']} picture", value)
-                for block in whole_pictures(result)
-                for name, value in block["ratios"].items()
-            ),
-        ]
-    )
+    figures = [
+        [name, *(_shown(row[column]) for column in COLUMNS.values())]
+        for name, row in result["precisions"].items()
+    ]
+    sides = _sides(whole_pictures(result)[0])
     parts.append(
-        f'<h2>Ratios of time</h2><div class="card"><table><tr><th>ratio</th><th></th></tr>{rows}</table></div>'
+        f'<h2>The two graphs at {sides}, ms</h2><div class="card">{_html(["model", *COLUMNS], figures)}</div>'
+    )
+    ratios = [[name, f"{value:.3f}"] for name, value in all_ratios(result).items()]
+    parts.append(
+        f'<h2>Ratios of time</h2><div class="card">{_html(["ratio", "median over the rounds"], ratios)}</div>'
     )
     return document(title, parts, script=False)
 
@@ -95,15 +150,52 @@ def plot(ms: Mapping[str, Mapping[str, float]], ours: Sequence[str]) -> str:
         parts.append(f'<text class="tick" x="{x:.1f}" y="13" text-anchor="middle">{10.0**power:g} ms</text>')
     for index, (name, row) in enumerate(ms.items()):
         y, end = 26 + ROW * index, at(row["median"])
-        colour = "#0072b2" if name in ours else "#c2500a"
+        series = "s1" if name in ours else "s0"
         middle = y + ROW / 2 - 4
         parts += [
             f'<text x="{LEFT - 8}" y="{middle + 4:.1f}" text-anchor="end" font-size="12">{escape(name)}</text>',
-            f'<rect fill="{colour}" x="{LEFT}" y="{y}" width="{end - LEFT:.1f}" height="{ROW - 8}" rx="2"/>',
+            f'<rect class="series {series}" x="{LEFT}" y="{y}" width="{end - LEFT:.1f}" height="{ROW - 8}" rx="2"/>',
             f'<line stroke="currentColor" x1="{at(row["low"]):.1f}" x2="{at(row["high"]):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>',
             f'<text x="{at(row["high"]) + 6:.1f}" y="{middle + 4:.1f}" font-size="12">{row["median"]:.1f}</text>',
         ]
     return f'<svg viewBox="0 0 {WIDTH} {height}" width="100%" role="img" aria-label="milliseconds per picture">{"".join(parts)}</svg>'
+
+
+def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    return (
+        f'<div class="wide tight"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _fp32_pairs(label: str) -> tuple[str, ...]:
+    """How a ratio to fp32 on the same device may be named: devices stand in labels where there are several."""
+    device, _, _ = label.rpartition(" ")
+    return f"{label} / fp32", f"{label} / {device} fp32"
+
+
+def _heading(block: Mapping[str, Any]) -> str:
+    return f"Whole picture, {_sides(block)} to {4 * block['size']}x{4 * block['size']}"
+
+
+def _sides(block: Mapping[str, Any]) -> str:
+    return f"{block['size']}x{block['size']}"
+
+
+def _shown(figure: Mapping[str, float]) -> str:
+    return f"{figure['median']:.1f} [{figure['low']:.1f} {figure['high']:.1f}]"
+
+
+def _percent(share: Mapping[str, float] | None) -> str:
+    return "" if share is None else f"{share['median']:.1%}"
+
+
+def _versions(machine: Mapping[str, Any]) -> str:
+    return " ".join(f"{name} {version}" for name, version in machine["packages"].items())
 
 
 def _conditions(result: Mapping[str, Any]) -> str:

@@ -2,19 +2,23 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr.console import UsageError, progress_bar, say
+from gdposr.overhead import Overhead, TimedPicture
 
 if TYPE_CHECKING:
     import numpy as np
 
     from runtime.bundle import Bundle
 
-Times = dict[str, list[float]]  # call -> milliseconds per round
+LEAST = 3  # rounds that a limit of time leaves
+LONG = 1.0  # seconds from which a call is not made twice: it dwarfs what its neighbour left in the caches
+
+Times = dict[str, list[float]]  # call -> milliseconds per round; "call overhead" -> share per round
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,6 @@ def own_calls(
 
     from runtime.backend import open_backend
     from runtime.noise import noise_field
-    from runtime.upscaler import Upscaler
 
     rule, noise = bundle.manifest.size, bundle.manifest.noise
     if size % rule.multiple_of or size < rule.minimum:
@@ -65,11 +68,10 @@ def own_calls(
     cells = size // noise.downscale
     grain = noise_field(0, 0, cells, cells, channels=noise.channels)[None]
     features = backend.encode(image)
-    upscaler = Upscaler(bundle, device=device, precision=precision, threads=threads, check=False)
     return {
         f"{label} encoder": lambda: backend.encode(image),
         f"{label} generator": lambda: backend.generate(features, grain),
-        f"{label} picture": lambda: upscaler.up(picture),
+        f"{label} picture": TimedPicture(bundle, device, precision, threads, picture),
     }
 
 
@@ -85,23 +87,51 @@ def peer_calls(
     return {name: bound(run, image) for name, run in load_peers(onnx_files, param, threads).items()}
 
 
-def measure(calls: dict[str, Callable[[], object]], rounds: int, warmup: int) -> Times:
-    """Milliseconds of every call in every round, the calls taking turns; each is made twice and timed once."""
+def measure(
+    calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int, limit: float | None = None
+) -> Times:
+    """Milliseconds of every call in every round, the calls taking turns; a short one is made twice and timed once.
+
+    limit: seconds after which no further round begins, unless fewer than `LEAST` are done; the first quarter ends the warm-up.
+    A call that gives back an `Overhead` has it noted beside its time.
+    """
     times: Times = {name: [] for name in calls}
-    with progress_bar("measuring") as update:
-        for round_number in range(warmup + rounds):
-            for name, call in calls.items():
+    took: dict[str, float] = {}
+    begin, done = time.perf_counter(), 0
+
+    def late(share: float) -> bool:
+        return limit is not None and time.perf_counter() - begin > share * limit
+
+    def one_round(update: Callable[[int, int, str | None], None], keep: bool) -> None:
+        for name, call in calls.items():
+            if took.get(name, 0.0) < LONG:
                 call()  # threads of the one before may still spin, and the caches hold its data
-                begin = time.perf_counter()
-                call()
-                if round_number >= warmup:
-                    times[name].append((time.perf_counter() - begin) * 1e3)
-            update(round_number + 1, warmup + rounds, None)
+            start = time.perf_counter()
+            result = call()
+            took[name] = time.perf_counter() - start
+            if keep:
+                times[name].append(took[name] * 1e3)
+                if isinstance(result, Overhead):
+                    times.setdefault(f"{name} overhead", []).append(result.share)
+        update(done + 1, warmup + rounds, None)
+
+    with progress_bar("measuring") as update:
+        for _ in range(warmup):
+            one_round(update, keep=False)
+            done += 1
+            if late(0.25):
+                break
+        for number in range(rounds):
+            if number >= LEAST and late(1.0):
+                break
+            one_round(update, keep=True)
+            done += 1
     return times
 
 
 def own_figures(times: Times, label: str) -> dict[str, Any]:
-    """first: encoder and generator; further: the generator alone, since the features are kept; picture: `Upscaler.up`."""
+    """first: encoder and generator; further: the generator alone, since the features are kept; picture: as `Upscaler.up`;
+    overhead: the share of it outside the model."""
     encoder, generator = times[f"{label} encoder"], times[f"{label} generator"]
     return {
         "encoder_ms": spread(encoder),
@@ -109,6 +139,7 @@ def own_figures(times: Times, label: str) -> dict[str, Any]:
         "first_sample_ms": spread(added(encoder, generator)),
         "further_sample_ms": spread(generator),
         "picture_ms": spread(times[f"{label} picture"]),
+        "overhead": spread(times[f"{label} picture overhead"]),
     }
 
 
@@ -129,6 +160,21 @@ def ratios(times: Times, contenders: Sequence[Contender], peers: Sequence[str]) 
                 result[f"{one.label} / {labels[other]}"] = ratio(first[one.label], first[labels[other]])
         for peer in peers:
             result[f"{one.label} / {peer}"] = ratio(first[one.label], times[peer])
+    return result
+
+
+def picture_ratios(
+    times: Times, calls: Mapping[str, str], contenders: Sequence[Contender], peers: Sequence[str]
+) -> dict[str, float]:
+    """Of whole pictures: every contender against fp32 on its own device and against the peers. calls: names in `times` by label."""
+    fp32 = {one.device: one.label for one in contenders if one.precision == "fp32"}
+    result = {}
+    for one in contenders:
+        base = fp32.get(one.device, one.label)
+        if base != one.label:
+            result[f"{one.label} / {base}"] = ratio(times[calls[one.label]], times[calls[base]])
+        for peer in peers:
+            result[f"{one.label} / {peer}"] = ratio(times[calls[one.label]], times[peer])
     return result
 
 

@@ -103,6 +103,13 @@ def test_bench_writes_a_table_and_a_page(gdposr: Any, toy_bundle: Path, tmp_path
     (large,) = json.loads(out)["pictures"]
     assert (large["size"], set(large["ms"])) == (40, {"fp32", "int8"})
     assert all(ms["low"] <= ms["median"] <= ms["high"] for ms in large["ms"].values())
+    assert large["rounds"] == 2
+    assert set(large["ratios"]) == {"int8 / fp32"}
+    shares = [
+        large["overhead"],
+        {name: row["overhead"] for name, row in json.loads(out)["precisions"].items()},
+    ]
+    assert all(0 < share["median"] < 1 for group in shares for share in group.values())
     text = lines.read_text()
     assert "32x32 to 128x128" in text
     assert "40x40 to 160x160" in text
@@ -110,21 +117,3 @@ def test_bench_writes_a_table_and_a_page(gdposr: Any, toy_bundle: Path, tmp_path
     html = page.read_text()
     assert html.count("<svg") == 2
     assert "http" not in html.replace("http-equiv", "")
-
-
-def test_the_page_says_how_many_times_faster() -> None:
-    from gdposr.bench_report import markdown, plot
-
-    ms = {
-        name: {"median": value, "low": value, "high": value}
-        for name, value in (("int8", 10.0), ("peer", 55.0))
-    }
-    result = {
-        "bundle": {"name": "toy", "digest": "0"}, "machine": {"cpu": "a <CPU>", "cpu_flags": {"avx2": True}, "load": 0.1},
-        "device": "cpu", "threads": 2, "size": 32, "precisions": {"int8": {"picture_ms": ms["int8"]}},
-        "peers": {"peer": {"ms": ms["peer"]}}, "ratios": {}, "pictures": [],
-    }  # fmt: skip
-    assert "| int8 | 10.0 [10.0 10.0] | 5.5 |" in markdown(result)
-    assert "| peer | 55.0 [55.0 55.0] | - |" in markdown(result)
-    drawn = plot({"a & b": ms["int8"]}, ours=["a & b"])
-    assert "a &amp; b" in drawn

@@ -2,7 +2,8 @@
 
 All contenders take turns in every round, so that a busy moment hits them alike, each once unmeasured and then
 measured, so that none pays for its neighbour's threads; figures are medians with quartiles, and ratios are
-medians over the rounds.
+medians over the rounds. Ours is timed from array to array, tiles, noise and rounding included, the peers in their model
+alone and in one piece, which favours them.
 """
 
 import argparse
@@ -11,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
-from gdposr.console import OK, emit, say, table, whole_number
+from gdposr.console import OK, emit, say, whole_number
+from gdposr.overhead import TimedPicture
 from gdposr.timing import (
+    LEAST,
     Contender,
-    bound,
     choose,
     measure,
     own_calls,
     own_figures,
     peak_memory,
     peer_calls,
-    ratio,
+    picture_ratios,
     ratios,
     spread,
     test_picture,
@@ -31,15 +33,7 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
 HELP = "measure speed and memory, also beside other models"
-LARGE_ROUNDS = 3
-
-COLUMNS = {
-    "encoder": "encoder_ms",
-    "generator": "generator_ms",
-    "first sample": "first_sample_ms",
-    "further sample": "further_sample_ms",
-    "picture": "picture_ms",
-}
+TIME_LIMIT = 60.0  # seconds for a size given with --picture, but at least `LEAST` rounds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SIDE",
-        help=f"also time whole pictures of this side, in {LARGE_ROUNDS} rounds; may be repeated",
+        help=f"also time whole pictures of this side, for {TIME_LIMIT:.0f} s or {LEAST} rounds; may be repeated",
     )
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with tables and plots")
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the times of whole pictures")
@@ -87,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gdposr.bench_report import as_text
     from gdposr.machine import describe_machine
     from runtime.bundle import Bundle
     from runtime.devices import usable_processors
@@ -121,6 +116,9 @@ def run(args: argparse.Namespace) -> int:
         },
         "peers": {name: {"ms": spread(times[name])} for name in peers},
         "ratios": ratios(times, contenders, list(peers)),
+        "picture_ratios": picture_ratios(
+            times, {one.label: f"{one.label} picture" for one in contenders}, contenders, list(peers)
+        ),
         "pictures": [large_pictures(args, bundle, contenders, threads, side) for side in args.picture],
     }
     write_reports(args, result)
@@ -134,22 +132,22 @@ def run(args: argparse.Namespace) -> int:
 def large_pictures(
     args: argparse.Namespace, bundle: "Bundle", contenders: Sequence[Contender], threads: int, side: int
 ) -> dict[str, Any]:
-    """Whole pictures of a side: ours in tiles through the whole pipeline, the peers in one piece."""
-    from runtime.upscaler import Upscaler
-
+    """Whole pictures of a side: ours in tiles through the whole pipeline, the peers in one piece. overhead: share outside the model."""
     picture = test_picture(side)
-    calls: dict[str, Callable[[], object]] = {}
-    for one in contenders:
-        upscaler = Upscaler(bundle, device=one.device, precision=one.precision, threads=threads, check=False)
-        calls[one.label] = bound(upscaler.up, picture)
+    calls: dict[str, Callable[[], object]] = {
+        one.label: TimedPicture(bundle, one.device, one.precision, threads, picture) for one in contenders
+    }
     peers = peer_calls(args.peer_onnx, args.peer_ncnn, threads, side)
-    say(f"whole pictures of {side}x{side}, {LARGE_ROUNDS} rounds")
-    times = measure(calls | peers, LARGE_ROUNDS, 0)
+    say(f"whole pictures of {side}x{side}, at most {args.rounds} rounds, about {TIME_LIMIT:.0f} s")
+    times = measure(calls | peers, args.rounds, args.warmup, TIME_LIMIT)
     return {
         "size": side,
-        "rounds": LARGE_ROUNDS,
-        "ms": {name: spread(values) for name, values in times.items()},
-        "ratios": {f"{ours} / {peer}": ratio(times[ours], times[peer]) for ours in calls for peer in peers},
+        "rounds": min(map(len, times.values())),
+        "ms": {name: spread(times[name]) for name in (*calls, *peers)},
+        "overhead": {name: spread(times[f"{name} overhead"]) for name in calls},
+        "ratios": picture_ratios(
+            times, {one.label: one.label for one in contenders}, contenders, list(peers)
+        ),
     }
 
 
@@ -164,46 +162,3 @@ def write_reports(args: argparse.Namespace, result: dict[str, Any]) -> None:
             with atomic_file(path) as stream:
                 stream.write(text(result).encode())
             say(f"the report: {path}")
-
-
-def as_text(result: dict[str, Any]) -> str:
-    """The result for a person."""
-    machine = result["machine"]
-    flags = " ".join(flag if present else f"no-{flag}" for flag, present in machine["cpu_flags"].items())
-    bundle = result["bundle"]
-    lines = [
-        f"{bundle['name']} ({bundle['digest']}) on {result['device']}, {result['threads']} threads, "
-        f"{result['size']}x{result['size']} input, {result['rounds']} rounds",
-        f"{machine['cpu']}: {flags}; load {machine['load']}; "
-        + " ".join(f"{name} {version}" for name, version in machine["packages"].items()),
-        "",
-    ]
-    rows: list[tuple[str, ...]] = [("ms, median [quartiles]", *COLUMNS, "peak memory")]
-    for label, figures in result["precisions"].items():
-        peak = figures["peak_memory_mb"]
-        memory = "unknown" if peak is None else f"{peak:.0f} MB"
-        rows.append((label, *(_shown(figures[column]) for column in COLUMNS.values()), memory))
-    rows += [(name, "", "", _shown(peer["ms"]), "", "", "") for name, peer in result["peers"].items()]
-    for block in result["pictures"]:
-        for name, ms in block["ms"].items():
-            rows.append((f"{name}, {block['size']}x{block['size']}", "", "", "", "", _shown(ms), ""))
-    lines += [
-        table(rows),
-        "",
-        table(
-            [
-                ("ratio", ""),
-                *((name, f"{value:.3f}") for name, value in result["ratios"].items()),
-                *(
-                    (f"{name}, {block['size']}x{block['size']} picture", f"{value:.3f}")
-                    for block in result["pictures"]
-                    for name, value in block["ratios"].items()
-                ),
-            ]
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def _shown(figure: dict[str, float]) -> str:
-    return f"{figure['median']:.1f} [{figure['low']:.1f} {figure['high']:.1f}]"
