@@ -24,7 +24,7 @@ from export.objectives import (
     structure_loss,
 )
 from export.recipe import DistillConfig
-from export.student import Student, load_student
+from export.student import Student, load_student, widened
 from training.perceptual import SqueezeFeatures, squared_feature_distance
 from training.validation import Validation
 
@@ -53,16 +53,16 @@ class Distiller:
             self._perceptual = torch.compile(self._feature_scores)
 
     def start_from(self, checkpoint: Path) -> dict[str, Any]:
-        """Take the weights of a student checkpoint; returns its provenance. Where its noise has other channels, which a teacher may
-        ask for, the convolution that takes the noise in begins anew."""
+        """Take the weights of a student checkpoint, widened where it is narrower; returns its provenance. Where its noise has other
+        channels, which a teacher may ask for, the convolution that takes the noise in begins anew."""
         earlier, provenance = load_student(checkpoint)
         wanted = self.config.student
-        if replace(earlier.config, noise_channels=wanted.noise_channels) != wanted:
-            raise ValueError(
-                f"{checkpoint} holds a student of shape {earlier.config}, expected {self.config.student}; set student.* to match"
-            )
-        state = earlier.state_dict()
-        if earlier.config.noise_channels != wanted.noise_channels:
+        noise_channels = earlier.config.noise_channels
+        try:
+            state = widened(earlier, replace(wanted, noise_channels=noise_channels)).state_dict()
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}; set student.* to match") from error
+        if noise_channels != wanted.noise_channels:
             state["generator.noise.weight"] = self.student.state_dict()["generator.noise.weight"]
         self.student.load_state_dict(state)
         self.average.load_state_dict(state)
@@ -75,7 +75,7 @@ class Distiller:
         c = self.config.student
 
         def sample(lr: Tensor, hr: Tensor, k: int) -> Tensor:
-            return self.average(lr, validation_noise(c, lr, k))
+            return self.average(lr, validation_noise(lr, k, c.noise_channels, c.fold))
 
         def plain(lr: Tensor) -> Tensor:
             return torch.pixel_shuffle(self.average.encoder(lr)[1], c.scale)

@@ -30,9 +30,9 @@ PICTURES = 4  # sampled at once in a comparison
 LOGGED = ("teacher_psnr", "diversity", "texture_diversity", "follows")
 
 
-def validation_noise(config: StudentConfig, lr: Tensor, k: int) -> Tensor:
+def validation_noise(lr: Tensor, k: int, channels: int, fold: int) -> Tensor:
     """Noise of sample k of validation pictures (n, 3, h, w)."""
-    shape = (len(lr), config.noise_channels, lr.shape[2] // config.fold, lr.shape[3] // config.fold)
+    shape = (len(lr), channels, lr.shape[2] // fold, lr.shape[3] // fold)
     return torch.randn(shape, generator=torch.Generator().manual_seed(k))
 
 
@@ -43,8 +43,9 @@ class Comparison:
 
     def __init__(self, teacher: Teacher, config: StudentConfig, lr: Tensor) -> None:
         self.lr = lr
-        self.noise = [validation_noise(config, lr, k) for k in range(SAMPLES)]
+        self.noise = [validation_noise(lr, k, teacher.noise_channels, teacher.fold) for k in range(SAMPLES)]
         self._teacher = self._pictures(teacher)
+        self.noise = [noise[:, : config.noise_channels] for noise in self.noise]
         agreement(zip(self._teacher, self._teacher, strict=True))
 
     @torch.no_grad()

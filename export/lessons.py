@@ -29,8 +29,8 @@ TURNS = 8  # flips and quarter turns of a square
 
 
 class Lesson(NamedTuple):
-    """A batch. lr: (n, 3, h, w), hr: (n, 3, 4h, 4w), samples: the teacher's, (2n, 3, 4h, 4w), of noise (2n, C, h/f, w/f); the first n
-    are first samples. Images float32 in [0, 1]."""
+    """A batch. lr: (n, 3, h, w), hr: (n, 3, 4h, 4w), samples: the teacher's, (2n, 3, 4h, 4w), of noise whose first channels are the
+    student's (2n, C, h/f, w/f); the first n are first samples. Images float32 in [0, 1]."""
 
     lr: Tensor
     hr: Tensor
@@ -52,14 +52,15 @@ def taught_lessons(
         noise = by_sample(row.noise)
         made = row.samples.numel() > 0
         samples = by_sample(row.samples) if made else teacher.samples(row.lr, noise, row.item.tolist())
-        yield Lesson(row.lr, row.hr, noise, from_bytes(samples))
+        own = noise[:, : config.student.noise_channels].contiguous()
+        yield Lesson(row.lr, row.hr, own, from_bytes(samples))
 
 
 class OnlineRows(Dataset[Row]):
-    """Item k of the training pairs with its noise, from `start` on."""
+    """Item k of the training pairs with its noise of so many channels, from `start` on."""
 
-    def __init__(self, pairs: PairDataset, config: DistillConfig, start: int = 0) -> None:
-        self.pairs, self.config, self.start = pairs, config, start
+    def __init__(self, pairs: PairDataset, config: DistillConfig, channels: int, start: int = 0) -> None:
+        self.pairs, self.config, self.channels, self.start = pairs, config, channels, start
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -67,20 +68,20 @@ class OnlineRows(Dataset[Row]):
     def __getitem__(self, index: int) -> Row:
         item = self.start + index
         lr, hr = self.pairs[item]
-        return Row(item, lr, hr, _noise(self.config, item, lr), torch.empty(0, dtype=torch.uint8))
+        noise = _noise(self.config, item, lr, self.channels)
+        return Row(item, lr, hr, noise, torch.empty(0, dtype=torch.uint8))
 
 
-def _noise(config: DistillConfig, item: int, lr: Tensor) -> Tensor:
-    student = config.student
-    height, width = (side // student.fold for side in lr.shape[-2:])
-    return item_noise(config.seed, item, (student.noise_channels, height, width))
+def _noise(config: DistillConfig, item: int, lr: Tensor, channels: int) -> Tensor:
+    height, width = (side // config.student.fold for side in lr.shape[-2:])
+    return item_noise(config.seed, item, (channels, height, width))
 
 
 class CachedRows(Dataset[Row]):
-    """The cache's items over and over, in an order that is a pure function of (seed, epoch)."""
+    """The cache's items over and over, in an order that is a pure function of (seed, epoch). channels: of the teacher's noise."""
 
-    def __init__(self, cache: TeacherCache, config: DistillConfig, start: int = 0) -> None:
-        self.cache, self.config, self.start = cache, config, start
+    def __init__(self, cache: TeacherCache, config: DistillConfig, channels: int, start: int = 0) -> None:
+        self.cache, self.config, self.channels, self.start = cache, config, channels, start
         self._order: tuple[int, Any] = (-1, None)  # of the epoch last asked for
 
     def __len__(self) -> int:
@@ -93,9 +94,8 @@ class CachedRows(Dataset[Row]):
             self._order = epoch, generator(c.seed, epoch, "cache order").permutation(self.cache.items)
         item = int(self._order[1][place])
         kept = self.cache.read(item)
-        row = Row(
-            item, from_bytes(kept["lr"]), from_bytes(kept["hr"]), _noise(c, item, kept["lr"]), kept["samples"]
-        )
+        noise = _noise(c, item, kept["lr"], self.channels)
+        row = Row(item, from_bytes(kept["lr"]), from_bytes(kept["hr"]), noise, kept["samples"])
         return turned(row, int(integers(c.seed, [position], 0, TURNS, "turn"))) if c.cache_turns else row
 
 
@@ -133,7 +133,8 @@ def lessons_of(
     if teacher is None:
         return photo_lessons(pairs(start), config, workers)
     if cache is None:
-        return taught_lessons(OnlineRows(pairs(), config, start), teacher, config, workers)
+        rows = OnlineRows(pairs(), config, teacher.noise_channels, start)
+        return taught_lessons(rows, teacher, config, workers)
     folder, items = cache
     kept = TeacherCache(folder, items, cache_facts(teacher, config, photos, data))
     if kept.missing():
@@ -145,5 +146,6 @@ def lessons_of(
                 last = time.monotonic()
                 log.info("cache %s: %d of %d items (%.2f items/s)", folder, done, total, rate)
 
-        kept.fill(OnlineRows(pairs(), config), teacher, workers=workers, on_progress=show)
-    return taught_lessons(CachedRows(kept, config, start), teacher, config, workers)
+        rows = OnlineRows(pairs(), config, teacher.noise_channels)
+        kept.fill(rows, teacher, workers=workers, on_progress=show)
+    return taught_lessons(CachedRows(kept, config, teacher.noise_channels, start), teacher, config, workers)

@@ -166,6 +166,30 @@ class Student(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+def widened(student: Student, config: StudentConfig) -> Student:
+    """A student of this shape, with more channels, that gives the same pictures as the earlier one (up to rounding).
+
+    As in Net2Net (Chen et al. 2016) training goes on instead of beginning anew. New channels begin at random, but what the old ones
+    read of them at zero. ValueError where the blocks differ or a channel would be lost."""
+    wider = Student(config)
+    more = ("width", "detail")
+    same = [name for name in student.config.to_dict() if name not in more]
+    if any(getattr(student.config, name) != getattr(config, name) for name in same) or any(
+        getattr(student.config, name) > getattr(config, name) for name in more
+    ):
+        raise ValueError(
+            f"a student of shape {student.config} cannot become one of {config}: {', '.join(same)} must be equal, "
+            f"{', '.join(more)} at least as large"
+        )
+    earlier = student.state_dict()
+    with torch.no_grad():
+        for name, values in wider.state_dict().items():  # they share their storage with the parameters
+            old = earlier[name]
+            values[: len(old)] = 0.0
+            values[tuple(slice(0, side) for side in old.shape)] = old
+    return wider
+
+
 def save_student(student: Student, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
     """Write model.safetensors and config.json. Both are written beside the folder first, so an error leaves an earlier student whole.
 

@@ -1,7 +1,7 @@
 """The teacher of a student: a frozen one-step model, called with the very noise that the student gets.
 
 A sample of the student can follow a sample of the teacher only if both come from one noise field, so the student's noise has the
-teacher's channels and cells. What the teacher gives is an 8-bit picture, whether it is made at this moment or was kept on disk.
+teacher's cells, and its channels or the first of them: of what the others decide the student can learn no more than the average. What the teacher gives is an 8-bit picture, whether it is made at this moment or was kept on disk.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ class Teacher:
 
     def check(self, student: StudentConfig, size: int) -> None:
         """ValueError where the student's noise or scale is not the teacher's, or the teacher cannot take `size` LR pixels a side."""
-        wanted = {"noise_channels": self.noise_channels, "fold": self.fold, "scale": self.model.scale}
+        wanted = {"fold": self.fold, "scale": self.model.scale}
+        if student.noise_channels > self.noise_channels:
+            wanted["noise_channels"] = self.noise_channels
         wrong = {name: value for name, value in wanted.items() if getattr(student, name) != value}
         if wrong:
             have = ", ".join(f"{name}={getattr(student, name)}" for name in wrong)

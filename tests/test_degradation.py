@@ -1,5 +1,7 @@
 """The degradation: kernels, each step alone, the published table, seeds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,24 @@ def test_resize_gives_the_size_asked_for(mode: str) -> None:
     assert D.resize(picture(), 17, 101, mode).shape == (3, 17, 101)
     flat = torch.full((3, 20, 30), 0.4)
     torch.testing.assert_close(D.resize(flat, 7, 50, mode), torch.full((3, 7, 50), 0.4))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_antialiasing_takes_away_a_pattern_that_aliases_without(mode: str) -> None:
+    stripes = (torch.arange(60) % 5 < 2).float().expand(3, 60, 60)
+    assert D.resize(stripes, 14, 14, mode).std() > 3 * D.resize(stripes, 14, 14, mode, antialias=True).std()
+
+
+def test_mild_pictures_alias_less_than_the_published_ones() -> None:
+    """Stripes finer than LR can hold become other stripes where nothing averages, and gray behind a lens."""
+    stripes = (torch.arange(256) % 5 < 2).float().expand(3, 256, 256)
+
+    def left(params: D.DegradationParams) -> float:
+        params = replace(params, first=replace(params.first, gaussian_prob=1.0, noise_range=(0.0, 0.0)))
+        pictures = [D.degrade(stripes, np.random.default_rng(k), params) for k in range(16)]
+        return float(np.median([p[:, 8:-8, 8:-8].std() for p in pictures]))
+
+    assert left(D.MILD) < 0.5 * left(replace(D.MILD, antialias=False))
 
 
 def test_resize_factor_stays_in_its_branch() -> None:

@@ -160,7 +160,7 @@ def test_init_starts_from_a_student_and_keeps_its_history(
     distill.train(TINY, photos, weights, tmp_path / "second", distill.Budget(steps=1), workers=0, init=begin)
     _, provenance = load_student(tmp_path / "second" / "student")
     assert [entry["steps"] for entry in provenance["history"]] == [2]
-    other = replace(TINY, student=replace(TINY.student, width=16))
+    other = replace(TINY, student=replace(TINY.student, width=4))
     third, budget = tmp_path / "third", distill.Budget(steps=1)
     with pytest.raises(ValueError, match="set student"):
         distill.train(other, photos, weights, third, budget, workers=0, init=begin)

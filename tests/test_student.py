@@ -1,6 +1,7 @@
 """The student: contract of its two graphs, receptive field, bicubic base, saving and loading."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
 from export import student as checkpoints  # noqa: E402  (after importorskip)
-from export.student import Student, StudentConfig, bicubic_weight, load_student, save_student  # noqa: E402  (after importorskip)
+from export.student import Student, StudentConfig, bicubic_weight, load_student, save_student, widened  # noqa: E402
 
 SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=4)
 
@@ -83,6 +84,23 @@ def test_default_student_keeps_its_budget() -> None:
 def test_wrong_settings_are_refused(values: dict) -> None:
     with pytest.raises(ValueError, match="student"):
         StudentConfig.from_dict(values)
+
+
+def test_widened_student_gives_the_same_pictures_and_learns_with_its_new_channels() -> None:
+    torch.manual_seed(0)
+    narrow = Student(SMALL)
+    wide = widened(narrow, replace(SMALL, width=SMALL.width + 4, detail=SMALL.detail + 2))
+    image = torch.rand(1, 3, 16, 16)
+    noise = torch.randn(1, SMALL.noise_channels, 8, 8)
+    torch.testing.assert_close(wide(image, noise), narrow(image, noise), atol=1e-6, rtol=0)
+    wide.generator.residual(*wide.encoder(image)[:1], noise).square().sum().backward()
+    for name, parameter in wide.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    fresh = wide.encoder.stem.weight.detach()[SMALL.width :]
+    assert fresh.abs().min() > 0
+    for wrong in ({"width": SMALL.width - 1}, {"encoder_blocks": SMALL.encoder_blocks + 1}):
+        with pytest.raises(ValueError, match="cannot become one of"):
+            widened(narrow, replace(SMALL, **wrong))
 
 
 def test_saved_student_comes_back_equal(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from calibration.diversity import agreement  # noqa: E402
 from calibration.onestep import restore  # noqa: E402
 from export import cache as caching  # noqa: E402
 from export import distill, fidelity, lessons, objectives  # noqa: E402
-from export.cache import TeacherCache, cache_facts  # noqa: E402
+from export.cache import TeacherCache, by_sample, cache_facts  # noqa: E402
 from export.lessons import CachedRows, OnlineRows, taught_lessons, turned  # noqa: E402
 from export.student import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.teacher import Teacher, fitted, from_bytes, item_noise, to_bytes  # noqa: E402
@@ -59,9 +59,10 @@ def teacher(run_folder: Path) -> Teacher:
     return Teacher.load(run_folder)
 
 
-def rows_of(photos: Path, config: distill.DistillConfig = TINY) -> OnlineRows:
+def rows_of(photos: Path, config: distill.DistillConfig = TINY, channels: int = 4) -> OnlineRows:
     training, _ = split_photos(find_images(photos), config.held_out)
-    return OnlineRows(PairDataset(PhotoSet(training), CropParams(config.crop), seed=config.seed), config)
+    pairs = PairDataset(PhotoSet(training), CropParams(config.crop), seed=config.seed)
+    return OnlineRows(pairs, config, channels)
 
 
 def cache_of(
@@ -149,9 +150,20 @@ def test_student_takes_the_shape_of_the_noise_from_the_teacher_unless_told_other
     assert fitted(StudentConfig(), wide, []) == {"noise_channels": 16}
     assert fitted(StudentConfig(), wide, ["student.noise_channels"]) == {}
     with pytest.raises(ValueError, match=r"--set student\.noise_channels=16"):
-        wide.check(StudentConfig(), 48)
+        wide.check(StudentConfig(noise_channels=17), 48)
     with pytest.raises(ValueError, match="multiple of 16"):
         wide.check(StudentConfig(noise_channels=16), 18)
+
+
+def test_student_with_fewer_noise_channels_gets_the_first_of_the_teachers(photos: Path) -> None:
+    wide = Teacher(tiny_model(channels=16), "wide")
+    wide.check(TINY.student, 16)
+    lesson = next(taught_lessons(rows_of(photos, channels=16), wide, TINY, workers=0))
+    whole = torch.stack([item_noise(TINY.seed, item, (16, 8, 8)) for item in range(TINY.batch)])
+    assert lesson.noise is not None and lesson.samples is not None
+    assert torch.equal(lesson.noise, by_sample(whole[:, :, :4]))
+    expected = wide.samples(lesson.lr, by_sample(whole), range(TINY.batch))
+    assert torch.equal(lesson.samples, from_bytes(expected))
 
 
 def test_digest_is_of_everything_a_sample_depends_on(run_folder: Path, teacher: Teacher) -> None:
@@ -188,10 +200,10 @@ def test_cache_holds_what_the_teacher_gives_online(teacher: Teacher, photos: Pat
         assert torch.equal(from_bytes(kept["hr"]), online.hr[item])
         for which in range(2):
             assert torch.equal(from_bytes(kept["samples"][which]), online.samples[4 * which + item])
-    cached = CachedRows(cache, config)
+    cached = CachedRows(cache, config, 4)
     order = [cached[k].item for k in range(8)]
     assert sorted(order[:4]) == sorted(order[4:]) == [0, 1, 2, 3]
-    assert [CachedRows(cache, config, start=3)[k].item for k in range(5)] == order[3:]
+    assert [CachedRows(cache, config, 4, start=3)[k].item for k in range(5)] == order[3:]
     for k in range(4):
         assert torch.equal(cached[k].noise, item_noise(TINY.seed, order[k], (4, 8, 8)))
 
@@ -285,8 +297,8 @@ def test_turns_move_pictures_samples_and_noise_alike() -> None:
 
 def test_turned_items_come_with_their_turned_noise(teacher: Teacher, photos: Path, tmp_path: Path) -> None:
     cache = cache_of(tmp_path / "cache", 2, teacher, photos)
-    rows = CachedRows(cache, replace(TINY, cache_turns=True))
-    plain = CachedRows(cache, TINY)
+    rows = CachedRows(cache, replace(TINY, cache_turns=True), 4)
+    plain = CachedRows(cache, TINY, 4)
     several = [(rows[k], plain[k]) for k in range(6)]
     assert any(not torch.equal(a.noise, b.noise) for a, b in several)
     for a, b in several:
@@ -535,7 +547,7 @@ def test_command_distils_and_names_what_is_wrong(
     capsys.readouterr()
     for wrong, message in (
         (["--teacher", str(tmp_path / "nowhere")], "no model at"),
-        (["--set", "student.noise_channels=4"], "--set student.noise_channels=16"),
+        (["--set", "student.noise_channels=20"], "--set student.noise_channels=16"),
         (cache[:2], "--cache and --cache-items belong together"),
         ([*cache, "--teacher", str(run_folder)], "made for something else"),
         (["--preset", "tiny"], "give the teacher no weight"),

@@ -44,6 +44,7 @@ class DegradationParams:
     final_sinc_prob: float
     final_kernel_size: int = 21
     scale: int = 4
+    antialias: bool = False  # of the bilinear and bicubic resizes; published without
 
 
 PAPER = DegradationParams(
@@ -72,11 +73,11 @@ PAPER = DegradationParams(
     final_sinc_prob=0.8,
 )
 
-MILD = DegradationParams(  # a good camera held too far away: blur, little noise, light compression
+MILD = DegradationParams(  # a good camera held too far away: its lens's blur, no aliasing, little noise, light compression
     first=StageParams(
-        kernel=KernelParams(size_range=(3, 21), sigma_range=(0.2, 2.5), sinc_prob=0.1),
+        kernel=KernelParams(size_range=(7, 21), sigma_range=(0.4, 3.4), sinc_prob=0.05),
         blur_prob=1.0,
-        resize_prob=(0.1, 0.3, 0.6),
+        resize_prob=(0.0, 0.3, 0.7),
         resize_range=(0.7, 1.2),
         gaussian_prob=0.5,
         noise_range=(0.5, 4.0),
@@ -96,6 +97,7 @@ MILD = DegradationParams(  # a good camera held too far away: blur, little noise
         jpeg_range=(92, 100),
     ),
     final_sinc_prob=0.2,
+    antialias=True,
 )
 
 
@@ -107,12 +109,15 @@ def blur(image: Tensor, kernel: np.ndarray) -> Tensor:
     return F.conv2d(padded, weight)[:, 0]
 
 
-def resize(image: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """Resize (3, h, w) to (3, height, width); mode is one of `RESIZE_MODES`. No antialiasing, as published: aliasing is part of it."""
+def resize(image: Tensor, height: int, width: int, mode: str, antialias: bool = False) -> Tensor:
+    """Resize (3, h, w) to (3, height, width); mode is one of `RESIZE_MODES`. antialias: as for a smaller
+    picture bilinear and bicubic should; the published ones do not. "area" averages anyway."""
     if mode not in RESIZE_MODES:
         raise ValueError(f"resize mode must be one of {RESIZE_MODES}, got {mode!r}")
     align = None if mode == "area" else False
-    return F.interpolate(image[None], size=(height, width), mode=mode, align_corners=align)[0]
+    return F.interpolate(
+        image[None], size=(height, width), mode=mode, align_corners=align, antialias=antialias and mode != "area"
+    )[0]
 
 
 def random_resize_factor(
@@ -184,6 +189,7 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
         max(1, int(hr.shape[1] * factor)),
         max(1, int(hr.shape[2] * factor)),
         str(rng.choice(RESIZE_MODES)),
+        params.antialias,
     )
     image = random_noise(image, rng, first)
     image = random_jpeg(image, rng, first)
@@ -192,14 +198,18 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
         image = blur(image, random_kernel(rng, second.kernel))
     factor = random_resize_factor(rng, second.resize_prob, second.resize_range)
     image = resize(
-        image, max(1, int(height * factor)), max(1, int(width * factor)), str(rng.choice(RESIZE_MODES))
+        image,
+        max(1, int(height * factor)),
+        max(1, int(width * factor)),
+        str(rng.choice(RESIZE_MODES)),
+        params.antialias,
     )
     image = random_noise(image, rng, second)
 
     jpeg_first = rng.random() < 0.5  # the last resize and sinc come before or after the last JPEG
     if jpeg_first:
         image = random_jpeg(image, rng, second)
-    image = resize(image, height, width, str(rng.choice(RESIZE_MODES)))
+    image = resize(image, height, width, str(rng.choice(RESIZE_MODES)), params.antialias)
     if rng.random() < params.final_sinc_prob:
         image = blur(image, sinc_kernel(params.final_kernel_size, rng.uniform(np.pi / 3, np.pi)))
     image = image.clamp(0, 1)
