@@ -30,18 +30,21 @@ from training.validation import Validation
 
 
 class Distiller:
-    """The models, their optimizers and one `step`."""
+    """The models, their optimizers and one `step`. Random numbers are drawn on the CPU, so they are the same for every device."""
 
-    def __init__(self, config: DistillConfig, features: SqueezeFeatures) -> None:
+    def __init__(
+        self, config: DistillConfig, features: SqueezeFeatures, device: str | torch.device = "cpu"
+    ) -> None:
         torch.manual_seed(config.seed)
-        self.config = config
-        self.student = Student(config.student).to(memory_format=torch.channels_last)
+        self.config, self.device = config, torch.device(device)
+        self.student = Student(config.student)
         self.average = Student(config.student).requires_grad_(False).eval()
         self.average.load_state_dict(self.student.state_dict())
-        self.discriminator = PatchDiscriminator(config.discriminator_width).to(
-            memory_format=torch.channels_last
-        )
-        self.features = features.to(memory_format=torch.channels_last)
+        self.average.to(self.device)
+        self.discriminator = PatchDiscriminator(config.discriminator_width)
+        self.features = features
+        for network in (self.student, self.discriminator, self.features):
+            network.to(device=self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
         )
@@ -75,13 +78,16 @@ class Distiller:
         c = self.config.student
 
         def sample(lr: Tensor, hr: Tensor, k: int) -> Tensor:
-            return self.average(lr, validation_noise(lr, k, c.noise_channels, c.fold))
+            noise = validation_noise(lr, k, c.noise_channels, c.fold)
+            return self.average(lr.to(self.device), noise.to(self.device))
 
         def plain(lr: Tensor) -> Tensor:
-            return torch.pixel_shuffle(self.average.encoder(lr)[1], c.scale)
+            return torch.pixel_shuffle(self.average.encoder(lr.to(self.device))[1], c.scale)
 
         values = validation(sample, step, plain)
-        return values if comparison is None else values | comparison(self.average)
+        if comparison is None:
+            return values
+        return values | comparison(lambda lr, noise: self.average(lr.to(self.device), noise.to(self.device)))
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -92,7 +98,7 @@ class Distiller:
         return {"student": self.optimizer, "discriminator": self.adversary}
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _feature_scores(self, samples: Tensor, *targets: Tensor) -> list[Tensor]:
         with self._autocast():
@@ -120,6 +126,8 @@ class Distiller:
         dy, dx = torch.randint(
             0, 8, (2,), generator=draw
         ).tolist()  # so that no loss sees the pixel-shuffle grid at a fixed phase
+        lr, hr, noise = (x.to(self.device) for x in (lr, hr, noise))
+        taught = None if taught is None else taught.to(self.device)
         with self._autocast():
             features, base = self.student.encoder(lr)
             residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), noise)
@@ -151,8 +159,9 @@ class Distiller:
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Losses, the gradient of their sum at the samples, and what the discriminator is to see (photos, samples).
 
-        teacher: its samples of the same noise. The adversary's gradient is scaled to a fixed share of that of pixel, structure and
-        teacher, so its strength does not depend on how steep the discriminator happens to be."""
+        teacher: its samples of the same noise. Where its samples as wholes have no weight, only its texture is followed: structure and
+        the amount of diversity are then asked of the photo. The adversary's gradient is scaled to a fixed share of that of pixel,
+        structure and teacher, so its strength does not depend on how steep the discriminator happens to be."""
         c = self.config
         n, side = len(hr), hr.shape[-1] - 8
         dy, dx = shift
@@ -161,21 +170,24 @@ class Distiller:
             return x[:, :, dy : dy + side, dx : dx + side].contiguous()
 
         fake, real = shifted(samples), shifted(hr)
+        leads = teacher is not None and c.teacher > 0
         near = {
             "pixel": (samples - hr.repeat(2, 1, 1, 1)).abs().mean(),
-            "structure": structure_loss(samples, hr, teacher),
+            "structure": structure_loss(samples, hr, teacher if leads else None),
         }
-        if teacher is not None:
+        if leads:
             near["teacher"] = (samples - teacher).abs().mean()
         anchor = _gradient(self._weighted(near), samples)
-        targets = [real] if teacher is None else [real, shifted(teacher[:n])]
+        targets = [real]
+        if teacher is not None and c.teacher_feature > 0:
+            targets.append(shifted(teacher[:n]))
         # of the first samples: same expectation, half the cost
         scores = self._perceptual(fake[:n], *targets)
         far = dict(zip(("feature", "teacher_feature"), scores, strict=False))
-        if teacher is None:
-            far["diversity"] = diversity_loss(samples, hr, c.texture_share)
-        else:
-            far["diversity"] = spread_loss(samples, teacher)
+        far["diversity"] = (
+            spread_loss(samples, teacher) if leads else diversity_loss(samples, hr, c.texture_share)
+        )
+        if teacher is not None:
             far["teacher_difference"] = difference_loss(samples, teacher)
         far["grid"] = grid_loss(samples, hr)
         pull = anchor + _gradient(self._weighted(far), samples)

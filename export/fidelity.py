@@ -49,8 +49,9 @@ class Comparison:
         agreement(zip(self._teacher, self._teacher, strict=True))
 
     @torch.no_grad()
-    def __call__(self, student: Student) -> dict[str, float]:
-        """teacher_psnr, diversity, texture_diversity and follows, see `calibration.diversity.Agreement`."""
+    def __call__(self, student: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """student: (lr, noise) -> samples, on any device. Returns teacher_psnr, diversity, texture_diversity and follows, see
+        `calibration.diversity.Agreement`."""
         found = agreement(zip(self._pictures(student), self._teacher, strict=True)).to_dict()
         return {name: found[name] for name in LOGGED}
 
@@ -62,7 +63,7 @@ class Comparison:
             )
             for noise in self.noise
         ]
-        levels = [(255 * sr).permute(0, 2, 3, 1).numpy() for sr in by_sample]
+        levels = [(255 * sr).permute(0, 2, 3, 1).cpu().numpy() for sr in by_sample]
         return [list(samples) for samples in zip(*levels, strict=True)]
 
 

@@ -1,7 +1,8 @@
 """The teacher of a student: a frozen one-step model, called with the very noise that the student gets.
 
 A sample of the student can follow a sample of the teacher only if both come from one noise field, so the student's noise has the
-teacher's cells, and its channels or the first of them: of what the others decide the student can learn no more than the average. What the teacher gives is an 8-bit picture, whether it is made at this moment or was kept on disk.
+teacher's cells, and its channels or the first of them: of what the others decide the student can learn no more than the average. What
+the teacher gives is an 8-bit picture, whether it is made at this moment or was kept on disk.
 """
 
 from __future__ import annotations

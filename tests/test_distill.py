@@ -11,12 +11,15 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
 from safetensors.torch import load_file, save_file  # noqa: E402  (after importorskip)
 
-from export import distill, objectives  # noqa: E402
+from export import distill, distillation, objectives  # noqa: E402
+from export.distiller import Distiller  # noqa: E402
+from export.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.student import load_student  # noqa: E402
 from training import perceptual, settings  # noqa: E402
+from training.budget import Budget  # noqa: E402
 from training.perceptual import LAYERS, SqueezeFeatures  # noqa: E402
 
-TINY = distill.PRESETS["tiny"]
+TINY = PRESETS["tiny"]
 
 
 def run(
@@ -26,10 +29,10 @@ def run(
     *,
     steps: int,
     resume: bool = False,
-    config: distill.DistillConfig = TINY,
+    config: DistillConfig = TINY,
 ) -> dict:
-    budget = distill.Budget(steps=steps)
-    return distill.train(config, photos, weights, out, budget, resume=resume, workers=0)
+    budget = Budget(steps=steps)
+    return distillation.train(config, photos, weights, out, budget, resume=resume, workers=0)
 
 
 def test_features_have_unit_length_and_the_named_layers(weights: Path) -> None:
@@ -108,8 +111,8 @@ def test_two_steps_give_the_recorded_losses(photos: Path, weights: Path, tmp_pat
     def record(step: int, progress: float, losses: dict[str, float]) -> None:
         seen.append(losses)
 
-    distill.train(
-        config, photos, weights, tmp_path / "run", distill.Budget(steps=2), workers=0, on_progress=record
+    distillation.train(
+        config, photos, weights, tmp_path / "run", Budget(steps=2), workers=0, on_progress=record
     )
     assert ["adversary" in losses for losses in seen] == [False, True]
     for losses, recorded in zip(seen, RECORDED, strict=True):
@@ -131,7 +134,7 @@ RECORDED: list[dict[str, float]] = [
 
 def test_adversary_pulls_with_its_share_of_the_pixel_gradient(weights: Path) -> None:
     config = replace(TINY, adversary=0.5, adversary_from=0.0, feature=0.0, diversity=0.0, grid=0.0)
-    distiller = distill.Distiller(config, SqueezeFeatures(weights))
+    distiller = Distiller(config, SqueezeFeatures(weights))
     draw = torch.Generator().manual_seed(0)
     samples, hr = (torch.rand(n, 3, 64, 64, generator=draw) for n in (4, 2))
     _, pull, _, _ = distiller._pull(samples.requires_grad_(True), hr, (0, 0), 0.5)
@@ -139,7 +142,7 @@ def test_adversary_pulls_with_its_share_of_the_pixel_gradient(weights: Path) -> 
     assert float((pull - anchor).norm() / anchor.norm()) == pytest.approx(0.5, rel=1e-3)
 
 
-def replace_adversary(distiller: distill.Distiller, weight: float) -> distill.Distiller:
+def replace_adversary(distiller: Distiller, weight: float) -> Distiller:
     distiller.config = replace(distiller.config, adversary=weight)
     return distiller
 
@@ -147,7 +150,7 @@ def replace_adversary(distiller: distill.Distiller, weight: float) -> distill.Di
 def test_dead_student_stops_the_run(
     photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill, "DEAD_BELOW", 1e6)
+    monkeypatch.setattr(distillation, "DEAD_BELOW", 1e6)
     with pytest.raises(FloatingPointError, match="noise has lost its effect"):
         run(tmp_path / "run", photos, weights, steps=2)
 
@@ -157,21 +160,52 @@ def test_init_starts_from_a_student_and_keeps_its_history(
 ) -> None:
     run(tmp_path / "first", photos, weights, steps=2)
     begin = tmp_path / "first" / "student"
-    distill.train(TINY, photos, weights, tmp_path / "second", distill.Budget(steps=1), workers=0, init=begin)
+    distillation.train(TINY, photos, weights, tmp_path / "second", Budget(steps=1), workers=0, init=begin)
     _, provenance = load_student(tmp_path / "second" / "student")
     assert [entry["steps"] for entry in provenance["history"]] == [2]
     other = replace(TINY, student=replace(TINY.student, width=4))
-    third, budget = tmp_path / "third", distill.Budget(steps=1)
+    third, budget = tmp_path / "third", Budget(steps=1)
     with pytest.raises(ValueError, match="set student"):
-        distill.train(other, photos, weights, third, budget, workers=0, init=begin)
+        distillation.train(other, photos, weights, third, budget, workers=0, init=begin)
+
+
+def test_device_is_a_gpu_where_there_is_one(
+    photos: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    used = []
+    monkeypatch.setattr(distill, "train", lambda *args, **more: used.append(more["device"]) or {})
+    common = ["--data", str(photos), "--perceptual-weights", str(weights), "--out", str(tmp_path / "run")]
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert distill.main([*common, "--steps", "1"]) == 0
+    assert used == ["cuda", "cpu"]
+    capsys.readouterr()
+    assert distill.main([*common, "--steps", "1", "--device", "cuda"]) == 2
+    assert "use --device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_student_learns_on_a_gpu_what_it_learns_on_a_cpu(photos: Path, weights: Path, tmp_path: Path) -> None:
+    config = replace(TINY, adversary_from=0.0)
+    found = []
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        distillation.train(config, photos, weights, out, Budget(steps=3), workers=0, device=device)
+        found.append(load_student(out / "student")[0].state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-3, rtol=1e-2)
 
 
 def test_resumed_run_equals_an_uninterrupted_one(photos: Path, weights: Path, tmp_path: Path) -> None:
     config = replace(TINY, adversary_from=0.0)
     whole = run(tmp_path / "whole", photos, weights, steps=6, config=config)
-    stopped = distill.Budget(steps=6)
+    stopped = Budget(steps=6)
     stopped.progress = lambda step: 1.0 if step == 3 else step / 6  # type: ignore[method-assign]
-    distill.train(config, photos, weights, tmp_path / "parts", stopped, workers=0)
+    distillation.train(config, photos, weights, tmp_path / "parts", stopped, workers=0)
     parts = run(tmp_path / "parts", photos, weights, steps=6, resume=True, config=config)
     assert whole["step"] == parts["step"] == 6
     a, b = (load_file(tmp_path / name / "state" / "state.safetensors") for name in ("whole", "parts"))
@@ -205,7 +239,7 @@ def test_run_folder_holds_config_log_samples_and_student(photos: Path, weights: 
     last = run(out, photos, weights, steps=2)
     assert (
         settings.from_dict(
-            distill.DistillConfig,
+            DistillConfig,
             {k: v for k, v in json.loads((out / "config.json").read_text()).items() if k != "data"},
         )
         == TINY
@@ -242,12 +276,10 @@ def test_settings_reach_the_config_and_mistyped_keys_are_refused() -> None:
             settings.with_settings(TINY, [wrong])
 
 
-@pytest.mark.parametrize("name", distill.PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_a_round_trip(name: str) -> None:
-    preset = distill.PRESETS[name]
-    assert (
-        settings.from_dict(distill.DistillConfig, json.loads(json.dumps(settings.to_dict(preset)))) == preset
-    )
+    preset = PRESETS[name]
+    assert settings.from_dict(DistillConfig, json.loads(json.dumps(settings.to_dict(preset)))) == preset
 
 
 def test_command_says_what_is_wrong(

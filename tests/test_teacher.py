@@ -19,12 +19,15 @@ from safetensors.torch import load_file  # noqa: E402
 from calibration.diversity import agreement  # noqa: E402
 from calibration.onestep import restore  # noqa: E402
 from export import cache as caching  # noqa: E402
-from export import distill, fidelity, lessons, objectives  # noqa: E402
+from export import distill, distillation, fidelity, lessons, objectives  # noqa: E402
 from export.cache import TeacherCache, by_sample, cache_facts  # noqa: E402
+from export.distiller import Distiller  # noqa: E402
 from export.lessons import CachedRows, OnlineRows, taught_lessons, turned  # noqa: E402
+from export.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.student import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.teacher import Teacher, fitted, from_bytes, item_noise, to_bytes  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402
+from training.budget import Budget  # noqa: E402
 from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos  # noqa: E402
 from training.model import OneStepModel  # noqa: E402
 from training.perceptual import SqueezeFeatures  # noqa: E402
@@ -32,7 +35,7 @@ from training.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: 
 from training.saving import save_merged  # noqa: E402
 from training.schedule import NoiseSchedule  # noqa: E402
 
-TINY = distill.PRESETS["tiny-teacher"]
+TINY = PRESETS["tiny-teacher"]
 
 
 def tiny_model(channels: int = 4, seed: int = 0) -> OneStepModel:
@@ -59,7 +62,7 @@ def teacher(run_folder: Path) -> Teacher:
     return Teacher.load(run_folder)
 
 
-def rows_of(photos: Path, config: distill.DistillConfig = TINY, channels: int = 4) -> OnlineRows:
+def rows_of(photos: Path, config: DistillConfig = TINY, channels: int = 4) -> OnlineRows:
     training, _ = split_photos(find_images(photos), config.held_out)
     pairs = PairDataset(PhotoSet(training), CropParams(config.crop), seed=config.seed)
     return OnlineRows(pairs, config, channels)
@@ -70,7 +73,7 @@ def cache_of(
     items: int,
     teacher: Teacher,
     photos: Path,
-    config: distill.DistillConfig = TINY,
+    config: DistillConfig = TINY,
     *,
     fill: bool = True,
     on_progress: Callable[[int, int, float], None] | None = None,
@@ -89,12 +92,12 @@ def run(
     teacher: Teacher | None,
     *,
     steps: int = 2,
-    config: distill.DistillConfig = TINY,
+    config: DistillConfig = TINY,
     cache: tuple[Path, int] | None = None,
     resume: bool = False,
 ) -> dict:
-    budget = distill.Budget(steps=steps)
-    return distill.train(
+    budget = Budget(steps=steps)
+    return distillation.train(
         config, photos, weights, out, budget, teacher=teacher, cache=cache, resume=resume, workers=0
     )
 
@@ -120,7 +123,7 @@ def test_teacher_and_student_get_the_same_noise(
     teacher: Teacher, photos: Path, weights: Path, seen: dict[str, torch.Tensor]
 ) -> None:
     lesson = next(taught_lessons(rows_of(photos), teacher, TINY, workers=0))
-    distiller = distill.Distiller(TINY, SqueezeFeatures(weights))
+    distiller = Distiller(TINY, SqueezeFeatures(weights))
     distiller.student.generator.noise.register_forward_pre_hook(
         lambda module, inputs: seen.update(student=inputs[0])
     )
@@ -160,7 +163,8 @@ def test_student_with_fewer_noise_channels_gets_the_first_of_the_teachers(photos
     wide.check(TINY.student, 16)
     lesson = next(taught_lessons(rows_of(photos, channels=16), wide, TINY, workers=0))
     whole = torch.stack([item_noise(TINY.seed, item, (16, 8, 8)) for item in range(TINY.batch)])
-    assert lesson.noise is not None and lesson.samples is not None
+    assert lesson.noise is not None
+    assert lesson.samples is not None
     assert torch.equal(lesson.noise, by_sample(whole[:, :, :4]))
     expected = wide.samples(lesson.lr, by_sample(whole), range(TINY.batch))
     assert torch.equal(lesson.samples, from_bytes(expected))
@@ -378,9 +382,9 @@ def test_resumed_run_equals_an_uninterrupted_one(
     config = replace(TINY, adversary_from=0.0, cache_turns=True)
     cache = (tmp_path / "cache", 5) if cached else None
     run(tmp_path / "whole", photos, weights, teacher, steps=4, config=config, cache=cache)
-    stopped = distill.Budget(steps=4)
+    stopped = Budget(steps=4)
     stopped.progress = lambda step: 1.0 if step == 2 else step / 4  # type: ignore[method-assign]
-    distill.train(
+    distillation.train(
         config, photos, weights, tmp_path / "parts", stopped, teacher=teacher, cache=cache, workers=0
     )
     run(tmp_path / "parts", photos, weights, teacher, steps=4, config=config, cache=cache, resume=True)
@@ -399,7 +403,7 @@ def test_resume_with_another_teacher_is_refused(
     with pytest.raises(ValueError, match=f"begun with the teacher {teacher.source}"):
         run(out, photos, weights, other, resume=True)
     with pytest.raises(ValueError, match="begun with the teacher"):
-        run(out, photos, weights, None, resume=True, config=distill.PRESETS["tiny"])
+        run(out, photos, weights, None, resume=True, config=PRESETS["tiny"])
 
 
 def test_resume_with_another_weight_of_the_teacher_or_cache_is_refused(
@@ -428,7 +432,7 @@ def test_resume_with_another_weight_of_the_teacher_or_cache_is_refused(
 def test_weights_teacher_and_cache_must_belong_together(
     teacher: Teacher, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
-    alone = distill.PRESETS["tiny"]
+    alone = PRESETS["tiny"]
     for config, given, cache, message in (
         (TINY, None, None, "give --teacher RUN"),
         (alone, teacher, None, "preset whose name ends in -teacher"),
@@ -438,6 +442,21 @@ def test_weights_teacher_and_cache_must_belong_together(
         with pytest.raises(ValueError, match=message):
             run(tmp_path / "run", photos, weights, given, config=config, cache=cache)
     assert not (tmp_path / "run").exists()
+
+
+def test_teacher_without_weight_on_whole_samples_leads_in_texture_alone(
+    teacher: Teacher, photos: Path, weights: Path
+) -> None:
+    """Then the photo alone says what the structure is and how much samples differ: equal losses for every teacher."""
+    config = replace(TINY, teacher=0.0, teacher_feature=0.0)
+    lesson = next(taught_lessons(rows_of(photos), teacher, config, workers=0))
+    assert lesson.samples is not None
+    other = lesson._replace(samples=lesson.samples.flip(0))
+    losses = [Distiller(config, SqueezeFeatures(weights)).step(x, 0, 0.0) for x in (lesson, other)]
+    assert not {"teacher", "teacher_feature"} & losses[0].keys()
+    for name in ("pixel", "structure", "feature", "diversity", "grid"):
+        assert losses[0][name] == losses[1][name], name
+    assert losses[0]["teacher_difference"] != losses[1]["teacher_difference"]
 
 
 def test_teacher_without_diversity_is_refused(photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -456,7 +475,7 @@ def test_init_with_other_noise_channels_keeps_all_but_the_noise_convolution(
     earlier = Student(TINY.student)
     save_student(earlier, tmp_path)
     config = replace(TINY, student=replace(TINY.student, noise_channels=16))
-    distiller = distill.Distiller(config, SqueezeFeatures(weights))
+    distiller = Distiller(config, SqueezeFeatures(weights))
     distiller.start_from(tmp_path)
     state, before = distiller.student.state_dict(), earlier.state_dict()
     assert state["generator.noise.weight"].shape[1] == 16

@@ -116,7 +116,11 @@ def resize(image: Tensor, height: int, width: int, mode: str, antialias: bool = 
         raise ValueError(f"resize mode must be one of {RESIZE_MODES}, got {mode!r}")
     align = None if mode == "area" else False
     return F.interpolate(
-        image[None], size=(height, width), mode=mode, align_corners=align, antialias=antialias and mode != "area"
+        image[None],
+        size=(height, width),
+        mode=mode,
+        align_corners=align,
+        antialias=antialias and mode != "area",
     )[0]
 
 

@@ -65,9 +65,17 @@ def save_run_model(
         _write_json(fresh / MODEL_FILE, document)
 
 
-def save_merged(model: OneStepModel, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+def save_merged(
+    model: OneStepModel,
+    folder: str | Path,
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write the whole model as a diffusers folder with model.json, in one step; adapters are merged into a copy in float32.
-    `load_model` gives the same model back."""
+    `load_model` gives the same model back, in float32; with dtype float16 its VAE and UNet are rounded to that.
+
+    ValueError where a weight does not fit the dtype."""
     document = {
         "format_version": FORMAT_VERSION,
         "kind": MERGED,
@@ -80,6 +88,8 @@ def save_merged(model: OneStepModel, folder: str | Path, provenance: Mapping[str
             part: Any = model.parts()[name]
             if hasattr(part, "merge_and_unload"):
                 part = merge(copy.deepcopy(part))
+            if dtype != torch.float32:
+                part = _narrowed(copy.deepcopy(part), dtype)
             part.to(memory_format=torch.contiguous_format)  # the only order safetensors knows
             part.save_pretrained(str(fresh / name), safe_serialization=True)
             config = read_json(fresh / name / "config.json")
@@ -93,6 +103,19 @@ def save_merged(model: OneStepModel, folder: str | Path, provenance: Mapping[str
             model.text.save(fresh)
         _write_json(fresh / SCHEDULER_FILE, model.schedule.to_config())
         _write_json(fresh / MODEL_FILE, document)
+
+
+def _narrowed(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    largest = torch.finfo(dtype).max
+    for name, value in part.state_dict().items():
+        if value.is_floating_point() and value.numel() and not value.abs().max() <= largest:
+            raise ValueError(
+                f"{name} holds values beyond {largest:g}, the largest of {dtype}: save it in float32"
+            )
+    for values in (*part.parameters(), *part.buffers()):
+        if values.is_floating_point():
+            values.data = values.data.to(dtype)
+    return part
 
 
 @contextmanager

@@ -11,6 +11,7 @@ STAGES = {
     "pretrain": Stage("training.main", "train", "the pocket base: a small VAE and latent diffusion UNet"),
     "naosd": Stage("training.main", "train", "the noise-aware one-step model on a base"),
     "gdpo": Stage("training.main", "train", "preference tuning of a finished naosd run"),
+    "merge": Stage("training.merging", "train", "write a run's model as one folder that stands alone"),
     "student": Stage(
         "export.distill",
         "train",
