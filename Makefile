@@ -33,7 +33,7 @@ WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill export export-onnx export-coreml verify-coreml accuracy bench clean FORCE
+.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -103,6 +103,39 @@ distill: $(DEV) ## distil a tuned one-step model to a student [TEACHER=run, DATA
 	$(RUN) -m gdposr distill --teacher "$(TEACHER)" --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" \
 		--out "$(or $(OUT),runs/student)" --minutes $(MINUTES) $(ARGS)
 
+# The whole chain, training/RUNBOOK.md. A stage that is finished stays, one that was stopped goes on where it was.
+CHAIN         = runs/chain
+CHAIN_MINUTES = 480
+WORKERS       = 1
+resumed       = $(if $(wildcard $(CHAIN)/$(1)/state),--resume)
+minutes       = --minutes $(shell awk 'BEGIN {print $(CHAIN_MINUTES) * $(1)}')
+STAGE         = --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" --workers $(WORKERS)
+
+chain: $(CHAIN)/pocket.gdposr/manifest.json ## everything: photos to a bundle in runs/chain [DATA=, CHAIN_MINUTES=480, WORKERS=]
+	@echo "bundle: $(CHAIN)/pocket.gdposr; teacher: $(CHAIN)/teacher; student: $(CHAIN)/student/student"
+
+$(CHAIN)/pretrain/model/model.json: | $(DEV)
+	$(RUN) -m gdposr train pretrain $(STAGE) --out $(CHAIN)/pretrain $(call minutes,0.12) $(call resumed,pretrain)
+
+$(CHAIN)/naosd/model/model.json: | $(CHAIN)/pretrain/model/model.json
+	$(RUN) -m gdposr train naosd --base $(CHAIN)/pretrain $(STAGE) --out $(CHAIN)/naosd $(call minutes,0.22) $(call resumed,naosd)
+
+$(CHAIN)/gdpo/model/model.json: | $(CHAIN)/naosd/model/model.json
+	$(RUN) -m gdposr train gdpo --base $(CHAIN)/naosd $(STAGE) --out $(CHAIN)/gdpo $(call minutes,0.06) $(call resumed,gdpo)
+
+$(CHAIN)/teacher/model.json: | $(CHAIN)/gdpo/model/model.json
+	$(RUN) -m gdposr train merge --model $(CHAIN)/gdpo --out $(CHAIN)/teacher --half
+
+$(CHAIN)/photos/student/config.json: | $(DEV)
+	$(RUN) -m gdposr train student $(STAGE) --out $(CHAIN)/photos $(call minutes,0.45) $(call resumed,photos)
+
+$(CHAIN)/student/student/config.json: | $(CHAIN)/teacher/model.json $(CHAIN)/photos/student/config.json
+	$(RUN) -m gdposr distill --preset pocket-texture --teacher $(CHAIN)/teacher --init $(CHAIN)/photos/student \
+		--cache $(CHAIN)/cache --cache-items 2048 $(STAGE) --out $(CHAIN)/student $(call minutes,0.15) $(call resumed,student)
+
+$(CHAIN)/pocket.gdposr/manifest.json: | $(CHAIN)/student/student/config.json
+	$(RUN) -m gdposr export --checkpoint $(CHAIN)/student/student --out $(CHAIN)/pocket.gdposr --targets onnx,coreml
+
 EXPORT = $(RUN) -m gdposr export --checkpoint "$(CHECKPOINT)"
 
 export: $(DEV) ## the built-in bundle: ONNX graphs and Core ML packages [CHECKPOINT=, OUT=bundle folder, ARGS=]
@@ -124,6 +157,11 @@ accuracy: $(DEV) ## quality gates and a report, on RealSR or else on open photos
 
 bench: $(DEV) ## speed and memory, beside a peer where its files are present; build/bench.html [PEER_NCNN=]
 	$(RUN) -m gdposr bench "$(BUNDLE)" --device cpu --device openvino --picture 1000 --report build/bench.html --table build/bench.md $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") $(ARGS)
+
+# The page leaves out the peer's pictures where its files are missing, and says so.
+gallery: $(DEV) ## docs/gallery.md and its pictures, from open photos, beside a peer where its files are present [PEER_NCNN=, OUT=folder, ARGS=]
+	$(RUN) -m gdposr.gallery --bundle "$(BUNDLE)" --out "$(or $(OUT),docs)" $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") \
+		$(if $(wildcard $(SQF_WEIGHTS)),--sqf-weights "$(SQF_WEIGHTS)") $(ARGS)
 
 clean: ## remove what was built; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Accuracy of a bundle on pairs of small and large photos: one row per method, measured alike.
 
-Rows: bicubic, folders of pictures made elsewhere, other models given as functions, the bundle in each
+Rows: bicubic, folders of pictures made elsewhere, other models given as functions or methods, the bundle in each
 precision, and whatever else it holds, given as methods. Everything is deterministic: seeds are arguments.
 """
 
@@ -138,26 +138,31 @@ def evaluate(
     """Measure a bundle (None: the built-in one) on all pairs of two folders.
 
     precisions: None = all the bundle has. folders: name -> pictures already enlarged. peers: name -> function
-    from (h, w, 3) uint8 to (H, W, 3) uint8. methods: further rows, such as the bundle's Core ML packages; those
-    of kind "model" take part in gates. extra_metrics: names of `perceptual`. budgets: row -> its limits. limit:
-    only the first pairs. pictures, machine: what the report is to say of them; pictures None = both folders. group:
-    picture name -> the photo that it is a crop of. observe is handed every picture, for a report's crops.
+    from (h, w, 3) uint8 to (H, W, 3) uint8. methods: further rows; those of kind "model", such as the bundle's Core
+    ML packages, stand last and take part in gates, others stand before the bundle's. extra_metrics: names of
+    `perceptual`. budgets: row -> its limits. limit: only the first pairs. pictures, machine: what the report is to
+    say of them; pictures None = both folders. group: picture name -> the photo that it is a crop of. observe is
+    handed every picture, for a report's crops.
     SettingError for rows, budgets or precisions that cannot be, ImageError for pictures that cannot be used.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
     chosen = measured_precisions(opened, precisions)
     sensitivity = read_rows(manifest.accuracy.get("sensitivity", {}))
-    models = [*chosen, *(method.name for method in methods if method.kind == "model")]
+    packages = [method for method in methods if method.kind == "model"]
+    models = [*chosen, *(method.name for method in packages)]
     _check_budgets(budgets or {}, models)
     pairs = find_pairs(lr_dir, hr_dir, limit)
     others = [folder_method(name, Path(folder), pairs) for name, folder in (folders or {}).items()]
     others += [peer_method(name, run) for name, run in (peers or {}).items()]
+    others += [method for method in methods if method.kind != "model"]
     reserved = ["bicubic", "LR", "HR", *chosen]
-    names = [method.name for method in (*others, *methods)]
+    names = [method.name for method in (*others, *packages)]
     clash = [name for name in names if name in reserved or names.count(name) > 1]
     if clash:
-        raise SettingError(f"two rows would be called {clash[0]!r}: give the folder or peer another name")
+        raise SettingError(
+            f"two rows would be called {clash[0]!r}: give the folder or other model another name"
+        )
     note = sqf.unavailable(sqf_weights)
     score = None if note or sqf_weights is None else sqf.scorer(sqf_weights)
     extra = perceptual.scorers(extra_metrics)
@@ -181,7 +186,7 @@ def evaluate(
             opened, device=device, precision=precision, threads=threads, color_fix=color_fix
         ) as upscaler:
             rows.append(measure(model_method(precision, upscaler, opened, seed)))
-    rows = compared([*rows, *(measure(method) for method in methods)])
+    rows = compared([*rows, *(measure(method) for method in packages)])
     return AccuracyReport(
         bundle={"name": manifest.name, "digest": opened.digest},
         scale=manifest.scale,

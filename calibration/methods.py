@@ -43,10 +43,10 @@ class Method:
     upscale: Callable[[str, np.ndarray], np.ndarray]
     samples: Callable[[np.ndarray, int], Sequence[np.ndarray]] | None = None
     parameters: int | None = None
-    bytes: int | None = None  # of the graph files
+    bytes: int | None = None  # of the files with graphs or weights
     device: str | None = None
     notes: tuple[str, ...] = ()
-    target: str = ""  # "onnx", "coreml"; empty for what is no model of the bundle
+    target: str = ""  # "onnx", "coreml"; "torch" for a trained one-step model; empty for everything else
     tiled: Callable[[np.ndarray], Tiled] | None = None
 
 
@@ -70,8 +70,14 @@ def folder_method(name: str, folder: Path, pairs: Sequence[Pair]) -> Method:
     return Method(name, "folder", lambda picture, lr: read_rgb(pictures[picture]))
 
 
-def peer_method(name: str, run: Callable[[np.ndarray], np.ndarray]) -> Method:
-    return Method(name, "peer", lambda picture, lr: run(lr))
+def peer_method(
+    name: str,
+    run: Callable[[np.ndarray], np.ndarray],
+    parameters: int | None = None,
+    bytes: int | None = None,
+) -> Method:
+    """Another model as a function from (h, w, 3) uint8 to (H, W, 3) uint8."""
+    return Method(name, "peer", lambda picture, lr: run(lr), parameters=parameters, bytes=bytes)
 
 
 def model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) -> Method:

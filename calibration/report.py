@@ -125,7 +125,13 @@ def _trade_offs(report: AccuracyReport) -> str:
             "milliseconds per picture",
             lambda ms: f"{ms:g}" if ms < 10 else f"{ms:.0f}",
         ),
-        _trade_off(report, metric, "bytes", "size of the graph files", lambda count: size_text(round(count))),
+        _trade_off(
+            report,
+            metric,
+            "bytes",
+            "size of the files with graphs or weights",
+            lambda count: size_text(round(count)),
+        ),
     ]
     drawn = "".join(figures)
     if not drawn:

@@ -67,7 +67,7 @@ class Row:
     device: str | None
     notes: tuple[str, ...]
     images: tuple[ImageScore, ...]
-    target: str = ""  # "onnx", "coreml"; empty for what is no model of the bundle
+    target: str = ""  # "onnx", "coreml"; "torch" for a trained one-step model; empty for everything else
     seam: float | None = None  # step at the borders of small tiles over steps beside them; 1: no seam
     extra: dict[str, float] = field(default_factory=dict)  # metric of `perceptual` -> mean
     intervals: dict[str, Interval] = field(

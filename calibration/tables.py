@@ -120,8 +120,8 @@ def _columns(report: AccuracyReport) -> list[tuple[str, str, list[str]]]:
         ("colour shift", "mean size of the shift from bicubic, with R G B below, 1/255", [_shift_cell(row) for row in rows]),
         ("checker\N{SOFT HYPHEN}board", "dB over neighbouring frequencies; near or below 0: none",
          [number(row.checkerboard, 1) for row in rows]),
-        ("para\N{SOFT HYPHEN}meters", "weights of both graphs", [_count_cell(row) for row in rows]),
-        ("size", "graph files", [_bytes(row) for row in rows]),
+        ("para\N{SOFT HYPHEN}meters", "weights of all graphs or networks", [_count_cell(row) for row in rows]),
+        ("size", "files with graphs or weights", [_bytes(row) for row in rows]),
         ("ms", "median wall time of one whole picture", [number(row.milliseconds, 1) for row in rows]),
         ("gates", "hover for the limits; the table below has them in full", [_ticks(report, row) for row in rows]),
     ]  # fmt: skip

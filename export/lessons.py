@@ -127,7 +127,12 @@ def lessons_of(
     def pairs(begin: int = 0) -> PairDataset:
         crop = CropParams(config.crop)
         return PairDataset(
-            PhotoSet(photos), crop, mild_share=config.mild_share, seed=config.seed, start=begin
+            PhotoSet(photos),
+            crop,
+            mild_share=config.mild_share,
+            variety=config.variety,
+            seed=config.seed,
+            start=begin,
         )
 
     if teacher is None:

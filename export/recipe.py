@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from export.student import StudentConfig
+from training.graphics import Variety
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,9 @@ class DistillConfig:
 
     student: StudentConfig = field(default_factory=StudentConfig)
     crop: int = 192  # HR pixels
-    mild_share: float = 0.4  # part of the pairs with the mild degradation, see training.degradation.MILD
+    mild_share: float = 0.7  # part of the pairs with the mild degradation, see training.degradation.MILD
+    graphics_share: float = 0.08  # part of the pictures that are drawn: text, patterns; see training.graphics
+    recolour_share: float = 0.3  # part of the photos in gray or other colours
     batch: int = 4  # LR pictures in a step; each gets two samples
     lr: float = 2.5e-4
     final_lr: float = 1e-5
@@ -22,11 +25,11 @@ class DistillConfig:
     discriminator_width: int = 32
     discriminator_every: int = 2  # steps between updates of the discriminator
     adversary_from: float = 0.2  # part of the run after which the adversary joins
-    pixel: float = 2.0
-    feature: float = 1.0
+    pixel: float = 1.0
+    feature: float = 4.0
     feature_layers: tuple[float, ...] = (1.0,) * 5  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
-    grid: float = 20.0  # against patterns at the period of the pixel shuffles
+    grid: float = 40.0  # against patterns at the period of the pixel shuffles
     diversity: float = 0.5
     texture_share: float = (
         0.3  # see objectives.diversity_loss; with a teacher its own diversity is the measure instead
@@ -37,7 +40,7 @@ class DistillConfig:
     teacher_feature: float = 0.0
     teacher_difference: float = 0.0  # L1 between what changes from sample to sample
     cache_turns: bool = False  # flips and quarter turns of cached items: more of them, but another teacher (see lessons.turned)
-    adversary: float = 0.15  # its gradient at the pixels, relative to that of pixel and structure together
+    adversary: float = 0.35  # its gradient at the pixels, relative to that of pixel and structure together
     ema: float = 0.999
     clip: float = 0.5  # largest norm of the gradient
     held_out: int = 16  # photos kept for validation
@@ -50,6 +53,11 @@ class DistillConfig:
             raise ValueError(f"precision must be bf16 or fp32, got {self.precision!r}")
         if self.crop % 8 or self.crop < 64:
             raise ValueError(f"crop must be a multiple of 8 of at least 64 HR pixels, got {self.crop}")
+        Variety(self.graphics_share, self.recolour_share)  # refuses what is no share
+
+    @property
+    def variety(self) -> Variety:
+        return Variety(self.graphics_share, self.recolour_share)
 
     @property
     def taught(self) -> bool:
@@ -72,11 +80,19 @@ def with_teacher(config: DistillConfig) -> DistillConfig:
     )
 
 
+def with_texture_of_teacher(config: DistillConfig) -> DistillConfig:
+    """The recipe of photos alone, and a teacher that leads only in what changes from sample to sample: its texture. For a teacher that
+    is behind the student in everything else."""
+    return replace(config, teacher_difference=2.0)
+
+
 POCKET = DistillConfig()
 TINY = DistillConfig(  # for tests: seconds on a CPU
     student=StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8),
     crop=64,
     mild_share=0.0,
+    graphics_share=0.0,
+    recolour_share=0.0,
     batch=2,
     warmup_steps=2,
     discriminator_width=8,
@@ -87,6 +103,7 @@ TINY = DistillConfig(  # for tests: seconds on a CPU
 PRESETS = {
     "pocket": POCKET,
     "pocket-teacher": with_teacher(POCKET),
+    "pocket-texture": with_texture_of_teacher(POCKET),
     "tiny": TINY,
     "tiny-teacher": with_teacher(TINY),
 }

@@ -27,7 +27,7 @@ CONFIG_FILE = "config.json"
 class StudentConfig:
     """Shape of the student. Spatial cells are `fold` LR pixels wide."""
 
-    width: int = 80  # channels of the trunk
+    width: int = 96  # channels of the trunk
     encoder_blocks: int = 3
     generator_blocks: int = 2
     detail: int = 32  # channels at LR resolution, before the last convolution

@@ -1,34 +1,80 @@
-"""Other super-resolution models run beside ours in the same benchmark: any ONNX file, or a plain ncnn network.
+"""Other super-resolution models run beside ours, in the benchmark and in accuracy's table: any ONNX file, or a plain ncnn network.
 
 An ncnn network of the SRVGG kind (realesr-general-x4v3) is timed in ncnn where that package is installed, and, rebuilt from
 the same weights, in ONNX Runtime where `onnx` is installed, so that two models can be compared in one and the same library.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gdposr.console import UsageError
 
+if TYPE_CHECKING:
+    from calibration.methods import Method
+
 Run = Callable[[np.ndarray], np.ndarray]  # (1, 3, h, w) float32 RGB in [0, 1] -> (1, 3, H, W) float32
 
 FLOAT16_TAG = 0x01306B47  # ncnn's mark in front of weights stored as float16; 0 = float32
+# Layers of ncnn without weights, of those that networks for pictures are made of.
+WEIGHTLESS = (
+    *(
+        "Input",
+        "Split",
+        "Slice",
+        "Crop",
+        "Padding",
+        "Concat",
+        "Flatten",
+        "Reshape",
+        "Permute",
+        "Noop",
+        "Dropout",
+    ),
+    *("BinaryOp", "UnaryOp", "Eltwise", "Interp", "PixelShuffle", "Reorg", "Pooling", "Clip", "Softmax"),
+    *("ReLU", "Sigmoid", "TanH", "Swish", "HardSwish", "HardSigmoid", "GELU", "Mish", "ELU"),
+)
 
 
-def load_peers(onnx_files: Sequence[Path], param: Path | None, threads: int) -> dict[str, Run]:
+@dataclass(frozen=True)
+class Peer:
+    """Another model, called as `Run`. None: not known. bytes: of its files, or of the graph in memory that they became."""
+
+    run: Run
+    parameters: int | None
+    bytes: int | None
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return self.run(image)
+
+
+def load_peers(onnx_files: Sequence[Path], param: Path | None, threads: int) -> dict[str, Peer]:
     """The models of --peer-onnx and --peer-ncnn by name; the ncnn one in every library that is installed."""
-    runs = {f"{file.stem} (onnx)": onnx_peer(file, threads) for file in onnx_files}
+    peers = {f"{file.stem} (onnx)": Peer(onnx_peer(file, threads), *onnx_size(file)) for file in onnx_files}
     if param is not None:
         if find_spec("ncnn") is None and find_spec("onnx") is None:
             raise UsageError("--peer-ncnn needs the package ncnn or onnx: pip install ncnn onnx")
+        weights = _weights_of(param)
+        parameters = count_ncnn(param)
         if find_spec("ncnn") is not None:
-            runs[f"{param.stem} (ncnn)"] = ncnn_peer(param, threads)
+            size = param.stat().st_size + weights.stat().st_size
+            peers[f"{param.stem} (ncnn)"] = Peer(ncnn_peer(param, threads), parameters, size)
         if find_spec("onnx") is not None:
-            runs[f"{param.stem} (onnx)"] = onnx_peer(ncnn_to_onnx(param), threads)
-    return runs
+            graph = ncnn_to_onnx(param)
+            peers[f"{param.stem} (onnx)"] = Peer(onnx_peer(graph, threads), parameters, len(graph))
+    return peers
+
+
+def peer_methods(peers: Mapping[str, Peer]) -> "list[Method]":
+    """Rows of an accuracy table."""
+    from calibration.methods import peer_method
+
+    return [peer_method(name, on_pictures(peer), peer.parameters, peer.bytes) for name, peer in peers.items()]
 
 
 def on_pictures(run: Run) -> Callable[[np.ndarray], np.ndarray]:
@@ -89,6 +135,55 @@ def ncnn_peer(param: Path, threads: int) -> Run:
     return run
 
 
+def onnx_size(file: Path) -> tuple[int | None, int | None]:
+    """(parameters, bytes) of an ONNX file and of the files beside it that its weights lie in; None without the package `onnx`, and for
+    ONNX Runtime's own format.
+
+    Parameters are the constants in floating point and the matrices and kernels in 8 bits, but for the factors of a Resize.
+    """
+    if find_spec("onnx") is None or file.suffix == ".ort":
+        return None, None
+    import onnx
+
+    graph = onnx.load(str(file), load_external_data=False).graph
+    factors = {
+        name for node in graph.node if node.op_type in ("Resize", "Upsample") for name in node.input[1:]
+    }
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            tensors.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
+    kinds = onnx.TensorProto
+    floats = (kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE)
+    octets = (kinds.INT8, kinds.UINT8)
+    axes = dict.fromkeys(floats, 1) | dict.fromkeys(octets, 2)  # with fewer: a scalar, a zero point
+    parameters = sum(
+        math.prod(tensor.dims)
+        for name, tensor in tensors.items()
+        if name not in factors and len(tensor.dims) >= axes.get(tensor.data_type, math.inf)
+    )
+    beside = {
+        item.value for tensor in tensors.values() for item in tensor.external_data if item.key == "location"
+    }
+    return parameters, sum(path.stat().st_size for path in (file, *(file.parent / name for name in beside)))
+
+
+def count_ncnn(param: Path) -> int | None:
+    """Weights and biases of an ncnn network as its .param states them; None where a layer of an unknown kind has some, perhaps."""
+    count = 0
+    for line in filter(None, map(str.split, param.read_text().splitlines()[2:])):
+        options = _options(line[4:])
+        if line[0] in ("Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise"):
+            count += int(options[6]) + int(options[0]) * int(options.get(5, "0"))
+        elif line[0] == "InnerProduct":
+            count += int(options[2]) + int(options[0]) * int(options.get(1, "0"))
+        elif line[0] == "PReLU":
+            count += int(options[0])
+        elif line[0] not in WEIGHTLESS:
+            return None
+    return count
+
+
 def ncnn_to_onnx(param: Path) -> bytes:
     """An SRVGG network (a chain of 3x3 convolutions and PReLU, pixel shuffle, plus the enlarged input) as an ONNX model."""
     from onnx import TensorProto, helper, numpy_helper
@@ -99,7 +194,7 @@ def ncnn_to_onnx(param: Path) -> bytes:
     tensor, shuffle, enlarge = "image", 0, 0
     for line in param.read_text().splitlines()[2:]:
         kind, name, _, _, *rest = line.split()
-        options = {int(key): value for key, _, value in (word.partition("=") for word in rest if "=" in word)}
+        options = _options(rest)
         if kind == "Convolution":
             weight, bias, offset = _convolution(data, offset, options)
             constants += [
@@ -151,6 +246,11 @@ def ncnn_to_onnx(param: Path) -> bytes:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(model.SerializeToString())
+
+
+def _options(words: Sequence[str]) -> dict[int, str]:
+    """The words KEY=VALUE at the end of a line of a .param file."""
+    return {int(key): value for key, _, value in (word.partition("=") for word in words if "=" in word)}
 
 
 def _convolution(data: bytes, offset: int, options: dict[int, str]) -> tuple[np.ndarray, np.ndarray, int]:

@@ -111,16 +111,28 @@ def test_antialiasing_takes_away_a_pattern_that_aliases_without(mode: str) -> No
     assert D.resize(stripes, 14, 14, mode).std() > 3 * D.resize(stripes, 14, 14, mode, antialias=True).std()
 
 
-def test_mild_pictures_alias_less_than_the_published_ones() -> None:
-    """Stripes finer than LR can hold become other stripes where nothing averages, and gray behind a lens."""
+def test_sharpening_overshoots_at_an_edge_and_leaves_flat_places_alone() -> None:
+    edge = torch.full((3, 32, 32), 0.25)
+    edge[..., 16:] = 0.75
+    got = D.sharpen(edge, 1.0, 1.0)
+    assert got[..., 15].max() < 0.2
+    assert got[..., 16].min() > 0.8
+    torch.testing.assert_close(got[..., :8], edge[..., :8], atol=1e-6, rtol=0)
+    torch.testing.assert_close(D.sharpen(edge, 1.0, 0.0), edge)
+
+
+def test_mild_pictures_alias_less_than_without_antialiasing() -> None:
+    """Stripes finer than LR can hold, behind a lens too sharp to blur them, become other stripes where nothing averages."""
     stripes = (torch.arange(256) % 5 < 2).float().expand(3, 256, 256)
 
-    def left(params: D.DegradationParams) -> float:
-        params = replace(params, first=replace(params.first, gaussian_prob=1.0, noise_range=(0.0, 0.0)))
+    def left(antialias: bool) -> float:
+        lens = replace(D.MILD.first.kernel, sigma_range=(0.2, 0.3))
+        first = replace(D.MILD.first, kernel=lens, gaussian_prob=1.0, noise_range=(0.0, 0.0))
+        params = replace(D.MILD, first=first, antialias=antialias, sharpen_prob=0.0)
         pictures = [D.degrade(stripes, np.random.default_rng(k), params) for k in range(16)]
         return float(np.median([p[:, 8:-8, 8:-8].std() for p in pictures]))
 
-    assert left(D.MILD) < 0.5 * left(replace(D.MILD, antialias=False))
+    assert left(True) < 0.5 * left(False)
 
 
 def test_resize_factor_stays_in_its_branch() -> None:

@@ -95,7 +95,8 @@ def test_widened_student_gives_the_same_pictures_and_learns_with_its_new_channel
     torch.testing.assert_close(wide(image, noise), narrow(image, noise), atol=1e-6, rtol=0)
     wide.generator.residual(*wide.encoder(image)[:1], noise).square().sum().backward()
     for name, parameter in wide.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
     fresh = wide.encoder.stem.weight.detach()[SMALL.width :]
     assert fresh.abs().min() > 0
     for wrong in ({"width": SMALL.width - 1}, {"encoder_blocks": SMALL.encoder_blocks + 1}):

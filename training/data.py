@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from training.degradation import MILD, PAPER, DegradationParams, degrade
+from training.graphics import Variety, draw_card, recoloured
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
     """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed, k).
 
     So any number of workers gives the same stream, and a resumed run goes on where it stopped by starting at a later k.
-    mild_share: part of the pairs, 0-1, that go through `MILD` instead of `degradation`.
+    mild_share: part of the pairs, 0-1, that go through `MILD` instead of `degradation`. variety: part that are drawn or recoloured.
     """
 
     def __init__(
@@ -153,12 +154,13 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         degradation: DegradationParams = PAPER,
         *,
         mild_share: float = 0.0,
+        variety: Variety = Variety(),  # noqa: B008  (frozen)
         seed: int = 0,
         start: int = 0,
         length: int = 1 << 40,
     ) -> None:
         self.photos, self.crop, self.degradation, self.mild_share = photos, crop, degradation, mild_share
-        self.seed, self.start, self.length = seed, start, length
+        self.variety, self.seed, self.start, self.length = variety, seed, start, length
 
     def __len__(self) -> int:
         return self.length
@@ -167,10 +169,17 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         """The pair with the photo it was cut from."""
         rng = np.random.default_rng([self.seed, self.start + index])
         path, photo = self.photos.read(int(rng.integers(len(self.photos))))
-        pixels = random_crop(photo, rng, self.crop)
+        pixels = self._varied(random_crop(photo, rng, self.crop), rng)
         hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
         mild = self.mild_share > 0 and rng.random() < self.mild_share
         return Pair(degrade(hr, rng, MILD if mild else self.degradation), hr, path)
+
+    def _varied(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.variety.graphics > 0 and rng.random() < self.variety.graphics:
+            return draw_card(rng, self.crop.size)
+        if self.variety.recolour > 0 and rng.random() < self.variety.recolour:
+            return recoloured(pixels, rng)
+        return pixels
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         pair = self.item(index)

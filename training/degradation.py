@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from training.kernels import KernelParams, random_kernel, sinc_kernel
+from training.kernels import KernelParams, gaussian_kernel, random_kernel, sinc_kernel
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 
@@ -45,6 +45,9 @@ class DegradationParams:
     final_kernel_size: int = 21
     scale: int = 4
     antialias: bool = False  # of the bilinear and bicubic resizes; published without
+    sharpen_prob: float = 0.0  # a camera's own sharpening before the last compression; published without
+    sharpen_sigma: tuple[float, float] = (0.7, 1.6)  # LR pixels
+    sharpen_amount: tuple[float, float] = (0.2, 1.6)
 
 
 PAPER = DegradationParams(
@@ -73,9 +76,10 @@ PAPER = DegradationParams(
     final_sinc_prob=0.8,
 )
 
-MILD = DegradationParams(  # a good camera held too far away: its lens's blur, no aliasing, little noise, light compression
+# A good camera held too far away: its lens's blur, no aliasing, little noise, its own sharpening, light compression.
+MILD = DegradationParams(
     first=StageParams(
-        kernel=KernelParams(size_range=(7, 21), sigma_range=(0.4, 3.4), sinc_prob=0.05),
+        kernel=KernelParams(size_range=(13, 21), sigma_range=(0.8, 5.0), sinc_prob=0.05),
         blur_prob=1.0,
         resize_prob=(0.0, 0.3, 0.7),
         resize_range=(0.7, 1.2),
@@ -91,13 +95,14 @@ MILD = DegradationParams(  # a good camera held too far away: its lens's blur, n
         resize_prob=(0.1, 0.1, 0.8),
         resize_range=(0.9, 1.1),
         gaussian_prob=0.5,
-        noise_range=(0.0, 2.0),
-        poisson_range=(0.0, 0.1),
+        noise_range=(0.0, 1.0),
+        poisson_range=(0.0, 0.05),
         gray_noise_prob=0.4,
         jpeg_range=(92, 100),
     ),
     final_sinc_prob=0.2,
     antialias=True,
+    sharpen_prob=0.6,
 )
 
 
@@ -107,6 +112,12 @@ def blur(image: Tensor, kernel: np.ndarray) -> Tensor:
     weight = torch.from_numpy(kernel).to(image.dtype)[None, None]  # (1, 1, k, k)
     padded = F.pad(image[:, None], (k, k, k, k), mode="replicate")  # (3, 1, h + 2k, w + 2k)
     return F.conv2d(padded, weight)[:, 0]
+
+
+def sharpen(image: Tensor, sigma: float, amount: float) -> Tensor:
+    """Unsharp mask, as cameras apply it: (3, h, w) plus amount times what a Gaussian of sigma pixels takes away; not clipped."""
+    size = 2 * max(1, round(3 * sigma)) + 1
+    return image + amount * (image - blur(image, gaussian_kernel(size, sigma)))
 
 
 def resize(image: Tensor, height: int, width: int, mode: str, antialias: bool = False) -> Tensor:
@@ -209,6 +220,9 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
         params.antialias,
     )
     image = random_noise(image, rng, second)
+    if params.sharpen_prob > 0 and rng.random() < params.sharpen_prob:
+        image = sharpen(image, rng.uniform(*params.sharpen_sigma), rng.uniform(*params.sharpen_amount))
+        image = image.clamp(0, 1)
 
     jpeg_first = rng.random() < 0.5  # the last resize and sinc come before or after the last JPEG
     if jpeg_first:

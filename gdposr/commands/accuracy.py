@@ -2,14 +2,15 @@
 
 Reported per precision: PSNR on Y, SSIM, NIQE, SQF where its weights are given, how much samples differ, whether tile borders show, and
 the time of one picture; metrics of pyiqa where they are asked for (--metric). Beside them stand bicubic enlargement, the bundle's Core
-ML packages (--coreml), other models (--peer-onnx, --peer-ncnn), and any method whose pictures lie in a folder (--sr NAME=DIR). Every
-difference to fp32 has its 95 % interval over the pictures; it is called a difference only where that excludes zero.
+ML packages (--coreml), trained one-step models (--onestep NAME=RUN), other models (--peer-onnx, --peer-ncnn), and any method whose
+pictures lie in a folder (--sr NAME=DIR). Every difference to fp32 has its 95 % interval over the pictures; it is called a difference
+only where that excludes zero.
 """
 
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,13 @@ from gdposr.console import FAILED, OK, UsageError, emit, progress_bar, say, tabl
 if TYPE_CHECKING:
     from calibration.accuracy import AccuracyReport, Row
     from calibration.crops import CropCollector
-    from calibration.statistics import Difference
+    from gdposr.onestep_rows import OneStepRow
     from runtime.bundle import Bundle
 
 HELP = "measure quality on pairs of small and large photos"
 ROUNDS, WARMUP = 7, 1
 OPEN_PAIRS = 24  # crops of the open photos, where no folders are given
 LARGEST = 128  # LR side in pixels of the timed picture
-SHOWN = {"psnr": ("PSNR", " dB", 3), "ssim": ("SSIM", "", 5), "sqf": ("SQF", "", 5), "niqe": ("NIQE", "", 4)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=DIR",
         help="another method's pictures; may be repeated",
+    )
+    add(
+        "--onestep",
+        action="append",
+        default=[],
+        metavar="NAME=RUN",
+        help="a trained one-step model, run in torch on the CPU: a training run, a base or a merged folder; may be repeated (needs the "
+        "extra `train`)",
     )
     add("--peer-onnx", type=Path, action="append", default=[], metavar="FILE", help="another model, as ONNX")
     add(
@@ -124,6 +132,7 @@ def _run(
 ) -> int:
     """Measure, time, show. pictures: what they are; group: picture name -> the photo that it is a crop of."""
     from calibration.report import CropCollector, table_rows, write_report
+    from gdposr.differences import difference_lines
     from gdposr.machine import describe_machine
     from runtime.devices import usable_processors
     from runtime.errors import ImageError
@@ -168,10 +177,12 @@ def _measured(
     from calibration.perceptual import wanted
     from gdposr.budgets import chosen_budgets
     from gdposr.coreml_rows import ROW, fitting_variants, open_methods
-    from gdposr.peers import load_peers, on_pictures
+    from gdposr.onestep_rows import onestep_methods, open_rows
+    from gdposr.peers import load_peers, peer_methods
     from runtime.bundle import Bundle
 
-    folders = dict(_named_folder(text) for text in args.sr)
+    folders = {name: Path(folder) for name, folder in (_named("--sr NAME=DIR", text) for text in args.sr)}
+    trained = [_named("--onestep NAME=RUN", text) for text in args.onestep]
     for folder in (args.lr, args.hr, *folders.values()):
         if not folder.is_dir():
             raise UsageError(f"{folder}: expected a folder of photos, there is none: check the path")
@@ -185,55 +196,32 @@ def _measured(
     variants = fitting_variants(bundle, args.coreml, sizes)
     names = [*measured_precisions(bundle, args.precision), *(ROW.format(variant) for variant in variants)]
     budgets = chosen_budgets(args, bundle, names, metrics)
-    runs = load_peers(args.peer_onnx, args.peer_ncnn, threads)
-    with open_methods(bundle, variants, args.seed) as methods, progress_bar("measuring") as update:
-        report = evaluate(
-            bundle,
-            args.lr,
-            args.hr,
-            precisions=args.precision,
-            device=args.device,
-            threads=args.threads,
-            seed=args.seed,
-            limit=args.limit,
-            folders=folders,
-            peers={name: on_pictures(peer) for name, peer in runs.items()},
-            methods=methods,
-            sqf_weights=args.sqf_weights,
-            extra_metrics=metrics,
-            budgets=budgets,
-            pictures=pictures,
-            group=group,
-            machine=machine,
-            progress=lambda done, total, row: update(done, total, f"measuring {row}"),
-            observe=crops,
-        )
-    return report if args.no_speed else _timed(args, bundle, report, threads, next(iter(sizes.values())))
-
-
-def difference_lines(report: "AccuracyReport") -> list[str]:
-    """For each row compared with fp32 a line per real difference, and one that names the metrics without."""
-    compared = [row for row in report.rows if row.differences]
-    lines = []
-    for row in compared:
-        lines += [
-            f"{row.name}: {_difference(metric, found)}"
-            for metric, found in row.differences.items()
-            if found.real
-        ]
-        equal = [_title(metric)[0] for metric, found in row.differences.items() if not found.real]
-        lines += [f"{row.name}: no difference in {', '.join(equal)}"] if equal else []
-    return [*lines, report.caution] if report.caution else lines
-
-
-def _difference(metric: str, found: "Difference") -> str:
-    title, unit, digits = _title(metric)
-    return f"{title} {found.mean:+.{digits}f}{unit} ({found.low:.{digits}f} to {found.high:.{digits}f})"
-
-
-def _title(metric: str) -> tuple[str, str, int]:
-    """Title, unit and digits."""
-    return SHOWN.get(metric, (metric.upper(), "", 4))
+    peers = peer_methods(load_peers(args.peer_onnx, args.peer_ncnn, threads))
+    with open_rows(trained, bundle.manifest.scale, threads) as onestep:
+        with open_methods(bundle, variants, args.seed) as packages, progress_bar("measuring") as update:
+            report = evaluate(
+                bundle,
+                args.lr,
+                args.hr,
+                precisions=args.precision,
+                device=args.device,
+                threads=args.threads,
+                seed=args.seed,
+                limit=args.limit,
+                folders=folders,
+                methods=[*peers, *onestep_methods(onestep, args.seed), *packages],
+                sqf_weights=args.sqf_weights,
+                extra_metrics=metrics,
+                budgets=budgets,
+                pictures=pictures,
+                group=group,
+                machine=machine,
+                progress=lambda done, total, row: update(done, total, f"measuring {row}"),
+                observe=crops,
+            )
+        if args.no_speed:
+            return report
+        return _timed(args, bundle, report, threads, next(iter(sizes.values())), onestep)
 
 
 def _checked_sizes(args: argparse.Namespace, scale: int) -> dict[str, tuple[int, int]]:
@@ -250,11 +238,17 @@ def _checked_sizes(args: argparse.Namespace, scale: int) -> dict[str, tuple[int,
 
 
 def _timed(
-    args: argparse.Namespace, bundle: "Bundle", report: "AccuracyReport", threads: int, size: tuple[int, int]
+    args: argparse.Namespace,
+    bundle: "Bundle",
+    report: "AccuracyReport",
+    threads: int,
+    size: tuple[int, int],
+    onestep: "Sequence[OneStepRow]",
 ) -> "AccuracyReport":
-    """The report with the median time of a whole picture in every ONNX row and every peer's, all taking turns. size: of an LR picture
-    that the timed one, a square, is not to exceed."""
-    from gdposr.timing import measure, own_calls, peer_calls
+    """The report with the median time of a whole picture in every ONNX row, every peer's and every one-step model's, all taking turns.
+    size: of an LR picture that the timed one, a square, is not to exceed."""
+    from gdposr.onestep_rows import onestep_calls
+    from gdposr.timing import measure, own_calls, peer_calls, test_picture
 
     rule = bundle.manifest.size
     side = min(LARGEST, *size) // rule.multiple_of * rule.multiple_of
@@ -265,6 +259,7 @@ def _timed(
             own = own_calls(bundle, row.device, row.name, threads, side)
             calls[row.name] = next(call for name, call in own.items() if name.endswith(" picture"))
     calls |= peer_calls(args.peer_onnx, args.peer_ncnn, threads, side)
+    calls |= onestep_calls(onestep, test_picture(side))
     if not calls:
         return report
     say(f"timing {side}x{side}, {args.rounds} rounds, {threads} threads")
@@ -284,8 +279,10 @@ def _flat(machine: dict[str, Any], threads: int) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if name != "packages" and value is not None}
 
 
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, separator, folder = text.partition("=")
-    if not (name and separator and folder):
-        raise UsageError(f"--sr expects NAME=DIR, got {text!r}")
-    return name, Path(folder)
+def _named(option: str, text: str) -> tuple[str, str]:
+    """NAME and what it stands for. option: with its form, such as --sr NAME=DIR."""
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
+        flag, form = option.split()
+        raise UsageError(f"{flag} expects {form}, got {text!r}")
+    return name, value

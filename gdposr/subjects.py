@@ -1,0 +1,187 @@
+"""What the gallery shows: open pictures, crops of them, and what somebody wrote after looking at the results.
+
+The photographs lie inside two packages and are read from there, never downloaded; the test card is drawn here, so its letters
+are known. After a new model: run `make gallery`, look, then rewrite `JUDGED`, `FAILURES` and `VERDICTS`, which stand first.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gdposr.console import UsageError
+
+# Verdicts hold for one bundle, so the page leaves them out where another one made its pictures.
+JUDGED: Final = "7c1a50b4dbd0c42c"  # digest of the bundle that was looked at
+FAILURES: Final = ("lights", "small-print", "fur", "petals", "grass", "gravel")  # under "Where it fails"
+VERDICTS: Final[dict[str, str]] = {
+    "face":
+        "Ours keeps the face and gains little: eyes and teeth stay soft, and fringes of colour remain along the collar. The "
+        "peer draws everything sharper and hardens the features.",
+    "handwriting":
+        "Ours keeps strokes and paper and blurs what is thinnest. The peer's lines are cleaner, its paper is polished smooth.",
+    "print":
+        "Ours darkens the large letters and leaves the compression's noise around them. The peer's are far crisper down to 32 "
+        "pixels; below that it makes up shapes, where ours reads no better than bicubic.",
+    "leaves":
+        "Ours gives a fine grain that runs in common streaks, as no tree does. The peer's clumps of leaves are more believable; "
+        "neither has the twigs.",
+    "cloth":
+        "Strap and folds are sharper than bicubic, with fringes of blue and red. The badge's letters are lost in all; the peer "
+        "draws a clean rim around a shape of its own.",
+    "building":
+        "Ours keeps more of the windows' lattice, which the peer simplifies; the peer's edges are cleaner. Neither has the rows "
+        "of tiles.",
+    "wall":
+        "Ours is nearest to the original: joints as wide and as bright as they were. The peer paints them white. On the bricks "
+        "ours has a faint regular pattern.",
+    "stars":
+        "The large galaxy gets a mottled disc with a hard edge; faint points survive dimmer. The peer's galaxy is right, its "
+        "points are drops.",
+    "lights":
+        "Ours dissolves the mast into a mesh, leaves blocks of compression in the sky and cuts the lamps' rays. The peer has a "
+        "clean sky and a mast, if a wrong one.",
+    "small-print":
+        "Ours smears each line into a dark band with noise around it; the first can be guessed, as in bicubic. The peer invents "
+        "letters, which is worse for whoever believes them.",
+    "fur":
+        "No hair comes back, only a faint grain, and the whiskers are gone; by figures worse than bicubic. The peer's is smooth "
+        "as porcelain.",
+    "petals":
+        "Ours breaks the petals' smooth shading into blotches and loses their rims near the centre. The peer keeps the shading.",
+    "grass":
+        "A rough texture that is not grass, by figures worse than bicubic. The peer is no better, and tints it.",
+    "gravel":
+        "Large stones get an outline, small ones turn to noise; bicubic scores better. The peer draws cracked mud.",
+}  # fmt: skip
+
+CROP: Final = 288  # HR pixels, so 72 of LR: three of them side by side fit a page pixel by pixel
+CARD: Final = (576, 288)  # height and width, HR pixels
+CARD_LINES: Final = ((56, "Harbour"), (40, "Quay 1874"), (32, "Fjord & Wax"), (24, "Sphinx, 30 % off?"),
+                     (20, "Black quartz: judge my vow"), (18, "a e o c s 3 8 B 6 0 D O Q"))  # fmt: skip
+SMALL_LINES: Final = (
+    (16, "The lamp is lit at half past six"), (14, "and put out when the last boat is in."),
+    (13, "Boats longer than 12 m pay 40 a day,"), (12, "those of 8 to 12 m 25; oars go free."),
+    (11, "Nets may dry on the north wall until noon."), (10, "Ask for the key at number 36, second floor,"),
+    (9, "or ring twice and wait for the keeper's dog."),
+)  # fmt: skip
+
+INSTALL: Final = {
+    "skimage": 'scikit-image: pip install "gdposr[demo]"',
+    "sklearn": 'scikit-learn: pip install scikit-learn, or "gdposr[export]", which brings it',
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open picture. path: below the packages, its first part names the package; None: the test card. credit: author, terms."""
+
+    credit: str
+    path: str | None = None
+
+
+ASTRONAUT = Source("Eileen Collins, NASA, public domain", "skimage/data/astronaut.png")
+BRICK = Source("CC0Textures, Bricks25, CC0", "skimage/data/brick.png")
+CAT = Source("Chelsea, Stefan van der Walt, CC0", "skimage/data/chelsea.png")
+GRASS = Source("linolafett, CC0", "skimage/data/grass.png")
+GRAVEL = Source("CC0Textures, Gravel04, CC0", "skimage/data/gravel.png")
+HANDWRITING = Source("Wikipedia, Corner.png, public domain", "skimage/data/text.png")
+HUBBLE = Source("Hubble eXtreme Deep Field, NASA, public domain", "skimage/data/hubble_deep_field.jpg")
+ROCKET = Source("SpaceX, public domain", "skimage/data/rocket.jpg")
+_CC_BY = "[CC BY 2.0](https://creativecommons.org/licenses/by/2.0/), cropped, reduced and enlarged"
+CHINA = Source(
+    f"[danielbuechele](https://www.flickr.com/photos/danielbuechele/6061409035/), {_CC_BY}",
+    "sklearn/datasets/images/china.jpg",
+)
+FLOWER = Source(
+    f"[vultilion](https://www.flickr.com/photos/vultilion/6056698931/), {_CC_BY}",
+    "sklearn/datasets/images/flower.jpg",
+)
+TEST_CARD = Source("drawn by the command with Pillow's own font")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A crop of a picture and what to look at in it. top, left, height, width: HR pixels. jpeg: quality that LR is compressed with,
+    None: not at all.
+    """
+
+    name: str
+    title: str
+    source: Source
+    top: int
+    left: int
+    jpeg: int | None
+    remark: str
+    height: int = CROP
+    width: int = CROP
+
+
+SUBJECTS: Final = (
+    Subject("face", "A face", ASTRONAUT, 0, 80, 90,
+            "A portrait; the face is 20 LR pixels wide. Look at the eyes and the teeth, and whether it is still the same person."),
+    Subject("handwriting", "Handwriting", HANDWRITING, 0, 100, None,
+            "Ink on paper, photographed at a slant. Look at thin strokes and at the paper's grain.", height=168),
+    Subject("print", "Print", TEST_CARD, 0, 0, 90,
+            "A test card: letters of 56 to 18 HR pixels, so the last line has 4 LR pixels. Look at the holes of a, e and 8, and at the "
+            "paper between the letters."),
+    Subject("leaves", "Leaves", CHINA, 136, 352, None,
+            "Trees by a lake, finer than LR can hold. Look at whether leaves have a direction of their own or one common grain."),
+    Subject("cloth", "Cloth", ASTRONAUT, 220, 60, None,
+            "Folds of a space suit, a strap, an embroidered badge. Look at the badge's rim and letters, and at the seams."),
+    Subject("building", "A building", CHINA, 40, 152, 90,
+            "A pavilion of the Summer Palace. Look at the railings, the rows of tiles and the edge against the sky."),
+    Subject("wall", "A brick wall", BRICK, 100, 100, None,
+            "Long straight joints, gray. Look at whether they stay as wide and as bright as they are."),
+    Subject("lights", "Lights at dusk", ROCKET, 136, 28, 90,
+            "The nearest to a night photo among these: a launch pad at dusk. Look at the lamps' rays, the lattice mast, and the sky, "
+            "which should be smooth."),
+    Subject("stars", "The night sky", HUBBLE, 272, 592, 90,
+            "Galaxies in Hubble's deep field. Look at which of the faint points survive, and at the black between them."),
+    Subject("small-print", "Small print", TEST_CARD, 288, 0, 90,
+            "The same card: letters of 16 to 9 HR pixels, 2 to 4 of LR. The last lines nobody can read in LR: look for "
+            "letters made up."),
+    Subject("fur", "Fur", CAT, 8, 60, 90,
+            "A cat's face. Look at the whiskers, the hair between eye and nose, and the pupil's edge."),
+    Subject("petals", "Petals", FLOWER, 96, 152, 90,
+            "A dahlia. Look at the petals' rims near the centre."),
+    Subject("grass", "Grass", GRASS, 100, 100, None,
+            "Blades thinner than one LR pixel, gray: LR does not say which way they run."),
+    Subject("gravel", "Gravel", GRAVEL, 100, 100, 90,
+            "Stones of 2 to 6 LR pixels, gray. Look at whether stones have one outline and faces."),
+)  # fmt: skip
+
+
+def open_picture(source: Source) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8, cut to multiples of 8 pixels."""
+    pixels = draw_card() if source.path is None else np.asarray(Image.open(_locate(source.path)))
+    height, width = (side // 8 * 8 for side in pixels.shape[:2])
+    return pixels[:height, :width]
+
+
+def draw_card() -> np.ndarray:
+    """The test card, (576, 288) uint8: lines of falling size, dark on light, the small ones in the lower half."""
+    height, width = CARD
+    card = Image.new("L", (width, height), 240)
+    pen = ImageDraw.Draw(card)
+    for top, lines in ((8, CARD_LINES), (height // 2 + 12, SMALL_LINES)):
+        for size, text in lines:
+            pen.text((12, top), text, fill=25, font=ImageFont.load_default(size))
+            top += round(1.3 * size) + 6 if lines is CARD_LINES else 38
+    return np.asarray(card)
+
+
+def _locate(path: str) -> Path:
+    """A file inside an installed package, which is not imported for it."""
+    package = path.partition("/")[0]
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"the gallery's {path} needs {INSTALL[package]}")
+    file = Path(spec.submodule_search_locations[0]).parent / path
+    if not file.is_file():
+        raise UsageError(f"expected {path} among the installed packages, there is none: get another version of "
+                         f"{INSTALL[package]}")  # fmt: skip
+    return file

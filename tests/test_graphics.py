@@ -1,0 +1,71 @@
+"""Drawn and recoloured training pictures: functions of their generator, in range, and of the kinds they are meant to be."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch", reason="needs the extra `train`")
+
+from training.data import CropParams, PairDataset, PhotoSet
+from training.graphics import Variety, draw_card, recoloured
+
+
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_cards_are_functions_of_the_generator_and_never_empty() -> None:
+    cards = [draw_card(rng(seed), 64) for seed in range(40)]
+    for seed, card in enumerate(cards):
+        assert card.shape == (64, 64, 3)
+        assert card.dtype == np.uint8
+        assert np.array_equal(card, draw_card(rng(seed), 64))
+    assert len({card.tobytes() for card in cards}) == 40
+    contrast = [np.ptp(card.astype(int), axis=(0, 1)).max() for card in cards]
+    assert np.mean(np.array(contrast) > 50) > 0.9
+
+
+def test_cards_come_in_gray_and_in_colour_and_with_smooth_edges() -> None:
+    cards = [draw_card(rng(seed), 64).astype(int) for seed in range(60)]
+    gray = [np.ptp(card, axis=2).max() <= 1 for card in cards]
+    assert 0.2 < np.mean(gray) < 0.8
+    plain = [len(np.unique(card.reshape(-1, 3), axis=0)) for card in cards]
+    assert min(plain) > 2, "edges that jump would alias before they are degraded"
+
+
+def test_recoloured_photos_are_gray_exchanged_or_more_saturated() -> None:
+    photo = rng(0).integers(60, 190, (16, 16, 3), dtype=np.uint8)
+    kinds = {"gray": 0, "exchanged": 0, "saturated": 0}
+    for seed in range(60):
+        made = recoloured(photo, rng(seed))
+        assert (made.shape, made.dtype) == (photo.shape, photo.dtype)
+        if np.ptp(made.astype(int), axis=2).max() == 0:
+            kinds["gray"] += 1
+        elif np.array_equal(np.sort(made, axis=2), np.sort(photo, axis=2)):
+            kinds["exchanged"] += 1
+        else:
+            assert np.ptp(made.astype(int), axis=2).mean() > np.ptp(photo.astype(int), axis=2).mean()
+            kinds["saturated"] += 1
+    assert all(count >= 6 for count in kinds.values()), kinds
+
+
+def test_shares_decide_how_many_pictures_are_no_plain_photos(tmp_path: Path) -> None:
+    Image.fromarray(np.full((96, 96, 3), (200, 90, 30), np.uint8)).save(tmp_path / "plain.png")
+    photos = PhotoSet([tmp_path / "plain.png"])
+
+    def plain(variety: Variety) -> float:
+        pairs = PairDataset(photos, CropParams(64), variety=variety, seed=1)
+        pictures = [(pairs[k][1].permute(1, 2, 0).numpy() * 255).round() for k in range(60)]
+        return float(np.mean([(p == (200, 90, 30)).all() for p in pictures]))
+
+    assert plain(Variety()) == 1.0
+    assert plain(Variety(graphics=1.0)) == 0.0
+    assert 0.3 < plain(Variety(graphics=0.5)) < 0.7
+    assert plain(Variety(recolour=1.0)) < 0.2  # exchanged channels may stay in their places
+
+
+def test_wrong_shares_are_refused() -> None:
+    with pytest.raises(ValueError, match="graphics_share must be from 0 to 1, got 2"):
+        Variety(graphics=2.0)

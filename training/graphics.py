@@ -1,0 +1,133 @@
+"""Training pictures that photos lack: text, line patterns and shapes in any colour, and photos in other colours or in gray.
+
+A student that sees photos alone tints the black and white of print and patterns, and shifts saturated colours. Every choice is
+drawn from the `numpy.random.Generator` that is passed in.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+FINE = 2  # a card is drawn this much larger and reduced, so that its edges are smooth
+LETTERS = string.ascii_letters + string.digits + ".,:;-+/()%&!?"
+
+
+@dataclass(frozen=True)
+class Variety:
+    """Shares of the training pictures, 0-1. graphics: drawn cards instead of photos; recolour: photos in other colours."""
+
+    graphics: float = 0.0
+    recolour: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, share in (("graphics", self.graphics), ("recolour", self.recolour)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}_share must be from 0 to 1, got {share}")
+
+
+def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: lines of text or a regular pattern, dark on light or in two random colours, on a plain ground or over
+    a soft gradient."""
+    paper, ink = _colours(rng)
+    kind = rng.choice(["text", "stripes", "checks", "rings", "strokes"], p=[0.5, 0.2, 0.1, 0.1, 0.1])
+    if kind == "text":
+        coverage = _text(rng, size)
+    elif kind == "strokes":
+        coverage = _strokes(rng, size)
+    else:
+        coverage = _pattern(rng, size, str(kind))
+    ground = paper + (_ramp(rng, size) if rng.random() < 0.3 else 0.0)
+    mixed = ground + coverage[..., None] * (ink - ground)
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def recoloured(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(h, w, 3) uint8 -> the same: in gray, with its channels exchanged, or more saturated."""
+    choice = rng.random()
+    if choice < 0.3:
+        gray = picture @ np.array([0.299, 0.587, 0.114])
+        return np.repeat(np.rint(gray).astype(np.uint8)[..., None], 3, axis=2)
+    if choice < 0.7:
+        return np.ascontiguousarray(picture[..., rng.permutation(3)])
+    mean = picture.mean(axis=2, keepdims=True)
+    return np.clip(np.rint(mean + rng.uniform(1.2, 2.5) * (picture - mean)), 0, 255).astype(np.uint8)
+
+
+def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Of ground and ink, float64 (3,): mostly grays far apart, else any two that are."""
+    while True:
+        if rng.random() < 0.5:
+            pair = np.repeat(rng.uniform(0, 255, (2, 1)), 3, axis=1)
+        else:
+            pair = rng.uniform(0, 255, (2, 3))
+        if np.abs(pair[0] - pair[1]).max() > 60:
+            return pair[0], pair[1]
+
+
+@lru_cache(maxsize=64)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _text(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Lines of random letters in one size, turned by a little or not at all."""
+    side = 2 * FINE * size  # room to turn
+    image = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(image)
+    em = int(FINE * np.exp(rng.uniform(np.log(10), np.log(64))))
+    step = round(em * rng.uniform(1.0, 1.6))
+    for top in range(0, side, step):
+        letters = rng.choice(list(LETTERS + 12 * " "), size=4 * side // em)
+        draw.text((-int(rng.integers(em)), top), "".join(letters), fill=255, font=_font(em))
+    if rng.random() < 0.5:
+        image = image.rotate(rng.uniform(-30, 30), Image.Resampling.BICUBIC)
+    start = (side - FINE * size) // 2
+    return _reduced(image.crop((start, start, start + FINE * size, start + FINE * size)), size)
+
+
+def _pattern(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
+    y, x = np.mgrid[: FINE * size, : FINE * size].astype(np.float32)
+    period = FINE * np.exp(rng.uniform(np.log(5), np.log(48)))
+    angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 1, 2)
+    along, across = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
+    duty = rng.uniform(0.2, 0.8)
+    if kind == "rings":
+        centre = rng.uniform(0, FINE * size, 2)
+        along = np.hypot(x - centre[0], y - centre[1])
+    on = (along / period + phase[0]) % 1 < duty
+    if kind == "checks":
+        other = (across / (period * rng.uniform(1, 3)) + phase[1]) % 1 < duty
+        on = on ^ other if rng.random() < 0.5 else on | other
+    return _reduced(Image.fromarray(255 * on.astype(np.uint8)), size)
+
+
+def _strokes(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Straight lines and ellipses of random widths, as in drawings and signs."""
+    image = Image.new("L", (FINE * size, FINE * size))
+    draw = ImageDraw.Draw(image)
+    for _ in range(int(rng.integers(4, 24))):
+        x0, x1, y0, y1 = np.sort(rng.uniform(-0.2, 1.2, (2, 2)) * FINE * size, axis=1).ravel().tolist()
+        width = int(FINE * rng.uniform(1, 8))
+        if rng.random() < 0.6:
+            ends = (x0, y0, x1, y1) if rng.random() < 0.5 else (x0, y1, x1, y0)
+            draw.line(ends, fill=255, width=width)
+        else:
+            draw.ellipse((x0, y0, x1 + 1, y1 + 1), outline=255, width=width)
+    return _reduced(image, size)
+
+
+def _reduced(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size) float64 in [0, 1]."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX), np.float64) / 255
+
+
+def _ramp(rng: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size, 3): a plane of up to 60 levels from edge to edge."""
+    place = np.linspace(-0.5, 0.5, size)
+    slope = rng.uniform(-60, 60, (2, 3))
+    return np.asarray(place[:, None, None] * slope[0] + place[None, :, None] * slope[1])
