@@ -15,6 +15,7 @@ from export.fidelity import Comparison, validation_noise
 from export.lessons import Lesson
 from export.objectives import (
     PatchDiscriminator,
+    colour_loss,
     difference_loss,
     discriminator_loss,
     diversity_loss,
@@ -174,6 +175,7 @@ class Distiller:
         near = {
             "pixel": (samples - hr.repeat(2, 1, 1, 1)).abs().mean(),
             "structure": structure_loss(samples, hr, teacher if leads else None),
+            "colour": colour_loss(samples, hr),
         }
         if leads:
             near["teacher"] = (samples - teacher).abs().mean()

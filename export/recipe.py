@@ -29,6 +29,7 @@ class DistillConfig:
     feature: float = 4.0
     feature_layers: tuple[float, ...] = (1.0,) * 5  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
+    colour: float = 4.0  # mean colour of a picture
     grid: float = 40.0  # against patterns at the period of the pixel shuffles
     diversity: float = 0.5
     texture_share: float = (

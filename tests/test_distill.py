@@ -89,6 +89,14 @@ def test_structure_loss_sees_low_frequencies_only() -> None:
     )
 
 
+def test_colour_loss_sees_a_tint_and_no_texture() -> None:
+    photo = torch.rand(2, 3, 32, 32)
+    texture = 0.1 * torch.tensor([1.0, -1.0]).repeat(16)
+    tint = torch.tensor([0.02, 0.0, -0.04])[:, None, None]
+    assert float(objectives.colour_loss(torch.cat([photo + texture, photo]), photo)) < 1e-6
+    assert float(objectives.colour_loss(torch.cat([photo + tint, photo]), photo)) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_grid_loss_sees_a_pattern_of_the_pixel_shuffle_and_not_texture() -> None:
     draw = torch.Generator().manual_seed(0)
     photo = torch.rand(2, 3, 96, 96, generator=draw)
@@ -120,14 +128,22 @@ def test_two_steps_give_the_recorded_losses(photos: Path, weights: Path, tmp_pat
 
 
 RECORDED: list[dict[str, float]] = [
-    {"pixel": 0.083657, "structure": 0.04623, "feature": 0.133874, "diversity": 1e-05, "grid": 0.006394},
     {
-        "pixel": 0.040013,
-        "structure": 0.018105,
-        "feature": 0.03962,
+        "pixel": 0.083657,
+        "structure": 0.04623,
+        "colour": 0.003366,
+        "feature": 0.133874,
+        "diversity": 1e-05,
+        "grid": 0.006394,
+    },
+    {
+        "pixel": 0.040019,
+        "structure": 0.0181,
+        "colour": 0.003288,
+        "feature": 0.039629,
         "diversity": 7e-06,
-        "grid": 0.006916,
-        "adversary": 0.032191,
+        "grid": 0.006963,
+        "adversary": 0.032194,
     },
 ]
 
