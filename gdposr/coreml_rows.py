@@ -139,6 +139,7 @@ class _PackageModel:
         import numpy as np
 
         from runtime.color import color_fix
+        from runtime.errors import ImageError
         from runtime.noise import noise_field
         from runtime.pixels import as_picture
         from runtime.tiling import pad_edge
@@ -156,6 +157,9 @@ class _PackageModel:
             cut = sr[:, : height * scale, : width * scale].astype(np.float32)
             fixed = color_fix(cut.transpose(1, 2, 0), rgb.transpose(1, 2, 0), self._manifest.color_fix)
             result = picture.empty(height * scale, width * scale)
-            picture.store(result, fixed.transpose(2, 0, 1), None)
+            if not picture.store(result, fixed.transpose(2, 0, 1), None):
+                raise ImageError(
+                    "a Core ML package gave values that are not numbers; `gdposr coreml verify` finds out which"
+                )
             results.append(result)
         return results

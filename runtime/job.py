@@ -148,7 +148,8 @@ class Job:
 
         def place(band: NDArray[Any], tile: Tile, output: Floats) -> None:
             columns = slice(tile.core.x0 * scale, tile.core.x1 * scale)
-            picture.store(band[:, columns], output, None, inside=True)
+            if not picture.store(band[:, columns], output, None):
+                raise self._not_numbers()
 
         return (band for _, band in self._rows(sample, canvas, place))
 
@@ -188,7 +189,11 @@ class Job:
 
         def place(strip: Floats, tile: Tile, output: Floats) -> None:
             start = tile.core.x0 * scale
-            paste(strip, output, start, min(shared, start))
+            low, high = float(output.min()), float(output.max())  # either is NaN where a value is
+            if not math.isfinite(low + high):
+                raise self._not_numbers()
+            clipped = output if low >= 0.0 and high <= 1.0 else np.clip(output, 0.0, 1.0)
+            paste(strip, clipped, start, min(shared, start))
 
         pending: Floats | None = None  # rows that the next row of tiles also computes
         for (row, below), strip in self._rows(sample, canvas, place):
@@ -244,7 +249,7 @@ class Job:
                 yield row, target
 
     def _core(self, tile: Tile, sample: int, backend: Backend, gate: AbstractContextManager[Any]) -> Floats:
-        """The model's output for a tile's core: (3, h, w) float32 in [0, 1]."""
+        """The model's output for a tile's core: (3, h, w) float32, as it comes."""
         noise, scale = self._manifest.noise, self._manifest.scale
         padded, core = tile.padded, tile.core
         cells = [v // noise.downscale for v in (padded.height, padded.width, padded.y0, padded.x0)]
@@ -261,15 +266,20 @@ class Job:
         with gate:
             output = backend.generate(features, field[None])
         wanted = (1, 3, padded.height * scale, padded.width * scale)
-        low, high = float(output.min()), float(output.max())  # either is NaN where a value is
-        if output.shape != wanted or not math.isfinite(low + high):
+        if output.shape != wanted:
             raise DeviceError(
-                f"{backend.device} {backend.precision}: expected finite values of shape {wanted}, came "
-                f"shape {output.shape} or values that are not numbers; use another device or precision"
+                f"{backend.device} {backend.precision}: expected values of shape {wanted}, came shape {output.shape}; "
+                "use another device or precision"
             )
         top, left = (core.y0 - padded.y0) * scale, (core.x0 - padded.x0) * scale
-        cut = output[0, :, top : top + core.height * scale, left : left + core.width * scale]
-        return cut if low >= 0.0 and high <= 1.0 else np.clip(cut, 0.0, 1.0)
+        return output[0, :, top : top + core.height * scale, left : left + core.width * scale]
+
+    def _not_numbers(self) -> DeviceError:
+        backend = self._engine.backend
+        return DeviceError(
+            f"{backend.device} {backend.precision}: expected finite values, came values that are not numbers; "
+            "use another device or precision"
+        )
 
     def _shrink(self, rows: list[list[Tile]], error: Exception) -> None:
         """Plan again with tiles of half the side; where they are the smallest already, the error is raised."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,26 +57,31 @@ class Picture:
         channels = self.color.shape[2] + (self.alpha is not None)
         return np.empty((height, width, channels), self.color.dtype)
 
-    def store(self, target: NDArray[Any], rgb: Floats, alpha: Floats | None, *, inside: bool = False) -> None:
+    def store(self, target: NDArray[Any], rgb: Floats, alpha: Floats | None) -> bool:
         """Write float32 rows (3, n, W), and (1, n, W) alpha, into rows of `empty`: averaged for gray, clipped, rounded.
 
-        inside: the values are known to lie in [0, 1].
+        Returns whether every value was finite; where one is not, what stands in target means nothing.
         """
         if self.color.shape[2] == 1:
             rgb = ((rgb[0] + rgb[1] + rgb[2]) / np.float32(3))[None]
         planes = [*rgb, *(() if alpha is None else alpha)]
         level = None if self.color.dtype == np.float32 else self.level
+        scratch = np.empty((min(_STORE_ROWS, target.shape[0]), target.shape[1]), np.float32)
         for top in range(0, target.shape[0], _STORE_ROWS):
             rows = target[top : top + _STORE_ROWS]
-            scratch = np.empty(rows.shape[:2], np.float32)
+            block = scratch[: len(rows)]
             for channel, plane in enumerate(planes):
                 values = plane[top : top + _STORE_ROWS]
-                if not inside:
-                    values = np.clip(values, 0.0, 1.0, out=scratch)
+                low, high = float(values.min()), float(values.max())  # either is NaN where a value is
+                if not math.isfinite(low + high):
+                    return False
+                if low < 0.0 or high > 1.0:
+                    values = np.clip(values, 0.0, 1.0, out=block)
                 if level is not None:
-                    values = np.multiply(values, level, out=scratch)
+                    values = np.multiply(values, level, out=block)
                     values += np.float32(0.5)
                 np.copyto(rows[..., channel], values, casting="unsafe")
+        return True
 
 
 def as_picture(image: NDArray[Any] | Image.Image) -> Picture:
