@@ -10,7 +10,7 @@ import pytest
 
 TARGETS = {
     "help", "setup", "demo", "test", "check", "train-pretrain", "train-naosd", "train-gdpo", "train-student", "distill",
-    "export", "export-onnx", "export-coreml", "verify-coreml", "accuracy", "bench", "clean",
+    "chain", "export", "export-onnx", "export-coreml", "verify-coreml", "accuracy", "bench", "gallery", "clean",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -86,6 +86,45 @@ def test_export_targets_say_what_to_write(tree: Path, target: str, kinds: str) -
         assert log(tree)[-1] == (
             f"-m gdposr export --checkpoint {checkpoint} --out build/x.gdposr --targets {kinds}"
         )
+
+
+STAGES = ("pretrain", "naosd", "gdpo", "merge", "student", "distill", "export")
+
+
+def stage_of(line: str) -> str:
+    words = line.split()
+    return words[3] if words[2] == "train" else words[2]
+
+
+def test_chain_runs_every_stage_in_order(tree: Path) -> None:
+    result = make(tree, "-n", "chain", "CHAIN_MINUTES=100", "DATA=my photos", "WORKERS=3")
+    assert result.returncode == 0, result.stderr
+    commands = [
+        line.replace("\\\n", "")
+        for line in result.stdout.replace("\\\n", " ").splitlines()
+        if "-m gdposr" in line
+    ]
+    commands = [line[line.index("-m gdposr") :] for line in commands]
+    assert [stage_of("python " + line[3:]) for line in commands] == [*STAGES]
+    minutes = [float(line.split("--minutes ")[1].split()[0]) for line in commands if "--minutes" in line]
+    assert sum(minutes) == pytest.approx(100)
+    trained = [line for line in commands if "--minutes" in line]
+    assert all('--data "my photos"' in line and "--workers 3" in line for line in trained)
+    assert not any("--resume" in line for line in commands)
+
+
+def test_chain_leaves_finished_stages_and_resumes_the_one_that_was_stopped(tree: Path) -> None:
+    chain = tree / "runs/chain"
+    (chain / "pretrain/model").mkdir(parents=True)
+    (chain / "pretrain/model/model.json").write_text("{}")
+    (chain / "pretrain/state").mkdir()
+    (chain / "naosd/state").mkdir(parents=True)
+    result = make(tree, "-n", "chain")
+    commands = [line for line in result.stdout.splitlines() if "-m gdposr" in line]
+    assert not any("train pretrain" in line for line in commands)
+    assert [line for line in commands if "--resume" in line] == [
+        line for line in commands if "train naosd" in line
+    ]
 
 
 def test_test_is_the_first_command(tree: Path) -> None:
