@@ -91,13 +91,24 @@ def train(
             },
         )
 
+    def provenance(last: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "steps": step,
+            "minutes": round(budget.seconds() / 60, 1),
+            "photos": len(training),
+            "config": to_dict(config),
+            "validation": last,
+            "history": history,  # earlier runs whose weights this one began with
+            **origin,
+        }
+
     def measure() -> dict[str, Any]:
         found = distiller.validate(validation, step, comparison)
         row = {"step": step, "seconds": round(budget.seconds(), 1), **found}
         with (out / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         log.info("validation %s", " ".join(f"{k}={v:.4g}" for k, v in row.items()))
-        save_student(distiller.average, out / "snapshots" / f"{step:07d}", row)
+        save_student(distiller.average, out / "snapshots" / f"{step:07d}", provenance(row))
         if not row["samples_differ"] > DEAD_BELOW:
             raise FloatingPointError(
                 f"step {step}: the noise has lost its effect (two samples differ by {row['samples_differ']:.2g}/255): the student "
@@ -128,16 +139,7 @@ def train(
                 next_measure = budget.seconds() + 60 * validate_minutes
     last = measure()
     save()
-    provenance = {
-        "steps": step,
-        "minutes": round(budget.seconds() / 60, 1),
-        "photos": len(training),
-        "config": to_dict(config),
-        "validation": last,
-        "history": history,  # earlier runs whose weights this one began with
-        **origin,
-    }
-    save_student(distiller.average, out / "student", provenance)
+    save_student(distiller.average, out / "student", provenance(last))
     return last
 
 

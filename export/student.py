@@ -190,14 +190,17 @@ def widened(student: Student, config: StudentConfig) -> Student:
     return wider
 
 
-def save_student(student: Student, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
-    """Write model.safetensors and config.json. Both are written beside the folder first, so an error leaves an earlier student whole.
+def save_student(
+    student: Student, folder: str | Path, provenance: dict[str, Any] | None = None, *, half: bool = False
+) -> None:
+    """Write model.safetensors and config.json. half: weights rounded to float16, half the bytes; they load as float32. Both are written beside the folder first, so an error leaves an earlier student whole.
 
     The folder is then replaced as one. Where it holds other files, these stay, and the two are moved in one after the other."""
     target = Path(folder).resolve()
     if target.is_file():
         raise FileExistsError(f"{target} is a file, expected a folder for the student; name another")
-    state = {key: value.detach().float().contiguous() for key, value in student.state_dict().items()}
+    dtype = torch.float16 if half else torch.float32
+    state = {key: value.detach().to(dtype).contiguous() for key, value in student.state_dict().items()}
     document = {"model": "student", "config": student.config.to_dict(), "provenance": provenance or {}}
     text = json.dumps(document, indent=2) + "\n"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
-from export import student as checkpoints  # noqa: E402  (after importorskip)
+from export import interpolate  # noqa: E402  (after importorskip)
+from export import student as checkpoints  # noqa: E402
 from export.student import Student, StudentConfig, bicubic_weight, load_student, save_student, widened  # noqa: E402
 
 SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=4)
@@ -102,6 +103,38 @@ def test_widened_student_gives_the_same_pictures_and_learns_with_its_new_channel
     for wrong in ({"width": SMALL.width - 1}, {"encoder_blocks": SMALL.encoder_blocks + 1}):
         with pytest.raises(ValueError, match="cannot become one of"):
             widened(narrow, replace(SMALL, **wrong))
+
+
+def test_interpolated_student_lies_between_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = lively(), lively()
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(0.1)
+    for name, student in (("first", first), ("second", second)):
+        save_student(student, tmp_path / name, {"steps": len(name)})
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    assert interpolate.main([*folders, "--share", "0.25", "--out", str(tmp_path / "between")]) == 0
+    between, provenance = load_student(tmp_path / "between")
+    for name, value in between.named_parameters():
+        torch.testing.assert_close(value, first.get_parameter(name) + 0.025, atol=1e-6, rtol=0)
+    assert interpolate.main([*folders, "--share", "1", "--half", "--out", str(tmp_path / "half")]) == 0
+    for name, value in load_student(tmp_path / "half")[0].named_parameters():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, second.get_parameter(name).half().float(), atol=0, rtol=0)
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.6 * (
+        tmp_path / "between" / "model.safetensors"
+    ).stat().st_size
+    told = provenance["interpolated"]
+    assert (told["share_of_second"], told["first"]["steps"], told["second"]["steps"]) == (0.25, 5, 6)
+    capsys.readouterr()
+    save_student(lively(replace(SMALL, width=12)), tmp_path / "wide")
+    for wrong, message in (
+        ([*folders, "--share", "2"], "from 0"),
+        ([folders[0], str(tmp_path / "wide"), "--share", "0.5"], "one shape"),
+        ([folders[0], str(tmp_path), "--share", "0.5"], "not a student checkpoint"),
+    ):
+        assert interpolate.main([*wrong, "--out", str(tmp_path / "x")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_saved_student_comes_back_equal(tmp_path: Path) -> None:

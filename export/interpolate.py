@@ -1,0 +1,67 @@
+"""A student between two others of one line of training: network interpolation (Wang et al., ESRGAN, 2018).
+
+    python -m export.interpolate FIRST SECOND --share 0.5 --out STUDENT
+
+Weights of two students that began with the same ones, one more faithful and one richer in texture, are mixed linearly; the result
+lies between them in what it does, and both ends stay to be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.student import Student, load_student, save_student
+
+
+def interpolate(first: Student, second: Student, share: float) -> Student:
+    """(1 - share) * first + share * second, weight by weight. share in [0, 1]. ValueError where the shapes differ."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be from 0 (the first student) to 1 (the second), got {share}")
+    if first.config != second.config:
+        raise ValueError(f"students of one shape are expected, got {first.config} and {second.config}")
+    mixed = Student(first.config)
+    theirs = second.state_dict()
+    mixed.load_state_dict(
+        {name: torch.lerp(value, theirs[name], share) for name, value in first.state_dict().items()}
+    )
+    return mixed.eval()
+
+
+def mix(first: Path, second: Path, share: float, out: Path, *, half: bool = False) -> None:
+    """Interpolate two checkpoints; the new one tells of both. half: its weights are rounded to float16."""
+    (one, before), (two, after) = load_student(first), load_student(second)
+    provenance: dict[str, Any] = {
+        "interpolated": {"share_of_second": share, "first": before, "second": after}
+    }
+    save_student(interpolate(one, two, share), out, provenance, half=half)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 where an argument is wrong or a student cannot be read."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.interpolate",
+        description="Write a student between two of one line of training.",
+    )
+    parser.add_argument("first", type=Path, help="student checkpoint")
+    parser.add_argument("second", type=Path, help="another, trained on from the first or from the same one")
+    parser.add_argument("--share", type=float, required=True, help="of the second, 0 to 1")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint")
+    parser.add_argument("--half", action="store_true", help="store float16: half the bytes")
+    args = parser.parse_args(argv)
+    try:
+        mix(args.first, args.second, args.share, args.out, half=args.half)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"student written to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
