@@ -94,7 +94,9 @@ def test_colour_loss_sees_a_tint_and_no_texture() -> None:
     texture = 0.1 * torch.tensor([1.0, -1.0]).repeat(16)
     tint = torch.tensor([0.02, 0.0, -0.04])[:, None, None]
     assert float(objectives.colour_loss(torch.cat([photo + texture, photo]), photo)) < 1e-6
-    assert float(objectives.colour_loss(torch.cat([photo + tint, photo]), photo)) == pytest.approx(0.01, rel=1e-3)
+    assert float(objectives.colour_loss(torch.cat([photo + tint, photo]), photo)) == pytest.approx(
+        0.01, rel=1e-3
+    )
 
 
 def test_grid_loss_sees_a_pattern_of_the_pixel_shuffle_and_not_texture() -> None:

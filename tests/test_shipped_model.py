@@ -1,7 +1,7 @@
 """The model that ships invents no nonsense: text, patterns, skies, sharp photos, colours and seeds, each judged by a measurement.
 
 `pytest -s tests/test_shipped_model.py` prints every figure beside its limit. The limits are what a user needs; the worst figure of
-bundle 7c1a50b4 stands beside each. `FAILING` names what that bundle does not reach: such a test turns red once a bundle does
+bundle 825690a8 stands beside each. `FAILING` names what that bundle does not reach: such a test turns red once a bundle does
 reach it, and then its line goes.
 """
 
@@ -33,33 +33,39 @@ REALSR_PHOTOS: Final = tuple(range(0, 100, 10))
 CROP: Final = 48  # LR pixels
 TEXT_SIZES: Final = (5, 6, 7, 8, 10)  # LR pixels of an em: bicubic reads 0.77 of the first, all of the last
 
-# Limits; in brackets the worst figure of INT8, where all of it passes.
-TEXT_LOSS: Final = 0.05  # share of glyphs to be read by bicubic and not by the model (from 6 px on 0.02)
+# Limits; in brackets the worst figure of INT8 among what passes.
+TEXT_LOSS: Final = 0.05  # share of glyphs to be read by bicubic and not by the model (from 7 px on)
 FOREIGN_DB: Final = -15.0  # a frequency not the pattern's own, to the pattern's: a fifth of its amplitude
 FOREIGN_GAIN_DB: Final = 3.0  # or, where bicubic lets through more than that, at most so much above bicubic
-TEXTURE: Final = 1.0  # levels, the finest step of an 8-bit picture (0.75)
-SEEDS_APART: Final = 1.4  # levels between two seeds of a sky: two such textures with nothing in common (1.02)
-KEPT_DB: Final = 32.0  # reduced again, a sharp photo is as it was: RMS of 6 levels (32.7)
-CLEAN_LOSS_DB: Final = 1.5  # PSNR that sharpness may cost; OSEDiff pays 2.0 dB on RealSR (1.30)
+TEXTURE: Final = 1.0  # levels, the finest step of an 8-bit picture (0.78)
+SEEDS_APART: Final = 1.4  # levels between two seeds of a sky: two such textures with nothing in common (0.97)
+KEPT_DB: Final = 32.0  # reduced again, a sharp photo is as it was: RMS of 6 levels (32.6)
+CLEAN_LOSS_DB: Final = (
+    1.5  # PSNR that sharpness may cost; OSEDiff pays 2.0 dB on RealSR (1.39, but for FAILING)
+)
 SHIFT: Final = 1.0  # levels
 GRAY_TINT: Final = 3.0  # levels; colour in a gray photo
 PATTERN_TINT: Final = 6.0  # levels; colour in a gray pattern of up to 204 levels of contrast
-WORTH: Final = 0.002  # SQF that the best of 8 samples wins over the mean one (0.0029; on crops 0.0049)
+WORTH: Final = 0.002  # SQF that the best of 8 samples wins over the mean one (0.0029; on crops 0.0039)
 LOW_PASS_APART: Final = 1.0  # levels between two samples, coarser than about 8 pixels (0.41)
 
 FAILING: Final = {  # (topic, case), in both precisions where both are measured
-    ("text", "5 px, dark on light"): "reads 0.69, bicubic 0.79 (JPEG 90); likeness 0.600, bicubic 0.602",
-    ("text", "5 px, light on dark"): "reads 0.72, bicubic 0.79 (JPEG 90)",
-    ("patterns", "bricks 30.5 x 14.3"): "-9.2 dB, bicubic -13.9",
-    ("patterns", "grid 13 x 13"): "-11.1 dB, bicubic -15.2",
-    ("photos", "hubble_deep_field"): "red is darker by 1.46 levels",
-    ("flat", "colours"): "green 1.79, leaf 1.47, blue 1.36, cyan 1.13, gold 1.06 levels",
-    ("realsr", 90): "1.21 levels",
-    ("gray photos", "page"): "tint 4.17",
-    ("gray patterns", "stripes"): "tint 21.2 at 10 px, 45 degrees: rainbow colours on black and white",
-    ("gray patterns", "checks"): "tint 11.0",
-    ("gray patterns", "bricks"): "tint 7.7",
-    ("gray patterns", "grid"): "tint 7.7",
+    ("text", "5 px, dark on light"): "reads 0.67, bicubic 0.79 (JPEG 90)",
+    ("text", "5 px, light on dark"): "reads 0.73, bicubic 0.79 (JPEG 90)",
+    ("text", "6 px, dark on light"): "reads 0.859, bicubic 0.915 (JPEG 90)",
+    ("text", "6 px, light on dark"): "reads 0.859, bicubic 0.911 (clean)",
+    ("patterns", "bricks 30.5 x 14.3"): "-8.5 dB, bicubic -13.9",
+    ("sharp", "chelsea"): "1.68 dB below bicubic on a cleanly reduced photo: it takes it for blurred",
+    ("photos", "motorcycle_left"): "1.07 levels",
+    ("photos", "coins"): "1.13 levels",
+    ("flat", "colours"): "green 1.40 levels",
+    ("realsr", 90): "2.09 levels",
+    ("gray photos", "coins"): "tint 3.04",
+    ("gray photos", "page"): "tint 4.23",
+    ("gray patterns", "stripes"): "tint 27.4 at 10 px, 45 degrees: rainbow colours on black and white",
+    ("gray patterns", "checks"): "tint 15.1",
+    ("gray patterns", "bricks"): "tint 9.4",
+    ("gray patterns", "grid"): "tint 9.7",
 }
 
 
