@@ -8,7 +8,7 @@ pictures are split in two halves; a candidate's direction, and the candidate its
 With `--first` the same is measured on draws that had no part in a choice. Results: `runtime.score`. 800 samples took 11 minutes of
 one core that other work shared.
 
-An earlier built-in bundle (2b090b2a), INT8: the best of 8 samples by SQF is better than the mean sample by 0.0029 (0.57 %; standard deviation
+An earlier bundle (2b090b2a), INT8: the best of 8 samples by SQF is better than the mean sample by 0.0029 (0.57 %; standard deviation
 between samples 0.0019), and most of that comes from the two deepest of SQF's five layers. Even the sample nearest to the mean
 of the others in SQF's own features agrees with SQF no better than chance (tau 0.01 with a standard error of 0.03, samples 8-15): what
 makes one sample better here is mostly luck.

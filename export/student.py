@@ -193,7 +193,8 @@ def widened(student: Student, config: StudentConfig) -> Student:
 def save_student(
     student: Student, folder: str | Path, provenance: dict[str, Any] | None = None, *, half: bool = False
 ) -> None:
-    """Write model.safetensors and config.json. half: weights rounded to float16, half the bytes; they load as float32. Both are written beside the folder first, so an error leaves an earlier student whole.
+    """Write model.safetensors and config.json. half: weights rounded to float16, half the bytes; they load as float32. Both
+    are written beside the folder first, so an error leaves an earlier student whole.
 
     The folder is then replaced as one. Where it holds other files, these stay, and the two are moved in one after the other."""
     target = Path(folder).resolve()

@@ -2,7 +2,7 @@
 
 The samples of a picture differ in drawn texture, and whether it is the true one cannot be seen without the truth; how much of it was
 drawn can. Chosen by measurement among about ninety candidates (`python -m calibration.selection`; the table there holds the main ones),
-against the ranking of samples by SQF to ground truth: the 100 RealSR pairs, an earlier built-in bundle (2b090b2a) in INT8, seed 0, samples of a
+against the ranking of samples by SQF to ground truth: the 100 RealSR pairs, an earlier bundle (2b090b2a) in INT8, seed 0, samples of a
 picture only, Kendall's tau with its 95 % bootstrap interval over pictures, chance 0:
 
     samples               0-7                      8-15                     16-23 (looked at after the choice)
