@@ -107,6 +107,7 @@ distill: $(DEV) ## distil a tuned one-step model to a student [TEACHER=run, DATA
 CHAIN         = runs/chain
 CHAIN_MINUTES = 480
 WORKERS       = 1
+CACHE_ITEMS   = 2048
 resumed       = $(if $(wildcard $(CHAIN)/$(1)/state),--resume)
 minutes       = --minutes $(shell awk 'BEGIN {print $(CHAIN_MINUTES) * $(1)}')
 STAGE         = --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" --workers $(WORKERS)
@@ -131,7 +132,7 @@ $(CHAIN)/photos/student/config.json: | $(DEV)
 
 $(CHAIN)/student/student/config.json: | $(CHAIN)/teacher/model.json $(CHAIN)/photos/student/config.json
 	$(RUN) -m gdposr distill --preset pocket-texture --set student.noise_channels=4 --teacher $(CHAIN)/teacher --init $(CHAIN)/photos/student \
-		--cache $(CHAIN)/cache --cache-items 2048 $(STAGE) --out $(CHAIN)/student $(call minutes,0.15) $(call resumed,student)
+		--cache $(CHAIN)/cache --cache-items $(CACHE_ITEMS) $(STAGE) --out $(CHAIN)/student $(call minutes,0.15) $(call resumed,student)
 
 $(CHAIN)/pocket.gdposr/manifest.json: | $(CHAIN)/student/student/config.json
 	$(RUN) -m gdposr export --checkpoint $(CHAIN)/student/student --out $(CHAIN)/pocket.gdposr --targets onnx,coreml
