@@ -157,7 +157,7 @@ def _check_teacher(
     else:
         if not config.taught:
             raise ValueError(
-                "the settings give the teacher no weight: choose a preset whose name ends in -teacher, or --set teacher=2"
+                "the settings give the teacher no weight: choose a preset whose name ends in -teacher or -texture, or --set teacher=2"
             )
         teacher.check(config.student, config.crop // config.student.scale)
     if resumed is not None and has_state(resumed / "state"):
