@@ -131,7 +131,7 @@ $(CHAIN)/photos/student/config.json: | $(DEV)
 	$(RUN) -m gdposr train student $(STAGE) --out $(CHAIN)/photos $(call minutes,0.45) $(call resumed,photos)
 
 $(CHAIN)/student/student/config.json: | $(CHAIN)/teacher/model.json $(CHAIN)/photos/student/config.json
-	$(RUN) -m gdposr distill --preset pocket-texture --set student.noise_channels=4 --teacher $(CHAIN)/teacher --init $(CHAIN)/photos/student \
+	$(RUN) -m gdposr distill --preset pocket-texture --teacher $(CHAIN)/teacher --init $(CHAIN)/photos/student \
 		--cache $(CHAIN)/cache --cache-items $(CACHE_ITEMS) $(STAGE) --out $(CHAIN)/student $(call minutes,0.15) $(call resumed,student)
 
 $(CHAIN)/pocket.gdposr/manifest.json: | $(CHAIN)/student/student/config.json

@@ -27,7 +27,7 @@ def restore(model: OneStepModel, lr: np.ndarray, seed: int, sample: int = 0) -> 
     padding = [(0, -side % multiple) for side in (height, width)]
     padded = np.pad(lr, (*padding, (0, 0)), mode="symmetric")
     image = torch.from_numpy(padded).permute(2, 0, 1)[None].to(model.device, torch.float32) / 255
-    channels, rows, columns = model.latent_shape(*padded.shape[:2])
+    channels, rows, columns = model.noise_shape(*padded.shape[:2])
     noise = torch.from_numpy(noise_field(seed, sample, rows, columns, channels=channels))[None]
     with torch.inference_mode():
         sr = model(image, noise.to(image), None)[0].float().clamp(0, 1)

@@ -57,6 +57,7 @@ def cache_facts(
         "photos": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
         "crop": config.crop,
         "mild_share": config.mild_share,
+        "plain_share": config.plain_share,
         "graphics_share": config.graphics_share,
         "recolour_share": config.recolour_share,
         "seed": config.seed,

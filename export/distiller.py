@@ -15,6 +15,7 @@ from export.fidelity import Comparison, validation_noise
 from export.lessons import Lesson
 from export.objectives import (
     PatchDiscriminator,
+    chroma_loss,
     colour_loss,
     difference_loss,
     discriminator_loss,
@@ -192,6 +193,7 @@ class Distiller:
         if teacher is not None:
             far["teacher_difference"] = difference_loss(samples, teacher)
         far["grid"] = grid_loss(samples, hr)
+        far["chroma"] = chroma_loss(samples, hr)
         pull = anchor + _gradient(self._weighted(far), samples)
         losses = near | far
         if c.adversary > 0 and progress >= c.adversary_from:

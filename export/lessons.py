@@ -130,6 +130,7 @@ def lessons_of(
             PhotoSet(photos),
             crop,
             mild_share=config.mild_share,
+            plain_share=config.plain_share,
             variety=config.variety,
             seed=config.seed,
             start=begin,

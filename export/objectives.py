@@ -34,6 +34,17 @@ def colour_loss(samples: Tensor, target: Tensor) -> Tensor:
     return (samples.mean((2, 3)) - photo).abs().mean()
 
 
+def chroma(image: Tensor) -> Tensor:
+    """Each channel's distance from the mean of the three: colour without brightness, zero where a picture is gray."""
+    return image - image.mean(1, keepdim=True)
+
+
+def chroma_loss(samples: Tensor, target: Tensor) -> Tensor:
+    """L1 between colours without brightness. An L1 on RGB weighs a fringe of colour no more than the same error in brightness, which
+    is larger nearly everywhere."""
+    return (chroma(samples) - chroma(target).repeat(2, 1, 1, 1)).abs().mean()
+
+
 def high_pass(image: Tensor) -> Tensor:
     """What a 5x5 mean takes away: the texture that samples may differ in."""
     return image - F.avg_pool2d(image, 5, 1, 2, count_include_pad=False)

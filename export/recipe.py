@@ -14,8 +14,9 @@ class DistillConfig:
 
     student: StudentConfig = field(default_factory=StudentConfig)
     crop: int = 192  # HR pixels
-    mild_share: float = 0.7  # part of the pairs with the mild degradation, see training.degradation.MILD
-    graphics_share: float = 0.08  # part of the pictures that are drawn: text, patterns; see training.graphics
+    mild_share: float = 0.55  # part of the pairs with the mild degradation, see training.degradation.MILD
+    plain_share: float = 0.2  # part that is made smaller and no more, see training.degradation.reduce_plainly
+    graphics_share: float = 0.12  # part of the pictures that are drawn: text, patterns; see training.graphics
     recolour_share: float = 0.3  # part of the photos in gray or other colours
     batch: int = 4  # LR pictures in a step; each gets two samples
     lr: float = 2.5e-4
@@ -30,6 +31,7 @@ class DistillConfig:
     feature_layers: tuple[float, ...] = (1.0,) * 5  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
     colour: float = 4.0  # mean colour of a picture
+    chroma: float = 2.0  # colour of each pixel without its brightness
     grid: float = 40.0  # against patterns at the period of the pixel shuffles
     diversity: float = 0.5
     texture_share: float = (
@@ -54,6 +56,10 @@ class DistillConfig:
             raise ValueError(f"precision must be bf16 or fp32, got {self.precision!r}")
         if self.crop % 8 or self.crop < 64:
             raise ValueError(f"crop must be a multiple of 8 of at least 64 HR pixels, got {self.crop}")
+        if not (min(self.mild_share, self.plain_share) >= 0 and self.mild_share + self.plain_share <= 1):
+            raise ValueError(
+                f"mild_share and plain_share must be from 0 to 1, and at most 1 together, got {self.mild_share} and {self.plain_share}"
+            )
         Variety(self.graphics_share, self.recolour_share)  # refuses what is no share
 
     @property
@@ -92,6 +98,7 @@ TINY = DistillConfig(  # for tests: seconds on a CPU
     student=StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8),
     crop=64,
     mild_share=0.0,
+    plain_share=0.0,
     graphics_share=0.0,
     recolour_share=0.0,
     batch=2,

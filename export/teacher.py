@@ -87,7 +87,7 @@ class Teacher:
 
     @property
     def noise_channels(self) -> int:
-        return int(base_config(self.model.vae)["latent_channels"])
+        return self.model.noise_channels
 
     @property
     def fold(self) -> int:
@@ -168,6 +168,8 @@ def model_digest(model: OneStepModel) -> str:
         "latent": [vae["scaling_factor"], vae.get("shift_factor")],
         "scale": model.scale,
     }
+    if model.noise_channels != model.latent_channels:
+        facts["noise_channels"] = model.noise_channels
     digest.update(json.dumps(facts, sort_keys=True).encode())
     for part, module in sorted(model.parts().items()):
         for name, value in sorted(module.state_dict().items()):

@@ -142,3 +142,19 @@ def test_mild_share_mixes_in_the_milder_degradation(folder: Path) -> None:
         for pairs in (hard, mild)
     ]
     assert errors[1] < errors[0]
+
+
+def test_plain_share_mixes_in_pictures_that_are_only_made_smaller(folder: Path) -> None:
+    photos = PhotoSet(find_images(folder))
+    shares = {"hard": (0.0, 0.0), "mild": (1.0, 0.0), "plain": (0.0, 1.0), "mixed": (0.4, 0.3)}
+    pairs = {
+        name: PairDataset(photos, CropParams(64), mild_share=mild, plain_share=plain, seed=2)
+        for name, (mild, plain) in shares.items()
+    }
+    assert all(torch.equal(pairs[name][k][1], pairs["hard"][k][1]) for name in shares for k in range(12))
+    seen = {
+        name: sum(torch.equal(pairs["mixed"][k][0], pairs[name][k][0]) for k in range(24))
+        for name in ("mild", "plain")
+    }
+    assert min(seen.values()) >= 3, seen
+    assert sum(seen.values()) < 24, "the rest is of the published degradation"

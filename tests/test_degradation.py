@@ -194,3 +194,32 @@ def test_degrade_never_leaves_the_range_over_many_seeds() -> None:
 def test_degrade_refuses_sizes_off_the_grid() -> None:
     with pytest.raises(ValueError, match="multiple of 4"):
         D.degrade(picture(62, 64), np.random.default_rng(0))
+
+
+def test_a_plain_reduction_is_a_function_of_picture_and_seed_in_steps_of_eight_bits() -> None:
+    hr = picture(64, 96)
+    first, again, other = (D.reduce_plainly(hr, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert first.shape == (3, 16, 24)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.testing.assert_close(first * 255, (first * 255).round(), atol=1e-4, rtol=0)
+    for seed in range(20):
+        lr = D.reduce_plainly(hr, np.random.default_rng(seed))
+        torch.testing.assert_close(lr.mean(), hr.mean(), atol=4 / 255, rtol=0)
+
+
+def test_a_plain_reduction_neither_blurs_nor_aliases() -> None:
+    """Of stripes that LR can hold most of the contrast stays, of stripes it cannot hold little."""
+    x = np.arange(128)
+    for period, low, high in ((24, 0.7, 1.2), (5, 0.0, 0.3)):
+        row = (0.5 + 0.4 * np.cos(2 * np.pi * x / period)).astype(np.float32)
+        hr = torch.from_numpy(np.broadcast_to(row, (3, 64, 128)).copy())
+        contrast = [float(D.reduce_plainly(hr, np.random.default_rng(k)).std() / hr.std()) for k in range(20)]
+        assert low <= min(contrast)
+        assert max(contrast) <= high
+
+
+def test_a_plain_reduction_refuses_sizes_off_the_grid() -> None:
+    with pytest.raises(ValueError, match="multiple of 4"):
+        D.reduce_plainly(torch.zeros(3, 30, 32), np.random.default_rng(0))

@@ -89,6 +89,19 @@ def test_structure_loss_sees_low_frequencies_only() -> None:
     )
 
 
+def test_chroma_loss_sees_fringes_of_colour_and_no_brightness() -> None:
+    photo = torch.rand(2, 3, 32, 32)
+    brighter = photo + 0.1 * torch.tensor([1.0, -1.0]).repeat(16)
+    fringe = (
+        photo + 0.1 * torch.tensor([1.0, -1.0]).repeat(16) * torch.tensor([1.0, 0.0, -1.0])[:, None, None]
+    )
+    assert float(objectives.chroma(photo.mean(1, keepdim=True).repeat(1, 3, 1, 1)).abs().max()) < 1e-6
+    assert float(objectives.chroma_loss(torch.cat([brighter, photo]), photo)) < 1e-6
+    assert float(objectives.chroma_loss(torch.cat([fringe, photo]), photo)) == pytest.approx(
+        0.1 / 3, rel=1e-3
+    )
+
+
 def test_colour_loss_sees_a_tint_and_no_texture() -> None:
     photo = torch.rand(2, 3, 32, 32)
     texture = 0.1 * torch.tensor([1.0, -1.0]).repeat(16)

@@ -162,6 +162,16 @@ def test_runs_stand_on_runs_and_move_together(sd21: Path, public: Path, tmp_path
         load_model(tmp_path / "there" / "gdpo")
 
 
+def test_noise_channels_are_kept_through_runs_and_merging(sd21: Path, tmp_path: Path) -> None:
+    assert load_model(sd21).noise_channels == 4
+    first = save_run(adapted(sd21), tmp_path / "naosd", sd21, noise_channels=2)
+    second = save_run(adapted(first), tmp_path / "gdpo", first)
+    tuned = load_model(second)
+    assert tuned.noise_channels == 2
+    save_merged(tuned, tmp_path / "merged")
+    assert load_model(tmp_path / "merged").noise_channels == 2
+
+
 def test_saving_a_run_again_replaces_it(sd21: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     save_run(adapted(sd21), folder, sd21)

@@ -119,6 +119,23 @@ def test_restores_by_the_papers_formula(sd21: OneStepModel) -> None:
     torch.testing.assert_close(sr, image, atol=1e-4, rtol=1e-4)
 
 
+def test_fewer_channels_of_noise_are_repeated_over_the_latent(model: OneStepModel) -> None:
+    lr, noise = inputs(model)
+    model.set_noise_channels(2)
+    assert model.noise_shape(8, 16) == (2, *model.latent_shape(8, 16)[1:])
+    with torch.no_grad():
+        few = model(lr, noise[:, :2])
+        spread = model.spread(noise[:, :2])
+        model.set_noise_channels(4)
+        assert torch.equal(spread, noise[:, [0, 1, 0, 1]])
+        assert torch.equal(few, model(lr, spread))
+        with pytest.raises(ValueError, match=r"noise must have the shape \(2, 4, "):
+            model(lr, noise[:, :2])
+    for channels in (3, 0, 8):
+        with pytest.raises(ValueError, match=f"must divide the 4 channels of the latent, got {channels}"):
+            model.set_noise_channels(channels)
+
+
 def test_told_timestep_reaches_the_unet(model: OneStepModel) -> None:
     _, noise = inputs(model)
     condition = model.condition(None, 2)

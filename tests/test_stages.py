@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
@@ -158,6 +159,28 @@ def test_pocket_chain_runs_from_photos_to_a_tuned_model(
         {k: v for k, v in m.vae.state_dict().items() if k.startswith("decoder")} for m in (base, before)
     ]
     assert all(torch.equal(decoders[0][key], decoders[1][key]) for key in decoders[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"condition": "lr"},
+        {"condition": "lr", "shared_noise": False},
+        {"condition": "candidate"},
+        {"condition": "candidate", "shared_noise": False},
+        {"objective": "grpo", "grpo_kl": 0.1},
+    ],
+)
+def test_chain_with_fewer_noise_channels_than_the_latent_has(
+    changes: dict[str, Any], pocket: Path, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    settings = replace(NAOSD["tiny"], noise_channels=2)
+    two_steps("naosd", settings, photos, tmp_path / "naosd", base=str(pocket), perceptual_weights=weights)
+    base = str(tmp_path / "naosd")
+    assert load_model(base).noise_channels == 2
+    losses = two_steps("gdpo", replace(GDPO["tiny"], **changes), photos, tmp_path / "gdpo", base=base)
+    assert all(np.isfinite(list(step.values())).all() for step in losses)
+    assert load_model(tmp_path / "gdpo").noise_channels == 2
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "naosd", "gdpo"])
@@ -476,6 +499,8 @@ def test_pocket_base_can_be_built_and_is_small() -> None:
         ({"clip": 0.0}, "clip must be above 0"),
         ({"lr": float("nan")}, "lr must be above 0"),
         ({"mild_share": 7.0}, "mild_share must be from 0 to 1"),
+        ({"plain_share": -0.1}, "plain_share must be from 0 to 1"),
+        ({"mild_share": 0.7, "plain_share": 0.4}, "at most 1 together, got 0.7 and 0.4"),
         ({"weight": -1.0}, "weight must be above 0"),
     ],
 )

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.degradation import MILD, PAPER, DegradationParams, degrade
+from training.degradation import MILD, PAPER, DegradationParams, degrade, reduce_plainly
 from training.graphics import Variety, draw_card, recoloured
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,8 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
     """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed, k).
 
     So any number of workers gives the same stream, and a resumed run goes on where it stopped by starting at a later k.
-    mild_share: part of the pairs, 0-1, that go through `MILD` instead of `degradation`. variety: part that are drawn or recoloured.
+    mild_share, plain_share: parts of the pairs, 0-1, that go through `MILD` or `reduce_plainly` instead of `degradation`. variety:
+    part that are drawn or recoloured.
     """
 
     def __init__(
@@ -154,12 +155,14 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         degradation: DegradationParams = PAPER,
         *,
         mild_share: float = 0.0,
+        plain_share: float = 0.0,
         variety: Variety = Variety(),  # noqa: B008  (frozen)
         seed: int = 0,
         start: int = 0,
         length: int = 1 << 40,
     ) -> None:
-        self.photos, self.crop, self.degradation, self.mild_share = photos, crop, degradation, mild_share
+        self.photos, self.crop, self.degradation = photos, crop, degradation
+        self.mild_share, self.plain_share = mild_share, plain_share
         self.variety, self.seed, self.start, self.length = variety, seed, start, length
 
     def __len__(self) -> int:
@@ -171,8 +174,15 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         path, photo = self.photos.read(int(rng.integers(len(self.photos))))
         pixels = self._varied(random_crop(photo, rng, self.crop), rng)
         hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
-        mild = self.mild_share > 0 and rng.random() < self.mild_share
-        return Pair(degrade(hr, rng, MILD if mild else self.degradation), hr, path)
+        return Pair(self._reduced(hr, rng), hr, path)
+
+    def _reduced(self, hr: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        draw = rng.random() if self.mild_share + self.plain_share > 0 else 1.0
+        if draw < self.mild_share:
+            return degrade(hr, rng, MILD)
+        if draw < self.mild_share + self.plain_share:
+            return reduce_plainly(hr, rng, self.degradation.scale)
+        return degrade(hr, rng, self.degradation)
 
     def _varied(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.variety.graphics > 0 and rng.random() < self.variety.graphics:

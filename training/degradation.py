@@ -1,4 +1,5 @@
-"""Second-order degradation of Real-ESRGAN (Wang et al. 2021) with the milder parameters of OSEDiff and GDPO-SR.
+"""Second-order degradation of Real-ESRGAN (Wang et al. 2021) with the milder parameters of OSEDiff and GDPO-SR, and a plain
+reduction as programs make it.
 
 Images are float32 tensors (3, h, w), RGB in [0, 1]. Every random choice is drawn from the `numpy.random.Generator` that is passed
 in, so a picture and a seed give one low-resolution picture. Each step is a function of its own; `degrade` chains them.
@@ -18,6 +19,14 @@ from torch import Tensor
 from training.kernels import KernelParams, gaussian_kernel, random_kernel, sinc_kernel
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
+FILTERS = (
+    Image.Resampling.BOX,
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+)
+PLAIN_JPEG_PROB = 0.6  # of `reduce_plainly`
+PLAIN_JPEG_RANGE = (70, 98)  # quality, inclusive
 
 
 @dataclass(frozen=True)
@@ -175,11 +184,9 @@ def random_noise(image: Tensor, rng: np.random.Generator, stage: StageParams) ->
 
 def jpeg(image: Tensor, quality: int) -> Tensor:
     """Encode and decode (3, h, w) as a real JPEG (4:2:0) of this quality, 1-100."""
-    pixels = (image.clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="JPEG", quality=int(quality))
-    decoded = np.array(Image.open(buffer))
-    return torch.from_numpy(decoded).permute(2, 0, 1).to(image.dtype) / 255.0
+    _picture(image).save(buffer, format="JPEG", quality=int(quality))
+    return _tensor(Image.open(buffer)).to(image.dtype)
 
 
 def random_jpeg(image: Tensor, rng: np.random.Generator, stage: StageParams) -> Tensor:
@@ -234,3 +241,26 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
     if not jpeg_first:
         image = random_jpeg(image, rng, second)
     return (image.clamp(0, 1) * 255.0).round() / 255.0
+
+
+def reduce_plainly(hr: Tensor, rng: np.random.Generator, scale: int = 4) -> Tensor:
+    """A sharp picture made smaller by a program, as thumbnails and pictures on the web are: an antialiased filter, mostly a JPEG, no
+    blur and no noise. hr: (3, H, W) float32 in [0, 1], H and W multiples of scale -> (3, H/scale, W/scale) in multiples of 1/255."""
+    _, height, width = hr.shape
+    if height % scale or width % scale:
+        raise ValueError(f"HR size must be a multiple of {scale}, got {tuple(hr.shape[1:])}")
+    chosen = FILTERS[int(rng.integers(len(FILTERS)))]
+    lr = _tensor(_picture(hr).resize((width // scale, height // scale), chosen))
+    if rng.random() < PLAIN_JPEG_PROB:
+        low, high = PLAIN_JPEG_RANGE
+        lr = jpeg(lr, int(rng.integers(low, high + 1)))
+    return lr
+
+
+def _picture(image: Tensor) -> Image.Image:
+    pixels = (image.clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255.0

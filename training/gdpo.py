@@ -84,8 +84,9 @@ class GdpoSettings(RunSettings):
 
 @dataclass(frozen=True)
 class Group:
-    """latent: the LR's (B, C, h, w). noise, means, candidates: (B, G, C, h, w): means are the one-step z_0, candidates what was decoded
-    and scored (the same, except for GRPO, which explores around them). advantage: (B, G). statistics: means over the batch."""
+    """latent: the LR's (B, C, h, w). noise: (B, G, noise channels, h, w). means, candidates: (B, G, C, h, w): means are the one-step
+    z_0, candidates what was decoded and scored (the same, except for GRPO, which explores around them). advantage: (B, G).
+    statistics: means over the batch."""
 
     latent: Tensor
     condition: Tensor | None
@@ -135,7 +136,9 @@ class Gdpo(Stage):
         s, model = self.settings, self.model
         condition = model.condition(batch.prompts, len(batch.lr))
         latent = model.encode(batch.lr)
-        noise = normal(s.seed, batch.items, (s.group, *latent.shape[1:]), "group").to(latent)
+        noise = normal(s.seed, batch.items, (s.group, *model.noise_shape(*batch.lr.shape[-2:])), "group").to(
+            latent
+        )
         with disabled(model.unet) if s.sampler == "reference" else contextlib.nullcontext():
             means = torch.stack(
                 [model.restore(latent, noise[:, i], condition) for i in range(s.group)], dim=1
@@ -168,18 +171,18 @@ class Gdpo(Stage):
     def _errors(self, group: Group, batch: Batch) -> Tensor:
         """(B, G) errors: of the noise in the noised candidates, or of the candidates as targets for the noised LR latent."""
         s, model = self.settings, self.model
-        shape = (1 if s.shared_noise else s.group, *group.latent.shape[1:])
-        noise = normal(s.seed, batch.items, shape, "loss").to(group.latent)  # (B, 1 or G, C, h, w)
+        repeats = 1 if s.shared_noise else s.group
+        shape = (repeats, *model.noise_shape(*batch.lr.shape[-2:]))
+        noise = normal(s.seed, batch.items, shape, "loss").to(
+            group.latent
+        )  # (B, 1 or G, noise channels, h, w)
         if s.condition == "candidate":
-            noise = noise.expand_as(group.candidates)
-            noisy = model.start(group.candidates.flatten(0, 1), noise.flatten(0, 1))
-            output = model.predict(noisy, _repeat(group.condition, s.group))
-            target = model.schedule.target(
-                group.candidates.flatten(0, 1), noise.flatten(0, 1), model.noise_timestep
-            )
+            candidates = group.candidates.flatten(0, 1)
+            noise = noise.expand(-1, s.group, -1, -1, -1).flatten(0, 1)
+            output = model.predict(model.start(candidates, noise), _repeat(group.condition, s.group))
+            target = model.schedule.target(candidates, model.spread(noise), model.noise_timestep)
             return squared_error(output.unflatten(0, (-1, s.group)), target.unflatten(0, (-1, s.group)))
-        repeats = noise.shape[1]
-        latent = group.latent[:, None].expand_as(noise).flatten(0, 1)
+        latent = group.latent.repeat_interleave(repeats, dim=0)
         clean = model.restore(latent, noise.flatten(0, 1), _repeat(group.condition, repeats))
         clean = clean.unflatten(0, (-1, repeats)).expand_as(group.candidates)
         return squared_error(clean, group.candidates)
@@ -195,7 +198,7 @@ class Gdpo(Stage):
 
     def _means(self, group: Group, *, reference: bool, grad: bool) -> Tensor:
         """(B, G, C, h, w) one-step latents of the group's noise."""
-        flat = group.latent[:, None].expand_as(group.noise).flatten(0, 1)
+        flat = group.latent.repeat_interleave(self.settings.group, dim=0)
         with (
             torch.set_grad_enabled(grad),
             disabled(self.model.unet) if reference else contextlib.nullcontext(),

@@ -34,7 +34,9 @@ def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
     """(size, size, 3) uint8: lines of text or a regular pattern, dark on light or in two random colours, on a plain ground or over
     a soft gradient."""
     paper, ink = _colours(rng)
-    kind = rng.choice(["text", "stripes", "checks", "rings", "strokes"], p=[0.5, 0.2, 0.1, 0.1, 0.1])
+    kind = rng.choice(
+        ["text", "stripes", "checks", "bricks", "rings", "strokes"], p=[0.45, 0.2, 0.1, 0.1, 0.05, 0.1]
+    )
     if kind == "text":
         coverage = _text(rng, size)
     elif kind == "strokes":
@@ -49,7 +51,7 @@ def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
 def recoloured(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(h, w, 3) uint8 -> the same: in gray, with its channels exchanged, or more saturated."""
     choice = rng.random()
-    if choice < 0.3:
+    if choice < 0.4:
         gray = picture @ np.array([0.299, 0.587, 0.114])
         return np.repeat(np.rint(gray).astype(np.uint8)[..., None], 3, axis=2)
     if choice < 0.7:
@@ -94,15 +96,28 @@ def _pattern(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
     y, x = np.mgrid[: FINE * size, : FINE * size].astype(np.float32)
     period = FINE * np.exp(rng.uniform(np.log(5), np.log(48)))
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 1, 2)
+    if rng.random() < 0.3:
+        angle = round(2 * angle / np.pi) * np.pi / 2  # upright, as most of what people build
     along, across = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
     duty = rng.uniform(0.2, 0.8)
     if kind == "rings":
         centre = rng.uniform(0, FINE * size, 2)
         along = np.hypot(x - centre[0], y - centre[1])
-    on = (along / period + phase[0]) % 1 < duty
-    if kind == "checks":
-        other = (across / (period * rng.uniform(1, 3)) + phase[1]) % 1 < duty
-        on = on ^ other if rng.random() < 0.5 else on | other
+    if kind == "bricks":
+        courses = along / period + phase[0]
+        joints = (across / (period * rng.uniform(1.5, 3)) + phase[1] + 0.5 * (np.floor(courses) % 2)) % 1
+        narrow = rng.uniform(0.08, 0.3)
+        on = (courses % 1 < narrow) | (joints < narrow / 2)
+    elif rng.random() < 0.3:  # a wave instead of hard edges
+        wave = np.cos(2 * np.pi * (along / period + phase[0]))
+        if kind == "checks":
+            wave = wave * np.cos(2 * np.pi * (across / period + phase[1]))
+        return _reduced(Image.fromarray(np.uint8(127.5 + 127.5 * wave)), size)
+    else:
+        on = (along / period + phase[0]) % 1 < duty
+        if kind == "checks":
+            other = (across / (period * rng.uniform(1, 3)) + phase[1]) % 1 < duty
+            on = on ^ other if rng.random() < 0.5 else on | other
     return _reduced(Image.fromarray(255 * on.astype(np.uint8)), size)
 
 

@@ -136,6 +136,8 @@ def _load(folder: Path, base: str | Path | None, seen: tuple[Path, ...]) -> OneS
     else:
         model = _load_run(folder, document, base, (*seen, folder.resolve()))
     model.set_timesteps(document["noise_timestep"], document["denoise_timestep"])
+    if "noise_channels" in document:  # else those of its base, or as many as the latent has
+        model.set_noise_channels(document["noise_channels"])
     return model
 
 

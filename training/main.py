@@ -90,6 +90,7 @@ def run(
             photos,
             CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
             mild_share=settings.mild_share,
+            plain_share=settings.plain_share,
             seed=settings.seed,
         ),
         out,

@@ -43,7 +43,10 @@ def enlarge(lr: Tensor, scale: int) -> Tensor:
 
 class OneStepModel(nn.Module):
     """vae: AutoencoderKL or AutoencoderTiny; unet: UNet2DConditionModel; each plain or in a PeftModel. text: None for a UNet
-    without cross-attention."""
+    without cross-attention.
+
+    noise_channels: of the noise it is given, as many as its latent has or a divisor of that. Fewer are repeated over the latent's
+    channels, so that a student whose time goes into noise can be given all that decides a sample."""
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class OneStepModel(nn.Module):
         *,
         noise_timestep: int = NOISE_TIMESTEP,
         denoise_timestep: int = DENOISE_TIMESTEP,
+        noise_channels: int | None = None,
         scale: int = 4,
     ) -> None:
         super().__init__()
@@ -62,6 +66,7 @@ class OneStepModel(nn.Module):
         self.scale = scale
         self.set_timesteps(noise_timestep, denoise_timestep)
         self._check_parts()
+        self.set_noise_channels(noise_channels or self.latent_channels)
 
     def _check_parts(self) -> None:
         vae, unet = base_config(self.vae), base_config(self.unet)
@@ -83,6 +88,18 @@ class OneStepModel(nn.Module):
         for timestep in (noise_timestep, denoise_timestep):
             self.schedule.check_timestep(timestep)
         self.noise_timestep, self.denoise_timestep = noise_timestep, denoise_timestep
+
+    def set_noise_channels(self, channels: int) -> None:
+        """How many channels of noise `start` takes. ValueError where they do not divide the latent's."""
+        if channels < 1 or self.latent_channels % channels:
+            raise ValueError(
+                f"noise_channels must divide the {self.latent_channels} channels of the latent, got {channels}"
+            )
+        self.noise_channels = channels
+
+    @property
+    def latent_channels(self) -> int:
+        return int(base_config(self.vae)["latent_channels"])
 
     @property
     def has_cross_attention(self) -> bool:
@@ -120,18 +137,18 @@ class OneStepModel(nn.Module):
         return math.lcm(cell, self.scale) // self.scale
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of latent and noise for an LR image of height x width pixels."""
+        """(C, H, W) of the latent for an LR image of height x width pixels."""
         multiple = self.size_multiple
         if height < 1 or width < 1 or height % multiple or width % multiple:
             raise ValueError(
                 f"LR height and width must be multiples of {multiple}, got {height}x{width}: pad or crop the image"
             )
         factor = self.vae_factor
-        return (
-            int(base_config(self.vae)["latent_channels"]),
-            self.scale * height // factor,
-            self.scale * width // factor,
-        )
+        return self.latent_channels, self.scale * height // factor, self.scale * width // factor
+
+    def noise_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(noise_channels, H, W) of the noise for an LR image of height x width pixels."""
+        return self.noise_channels, *self.latent_shape(height, width)[1:]
 
     def encode(self, lr: Tensor) -> Tensor:
         """LR image (B, 3, h, w) in [0, 1] -> latent z (B, C, 4h/f, 4w/f): enlarge, encode, posterior mode, scale."""
@@ -145,13 +162,16 @@ class OneStepModel(nn.Module):
         latent = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return ((latent - (config.get("shift_factor") or 0.0)) * config["scaling_factor"]).to(self.dtype)
 
+    def spread(self, noise: Tensor) -> Tensor:
+        """Noise (B, noise_channels, H, W) repeated over the latent's channels, (B, C, H, W)."""
+        return noise.repeat(1, self.latent_channels // self.noise_channels, 1, 1)
+
     def start(self, latent: Tensor, noise: Tensor) -> Tensor:
-        """z_n = sqrt(a_n) z + sqrt(1 - a_n) eps at noise_timestep. latent, noise: (B, C, H, W)."""
-        if noise.shape != latent.shape:
-            raise ValueError(
-                f"noise must have the latent's shape {tuple(latent.shape)}, got {tuple(noise.shape)}"
-            )
-        return self.schedule.add_noise(latent, noise.to(latent), self.noise_timestep)
+        """z_n = sqrt(a_n) z + sqrt(1 - a_n) eps at noise_timestep. latent: (B, C, H, W), noise: (B, noise_channels, H, W)."""
+        wanted = (len(latent), self.noise_channels, *latent.shape[2:])
+        if noise.shape != wanted:
+            raise ValueError(f"noise must have the shape {wanted} for this latent, got {tuple(noise.shape)}")
+        return self.schedule.add_noise(latent, self.spread(noise).to(latent), self.noise_timestep)
 
     def predict(
         self, noisy: Tensor, condition: Tensor | None, timestep: int | Tensor | None = None
@@ -192,7 +212,7 @@ class OneStepModel(nn.Module):
         return self.text([DEFAULT_PROMPT] * batch if prompts is None else prompts).to(self.device, self.dtype)
 
     def forward(self, lr: Tensor, noise: Tensor, prompts: Sequence[str] | Tensor | None = None) -> Tensor:
-        """lr (B, 3, h, w) in [0, 1], noise (B, *latent_shape(h, w)) -> SR (B, 3, 4h, 4w), [0, 1] but for overshoot."""
+        """lr (B, 3, h, w) in [0, 1], noise (B, *noise_shape(h, w)) -> SR (B, 3, 4h, 4w), [0, 1] but for overshoot."""
         return self.decode(self.restore(self.encode(lr), noise, self.condition(prompts, len(lr))))
 
     def parts(self) -> dict[str, nn.Module]:

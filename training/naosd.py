@@ -37,6 +37,7 @@ class NaosdSettings(RunSettings):
     rank: int = 4
     noise_timestep: int = 250  # t_n
     denoise_timestep: int = 100  # t_d; equal to t_n for the paper's comparison
+    noise_channels: int = 0  # fewer than the latent has are repeated over them; 0: as many as the latent has
     l1: float = 1.0  # on images in [-1, 1]
     perceptual: float = 2.0
     vsd: float = 1.0
@@ -50,6 +51,8 @@ class NaosdSettings(RunSettings):
         super().__post_init__()
         if self.adapt not in ADAPT:
             raise ValueError(f"adapt must be one of {', '.join(ADAPT)}, got {self.adapt!r}")
+        if self.noise_channels < 0:
+            raise ValueError(f"noise_channels must be at least 0, got {self.noise_channels}")
         for name in ("l1", "perceptual", "vsd"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -79,6 +82,7 @@ class Naosd(Stage):
         self.settings, self.perceptual = settings, perceptual
         self.base, self.text_base = base, text_base
         model.set_timesteps(settings.noise_timestep, settings.denoise_timestep)
+        model.set_noise_channels(settings.noise_channels or model.latent_channels)
         model.freeze()
         self.score = (
             unet_lora(copy.deepcopy(model.unet), settings.rank, seed=settings.seed + 1)
@@ -117,7 +121,7 @@ class Naosd(Stage):
         s, model = self.settings, self.model
         condition = model.condition(batch.prompts, len(batch.lr))
         latent = model.encode(batch.lr)  # (B, C, h, w)
-        noise = normal(s.seed, batch.items, latent.shape[1:], "start").to(latent)
+        noise = normal(s.seed, batch.items, model.noise_shape(*batch.lr.shape[-2:]), "start").to(latent)
         clean = model.restore(latent, noise, condition)
         sr = model.decode(clean).float()
         losses = {"l1": 2 * (sr - batch.hr).abs().mean()}
@@ -181,6 +185,7 @@ class Naosd(Stage):
             text_base=self.text_base,
             noise_timestep=self.model.noise_timestep,
             denoise_timestep=self.model.denoise_timestep,
+            noise_channels=self.model.noise_channels,
             unet_adapter=self.model.unet,
             vae_adapter=self.model.vae,
             provenance=provenance,
@@ -189,7 +194,7 @@ class Naosd(Stage):
 
 def sample_for_validation(model: OneStepModel, lr: Tensor, k: int, prompt: str = "") -> Tensor:
     """SR of LR pictures with noise number k and one prompt for all; empty: the model's default."""
-    shape = model.latent_shape(*lr.shape[-2:])
+    shape = model.noise_shape(*lr.shape[-2:])
     noise = normal(k, range(len(lr)), shape, "validation").to(lr)
     return model(lr, noise, (prompt,) * len(lr) if prompt else None)
 

@@ -41,7 +41,7 @@ NAOSD = {
     ),
     "pocket": NaosdSettings(
         adapt="full", rank=16, cfg=1.0, batch=8, crop=128, lr=3e-4, final_lr=1e-5, ema=0.998, precision="bf16",
-        mild_share=0.4, vsd=0.05, score_lr=2e-4,
+        mild_share=0.55, plain_share=0.2, vsd=0.05, score_lr=2e-4, noise_channels=4,
     ),
     "tiny": NaosdSettings(cfg=1.0, batch=2, crop=64, warmup_steps=1, held_out=1),
 }  # fmt: skip
@@ -64,7 +64,8 @@ GDPO = {
         warmup_steps=5,
         rank=16,
         metrics=("psnr", "niqe"),
-        mild_share=0.4,
+        mild_share=0.55,
+        plain_share=0.2,
         condition="lr",
     ),
     "tiny": GdpoSettings(

@@ -41,9 +41,12 @@ def save_run_model(
     vae_adapter: nn.Module | None,
     provenance: Mapping[str, Any],
     text_base: str | Path | None = None,
+    noise_channels: int | None = None,
 ) -> None:
-    """Write RUN/model: model.json and the adapters (PeftModels), in one step. base and text_base are what `load_model` was given as
-    source and base; a local one is stored relative to folder, so that both can move together."""
+    """Write RUN/model: model.json and the adapters (PeftModels), in one step. noise_channels: None for the base's.
+
+    base and text_base are what `load_model` was given as source and base; a local one is stored relative to folder, so that both can
+    move together."""
     target = Path(folder)
     adapters = {VAE_ADAPTER: vae_adapter, UNET_ADAPTER: unet_adapter}
     present = {name: adapter for name, adapter in adapters.items() if adapter is not None}
@@ -56,6 +59,7 @@ def save_run_model(
         "text_base": None if text_base is None else _portable(text_base, target),
         "noise_timestep": noise_timestep,
         "denoise_timestep": denoise_timestep,
+        **({} if noise_channels is None else {"noise_channels": noise_channels}),
         "adapters": list(present),
         "provenance": dict(provenance),
     }
@@ -81,6 +85,7 @@ def save_merged(
         "kind": MERGED,
         "noise_timestep": model.noise_timestep,
         "denoise_timestep": model.denoise_timestep,
+        "noise_channels": model.noise_channels,
         "provenance": dict(provenance or {}),
     }
     with _swapped_in(Path(folder)) as fresh:

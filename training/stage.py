@@ -26,6 +26,7 @@ class RunSettings:
     crop: int = 192  # HR pixels
     zoom_min: float = 0.5  # photos are shrunk by a random factor from here to 1 before the crop is cut
     mild_share: float = 0.0  # part of the pairs with the mild degradation
+    plain_share: float = 0.0  # part that is made smaller and no more
     lr: float = 1e-4
     final_lr: float = 1e-6  # at the end of a cosine
     warmup_steps: int = 50
@@ -51,8 +52,13 @@ class RunSettings:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be from 0 to below 1, got {self.ema}")
-        if not 0 <= self.mild_share <= 1:
-            raise ValueError(f"mild_share must be from 0 to 1, got {self.mild_share}")
+        for name in ("mild_share", "plain_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        if self.mild_share + self.plain_share > 1:
+            raise ValueError(
+                f"mild_share and plain_share must be at most 1 together, got {self.mild_share} and {self.plain_share}"
+            )
         if not 0 < self.zoom_min <= 1:
             raise ValueError(f"zoom_min must be above 0 and at most 1, got {self.zoom_min}")
 
