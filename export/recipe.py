@@ -16,7 +16,7 @@ class DistillConfig:
     crop: int = 192  # HR pixels
     mild_share: float = 0.55  # part of the pairs with the mild degradation, see training.degradation.MILD
     plain_share: float = 0.2  # part that is made smaller and no more, see training.degradation.reduce_plainly
-    graphics_share: float = 0.12  # part of the pictures that are drawn: text, patterns; see training.graphics
+    graphics_share: float = 0.2  # part of the pictures that are drawn: text, patterns; see training.graphics
     recolour_share: float = 0.3  # part of the photos in gray or other colours
     batch: int = 4  # LR pictures in a step; each gets two samples
     lr: float = 2.5e-4
@@ -31,7 +31,7 @@ class DistillConfig:
     feature_layers: tuple[float, ...] = (1.0,) * 5  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
     colour: float = 4.0  # mean colour of a picture
-    chroma: float = 2.0  # colour of each pixel without its brightness
+    chroma: float = 6.0  # colour of each pixel without its brightness
     grid: float = 40.0  # against patterns at the period of the pixel shuffles
     diversity: float = 0.5
     texture_share: float = (
