@@ -23,7 +23,7 @@ from export.source import FEATURES, IMAGE, NOISE, SR, Source, file_sha256, psnr
 from export.student import bicubic_weight
 from runtime.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 from training.loading import MODEL_FILE, find_model, load_model, read_model_file
-from training.model import OneStepModel, base_config, base_module
+from training.model import OneStepModel, base_module
 from training.prompts import DEFAULT_PROMPT
 
 KIND = "gdposr one-step model"
@@ -69,20 +69,23 @@ class TeacherEncoder(nn.Module):
 
 
 class TeacherGenerator(nn.Module):
-    """features and noise (n, C, H, W) -> sr (n, 3, f H, f W) in [0, 1].
+    """features (n, C, H, W) and noise (n, C / repeats, H, W) -> sr (n, 3, f H, f W) in [0, 1].
 
     z_n = sqrt(a_n) z + sqrt(1 - a_n) eps; z_0 = keep z_n + unet(z_n), with the factors of the closed form in `keep` and in the last
     convolution of the UNet.
     """
 
-    def __init__(self, signal: float, sigma: float, keep: float, unet: nn.Module, decoder: nn.Module) -> None:
+    def __init__(
+        self, signal: float, sigma: float, keep: float, repeats: int, unet: nn.Module, decoder: nn.Module
+    ) -> None:
         super().__init__()
-        self.signal, self.sigma, self.keep = signal, sigma, keep
+        self.signal, self.sigma, self.keep, self.repeats = signal, sigma, keep, repeats
         self.unet = unet
         self.decoder = decoder
 
     def forward(self, features: Tensor, noise: Tensor) -> Tensor:
-        noisy = self.signal * features + self.sigma * noise
+        spread = torch.cat([noise] * self.repeats, dim=1) if self.repeats > 1 else noise
+        noisy = self.signal * features + self.sigma * spread
         restored = self.keep * noisy + self.unet(noisy)
         out: Tensor = self.decoder(restored)
         return out.clamp(0.0, 1.0)
@@ -108,7 +111,10 @@ def fold(model: OneStepModel, prompt: str | None = None) -> tuple[TeacherEncoder
     )
     keep, factor = _closed_form(share_d, model.schedule.prediction)
     unet = FoldedUnet(model.unet, model.denoise_timestep, condition, factor)
-    generator = TeacherGenerator(math.sqrt(share_n), math.sqrt(1 - share_n), keep, unet, decoder(vae))
+    repeats = model.latent_channels // model.noise_channels
+    generator = TeacherGenerator(
+        math.sqrt(share_n), math.sqrt(1 - share_n), keep, repeats, unet, decoder(vae)
+    )
     return TeacherEncoder(model.scale, encoder(vae)).eval(), generator.eval()
 
 
@@ -127,7 +133,7 @@ def one_step_source(
 ) -> Source:
     """A one-step model with the two graphs it folds into."""
     encoder, generator = fold(model, prompt)
-    channels, multiple = int(base_config(model.vae)["latent_channels"]), model.size_multiple
+    multiple = model.size_multiple
     cell = model.vae_factor / model.scale  # LR pixels per latent pixel
     if cell != int(cell):
         raise FoldError(
@@ -135,8 +141,8 @@ def one_step_source(
             "a noise cell would not be a whole number of LR pixels"
         )
     image = TensorSpec(IMAGE, 3, 1.0, (0.0, 1.0))
-    features = TensorSpec(FEATURES, channels, 1 / cell)
-    noise = TensorSpec(NOISE, channels, 1 / cell)
+    features = TensorSpec(FEATURES, model.latent_channels, 1 / cell)
+    noise = TensorSpec(NOISE, model.noise_channels, 1 / cell)
     sr = TensorSpec(SR, 3, float(model.scale), (0.0, 1.0))
     blend = _rounded(BLEND, multiple)
     return Source(
@@ -154,7 +160,7 @@ def one_step_source(
             context=blend,
             overlap=blend,
         ),
-        noise=NoiseSpec(1, channels, int(cell)),
+        noise=NoiseSpec(1, model.noise_channels, int(cell)),
         parameters=sum(p.numel() for module in (encoder, generator) for p in module.parameters()),
         checkpoint_sha256=checkpoint_sha256,
         training=training,

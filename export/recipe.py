@@ -90,7 +90,7 @@ def with_teacher(config: DistillConfig) -> DistillConfig:
 def with_texture_of_teacher(config: DistillConfig) -> DistillConfig:
     """The recipe of photos alone, and a teacher that leads only in what changes from sample to sample: its texture. For a teacher that
     is behind the student in everything else."""
-    return replace(config, teacher_difference=1.0, diversity=1.0, texture_share=0.4)
+    return replace(config, teacher_difference=3.0, diversity=1.0, texture_share=0.4)
 
 
 POCKET = DistillConfig()

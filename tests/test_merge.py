@@ -93,7 +93,7 @@ def agreement(model: OneStepModel, source: Source, prompt: str | None = None) ->
         for seed in range(2):
             draw = torch.Generator().manual_seed(seed)
             lr = torch.rand(2, 3, height, width, generator=draw)
-            noise = torch.randn(2, *model.latent_shape(height, width), generator=draw)
+            noise = torch.randn(2, *model.noise_shape(height, width), generator=draw)
             with torch.no_grad():
                 expected = model(lr, noise, [DEFAULT_PROMPT if prompt is None else prompt] * 2).clamp(0, 1)
             assert expected.std() > 0.01  # a picture, not all black or white
@@ -119,6 +119,17 @@ def test_enlarging_by_convolution_is_exact_up_to_the_border(scale: int, size: tu
 @pytest.mark.parametrize("prompt", [None, "the photo"])
 def test_folded_sd21_equals_the_model(sd21: OneStepModel, prompt: str | None) -> None:
     assert agreement(sd21, one_step_source(sd21, {}, "0" * 64, prompt), prompt) >= FOLD_FLOOR_DB
+
+
+def test_noise_of_fewer_channels_is_spread_in_the_graph(tmp_path: Path) -> None:
+    model = pocket()
+    model.set_noise_channels(2)
+    folded = one_step_source(model, {}, "0" * 64)
+    assert agreement(model, folded) >= FOLD_FLOOR_DB
+    assert folded.noise.channels == folded.specs["generator"].inputs[-1].channels == 2
+    pair = OnnxPair(folded.specs, export_fp32(folded, tmp_path, {"model": KIND}))
+    image, noise = torch.rand(1, 3, 16, 16), folded.examples("generator", 16, 16)[-1]
+    assert psnr(pair(image.numpy(), noise.numpy()), folded(image, noise).numpy()) >= ONNX_FLOOR_DB
 
 
 def test_prompt_is_folded_in(sd21: OneStepModel, source: Source) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 FINE = 2  # a card is drawn this much larger and reduced, so that its edges are smooth
+SMALLEST_TEXT = 20  # HR pixels of an em: what LR cannot hold would teach to make letters up
 LETTERS = string.ascii_letters + string.digits + ".,:;-+/()%&!?"
 
 
@@ -81,7 +82,7 @@ def _text(rng: np.random.Generator, size: int) -> np.ndarray:
     side = 2 * FINE * size  # room to turn
     image = Image.new("L", (side, side))
     draw = ImageDraw.Draw(image)
-    em = int(FINE * np.exp(rng.uniform(np.log(10), np.log(64))))
+    em = int(FINE * np.exp(rng.uniform(np.log(SMALLEST_TEXT), np.log(64))))
     step = round(em * rng.uniform(1.0, 1.6))
     for top in range(0, side, step):
         letters = rng.choice(list(LETTERS + 12 * " "), size=4 * side // em)
