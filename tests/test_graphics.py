@@ -8,6 +8,7 @@ from PIL import Image
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
+from training import graphics
 from training.data import CropParams, PairDataset, PhotoSet
 from training.graphics import Variety, draw_card, recoloured
 
@@ -33,6 +34,16 @@ def test_cards_come_in_gray_and_in_colour_and_with_smooth_edges() -> None:
     assert 0.2 < np.mean(gray) < 0.8
     plain = [len(np.unique(card.reshape(-1, 3), axis=0)) for card in cards]
     assert min(plain) > 2, "edges that jump would alias before they are degraded"
+
+
+def test_no_text_is_smaller_than_lr_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    font = graphics._font
+    monkeypatch.setattr(graphics, "_font", lambda size: sizes.append(size) or font(size))
+    for seed in range(60):
+        draw_card(rng(seed), 64)
+    assert min(sizes) >= graphics.FINE * graphics.SMALLEST_TEXT
+    assert max(sizes) > 2 * min(sizes)
 
 
 def test_recoloured_photos_are_gray_exchanged_or_more_saturated() -> None:

@@ -184,6 +184,17 @@ def test_saving_a_run_again_replaces_it(sd21: Path, tmp_path: Path) -> None:
         save_run(adapted(sd21), folder, sd21, vae_adapter=None, unet_adapter=None)
 
 
+def test_a_card_beside_the_model_outlives_it(sd21: Path, tmp_path: Path) -> None:
+    model, place = load_model(sd21), tmp_path / "merged"
+    save_merged(model, place, {"steps": 1})
+    (place / "README.md").write_text("a card")
+    (place / "unet" / "leftover.bin").write_bytes(b"of the earlier model")
+    save_merged(model, place, {"steps": 2})
+    assert (place / "README.md").read_text() == "a card"
+    assert not (place / "unet" / "leftover.bin").exists()
+    assert read_model_file(place)["provenance"] == {"steps": 2}
+
+
 def test_merged_model_equals_its_source(sd21: Path, tmp_path: Path) -> None:
     model = adapted(sd21)
     model.set_timesteps(200, 50)

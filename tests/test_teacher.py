@@ -25,7 +25,7 @@ from export.distiller import Distiller  # noqa: E402
 from export.lessons import CachedRows, OnlineRows, taught_lessons, turned  # noqa: E402
 from export.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.student import Student, StudentConfig, load_student, save_student  # noqa: E402
-from export.teacher import Teacher, fitted, from_bytes, item_noise, to_bytes  # noqa: E402
+from export.teacher import Teacher, fitted, from_bytes, item_noise, model_digest, to_bytes  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402
 from training.budget import Budget  # noqa: E402
 from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos  # noqa: E402
@@ -156,6 +156,22 @@ def test_student_takes_the_shape_of_the_noise_from_the_teacher_unless_told_other
         wide.check(StudentConfig(noise_channels=17), 48)
     with pytest.raises(ValueError, match="multiple of 16"):
         wide.check(StudentConfig(noise_channels=16), 18)
+
+
+def test_a_teacher_of_few_noise_channels_gives_its_student_all_of_them(photos: Path) -> None:
+    model = tiny_model(channels=16)
+    wide = model_digest(model)
+    model.set_noise_channels(4)
+    teacher = Teacher(model, "few")
+    assert teacher.digest != wide
+    assert teacher.noise_channels == 4
+    assert fitted(TINY.student, teacher, []) == {}
+    lesson = next(taught_lessons(rows_of(photos, channels=4), teacher, TINY, workers=0))
+    spread = lesson.noise.repeat(1, 4, 1, 1)
+    model.set_noise_channels(16)
+    torch.testing.assert_close(
+        lesson.samples, from_bytes(to_bytes(teacher(lesson.lr, spread))), atol=1.01 / 255, rtol=0
+    )
 
 
 def test_student_with_fewer_noise_channels_gets_the_first_of_the_teachers(photos: Path) -> None:

@@ -62,12 +62,10 @@ def recoloured(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Of ground and ink, float64 (3,): mostly grays far apart, else any two that are."""
+    """Of ground and ink, float64 (3,), far apart: half of them grays, half any two."""
+    gray = rng.random() < 0.5
     while True:
-        if rng.random() < 0.5:
-            pair = np.repeat(rng.uniform(0, 255, (2, 1)), 3, axis=1)
-        else:
-            pair = rng.uniform(0, 255, (2, 3))
+        pair = rng.uniform(0, 255, (2, 1)).repeat(3, axis=1) if gray else rng.uniform(0, 255, (2, 3))
         if np.abs(pair[0] - pair[1]).max() > 60:
             return pair[0], pair[1]
 

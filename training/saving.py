@@ -125,7 +125,8 @@ def _narrowed(part: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 @contextmanager
 def _swapped_in(target: Path) -> Iterator[Path]:
-    """A fresh folder beside target that takes its place when the block ends without an error."""
+    """A fresh folder beside target that takes its place when the block ends without an error. Files that stand beside the model, such
+    as its card, come along."""
     if target.is_file():
         raise ValueError(f"{target} is a file, expected the name of a folder for the model")
     if target.is_dir() and any(target.iterdir()) and not (target / MODEL_FILE).is_file():
@@ -136,6 +137,9 @@ def _swapped_in(target: Path) -> Iterator[Path]:
     fresh.mkdir(parents=True)
     try:
         yield fresh
+        for beside in target.iterdir() if target.is_dir() else ():
+            if beside.is_file() and not (fresh / beside.name).exists():
+                shutil.copy2(beside, fresh)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise OSError(
