@@ -44,7 +44,7 @@ def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
         coverage = _strokes(rng, size)
     else:
         coverage = _pattern(rng, size, str(kind))
-    ground = paper + (_ramp(rng, size) if rng.random() < 0.3 else 0.0)
+    ground = paper + (_ramp(rng, size, gray=bool(np.ptp(paper) == 0)) if rng.random() < 0.3 else 0.0)
     mixed = ground + coverage[..., None] * (ink - ground)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
@@ -140,8 +140,8 @@ def _reduced(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BOX), np.float64) / 255
 
 
-def _ramp(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3): a plane of up to 60 levels from edge to edge."""
+def _ramp(rng: np.random.Generator, size: int, *, gray: bool) -> np.ndarray:
+    """(size, size, 3): a plane of up to 60 levels from edge to edge, the same in all channels if gray."""
     place = np.linspace(-0.5, 0.5, size)
-    slope = rng.uniform(-60, 60, (2, 3))
+    slope = rng.uniform(-60, 60, (2, 1)).repeat(3, axis=1) if gray else rng.uniform(-60, 60, (2, 3))
     return np.asarray(place[:, None, None] * slope[0] + place[None, :, None] * slope[1])
