@@ -6,6 +6,7 @@ a pure function of the seed and the position in the stream, so a resumed run get
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -25,6 +26,7 @@ from training.randomness import generator, integers
 
 log = logging.getLogger("distill")
 
+FRESH_FROM = 1 << 32  # number of the first item that no teacher is asked about
 TURNS = 8  # flips and quarter turns of a square
 
 
@@ -122,7 +124,10 @@ def lessons_of(
     start: int,
     workers: int,
 ) -> Iterator[Lesson]:
-    """The batches from item `start` of the stream on. A cache is filled now; photos are read only where they are needed."""
+    """The batches from item `start` of the stream on. A cache is filled now.
+
+    Of what the teacher has no say in, pairs that never come again teach more than the few of a cache: with config.fresh each of the
+    teacher's batches is followed by so many of others."""
 
     def pairs(begin: int = 0) -> PairDataset:
         crop = CropParams(config.crop)
@@ -138,20 +143,31 @@ def lessons_of(
 
     if teacher is None:
         return photo_lessons(pairs(start), config, workers)
+    step, cycle = start // config.batch, config.fresh + 1
+    before = -(-step // cycle)  # of the teacher's batches among the steps so far
+    rows: Dataset[Row]
     if cache is None:
-        rows = OnlineRows(pairs(), config, teacher.noise_channels, start)
-        return taught_lessons(rows, teacher, config, workers)
-    folder, items = cache
-    kept = TeacherCache(folder, items, cache_facts(teacher, config, photos, data))
-    if kept.missing():
-        last = -math.inf
+        rows = OnlineRows(pairs(), config, teacher.noise_channels, before * config.batch)
+    else:
+        kept = TeacherCache(*cache, cache_facts(teacher, config, photos, data))
+        if kept.missing():
+            _fill(kept, OnlineRows(pairs(), config, teacher.noise_channels), teacher, workers)
+        rows = CachedRows(kept, config, teacher.noise_channels, before * config.batch)
+    taught = taught_lessons(rows, teacher, config, workers)
+    if not config.fresh:
+        return taught
+    fresh = photo_lessons(pairs(FRESH_FROM + (step - before) * config.batch), config, workers)
+    return (next(fresh if k % cycle else taught) for k in itertools.count(step))
 
-        def show(done: int, total: int, rate: float) -> None:
-            nonlocal last
-            if time.monotonic() - last > 10 or done == total:
-                last = time.monotonic()
-                log.info("cache %s: %d of %d items (%.2f items/s)", folder, done, total, rate)
 
-        rows = OnlineRows(pairs(), config, teacher.noise_channels)
-        kept.fill(rows, teacher, workers=workers, on_progress=show)
-    return taught_lessons(CachedRows(kept, config, teacher.noise_channels, start), teacher, config, workers)
+def _fill(cache: TeacherCache, rows: OnlineRows, teacher: Teacher, workers: int) -> None:
+    """Makes what a cache lacks; tells how far it is every ten seconds."""
+    last = -math.inf
+
+    def show(done: int, total: int, rate: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10 or done == total:
+            last = time.monotonic()
+            log.info("cache %s: %d of %d items (%.2f items/s)", cache.folder, done, total, rate)
+
+    cache.fill(rows, teacher, workers=workers, on_progress=show)

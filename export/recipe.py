@@ -14,9 +14,11 @@ class DistillConfig:
 
     student: StudentConfig = field(default_factory=StudentConfig)
     crop: int = 192  # HR pixels
-    mild_share: float = 0.55  # part of the pairs with the mild degradation, see training.degradation.MILD
-    plain_share: float = 0.2  # part that is made smaller and no more, see training.degradation.reduce_plainly
-    graphics_share: float = 0.2  # part of the pictures that are drawn: text, patterns; see training.graphics
+    mild_share: float = 0.45  # part of the pairs with the mild degradation, see training.degradation.MILD
+    plain_share: float = (
+        0.35  # part that is made smaller and no more, see training.degradation.reduce_plainly
+    )
+    graphics_share: float = 0.25  # part of the pictures that are drawn: text, patterns; see training.graphics
     recolour_share: float = 0.3  # part of the photos in gray or other colours
     batch: int = 4  # LR pictures in a step; each gets two samples
     lr: float = 2.5e-4
@@ -42,8 +44,9 @@ class DistillConfig:
     )
     teacher_feature: float = 0.0
     teacher_difference: float = 0.0  # L1 between what changes from sample to sample
+    fresh: int = 0  # batches of other pairs, without the teacher, after each of the teacher's
     cache_turns: bool = False  # flips and quarter turns of cached items: more of them, but another teacher (see lessons.turned)
-    adversary: float = 0.35  # its gradient at the pixels, relative to that of pixel and structure together
+    adversary: float = 0.3  # its gradient at the pixels, relative to that of pixel and structure together
     ema: float = 0.999
     clip: float = 0.5  # largest norm of the gradient
     held_out: int = 16  # photos kept for validation
@@ -56,6 +59,8 @@ class DistillConfig:
             raise ValueError(f"precision must be bf16 or fp32, got {self.precision!r}")
         if self.crop % 8 or self.crop < 64:
             raise ValueError(f"crop must be a multiple of 8 of at least 64 HR pixels, got {self.crop}")
+        if self.fresh < 0:
+            raise ValueError(f"fresh must be at least 0, got {self.fresh}")
         if not (min(self.mild_share, self.plain_share) >= 0 and self.mild_share + self.plain_share <= 1):
             raise ValueError(
                 f"mild_share and plain_share must be from 0 to 1, and at most 1 together, got {self.mild_share} and {self.plain_share}"
@@ -90,7 +95,7 @@ def with_teacher(config: DistillConfig) -> DistillConfig:
 def with_texture_of_teacher(config: DistillConfig) -> DistillConfig:
     """The recipe of photos alone, and a teacher that leads only in what changes from sample to sample: its texture. For a teacher that
     is behind the student in everything else."""
-    return replace(config, teacher_difference=3.0, diversity=1.0, texture_share=0.4)
+    return replace(config, teacher_difference=15.0, diversity=4.0, texture_share=0.4, fresh=2)
 
 
 POCKET = DistillConfig()

@@ -5,6 +5,7 @@ import math
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from export import cache as caching  # noqa: E402
 from export import distill, distillation, fidelity, lessons, objectives  # noqa: E402
 from export.cache import TeacherCache, by_sample, cache_facts  # noqa: E402
 from export.distiller import Distiller  # noqa: E402
-from export.lessons import CachedRows, OnlineRows, taught_lessons, turned  # noqa: E402
+from export.lessons import CachedRows, Lesson, OnlineRows, lessons_of, taught_lessons, turned  # noqa: E402
 from export.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.student import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.teacher import Teacher, fitted, from_bytes, item_noise, model_digest, to_bytes  # noqa: E402
@@ -226,6 +227,32 @@ def test_cache_holds_what_the_teacher_gives_online(teacher: Teacher, photos: Pat
     assert [CachedRows(cache, config, 4, start=3)[k].item for k in range(5)] == order[3:]
     for k in range(4):
         assert torch.equal(cached[k].noise, item_noise(TINY.seed, order[k], (4, 8, 8)))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_fresh_pairs_stand_between_those_of_the_teacher(
+    cached: bool, teacher: Teacher, photos: Path, tmp_path: Path
+) -> None:
+    config = replace(TINY, fresh=2)
+    training, _ = split_photos(find_images(photos), config.held_out)
+    cache = (tmp_path / "cache", 4) if cached else None
+
+    def stream(step: int, wanted: DistillConfig = config) -> list[Lesson]:
+        start = step * config.batch
+        return list(islice(lessons_of(wanted, photos, training, teacher, cache, start, workers=0), 7 - step))
+
+    whole = stream(0)
+    assert [lesson.samples is None for lesson in whole] == [False, True, True, False, True, True, False]
+    alone = stream(0, replace(config, fresh=0))
+    for mixed, taught in zip(whole[::3], alone, strict=False):
+        assert torch.equal(mixed.lr, taught.lr)
+        assert torch.equal(mixed.samples, taught.samples)
+    pictures = [lesson.hr for lesson in whole if lesson.samples is None]
+    assert len({picture.numpy().tobytes() for picture in pictures}) == 4
+    for step in range(1, 7):  # a run that is resumed there
+        for resumed, lesson in zip(stream(step), whole[step:], strict=True):
+            assert torch.equal(resumed.hr, lesson.hr)
+            assert (resumed.samples is None) == (lesson.samples is None)
 
 
 def test_interrupted_fill_goes_on_to_equal_bytes(
