@@ -36,10 +36,27 @@ def interpolate(first: Student, second: Student, share: float) -> Student:
 def mix(first: Path, second: Path, share: float, out: Path, *, half: bool = False) -> None:
     """Interpolate two checkpoints; the new one tells of both. half: its weights are rounded to float16."""
     (one, before), (two, after) = load_student(first), load_student(second)
-    provenance: dict[str, Any] = {
-        "interpolated": {"share_of_second": share, "first": before, "second": after}
-    }
-    save_student(interpolate(one, two, share), out, provenance, half=half)
+    save_student(interpolate(one, two, share), out, told(before, after, share), half=half)
+
+
+def told(first: dict[str, Any], second: dict[str, Any], share: float) -> dict[str, Any]:
+    """Provenance of the mixture: the earlier runs that both began with, told once, then the two with what is their own."""
+    histories = [list(parent.get("history", [])) for parent in (first, second)]
+    common = 0
+    while (
+        all(len(history) > common for history in histories) and histories[0][common] == histories[1][common]
+    ):
+        common += 1
+    own = [
+        parent | ({"history": history[common:]} if len(history) > common else {})
+        for parent, history in zip((_without(first), _without(second)), histories, strict=True)
+    ]
+    mixed = {"share_of_second": share, "first": own[0], "second": own[1]}
+    return {"interpolated": mixed, "history": histories[0][:common]}
+
+
+def _without(parent: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parent.items() if name != "history"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
