@@ -1,7 +1,7 @@
 """The model that ships invents no nonsense: text, patterns, skies, sharp photos, colours and seeds, each judged by a measurement.
 
 `pytest -s tests/test_shipped_model.py` prints every figure beside its limit. The limits are what a user needs; the worst figure of
-bundle 825690a8 stands beside each. `FAILING` names what that bundle does not reach: such a test turns red once a bundle does
+bundle cec5d72f stands beside each. `FAILING` names what that bundle does not reach: such a test turns red once a bundle does
 reach it, and then its line goes.
 """
 
@@ -34,38 +34,31 @@ CROP: Final = 48  # LR pixels
 TEXT_SIZES: Final = (5, 6, 7, 8, 10)  # LR pixels of an em: bicubic reads 0.77 of the first, all of the last
 
 # Limits; in brackets the worst figure of INT8 among what passes.
-TEXT_LOSS: Final = 0.05  # share of glyphs to be read by bicubic and not by the model (from 7 px on)
+TEXT_LOSS: Final = 0.05  # share of glyphs to be read by bicubic and not by the model (0.05)
 FOREIGN_DB: Final = -15.0  # a frequency not the pattern's own, to the pattern's: a fifth of its amplitude
 FOREIGN_GAIN_DB: Final = 3.0  # or, where bicubic lets through more than that, at most so much above bicubic
-TEXTURE: Final = 1.0  # levels, the finest step of an 8-bit picture (0.78)
-SEEDS_APART: Final = 1.4  # levels between two seeds of a sky: two such textures with nothing in common (0.97)
-KEPT_DB: Final = 32.0  # reduced again, a sharp photo is as it was: RMS of 6 levels (32.6)
-CLEAN_LOSS_DB: Final = (
-    1.5  # PSNR that sharpness may cost; OSEDiff pays 2.0 dB on RealSR (1.39, but for FAILING)
-)
-SHIFT: Final = 1.0  # levels
+TEXTURE: Final = 1.0  # levels, the finest step of an 8-bit picture (0.91)
+SEEDS_APART: Final = 1.4  # levels between two seeds of a sky: two such textures with nothing in common (1.24)
+KEPT_DB: Final = 32.0  # reduced again, a sharp photo is as it was: RMS of 6 levels (35.3)
+CLEAN_LOSS_DB: Final = 1.5  # PSNR that sharpness may cost; OSEDiff pays 2.0 dB on RealSR (1.37)
+SHIFT: Final = 1.0  # levels (0.94)
 GRAY_TINT: Final = 3.0  # levels; colour in a gray photo
 PATTERN_TINT: Final = 6.0  # levels; colour in a gray pattern of up to 204 levels of contrast
-WORTH: Final = 0.002  # SQF that the best of 8 samples wins over the mean one (0.0029; on crops 0.0039)
-LOW_PASS_APART: Final = 1.0  # levels between two samples, coarser than about 8 pixels (0.41)
+WORTH: Final = 0.002  # SQF that the best of 8 samples wins over the mean one (0.0022; on crops 0.0040)
+LOW_PASS_APART: Final = 1.0  # levels between two samples, coarser than about 8 pixels (0.26)
 
-FAILING: Final = {  # (topic, case), in both precisions where both are measured
-    ("text", "5 px, dark on light"): "reads 0.67, bicubic 0.79 (JPEG 90)",
-    ("text", "5 px, light on dark"): "reads 0.73, bicubic 0.79 (JPEG 90)",
-    ("text", "6 px, dark on light"): "reads 0.859, bicubic 0.915 (JPEG 90)",
-    ("text", "6 px, light on dark"): "reads 0.859, bicubic 0.911 (clean)",
-    ("patterns", "bricks 30.5 x 14.3"): "-8.5 dB, bicubic -13.9",
-    ("sharp", "chelsea"): "1.68 dB below bicubic on a cleanly reduced photo: it takes it for blurred",
-    ("photos", "motorcycle_left"): "1.07 levels",
-    ("photos", "coins"): "1.13 levels",
-    ("flat", "colours"): "green 1.40 levels",
-    ("realsr", 90): "2.09 levels",
-    ("gray photos", "coins"): "tint 3.04",
-    ("gray photos", "page"): "tint 4.23",
-    ("gray patterns", "stripes"): "tint 27.4 at 10 px, 45 degrees: rainbow colours on black and white",
-    ("gray patterns", "checks"): "tint 15.1",
-    ("gray patterns", "bricks"): "tint 9.4",
-    ("gray patterns", "grid"): "tint 9.7",
+FAILING: Final = {  # (topic, case) in both precisions, or (topic, case, precision)
+    ("text", "5 px, dark on light"): "reads 0.60, bicubic 0.77 (clean)",
+    ("text", "5 px, light on dark"): "reads 0.59, bicubic 0.79 (JPEG 90)",
+    ("text", "6 px, dark on light"): "reads 0.82, bicubic 0.915 (JPEG 90)",
+    ("text", "6 px, light on dark"): "reads 0.83, bicubic 0.911 (clean)",
+    ("text", "7 px, dark on light"): "reads 0.903, bicubic 0.960 (clean)",
+    ("patterns", "bricks 30.5 x 14.3"): "-10.1 dB, bicubic -13.9",
+    ("skies", "overcast", "int8"): "texture of 1.04 levels where the noise is one level",
+    ("skies", "dusk", "fp32"): "texture of 1.02 levels where the noise is one level",
+    ("gray photos", "page"): "tint 3.18",
+    ("gray patterns", "stripes"): "tint 8.9 at 10 px, 45 degrees",
+    ("gray patterns", "bricks"): "tint 7.0",
 }
 
 
@@ -103,7 +96,7 @@ def cases(topic: str, *names: object, precisions: tuple[str, ...] = PRECISIONS) 
     """The test once for each precision and name; one that must fail where `FAILING` has (topic, name)."""
 
     def case(precision: str, name: object) -> object:
-        reason = FAILING.get((topic, name))
+        reason = FAILING.get((topic, name)) or FAILING.get((topic, name, precision))
         marks = [pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)] if reason else []
         return pytest.param(precision, name, id=f"{name} {precision}", marks=marks)
 
