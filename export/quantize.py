@@ -43,8 +43,8 @@ class Int8Preset:
 # CPU ships and the runtime need not choose.
 INT8_PRESETS: Final[Mapping[str, Int8Preset]] = {
     #                                                                                  worst dB, time beside fp32
-    "avx2": Int8Preset(7, "any x86: without VNNI two products are added in 16 bits"),  # 46.6     0.383
-    "vnni": Int8Preset(8, "CPUs that add products in 32 bits: x86 with VNNI, ARM"),    # 47.0     0.382
+    "avx2": Int8Preset(7, "any x86: without VNNI two products are added in 16 bits"),  # 46.5     0.383
+    "vnni": Int8Preset(8, "CPUs that add products in 32 bits: x86 with VNNI, ARM"),    # 46.9     0.382
 }  # fmt: skip
 
 

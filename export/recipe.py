@@ -85,6 +85,7 @@ def with_teacher(config: DistillConfig) -> DistillConfig:
         pixel=0.5,
         feature=0.5,
         structure=1.0,
+        chroma=1.0,
         diversity=8.0,  # with 1.0 the student kept 77 % of the teacher's diversity, see EXPERIMENTS.md
         teacher=2.0,
         teacher_feature=0.5,

@@ -164,7 +164,9 @@ RECORDED: list[dict[str, float]] = [
 
 
 def test_adversary_pulls_with_its_share_of_the_pixel_gradient(weights: Path) -> None:
-    config = replace(TINY, adversary=0.5, adversary_from=0.0, feature=0.0, diversity=0.0, grid=0.0)
+    config = replace(
+        TINY, adversary=0.5, adversary_from=0.0, feature=0.0, diversity=0.0, grid=0.0, chroma=0.0
+    )
     distiller = Distiller(config, SqueezeFeatures(weights))
     draw = torch.Generator().manual_seed(0)
     samples, hr = (torch.rand(n, 3, 64, 64, generator=draw) for n in (4, 2))

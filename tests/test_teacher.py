@@ -390,7 +390,9 @@ def test_student_learns_to_follow_the_teacher(photos: Path, weights: Path, tmp_p
         TINY,
         student=replace(TINY.student, width=16),
         **{"lr": 3e-3, "clip": 5.0, "ema": 0.9, "adversary": 0.0},
-        **dict.fromkeys(("pixel", "structure", "colour", "grid", "feature", "teacher_feature"), 0.0),
+        **dict.fromkeys(
+            ("pixel", "structure", "colour", "chroma", "grid", "feature", "teacher_feature"), 0.0
+        ),
     )
     out = tmp_path / "run"
     cache = (tmp_path / "cache", 24)
