@@ -21,18 +21,20 @@ from export.teacher import SAMPLES, Teacher, to_bytes
 from training.budget import Interrupt
 from training.settings import differences
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CACHE_FILE = "cache.json"
 SHARD = 64  # items of a file
 BATCH = 4  # items the teacher gets at once; a shard is whole batches, so that a resumed fill computes the same batches
 
 
 class Row(NamedTuple):
-    """An item of a stream with a teacher. samples: (2, 3, 4h, 4w) uint8, empty where the teacher has yet to run."""
+    """An item of a stream with a teacher. samples: (2, 3, 4h, 4w) uint8, empty where the teacher has yet to run. As a batch,
+    drawn is (n,) bool."""
 
     item: int
     lr: Tensor
     hr: Tensor
+    drawn: Any  # True for a card instead of a photo
     noise: Tensor  # (2, C, h/f, w/f)
     samples: Tensor
 
@@ -67,7 +69,7 @@ def cache_facts(
 
 class TeacherCache:
     """The first `items` items of a training stream with the teacher's samples, in a folder: files of 64 items, lr (n, 3, h, w),
-    hr (n, 3, 4h, 4w) and samples (n, 2, 3, 4h, 4w), all uint8, and cache.json with what they were made for.
+    hr (n, 3, 4h, 4w) and samples (n, 2, 3, 4h, 4w), all uint8, drawn (n,) bool, and cache.json with what they were made for.
 
     About 340 kB an item of 192 pixels. A longer cache of the same facts goes on from a shorter one."""
 
@@ -97,10 +99,10 @@ class TeacherCache:
         _replace(path, lambda fresh: fresh.write_text(json.dumps(document, indent=2) + "\n"))
 
     def read(self, item: int) -> dict[str, Tensor]:
-        """lr, hr and samples of an item, uint8."""
+        """lr, hr and samples of an item, uint8; drawn, bool."""
         try:
             with safe_open(self._path(item // SHARD), "pt") as file:
-                return {name: file.get_slice(name)[item % SHARD] for name in ("lr", "hr", "samples")}
+                return {name: file.get_slice(name)[item % SHARD] for name in ("lr", "hr", "samples", "drawn")}
         except (SafetensorError, OSError) as error:
             raise self._damaged(item // SHARD, error) from error
 
@@ -144,7 +146,13 @@ class TeacherCache:
                 for items, row in zip(batches, load_rows(rows, workers, batch_sampler=batches), strict=True):
                     samples = teacher.samples(row.lr, by_sample(row.noise), items)
                     pair = samples.unflatten(0, (SAMPLES, len(items))).transpose(0, 1)
-                    pending.append((items, {"lr": to_bytes(row.lr), "hr": to_bytes(row.hr), "samples": pair}))
+                    made = {
+                        "lr": to_bytes(row.lr),
+                        "hr": to_bytes(row.hr),
+                        "samples": pair,
+                        "drawn": row.drawn,
+                    }
+                    pending.append((items, made))
                     done += len(items)
                     if on_progress:
                         on_progress(done, self.items, (done - before) / (time.monotonic() - begun))

@@ -119,7 +119,7 @@ class Distiller:
         """One update. Returns the losses of this step. Noise is drawn here only where the lesson brings none."""
         c = self.config
         draw = torch.Generator().manual_seed((c.seed << 32) + step)
-        lr, hr, noise, taught = lesson
+        lr, hr, drawn, noise, taught = lesson
         n, _, h, w = lr.shape
         if noise is None:
             noise = torch.randn(
@@ -135,7 +135,7 @@ class Distiller:
             residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), noise)
         samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
         losses, pull, real, fake = self._pull(
-            samples.detach().requires_grad_(True), hr, (dy, dx), progress, taught
+            samples.detach().requires_grad_(True), hr, ~drawn.to(self.device), (dy, dx), progress, taught
         )
         rate = self.learning_rate(step, progress)
         for group in self.optimizer.param_groups:
@@ -147,20 +147,23 @@ class Distiller:
         self._update_average(step)
         values = {name: value.item() for name, value in losses.items()} | {"grad": norm.item(), "lr": rate}
         if "adversary" in losses and step % c.discriminator_every == 0:
-            half = step // c.discriminator_every % 2 * n
-            values["discriminator"] = self._update_discriminator(real, fake.detach()[half : half + n])
+            half = step // c.discriminator_every % 2
+            values["discriminator"] = self._update_discriminator(real, fake.detach().chunk(2)[half])
         return values
 
     def _pull(
         self,
         samples: Tensor,
         hr: Tensor,
+        photos: Tensor,
         shift: tuple[int, int],
         progress: float,
         teacher: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Losses, the gradient of their sum at the samples, and what the discriminator is to see (photos, samples).
 
+        photos: (n,) bool, False for drawn pictures. Those have one right answer, so no adversary and no diversity pulls at them, and
+        features by a share.
         teacher: its samples of the same noise. Where its samples as wholes have no weight, only its texture is followed: structure and
         the amount of diversity are then asked of the photo. The adversary's gradient is scaled to a fixed share of that of pixel,
         structure and teacher, so its strength does not depend on how steep the discriminator happens to be."""
@@ -184,19 +187,25 @@ class Distiller:
         targets = [real]
         if teacher is not None and c.teacher_feature > 0:
             targets.append(shifted(teacher[:n]))
+        guards = {"grid": grid_loss(samples, hr), "chroma": chroma_loss(samples, hr)}
         # of the first samples: same expectation, half the cost
-        scores = self._perceptual(fake[:n], *targets)
-        far = dict(zip(("feature", "teacher_feature"), scores, strict=False))
-        far["diversity"] = (
-            spread_loss(samples, teacher) if leads else diversity_loss(samples, hr, c.texture_share)
+        features = dict(
+            zip(("feature", "teacher_feature"), self._perceptual(fake[:n], *targets), strict=False)
         )
+        texture = {
+            "diversity": spread_loss(samples, teacher)
+            if leads
+            else diversity_loss(samples, hr, c.texture_share)
+        }
         if teacher is not None:
-            far["teacher_difference"] = difference_loss(samples, teacher)
-        far["grid"] = grid_loss(samples, hr)
-        far["chroma"] = chroma_loss(samples, hr)
-        pull = anchor + _gradient(self._weighted(far), samples)
-        losses = near | far
-        if c.adversary > 0 and progress >= c.adversary_from:
+            texture["teacher_difference"] = difference_loss(samples, teacher)
+        share = photos.to(samples.dtype).repeat(2).view(-1, 1, 1, 1)
+        pull = anchor + _gradient(self._weighted(guards), samples)
+        pull = pull + share.clamp_min(c.drawn_feature) * _gradient(self._weighted(features), samples)
+        pull = pull + share * _gradient(self._weighted(texture), samples)
+        losses = near | guards | features | texture
+        real, fake = real[photos], fake[photos.repeat(2)]
+        if c.adversary > 0 and progress >= c.adversary_from and len(real) > 0:
             self.discriminator.requires_grad_(False)
             with self._autocast():
                 losses["adversary"] = generator_loss(self.discriminator(fake).float())

@@ -32,18 +32,33 @@ TURNS = 8  # flips and quarter turns of a square
 
 class Lesson(NamedTuple):
     """A batch. lr: (n, 3, h, w), hr: (n, 3, 4h, 4w), samples: the teacher's, (2n, 3, 4h, 4w), of noise whose first channels are the
-    student's (2n, C, h/f, w/f); the first n are first samples. Images float32 in [0, 1]."""
+    student's (2n, C, h/f, w/f); the first n are first samples. Images float32 in [0, 1]. drawn: (n,) bool, cards instead of photos."""
 
     lr: Tensor
     hr: Tensor
+    drawn: Tensor
     noise: Tensor | None = None
     samples: Tensor | None = None
 
 
 def photo_lessons(pairs: PairDataset, config: DistillConfig, workers: int) -> Iterator[Lesson]:
     """Pictures alone; `pairs` begins at the first picture wanted."""
-    for lr, hr in load_rows(pairs, workers, batch_size=config.batch):
-        yield Lesson(lr, hr)
+    for lr, hr, drawn in load_rows(_Pictures(pairs), workers, batch_size=config.batch):
+        yield Lesson(lr, hr, drawn)
+
+
+class _Pictures(Dataset[tuple[Tensor, Tensor, bool]]):
+    """The pairs, and whether each is drawn."""
+
+    def __init__(self, pairs: PairDataset) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, bool]:
+        pair = self.pairs.item(index)
+        return pair.lr, pair.hr, pair.drawn
 
 
 def taught_lessons(
@@ -55,7 +70,7 @@ def taught_lessons(
         made = row.samples.numel() > 0
         samples = by_sample(row.samples) if made else teacher.samples(row.lr, noise, row.item.tolist())
         own = noise[:, : config.student.noise_channels].contiguous()
-        yield Lesson(row.lr, row.hr, own, from_bytes(samples))
+        yield Lesson(row.lr, row.hr, row.drawn, own, from_bytes(samples))
 
 
 class OnlineRows(Dataset[Row]):
@@ -69,9 +84,9 @@ class OnlineRows(Dataset[Row]):
 
     def __getitem__(self, index: int) -> Row:
         item = self.start + index
-        lr, hr = self.pairs[item]
-        noise = _noise(self.config, item, lr, self.channels)
-        return Row(item, lr, hr, noise, torch.empty(0, dtype=torch.uint8))
+        pair = self.pairs.item(item)
+        noise = _noise(self.config, item, pair.lr, self.channels)
+        return Row(item, pair.lr, pair.hr, pair.drawn, noise, torch.empty(0, dtype=torch.uint8))
 
 
 def _noise(config: DistillConfig, item: int, lr: Tensor, channels: int) -> Tensor:
@@ -97,7 +112,8 @@ class CachedRows(Dataset[Row]):
         item = int(self._order[1][place])
         kept = self.cache.read(item)
         noise = _noise(c, item, kept["lr"], self.channels)
-        row = Row(item, from_bytes(kept["lr"]), from_bytes(kept["hr"]), noise, kept["samples"])
+        drawn = bool(kept["drawn"])
+        row = Row(item, from_bytes(kept["lr"]), from_bytes(kept["hr"]), drawn, noise, kept["samples"])
         return turned(row, int(integers(c.seed, [position], 0, TURNS, "turn"))) if c.cache_turns else row
 
 

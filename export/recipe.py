@@ -30,6 +30,7 @@ class DistillConfig:
     adversary_from: float = 0.2  # part of the run after which the adversary joins
     pixel: float = 1.0
     feature: float = 4.0
+    drawn_feature: float = 0.1  # its share on drawn pictures: it makes up letters
     feature_layers: tuple[float, ...] = (1.0,) * 5  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
     colour: float = 4.0  # mean colour of a picture
@@ -59,6 +60,8 @@ class DistillConfig:
             raise ValueError(f"precision must be bf16 or fp32, got {self.precision!r}")
         if self.crop % 8 or self.crop < 64:
             raise ValueError(f"crop must be a multiple of 8 of at least 64 HR pixels, got {self.crop}")
+        if not 0 <= self.drawn_feature <= 1:
+            raise ValueError(f"drawn_feature must be from 0 to 1, got {self.drawn_feature}")
         if self.fresh < 0:
             raise ValueError(f"fresh must be at least 0, got {self.fresh}")
         if not (min(self.mild_share, self.plain_share) >= 0 and self.mild_share + self.plain_share <= 1):

@@ -10,9 +10,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
 from safetensors.torch import load_file, save_file  # noqa: E402  (after importorskip)
+from torch import Tensor  # noqa: E402
 
 from export import distill, distillation, objectives  # noqa: E402
 from export.distiller import Distiller  # noqa: E402
+from export.lessons import Lesson  # noqa: E402
 from export.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.student import load_student  # noqa: E402
 from training import perceptual, settings  # noqa: E402
@@ -170,14 +172,76 @@ def test_adversary_pulls_with_its_share_of_the_pixel_gradient(weights: Path) -> 
     distiller = Distiller(config, SqueezeFeatures(weights))
     draw = torch.Generator().manual_seed(0)
     samples, hr = (torch.rand(n, 3, 64, 64, generator=draw) for n in (4, 2))
-    _, pull, _, _ = distiller._pull(samples.requires_grad_(True), hr, (0, 0), 0.5)
-    _, anchor, _, _ = replace_adversary(distiller, 0.0)._pull(samples, hr, (0, 0), 0.5)
+    photos = torch.tensor([True, True])
+    _, pull, _, _ = distiller._pull(samples.requires_grad_(True), hr, photos, (0, 0), 0.5)
+    _, anchor, _, _ = replace_adversary(distiller, 0.0)._pull(samples, hr, photos, (0, 0), 0.5)
     assert float((pull - anchor).norm() / anchor.norm()) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_drawn_picture_is_asked_for_its_truth_alone(weights: Path) -> None:
+    """Terms that invent have no pull at it, features a share of theirs, and the discriminator does not see it."""
+    draw = torch.Generator().manual_seed(0)
+    samples, hr = (torch.rand(n, 3, 64, 64, generator=draw) for n in (4, 2))
+    samples.requires_grad_(True)
+
+    def pulls(drawn: bool, **terms: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Of both pictures' first samples, and what the discriminator gets; drawn: the second picture."""
+        alone = dict.fromkeys(
+            ("pixel", "structure", "colour", "chroma", "grid", "feature", "diversity", "adversary"), 0.0
+        )
+        config = replace(
+            TINY,
+            adversary_from=0.0,
+            drawn_feature=0.25,
+            texture_share=3.0,
+            **(alone | terms),
+        )
+        distiller = Distiller(config, SqueezeFeatures(weights))
+        photos = torch.tensor([True, not drawn])
+        _, pull, real, _ = distiller._pull(samples, hr, photos, (0, 0), 0.5)
+        return pull[0], pull[1], real
+
+    for terms, share in (
+        ({"pixel": 1.0}, 1.0),
+        ({"chroma": 1.0}, 1.0),
+        ({"diversity": 1.0}, 0.0),
+        ({"feature": 1.0}, 0.25),
+    ):
+        photo, second, real = pulls(False, **terms)
+        beside, card, seen = pulls(True, **terms)
+        assert torch.equal(photo, beside), terms
+        assert second.abs().max() > 0, terms
+        assert torch.allclose(card, share * second), terms
+        assert (len(real), len(seen)) == (2, 1)
+    photo, card, _ = pulls(True, pixel=1.0)
+    pushed, alike, _ = pulls(True, pixel=1.0, adversary=0.5)
+    assert not torch.equal(photo, pushed)
+    assert torch.equal(card, alike)
+
+
+def test_a_batch_of_drawn_pictures_alone_leaves_the_discriminator(weights: Path) -> None:
+    distiller = Distiller(replace(TINY, adversary_from=0.0), SqueezeFeatures(weights))
+    before = {name: value.clone() for name, value in distiller.discriminator.state_dict().items()}
+    draw = torch.Generator().manual_seed(0)
+    lesson = Lesson(
+        torch.rand(2, 3, 16, 16, generator=draw),
+        torch.rand(2, 3, 64, 64, generator=draw),
+        torch.tensor([True, True]),
+    )
+    losses = distiller.step(lesson, 0, 0.5)
+    assert not {"adversary", "discriminator"} & losses.keys()
+    after = distiller.discriminator.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def replace_adversary(distiller: Distiller, weight: float) -> Distiller:
     distiller.config = replace(distiller.config, adversary=weight)
     return distiller
+
+
+def test_shares_beyond_one_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"drawn_feature must be from 0 to 1, got 1\.5"):
+        replace(TINY, drawn_feature=1.5)
 
 
 def test_dead_student_stops_the_run(

@@ -68,13 +68,22 @@ def test_shares_decide_how_many_pictures_are_no_plain_photos(tmp_path: Path) -> 
 
     def plain(variety: Variety) -> float:
         pairs = PairDataset(photos, CropParams(64), variety=variety, seed=1)
-        pictures = [(pairs[k][1].permute(1, 2, 0).numpy() * 255).round() for k in range(60)]
-        return float(np.mean([(p == (200, 90, 30)).all() for p in pictures]))
+        items = [pairs.item(k) for k in range(60)]
+        same = [
+            bool(((item.hr.permute(1, 2, 0).numpy() * 255).round() == (200, 90, 30)).all()) for item in items
+        ]
+        assert not any(plain and item.drawn for plain, item in zip(same, items, strict=True))
+        drawn.append(float(np.mean([item.drawn for item in items])))
+        return float(np.mean(same))
 
+    drawn: list[float] = []
     assert plain(Variety()) == 1.0
     assert plain(Variety(graphics=1.0)) == 0.0
     assert 0.3 < plain(Variety(graphics=0.5)) < 0.7
     assert plain(Variety(recolour=1.0)) < 0.2  # exchanged channels may stay in their places
+    assert drawn[:2] == [0.0, 1.0]
+    assert 0.3 < drawn[2] < 0.7
+    assert drawn[3] == 0.0
 
 
 def test_wrong_shares_are_refused() -> None:

@@ -230,6 +230,21 @@ def test_cache_holds_what_the_teacher_gives_online(teacher: Teacher, photos: Pat
 
 
 @pytest.mark.parametrize("cached", [False, True])
+def test_lessons_tell_which_pictures_are_drawn(
+    cached: bool, teacher: Teacher, photos: Path, tmp_path: Path
+) -> None:
+    config = replace(TINY, graphics_share=0.5, fresh=1)
+    training, _ = split_photos(find_images(photos), config.held_out)
+    cache = (tmp_path / "cache", 8) if cached else None
+    pairs = PairDataset(PhotoSet(training), CropParams(config.crop), variety=config.variety, seed=config.seed)
+    items = [pairs.item(k) for k in (*range(8), *range(lessons.FRESH_FROM, lessons.FRESH_FROM + 8))]
+    drawn = {item.hr.numpy().tobytes(): item.drawn for item in items}
+    assert set(drawn.values()) == {False, True}
+    for lesson in islice(lessons_of(config, photos, training, teacher, cache, 0, workers=0), 8):
+        assert lesson.drawn.tolist() == [drawn[hr.numpy().tobytes()] for hr in lesson.hr]
+
+
+@pytest.mark.parametrize("cached", [False, True])
 def test_fresh_pairs_stand_between_those_of_the_teacher(
     cached: bool, teacher: Teacher, photos: Path, tmp_path: Path
 ) -> None:
@@ -327,7 +342,8 @@ def test_turns_move_pictures_samples_and_noise_alike() -> None:
     def enlarged(k: int) -> torch.Tensor:
         return plane.repeat_interleave(k, -1).repeat_interleave(k, -2)
 
-    row = caching.Row(0, enlarged(2), enlarged(8), plane.repeat(2, 1, 1, 1), enlarged(8).repeat(2, 1, 1, 1))
+    noise, samples = plane.repeat(2, 1, 1, 1), enlarged(8).repeat(2, 1, 1, 1)
+    row = caching.Row(0, enlarged(2), enlarged(8), False, noise, samples)
     found = []
     for turn in range(lessons.TURNS):
         moved = turned(row, turn)

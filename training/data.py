@@ -133,11 +133,12 @@ def random_crop(photo: np.ndarray, rng: np.random.Generator, params: CropParams)
 
 
 class Pair(NamedTuple):
-    """lr: (3, s/4, s/4), hr: (3, s, s) float32 in [0, 1]; photo: where they were cut from."""
+    """lr: (3, s/4, s/4), hr: (3, s, s) float32 in [0, 1]; photo: where they were cut from; drawn: a card stands in for the photo."""
 
     lr: Tensor
     hr: Tensor
     photo: Path
+    drawn: bool
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -169,12 +170,12 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.length
 
     def item(self, index: int) -> Pair:
-        """The pair with the photo it was cut from."""
+        """The pair and where it comes from."""
         rng = np.random.default_rng([self.seed, self.start + index])
         path, photo = self.photos.read(int(rng.integers(len(self.photos))))
-        pixels = self._varied(random_crop(photo, rng, self.crop), rng)
+        pixels, drawn = self._varied(random_crop(photo, rng, self.crop), rng)
         hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
-        return Pair(self._reduced(hr, rng), hr, path)
+        return Pair(self._reduced(hr, rng), hr, path, drawn)
 
     def _reduced(self, hr: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         draw = rng.random() if self.mild_share + self.plain_share > 0 else 1.0
@@ -184,12 +185,13 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
             return reduce_plainly(hr, rng, self.degradation.scale)
         return degrade(hr, rng, self.degradation)
 
-    def _varied(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _varied(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """The picture, and whether it is a drawn one."""
         if self.variety.graphics > 0 and rng.random() < self.variety.graphics:
-            return draw_card(rng, self.crop.size)
+            return draw_card(rng, self.crop.size), True
         if self.variety.recolour > 0 and rng.random() < self.variety.recolour:
-            return recoloured(pixels, rng)
-        return pixels
+            return recoloured(pixels, rng), False
+        return pixels, False
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         pair = self.item(index)
