@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
+
+from export.ranges import watched
 
 LAYOUT = ("DepthToSpace", "Reshape", "Transpose")  # move values, change none
 
@@ -48,15 +49,9 @@ def output_ranges(
     ranges = dict.fromkeys(names, (0.0, 0.0))
     if not names:
         return ranges
-    watched = onnx.ModelProto()
-    watched.CopyFrom(source)
-    del watched.graph.output[:]
-    watched.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
-    session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    values_of = watched(source, names)
     for feed in feeds:
-        for name, value in zip(names, session.run(list(names), dict(feed)), strict=True):
+        for name, value in values_of(feed).items():
             low, high = ranges[name]
             ranges[name] = min(low, float(value.min())), max(high, float(value.max()))
     return ranges

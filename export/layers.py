@@ -9,11 +9,9 @@ from typing import Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnx import TensorProto, helper
 
 from export.integer import LAYOUT, drop_unused
-from export.ranges import float_values
+from export.ranges import float_values, watched
 
 FLOAT_BITS: Final = 32
 WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
@@ -47,10 +45,10 @@ def find_layers(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], pixels: 
         if (node.op_type in WEIGHTED and node.output[0] in floats)
         or (node.op_type in SUMS and all(name in floats and name not in weights for name in node.input))
     ]
-    shapes = _shapes(model, [node.output[0] for node in found], feed)
+    values = watched(model, [node.output[0] for node in found])(feed)
     layers = []
     for node in found:
-        shape = shapes[node.output[0]]
+        shape = values[node.output[0]].shape
         count = float(math.prod(shape))
         if node.op_type in WEIGHTED:
             known = [weights[name] for name in node.input[:2] if name in weights]
@@ -106,16 +104,3 @@ def quantized_alone(quantized: onnx.ModelProto, source: onnx.ModelProto, name: s
     model.graph.initializer.extend(added.values())
     drop_unused(model.graph)
     return model
-
-
-def _shapes(
-    model: onnx.ModelProto, names: list[str], feed: Mapping[str, np.ndarray]
-) -> dict[str, tuple[int, ...]]:
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
-    session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
-    return {name: value.shape for name, value in zip(names, session.run(names, dict(feed)), strict=True)}

@@ -7,7 +7,7 @@ graph with every value rounded to float16 where a converted graph stores it so.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,18 @@ from onnx import TensorProto, helper
 from export.source import psnr
 
 Feed = Mapping[str, np.ndarray]  # inputs by name
+
+
+def watched(graph: onnx.ModelProto, names: Sequence[str]) -> Callable[[Feed], dict[str, np.ndarray]]:
+    """The values of these float tensors, wherever in the graph they stand, as a function of its inputs."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    del changed.graph.output[:]
+    changed.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
+    )
+    session = ort.InferenceSession(changed.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda feed: dict(zip(names, session.run(list(names), dict(feed)), strict=True))
 
 
 def agreement(came: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:

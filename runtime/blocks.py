@@ -1,4 +1,4 @@
-"""A picture as blocks of rows of one height, and work on them by several threads whose results come in order.
+"""A picture as blocks of rows of one height, on which several threads can work.
 
 Deflate takes most of the time of writing a large PNG or TIFF, and zlib works outside Python's lock. The blocks
 depend on the picture's size alone, never on the number of threads or on how its rows arrived, so the bytes of
@@ -6,20 +6,19 @@ a file do not either.
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .strips import Strips
+from .threads import in_order
 
 BLOCK_BYTES: Final = 1 << 20  # of pixels in a block, at least one row
 MAX_WORKERS: Final = 4  # more would take the processors from the model, which makes the next rows meanwhile
 
-Item = TypeVar("Item")
+Block = TypeVar("Block")
 Result = TypeVar("Result")
 
 
@@ -53,18 +52,6 @@ def row_blocks(pixels: NDArray[Any] | Strips, rows: int) -> Iterator[NDArray[Any
     assert top == height
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """function of each item, computed by up to MAX_WORKERS threads; few items are taken in advance."""
-    workers = min(MAX_WORKERS, os.cpu_count() or 1)
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+def side_by_side(work: Callable[[Block], Result], blocks: Iterable[Block]) -> Iterator[Result]:
+    """work(block) of each block, in order, by up to MAX_WORKERS threads."""
+    return in_order(work, blocks, min(MAX_WORKERS, os.cpu_count() or 1))

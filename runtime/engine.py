@@ -1,4 +1,4 @@
-"""A model at work: several tiles side by side with their results in order, and what it learns about memory.
+"""A model at work on several tiles side by side, and what it learns about memory.
 
 Two threads with a model call each, every call on one thread, are faster than one call on two: 1000x1000 pixels in tiles of 256 with
 the built-in bundle on two cores of an AMD EPYC, alternating with a training run beside, median of 7: INT8 1.01 s against 1.50 s,
@@ -10,16 +10,12 @@ INT8 on one thread, 1.58 s on two.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from .backend import Backend
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 OVERLAPPED: Final = (
     2  # lanes on an accelerator: one tile is prepared or rounded while the other is in the model
 )
@@ -68,22 +64,3 @@ class Engine:
         self._note(
             f"{self.backend.device} ran out of memory with tiles of {tile} pixels; going on with tiles of {half}, more slowly"
         )
-
-
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], lanes: int) -> Iterator[Result]:
-    """work(item) of each item, in order, by so many threads; at most lanes + 1 items are under way. One lane: the caller's thread."""
-    if lanes == 1:
-        yield from map(work, items)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(lanes, thread_name_prefix="tile") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > lanes:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # also where the caller stops early: what has not begun never does
-            for future in waiting:
-                future.cancel()

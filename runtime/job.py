@@ -19,7 +19,7 @@ from PIL import Image
 
 from .backend import Backend, Features
 from .checks import setting
-from .engine import Engine, in_order
+from .engine import Engine
 from .errors import DeviceError, OutOfMemory
 from .manifest import Manifest, SizeRule
 from .memory import WHOLE_BUDGET, Costs, Plan, choose, demand_of, least_tile
@@ -27,6 +27,7 @@ from .noise import noise_field
 from .pixels import Picture
 from .stream import BAND, Rows, adain_rows, bands, channel_statistics, resized, wavelet_rows
 from .strips import Strips
+from .threads import in_order
 from .tiling import Tile, pad_edge, paste, ramp, tile_rows, tile_size
 
 Floats = NDArray[np.float32]

@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import block_rows, in_order, row_blocks
+from .blocks import block_rows, row_blocks, side_by_side
 from .exif import EXIF_HEADER
 from .strips import Strips
 
@@ -52,7 +52,7 @@ def write_png(
         _write_text(stream, keyword, note)
     rows = block_rows(width, channels * pixels.dtype.itemsize)
     checksum, start = 1, _ZLIB_HEADER
-    for deflated, filtered in in_order(_deflated, _with_row_above(row_blocks(pixels, rows))):
+    for deflated, filtered in side_by_side(_deflated, _with_row_above(row_blocks(pixels, rows))):
         checksum = zlib.adler32(filtered.data, checksum)
         _write_chunk(stream, b"IDAT", start + deflated)
         start = b""

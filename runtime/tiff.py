@@ -15,7 +15,7 @@ from typing import IO, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import block_rows, in_order, row_blocks
+from .blocks import block_rows, row_blocks, side_by_side
 from .exif import (
     EXIF_HEADER,
     LONG,
@@ -79,7 +79,7 @@ def write_tiff(
 
     offsets: list[int] = []
     lengths: list[int] = []
-    for strip in in_order(deflated, row_blocks(pixels, rows)):
+    for strip in side_by_side(deflated, row_blocks(pixels, rows)):
         _align(stream)
         offsets.append(stream.tell())
         lengths.append(len(strip))

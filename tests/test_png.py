@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 import runtime.blocks
-from runtime.blocks import block_rows, in_order, row_blocks
+from runtime.blocks import block_rows, row_blocks
 from runtime.deep import png_chunks
 from runtime.errors import GdposrError, ImageError
 from runtime.image import Photo, check_output, read_photo, write_photo
 from runtime.png import filtered_rows, write_png
 from runtime.strips import Strips
+from runtime.threads import in_order
 
 Pixels = Callable[..., np.ndarray]
 KINDS = list(itertools.product((1, 2, 3, 4), (np.uint8, np.uint16)))
@@ -221,22 +222,23 @@ def test_an_error_while_the_rows_are_made_comes_out_as_it_is(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_results_come_in_order_and_few_items_are_taken_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.blocks, "MAX_WORKERS", 2)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_come_in_order_and_few_items_are_taken_ahead(threads: int) -> None:
     taken: list[int] = []
     items = (taken.append(k) or k for k in range(50))  # type: ignore[func-returns-value]
-    for expected, result in enumerate(in_order(lambda k: k * k, items)):
+    for expected, result in enumerate(in_order(lambda k: k * k, items, threads)):
         assert result == expected**2
-        assert len(taken) <= expected + 4
+        assert len(taken) <= expected + threads + 2
     assert len(taken) == 50
 
 
-def test_a_worker_error_comes_out() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_worker_error_comes_out(threads: int) -> None:
     def inverse(value: int) -> float:
         return 1 / value
 
     with pytest.raises(ZeroDivisionError):
-        list(in_order(inverse, range(3, -3, -1)))
+        list(in_order(inverse, range(3, -3, -1), threads))
 
 
 # ---- limits
