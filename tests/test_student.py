@@ -113,6 +113,7 @@ def test_a_mixture_tells_of_the_runs_that_both_began_with_once() -> None:
     assert mixed["history"] == [start]
     assert mixed["interpolated"] == {
         "share_of_second": 0.3,
+        "noise": 1.0,
         "first": {"steps": 7, "history": [more]},
         "second": {"steps": 9, "history": [{"steps": 3}]},
     }
@@ -141,15 +142,36 @@ def test_interpolated_student_lies_between_two(tmp_path: Path, capsys: pytest.Ca
     ).stat().st_size
     told = provenance["interpolated"]
     assert (told["share_of_second"], told["first"]["steps"], told["second"]["steps"]) == (0.25, 5, 6)
+    assert told["noise"] == 1.0
     capsys.readouterr()
     save_student(lively(replace(SMALL, width=12)), tmp_path / "wide")
     for wrong, message in (
         ([*folders, "--share", "2"], "from 0"),
+        ([*folders, "--share", "0.5", "--noise", "0"], "factor above 0"),
+        ([*folders, "--share", "0.5", "--noise", "nan"], "factor above 0"),
         ([folders[0], str(tmp_path / "wide"), "--share", "0.5"], "one shape"),
         ([folders[0], str(tmp_path), "--share", "0.5"], "not a student checkpoint"),
     ):
         assert interpolate.main([*wrong, "--out", str(tmp_path / "x")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_mixture_can_take_its_noise_as_stronger(tmp_path: Path) -> None:
+    """A factor in the weights does what the same factor in the noise does."""
+    folders = []
+    for name in ("first", "second"):
+        save_student(lively(), tmp_path / name, {})
+        folders.append(str(tmp_path / name))
+    mixed = {}
+    for noise in ("1", "1.5"):
+        out = tmp_path / noise
+        assert interpolate.main([*folders, "--share", "0.5", "--noise", noise, "--out", str(out)]) == 0
+        mixed[noise], provenance = load_student(out)
+        assert provenance["interpolated"]["noise"] == float(noise)
+    lr, noise = torch.rand(1, 3, 16, 16), torch.randn(1, SMALL.noise_channels, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(mixed["1.5"](lr, noise), mixed["1"](lr, 1.5 * noise), atol=1e-5, rtol=0)
+        assert (mixed["1.5"](lr, noise) - mixed["1"](lr, noise)).abs().max() > 1e-3
 
 
 def test_saved_student_comes_back_equal(tmp_path: Path) -> None:

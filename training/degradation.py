@@ -25,8 +25,8 @@ FILTERS = (
     Image.Resampling.BICUBIC,
     Image.Resampling.LANCZOS,
 )
-PLAIN_JPEG_PROB = 0.6  # of `reduce_plainly`
-PLAIN_JPEG_RANGE = (70, 98)  # quality, inclusive
+PLAIN_JPEG_PROB = 0.7  # of `reduce_plainly`
+PLAIN_JPEG_RANGE = (50, 96)  # quality, inclusive
 
 
 @dataclass(frozen=True)
