@@ -75,6 +75,7 @@ def train(
     (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
     validation = Validation(PhotoSet(held_out), out / "samples", distiller.features)
     comparison = None if teacher is None else Comparison(teacher, config.student, validation.lr)
+    log.info("on %s, precision %s", device, distiller.precision)
     lessons = lessons_of(config, data, training, teacher, cache, step * config.batch, workers)
     budget.start(budget.spent)
 

@@ -28,6 +28,7 @@ from export.objectives import (
 from export.recipe import DistillConfig
 from export.student import Student, load_student, widened
 from training.perceptual import SqueezeFeatures, squared_feature_distance
+from training.precision import resolved
 from training.validation import Validation
 
 
@@ -39,6 +40,7 @@ class Distiller:
     ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
+        self.precision = resolved(config.precision, self.device.type, "fp32")
         self.student = Student(config.student)
         self.average = Student(config.student).requires_grad_(False).eval()
         self.average.load_state_dict(self.student.state_dict())
@@ -100,7 +102,7 @@ class Distiller:
         return {"student": self.optimizer, "discriminator": self.adversary}
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _feature_scores(self, samples: Tensor, *targets: Tensor) -> list[Tensor]:
         with self._autocast():

@@ -52,12 +52,12 @@ class DistillConfig:
     clip: float = 0.5  # largest norm of the gradient
     held_out: int = 16  # photos kept for validation
     seed: int = 0
-    precision: str = "bf16"  # autocast type: bf16 or fp32
+    precision: str = "auto"  # autocast type: bf16, fp32, or auto (bf16 where the device has it)
     compile: bool = True  # compile the perceptual loss (half its time; needs a C++ compiler)
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "fp32"):
-            raise ValueError(f"precision must be bf16 or fp32, got {self.precision!r}")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ValueError(f"precision must be auto, bf16 or fp32, got {self.precision!r}")
         if self.crop % 8 or self.crop < 64:
             raise ValueError(f"crop must be a multiple of 8 of at least 64 HR pixels, got {self.crop}")
         if not 0 <= self.drawn_feature <= 1:

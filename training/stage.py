@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from training.batches import Batch
 
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("auto", "no", "bf16", "fp16")
 
 Losses = dict[str, Tensor]  # scalars; "loss" is the one to minimise
 Carry = dict[str, Tensor]  # what a phase hands on to the next, without gradient
@@ -33,7 +33,9 @@ class RunSettings:
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of a phase's gradient
     ema: float = 0.0  # decay of the averaged weights that are validated and saved; 0: the weights themselves
-    precision: str = "no"  # autocast type of accelerate: no, bf16 or fp16
+    precision: str = (
+        "no"  # autocast type of accelerate: no, bf16, fp16, or auto (bf16 where the device has it, else no)
+    )
     held_out: int = 16  # photos kept for validation
     seed: int = 0
     prompt: str = ""  # a fixed prompt; empty: captions beside the photos, else the default prompt

@@ -26,6 +26,7 @@ from training.batches import Batch, batches
 from training.budget import Budget, Interrupt
 from training.checkpoint import has_state, load_state, read_values, save_state
 from training.data import PairDataset
+from training.precision import resolved
 from training.prompts import PromptSource
 from training.settings import differences, to_dict
 from training.stage import Carry, RunSettings, Stage
@@ -159,7 +160,7 @@ class Trainer:
                 total,
                 self.accelerator.device,
                 self.accelerator.num_processes,
-                self.settings.precision,
+                self.accelerator.mixed_precision,
             )
 
     def _resume(self, state: Path) -> None:
@@ -315,7 +316,11 @@ class Trainer:
 
 
 def make_accelerator(precision: str, *, several_phases: bool = True) -> Accelerator:
-    """ValueError where this device cannot do the precision. several_phases: each leaves parameters of the others without gradient."""
+    """ValueError where this device cannot do the precision; auto takes one that it can.
+
+    several_phases: each leaves parameters of the others without gradient."""
+    if precision == "auto":
+        precision = resolved(precision, Accelerator().device.type, "no")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # another run of this process had another precision
     try:
