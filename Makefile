@@ -108,9 +108,15 @@ CHAIN         = runs/chain
 CHAIN_MINUTES = 480
 WORKERS       = 1
 CACHE_ITEMS   = 2048
-resumed       = $(if $(wildcard $(CHAIN)/$(1)/state),--resume)
+STUDENT_ARGS  =
+# state.old: what a kill in the middle of replacing it leaves
+resumed       = $(if $(wildcard $(CHAIN)/$(1)/state $(CHAIN)/$(1)/state.old),--resume)
 minutes       = --minutes $(shell awk 'BEGIN {print $(CHAIN_MINUTES) * $(1)}')
 STAGE         = --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" --workers $(WORKERS)
+
+ifneq ($(words $(CHAIN)),1)
+$(error CHAIN must be one folder without spaces, came "$(CHAIN)")
+endif
 
 chain: $(CHAIN)/pocket.gdposr/manifest.json ## everything: photos to a bundle in runs/chain [DATA=, CHAIN_MINUTES=480, WORKERS=]
 	@echo "bundle: $(CHAIN)/pocket.gdposr; teacher: $(CHAIN)/teacher; student: $(CHAIN)/student/student"
@@ -128,11 +134,11 @@ $(CHAIN)/teacher/model.json: | $(CHAIN)/gdpo/model/model.json
 	$(RUN) -m gdposr train merge --model $(CHAIN)/gdpo --out $(CHAIN)/teacher --half
 
 $(CHAIN)/photos/student/config.json: | $(DEV)
-	$(RUN) -m gdposr train student $(STAGE) --out $(CHAIN)/photos $(call minutes,0.45) $(call resumed,photos)
+	$(RUN) -m gdposr train student $(STAGE) --out $(CHAIN)/photos $(call minutes,0.45) $(call resumed,photos) $(STUDENT_ARGS)
 
 $(CHAIN)/student/student/config.json: | $(CHAIN)/teacher/model.json $(CHAIN)/photos/student/config.json
 	$(RUN) -m gdposr distill --preset pocket-texture --teacher $(CHAIN)/teacher --init $(CHAIN)/photos/student \
-		--cache $(CHAIN)/cache --cache-items $(CACHE_ITEMS) $(STAGE) --out $(CHAIN)/student $(call minutes,0.15) $(call resumed,student)
+		--cache $(CHAIN)/cache --cache-items $(CACHE_ITEMS) $(STAGE) --out $(CHAIN)/student $(call minutes,0.15) $(call resumed,student) $(STUDENT_ARGS)
 
 $(CHAIN)/pocket.gdposr/manifest.json: | $(CHAIN)/student/student/config.json
 	$(RUN) -m gdposr export --checkpoint $(CHAIN)/student/student --out $(CHAIN)/pocket.gdposr --targets onnx,coreml

@@ -57,7 +57,8 @@ def weight_files(source: str | Path) -> list[Path]:
 
 def _part_files(folder: Path) -> Iterator[Path]:
     """The weights in a folder of diffusers: one file, or the pieces that an index names."""
-    from training.loading import WEIGHTS, read_json
+    from training.checkpoint import read_json
+    from training.loading import WEIGHTS
 
     index = folder / f"{WEIGHTS}.index.json"
     if not index.is_file():

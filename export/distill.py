@@ -76,13 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(name: str) -> str:
-    """The device that `name` means here; ValueError where it is missing."""
+def _device(name: str, option: str) -> str:
+    """The device that `name` means here; ValueError where it is missing or no device."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(name).type == "cuda" and not torch.cuda.is_available():
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"{option} {name}: no such device; expected auto, cpu, cuda or cuda:N") from error
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"--device {name}: torch {torch.__version__} finds no CUDA device here; use --device cpu"
+            f"{option} {name}: torch {torch.__version__} finds no CUDA device here; use {option} cpu"
         )
     return name
 
@@ -94,7 +98,7 @@ def _teacher(args: argparse.Namespace) -> Teacher | None:
         args.teacher,
         args.teacher_base,
         precision=args.teacher_precision,
-        device=args.teacher_device or args.device,
+        device=_device(args.teacher_device or args.device, "--teacher-device"),
     )
 
 
@@ -107,13 +111,13 @@ def _fitted(config: DistillConfig, teacher: Teacher, changes: list[str]) -> Dist
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, 2 when an argument is wrong or the run cannot start, 130 when a cache was left unfinished by Ctrl-C."""
+    """Exit code 0, 2 when an argument is wrong or the run cannot start, 130 when it was stopped by the user."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if (args.cache is None) != (args.cache_items is None):
             raise ValueError("--cache and --cache-items belong together: give both or none")
-        args.device = _device(args.device)
+        args.device = _device(args.device, "--device")
         name = args.preset or ("pocket-teacher" if args.teacher else "pocket")
         config = with_settings(PRESETS[name], args.set)
         budget = Budget(steps=args.steps, minutes=args.minutes)
@@ -130,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
                 log.info("step %d (%.0f %%, %.2f s/step) %s", step, 100 * progress, (now - last) / 100, terms)
                 last = now
 
-        train(
+        result = train(
             config,
             args.data,
             args.perceptual_weights,
@@ -150,6 +154,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
+        return 130
+    if not result["finished"]:
+        log.info("stopped at step %d; go on with --resume", result["step"])
         return 130
     log.info("student written to %s", args.out / "student")
     return 0

@@ -1,7 +1,8 @@
 """A run of the student's training: from photos alone or from a teacher as well, a tuned one-step model, on the same noise.
 
-A run folder holds config.json (the resolved settings, written first), log.jsonl, samples/ and state/ (to resume), and at the end
-student/ (the averaged weights as safetensors + JSON). The stream of pictures and noise is a pure function of the seed and the step;
+A run folder holds config.json (the resolved settings, written first), log.jsonl, samples/, snapshots/ (the averaged weights at each
+validation), state/ (to resume; failed/ where a loss was not finite) and, when the budget is spent, student/ (the averaged weights as
+safetensors + JSON). The stream of pictures and noise is a pure function of the seed and the step;
 the teacher runs at every step, or its samples of the first items are made once and kept (a cache).
 """
 
@@ -14,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from export.distiller import Distiller
 from export.fidelity import Comparison
 from export.lessons import lessons_of
@@ -21,9 +24,8 @@ from export.recipe import DistillConfig
 from export.student import save_student
 from export.teacher import Teacher
 from training.budget import Budget, Interrupt
-from training.checkpoint import has_state, load_state, read_values, save_state
+from training.checkpoint import has_state, load_state, read_json, read_values, save_state
 from training.data import PhotoSet, find_images, split_photos
-from training.loading import read_json
 from training.perceptual import SqueezeFeatures
 from training.settings import differences, to_dict
 from training.validation import Validation
@@ -49,7 +51,8 @@ def train(
     validate_minutes: float = 5.0,
     on_progress: Callable[[int, float, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Run until the budget is spent; returns the last validation. FloatingPointError when a loss is not finite (state saved).
+    """Run until the budget is spent or the user asks for a stop; returns the last validation, with `step` and `finished`, which is
+    False after a stop: the state is saved, and no student is written. FloatingPointError when a loss is not finite (state saved).
 
     cache: folder and number of items of the teacher's samples; it is filled before the budget begins to count, and Ctrl-C while it is
     filled raises KeyboardInterrupt."""
@@ -57,6 +60,7 @@ def train(
         raise FileExistsError(
             f"{out} holds an unfinished or finished run; go on with --resume or choose another --out"
         )
+    config = config.on(torch.device(device).type)
     _check_teacher(config, teacher, cache, out if resume else None)
     about = _about(config, data, teacher, cache)
     if resume:
@@ -72,10 +76,11 @@ def train(
         step, budget.spent, history = values["step"], values["seconds"], values["history"]
     out.mkdir(parents=True, exist_ok=True)
     origin = {} if teacher is None else {"teacher": teacher.describe()}
-    (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    if not resume:  # else it is there, and says the same
+        (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
     validation = Validation(PhotoSet(held_out), out / "samples", distiller.features)
     comparison = None if teacher is None else Comparison(teacher, config.student, validation.lr)
-    log.info("on %s, precision %s", device, distiller.precision)
+    log.info("on %s, precision %s", device, config.precision)
     lessons = lessons_of(config, data, training, teacher, cache, step * config.batch, workers)
     budget.start(budget.spent)
 
@@ -121,8 +126,11 @@ def train(
     next_measure = budget.seconds() + 60.0  # the first one early, to see at once whether the student lives
     with Interrupt() as interrupt:
         for lesson in lessons:
+            if interrupt.asked:
+                save()
+                return {**last, "step": step, "finished": False}
             progress = budget.progress(step)
-            if progress >= 1.0 or interrupt.asked:
+            if progress >= 1.0:
                 break
             losses = distiller.step(lesson, step, progress)
             if not all(math.isfinite(v) for v in losses.values()):
@@ -138,10 +146,10 @@ def train(
                 last = measure()
                 save()
                 next_measure = budget.seconds() + 60 * validate_minutes
-    last = measure()
-    save()
-    save_student(distiller.average, out / "student", provenance(last))
-    return last
+        last = measure()
+        save()
+        save_student(distiller.average, out / "student", provenance(last))
+    return {**last, "finished": True}
 
 
 def _check_teacher(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,6 @@ from export.objectives import (
 from export.recipe import DistillConfig
 from export.student import Student, load_student, widened
 from training.perceptual import SqueezeFeatures, squared_feature_distance
-from training.precision import resolved
 from training.validation import Validation
 
 
@@ -39,8 +40,8 @@ class Distiller:
         self, config: DistillConfig, features: SqueezeFeatures, device: str | torch.device = "cpu"
     ) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.device = config, torch.device(device)
-        self.precision = resolved(config.precision, self.device.type, "fp32")
+        self.device = torch.device(device)
+        self.config = config = config.on(self.device.type)
         self.student = Student(config.student)
         self.average = Student(config.student).requires_grad_(False).eval()
         self.average.load_state_dict(self.student.state_dict())
@@ -57,6 +58,7 @@ class Distiller:
         )
         self._perceptual: Callable[..., list[Tensor]] = self._feature_scores
         if config.compile:
+            _check_compiler()
             self._perceptual = torch.compile(self._feature_scores)
 
     def start_from(self, checkpoint: Path) -> dict[str, Any]:
@@ -102,7 +104,7 @@ class Distiller:
         return {"student": self.optimizer, "discriminator": self.adversary}
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _feature_scores(self, samples: Tensor, *targets: Tensor) -> list[Tensor]:
         with self._autocast():
@@ -118,7 +120,9 @@ class Distiller:
         return cosine * min(1.0, (step + 1) / c.warmup_steps)
 
     def step(self, lesson: Lesson, step: int, progress: float) -> dict[str, float]:
-        """One update. Returns the losses of this step. Noise is drawn here only where the lesson brings none."""
+        """One update. Returns the losses of this step; where one of them is not finite, all weights stay as they were.
+
+        Noise is drawn here only where the lesson brings none."""
         c = self.config
         draw = torch.Generator().manual_seed((c.seed << 32) + step)
         lr, hr, drawn, noise, taught = lesson
@@ -145,9 +149,11 @@ class Distiller:
         self.optimizer.zero_grad(set_to_none=True)
         samples.backward(pull)
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), c.clip)
+        values = {name: value.item() for name, value in losses.items()} | {"grad": norm.item(), "lr": rate}
+        if not all(map(math.isfinite, values.values())):
+            return values
         self.optimizer.step()
         self._update_average(step)
-        values = {name: value.item() for name, value in losses.items()} | {"grad": norm.item(), "lr": rate}
         if "adversary" in losses and step % c.discriminator_every == 0:
             half = step // c.discriminator_every % 2
             values["discriminator"] = self._update_discriminator(real, fake.detach().chunk(2)[half])
@@ -168,7 +174,7 @@ class Distiller:
         features by a share.
         teacher: its samples of the same noise. Where its samples as wholes have no weight, only its texture is followed: structure and
         the amount of diversity are then asked of the photo. The adversary's gradient is scaled to a fixed share of that of pixel,
-        structure and teacher, so its strength does not depend on how steep the discriminator happens to be."""
+        structure, colour and teacher, so its strength does not depend on how steep the discriminator happens to be."""
         c = self.config
         n, side = len(hr), hr.shape[-1] - 8
         dy, dx = shift
@@ -234,6 +240,16 @@ class Distiller:
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.student.parameters(), strict=True):
                 mean.lerp_(value, 1.0 - decay)
+
+
+def _check_compiler() -> None:
+    """ValueError where torch.compile would fail at the first step."""
+    known = ("g++", "clang++", "c++", "cl")
+    if not (os.environ.get("CXX") or any(map(shutil.which, known))):
+        raise ValueError(
+            f"compile=true needs a C++ compiler ({', '.join(known)} or $CXX), found none: install one, or --set compile=false "
+            "(the perceptual loss then takes twice as long)"
+        )
 
 
 def _gradient(loss: Tensor, samples: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help=f"exit code 1 when less than {DIVERSITY_FLOOR:.0%} of the diversity is kept",
+        help=f"exit code 1 when less than {DIVERSITY_FLOOR:.0%}% of the diversity is kept",
     )
     return parser
 

@@ -145,11 +145,12 @@ def lessons_of(
     Of what the teacher has no say in, pairs that never come again teach more than the few of a cache: with config.fresh each of the
     teacher's batches is followed by so many of others."""
 
+    decoded = PhotoSet(photos)  # one for all streams
+
     def pairs(begin: int = 0) -> PairDataset:
-        crop = CropParams(config.crop)
         return PairDataset(
-            PhotoSet(photos),
-            crop,
+            decoded,
+            CropParams(config.crop),
             mild_share=config.mild_share,
             plain_share=config.plain_share,
             variety=config.variety,

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from export.student import StudentConfig
 from training.graphics import Variety
+from training.precision import resolved
+
+LAYERS = 5  # of SqueezeNet's features
+LOSSES = (  # their weights are settings of the same names
+    "pixel", "feature", "structure", "colour", "chroma", "grid", "diversity", "texture_share",
+    "teacher", "teacher_feature", "teacher_difference", "adversary",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,14 @@ class DistillConfig:
     pixel: float = 1.0
     feature: float = 4.0
     drawn_feature: float = 0.1  # its share on drawn pictures: it makes up letters
-    feature_layers: tuple[float, ...] = (1.0,) * 5  # weights of conv1, fire3, fire5, fire7, fire9
+    feature_layers: tuple[float, ...] = (1.0,) * LAYERS  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
     colour: float = 4.0  # mean colour of a picture
     chroma: float = 6.0  # colour of each pixel without its brightness
     grid: float = 40.0  # against patterns at the period of the pixel shuffles
     diversity: float = 0.5
     texture_share: float = (
-        0.3  # see objectives.diversity_loss; with a teacher its own diversity is the measure instead
+        0.3  # see objectives.diversity_loss; where `teacher` is above 0, its diversity is the measure instead
     )
     teacher: float = (
         0.0  # L1 to the teacher's sample of the same noise; above 0 it needs --teacher, like the two below
@@ -47,7 +55,9 @@ class DistillConfig:
     teacher_difference: float = 0.0  # L1 between what changes from sample to sample
     fresh: int = 0  # batches of other pairs, without the teacher, after each of the teacher's
     cache_turns: bool = False  # flips and quarter turns of cached items: more of them, but another teacher (see lessons.turned)
-    adversary: float = 0.3  # its gradient at the pixels, relative to that of pixel and structure together
+    adversary: float = (
+        0.3  # its gradient at the pixels, relative to that of pixel, structure, colour and teacher together
+    )
     ema: float = 0.999
     clip: float = 0.5  # largest norm of the gradient
     held_out: int = 16  # photos kept for validation
@@ -69,6 +79,25 @@ class DistillConfig:
                 f"mild_share and plain_share must be from 0 to 1, and at most 1 together, got {self.mild_share} and {self.plain_share}"
             )
         Variety(self.graphics_share, self.recolour_share)  # refuses what is no share
+        for name in ("batch", "warmup_steps", "discriminator_every", "discriminator_width", "held_out"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "discriminator_lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("final_lr", *LOSSES):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be from 0 to below 1, got {self.ema}")
+        if not 0 <= self.adversary_from <= 1:
+            raise ValueError(f"adversary_from must be from 0 to 1, got {self.adversary_from}")
+        if len(self.feature_layers) != LAYERS:
+            raise ValueError(f"feature_layers must be {LAYERS} weights, got {len(self.feature_layers)}")
+
+    def on(self, device: str) -> DistillConfig:
+        """With the precision that auto means on this type of device."""
+        return replace(self, precision=resolved(self.precision, device, "fp32"))
 
     @property
     def variety(self) -> Variety:

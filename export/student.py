@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.checkpoint import replace_folder
+from training.checkpoint import read_json, read_tensors, replace_folder
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -210,8 +211,13 @@ def save_student(
             Path(scratch) / target.name
         )  # a folder of its own: the scratch folder is closed to other users
         fresh.mkdir()
-        save_file(state, fresh / WEIGHTS_FILE, metadata={"format": "pt", "model": "gdposr student"})
-        (fresh / CONFIG_FILE).write_text(text)
+        try:
+            save_file(state, fresh / WEIGHTS_FILE, metadata={"format": "pt", "model": "gdposr student"})
+            (fresh / CONFIG_FILE).write_text(text)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"could not write the student to {target} ({error}); what stood there is untouched. Free some space and try again"
+            ) from error
         if target.is_dir() and {path.name for path in target.iterdir()} - {WEIGHTS_FILE, CONFIG_FILE}:
             for name in (WEIGHTS_FILE, CONFIG_FILE):
                 (fresh / name).replace(target / name)
@@ -220,18 +226,24 @@ def save_student(
 
 
 def load_student(folder: str | Path) -> tuple[Student, dict[str, Any]]:
-    """Read what `save_student` wrote. Returns (student in eval mode, provenance)."""
+    """Read what `save_student` wrote. Returns (student in eval mode, provenance). FileNotFoundError where a file is missing, ValueError
+    where it is damaged or another model's."""
     source = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (source / name).is_file():
             raise FileNotFoundError(
                 f"{source} is not a student checkpoint: {name} is missing (expected {CONFIG_FILE} and {WEIGHTS_FILE})"
             )
-    document = json.loads((source / CONFIG_FILE).read_text())
+    document = read_json(source / CONFIG_FILE)
     if document.get("model") != "student":
         raise ValueError(
             f"{source / CONFIG_FILE} describes a {document.get('model')!r}, expected a 'student'"
         )
-    student = Student(StudentConfig.from_dict(document["config"]))
-    student.load_state_dict(load_file(source / WEIGHTS_FILE))
+    student = Student(StudentConfig.from_dict(document.get("config", {})))
+    try:
+        student.load_state_dict(read_tensors(source / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{source / WEIGHTS_FILE} does not fit the shape in {CONFIG_FILE}: take both from one checkpoint"
+        ) from error
     return student.eval(), document.get("provenance", {})

@@ -24,7 +24,11 @@ COPIES, COLUMNS = (
     24,
 )  # each glyph stands so often on a page of so many columns, each time beside others and at another phase
 PAPER, INK = 235, 30  # levels of a page; the other way round for light on dark
-PATTERN_SIDE, SPECTRUM_SIDE = 384, 256  # HR pixels drawn, and of its middle that is measured
+PATTERN_SIDE, WALL_SIDE = (
+    384,
+    1152,
+)  # HR pixels drawn; walls and grids have many frequencies, which a wide picture tells apart
+MEASURED = 2 / 3  # of a side, in the middle
 NEAR: Final = 3  # bins of the spectrum around a frequency that a Hann window fills
 TEXTURE_LEVELS: Final = 3  # of the a-trous filter: what is finer than about 8 HR pixels is texture
 SKIES: Final = {  # top left and bottom right of a gradient
@@ -112,20 +116,32 @@ def patterns() -> dict[str, Callable[[], Pattern]]:
 
 def foreign_peak(picture: np.ndarray, pattern: Pattern) -> tuple[bool, float]:
     """Whether the strongest frequency is one of the pattern's strongest, and the strongest that is not its own, in dB of the former."""
-    power, truth = _power(picture), _power(pattern.hr)
-    own = np.zeros(power.shape, bool)
+    power, truth, own = _power(picture), _power(pattern.hr), own_bins(pattern)
+    strongest = (
+        truth.flat[power.argmax()] >= truth.max() / 4
+    )  # a neighbouring bin of the right one still has a quarter
+    return bool(strongest), float(10 * np.log10(power[~own].max() / power.max()))
+
+
+def strongest_amplitude(picture: np.ndarray) -> float:
+    """Amplitude in levels of the strongest frequency."""
+    side = _measured(len(picture))
+    return float(np.sqrt(_power(picture).max()) * 2 / np.hanning(side).sum() ** 2)
+
+
+def own_bins(pattern: Pattern) -> np.ndarray:
+    """(s, s) bool: the bins of the measured spectrum that the pattern's own frequencies fill."""
+    side = _measured(len(pattern.hr))
+    own = np.zeros((side, side), bool)
     most = int(1 / np.abs(pattern.waves).max(axis=1).min()) + 1
     steps = np.arange(-most, most + 1)
     counts = np.stack(np.meshgrid(*[steps] * len(pattern.waves)), axis=-1).reshape(-1, len(pattern.waves))
     frequencies = counts @ pattern.waves
     inside = np.abs(frequencies).max(axis=1) <= 0.5
     offsets = np.mgrid[-NEAR : NEAR + 1, -NEAR : NEAR + 1].reshape(2, -1).T
-    bins = np.rint(frequencies[inside] * SPECTRUM_SIDE).astype(int)[:, None] + offsets  # (N, 49, 2)
-    own[bins[..., 0] % SPECTRUM_SIDE, bins[..., 1] % SPECTRUM_SIDE] = True
-    strongest = (
-        truth.flat[power.argmax()] >= truth.max() / 4
-    )  # a neighbouring bin of the right one still has a quarter
-    return bool(strongest), float(10 * np.log10(power[~own].max() / power.max()))
+    bins = np.rint(frequencies[inside] * side).astype(int)[:, None] + offsets  # (N, 49, 2)
+    own[bins[..., 0] % side, bins[..., 1] % side] = True
+    return own
 
 
 def sky(name: str, sigma: float = 0.0, side: int = 64) -> np.ndarray:
@@ -217,14 +233,14 @@ def _bricks(width: float, height: float, gap: float) -> Pattern:
     y, x = _fine()
     mortar = ((x + np.floor(y / height) % 2 * width / 2) % width < gap) | (y % height < gap)
     waves = np.array([[0.5 / height, 1 / width], [0.5 / height, -1 / width]])
-    return Pattern(_gray(_coarse(np.where(mortar, 204.0, 102.0))), waves)
+    return Pattern(_gray(102 + 102 * _coarse(mortar)), waves)
 
 
 def _grid(width: float, height: float, bar: float) -> Pattern:
     y, x = _fine()
     bars = (x % width < bar) | (y % height < bar)
     waves = np.array([[1 / height, 0], [0, 1 / width]])
-    return Pattern(_gray(_coarse(np.where(bars, 51.0, 191.0))), waves)
+    return Pattern(_gray(191 - 140 * _coarse(bars)), waves)
 
 
 def _wave(period: float, angle: float) -> np.ndarray:
@@ -236,20 +252,27 @@ def _cosine(wave: np.ndarray) -> np.ndarray:
     return np.asarray(np.cos(2 * np.pi * (wave[0] * y + wave[1] * x)))
 
 
-def _fine() -> np.ndarray:
-    """Coordinates in HR pixels of four by four points in each."""
-    return (np.mgrid[: 4 * PATTERN_SIDE, : 4 * PATTERN_SIDE] + 0.5) / 4
+def _fine() -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N, 1) and columns (1, N) in HR pixels of four by four points in each pixel of a wall."""
+    line = (np.arange(4 * WALL_SIDE) + 0.5) / 4
+    return line[:, None], line[None]
 
 
-def _coarse(plane: np.ndarray) -> np.ndarray:
-    return plane.reshape(PATTERN_SIDE, 4, PATTERN_SIDE, 4).mean(axis=(1, 3))
+def _coarse(points: np.ndarray) -> np.ndarray:
+    """The share of each pixel's points that are True."""
+    return points.reshape(WALL_SIDE, 4, WALL_SIDE, 4).mean(axis=(1, 3))
+
+
+def _measured(side: int) -> int:
+    return round(side * MEASURED)
 
 
 def _power(picture: np.ndarray) -> np.ndarray:
     """Power spectrum of the middle under a Hann window, its mean removed."""
-    edge = (PATTERN_SIDE - SPECTRUM_SIDE) // 2
-    plane = picture.mean(axis=2)[edge : edge + SPECTRUM_SIDE, edge : edge + SPECTRUM_SIDE]
-    hann = np.hanning(SPECTRUM_SIDE)
+    side = _measured(len(picture))
+    edge = (len(picture) - side) // 2
+    plane = picture.mean(axis=2)[edge : edge + side, edge : edge + side]
+    hann = np.hanning(side)
     return np.asarray(np.abs(np.fft.fft2((plane - plane.mean()) * np.outer(hann, hann))) ** 2)
 
 

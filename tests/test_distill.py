@@ -1,9 +1,12 @@
 """Training the student: losses, the two-step run, budgets, resume, failures."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +20,7 @@ from export.distiller import Distiller  # noqa: E402
 from export.lessons import Lesson  # noqa: E402
 from export.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.student import load_student  # noqa: E402
-from training import perceptual, settings  # noqa: E402
+from training import perceptual, precision, settings  # noqa: E402
 from training.budget import Budget  # noqa: E402
 from training.perceptual import LAYERS, SqueezeFeatures  # noqa: E402
 
@@ -274,7 +277,9 @@ def test_device_is_a_gpu_where_there_is_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     used = []
-    monkeypatch.setattr(distill, "train", lambda *args, **more: used.append(more["device"]) or {})
+    monkeypatch.setattr(
+        distill, "train", lambda *args, **more: used.append(more["device"]) or {"finished": True}
+    )
     common = ["--data", str(photos), "--perceptual-weights", str(weights), "--out", str(tmp_path / "run")]
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
@@ -309,6 +314,80 @@ def test_resumed_run_equals_an_uninterrupted_one(photos: Path, weights: Path, tm
     assert a.keys() == b.keys()
     for key in a:
         assert torch.equal(a[key], b[key]), key
+
+
+def test_interrupt_saves_and_leaves_no_student(
+    photos: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else `make chain` would take a student that was stopped for a finished one."""
+
+    def press(step: int, progress: float, losses: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "run"
+    stopped = distillation.train(TINY, photos, weights, out, Budget(steps=50), workers=0, on_progress=press)
+    assert (stopped["finished"], stopped["step"]) == (False, 3)
+    assert not (out / "student").exists()
+    resumed = run(out, photos, weights, steps=5, resume=True)
+    assert (resumed["finished"], resumed["step"]) == (True, 5)
+    assert (out / "student" / "config.json").is_file()
+
+    monkeypatch.setattr(distill, "train", lambda *args, **more: {"step": 3, "finished": False})
+    common = ["--data", str(photos), "--perceptual-weights", str(weights), "--out", str(out)]
+    assert distill.main([*common, "--steps", "1"]) == 130
+
+
+def test_auto_precision_is_resolved_and_kept(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is not gone on with in another number format because the machine is another."""
+    out, config = tmp_path / "run", replace(TINY, precision="auto")
+    for there, name in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(precision, "has_bf16", lambda device, there=there: there)
+        distiller = Distiller(config, SqueezeFeatures(weights))
+        assert distiller.config.precision == name
+        with distiller._autocast():
+            assert torch.is_autocast_enabled("cpu") == there
+    run(out, photos, weights, steps=1, config=config)
+    assert json.loads((out / "config.json").read_text())["precision"] == "fp32"
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    with pytest.raises(ValueError, match="precision: fp32 -> bf16"):
+        run(out, photos, weights, steps=2, resume=True, config=config)
+    named = replace(TINY, precision="fp32")
+    assert run(out, photos, weights, steps=2, resume=True, config=named)["step"] == 2
+
+
+def test_a_missing_compiler_is_named(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"C\+\+ compiler .*--set compile=false"):
+        Distiller(replace(TINY, compile=True), SqueezeFeatures(weights))
+
+
+def test_no_device_is_named(
+    photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--data", str(photos), "--perceptual-weights", str(weights), "--out", str(tmp_path / "run")]
+    assert distill.main([*common, "--steps", "1", "--device", "gpu"]) == 2
+    assert "--device gpu: no such device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch": 0}, {"warmup_steps": 0}, {"discriminator_every": 0}, {"held_out": 0}, {"lr": 0.0}, {"clip": -1.0},
+        {"feature": -1.0}, {"final_lr": float("nan")}, {"ema": 1.0}, {"adversary_from": 3.0}, {"feature_layers": (1.0, 1.0)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_would_fail_later_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} must be"):
+        replace(TINY, **wrong)
 
 
 def test_resume_with_other_settings_or_photos_is_refused(
@@ -361,7 +440,8 @@ def test_loss_that_is_not_finite_stops_with_a_saved_state(
     config = replace(TINY, lr=1e30, warmup_steps=1)
     with pytest.raises(FloatingPointError, match="not finite"):
         run(tmp_path / "run", photos, weights, steps=20, config=config)
-    assert (tmp_path / "run" / "failed" / "state.json").is_file()
+    failed = load_file(tmp_path / "run" / "failed" / "state.safetensors")
+    assert all(torch.isfinite(value).all() for value in failed.values())
     assert not (tmp_path / "run" / "state").exists()  # a good state would not be overwritten by a broken one
 
 

@@ -127,6 +127,19 @@ def test_chain_leaves_finished_stages_and_resumes_the_one_that_was_stopped(tree:
     ]
 
 
+def test_chain_goes_on_from_a_state_that_was_being_replaced(tree: Path) -> None:
+    (tree / "runs/chain/photos/state.old").mkdir(parents=True)
+    result = make(tree, "-n", "chain", "STUDENT_ARGS=--set compile=false")
+    students = [line for line in result.stdout.replace("\\\n", " ").splitlines() if "compile=false" in line]
+    assert ["--resume" in line for line in students] == [True, False]
+
+
+def test_chain_refuses_a_folder_that_make_cannot_name(tree: Path) -> None:
+    result = make(tree, "-n", "chain", "CHAIN=my runs")
+    assert result.returncode == 2
+    assert 'CHAIN must be one folder without spaces, came "my runs"' in result.stderr
+
+
 def test_test_is_the_first_command(tree: Path) -> None:
     assert make(tree, "test", "PYTHON=./fakepython").returncode == 0
     assert log(tree)[-1] == "-m pytest -m not slow"

@@ -19,6 +19,7 @@ pytest.importorskip("diffusers", reason="needs the extra `train`")
 from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
 from safetensors.torch import load_file  # noqa: E402
 
+from training import precision  # noqa: E402
 from training.batches import Batch, batches  # noqa: E402
 from training.budget import Budget  # noqa: E402
 from training.data import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
@@ -234,6 +235,15 @@ def test_stages_run_in_bf16(
         if k.startswith("module/trained") and "lora" in k
     }
     assert kinds == {torch.float32}
+
+
+def test_auto_precision_is_resolved_and_kept(
+    miniature: Path, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    auto = replace(SD_NAOSD, precision="auto")
+    two_steps("naosd", auto, photos, tmp_path / "a", base=str(miniature), perceptual_weights=weights)
+    assert json.loads((tmp_path / "a/config.json").read_text())["settings"]["precision"] == "no"
 
 
 @pytest.mark.gpu

@@ -10,7 +10,9 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
-from export import interpolate  # noqa: E402  (after importorskip)
+from safetensors import SafetensorError  # noqa: E402  (after importorskip)
+
+from export import interpolate  # noqa: E402
 from export import student as checkpoints  # noqa: E402
 from export.student import Student, StudentConfig, bicubic_weight, load_student, save_student, widened  # noqa: E402
 
@@ -214,7 +216,7 @@ def test_failing_save_leaves_the_earlier_student_whole(
 
     def full(tensors: dict, path: Path, metadata: dict) -> None:
         path.write_bytes(b"half")
-        raise OSError("No space left on device")
+        raise SafetensorError("I/O error: No space left on device")  # what safetensors makes of a full disk
 
     monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
@@ -233,4 +235,14 @@ def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(document | {"model": "teacher"}))
     with pytest.raises(ValueError, match="'teacher', expected a 'student'"):
+        load_student(tmp_path)
+    for wider in ({"width": 16}, {"generator_blocks": 2}):
+        changed = document | {"config": document["config"] | wider}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match="does not fit the shape"):
+            load_student(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut off"):
         load_student(tmp_path)

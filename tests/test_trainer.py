@@ -360,7 +360,7 @@ def test_states_hold_no_pickle(tmp_path: Path) -> None:
 
 
 def test_precision_may_change_within_a_process(photos: Path, tmp_path: Path) -> None:
-    for precision in ("bf16", "no", "bf16"):
+    for precision in ("bf16", "no", "auto", "bf16"):
         settings = replace(SETTINGS, precision=precision)
         result = make(photos, tmp_path / f"{len(list(tmp_path.iterdir()))}", Budget(steps=1), settings).run()
         assert result["finished"]

@@ -1,7 +1,7 @@
 """Training state without pickles: tensors in one safetensors file, the rest in JSON beside it.
 
 A state is a folder with state.safetensors and state.json. It is written beside the old one and then swapped in, so an interruption
-leaves either the old or the new state, never half of one.
+leaves either the old or the new state, never half of one. The readers of both kinds of file name the one that is damaged.
 """
 
 from __future__ import annotations
@@ -58,6 +58,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is damaged or cut off ({error}): copy it again, or write it again by the command that made it"
         ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError where there is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return document
 
 
 def save_state(

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from training.adapters import load_adapter, merge
+from training.checkpoint import read_json
 from training.model import OneStepModel
 from training.prompts import TextConditioner, load_text
 from training.schedule import NoiseSchedule
@@ -223,14 +224,3 @@ def _load_part(folder: Path, part: str) -> nn.Module:
 def _resolve(stored: str, folder: Path) -> str | Path:
     """A source as a model.json stores it: relative to the folder it stands in, starting with a dot, or a hub name."""
     return folder.resolve() / stored if stored.startswith(".") else stored
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError where there is none."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return document

@@ -14,6 +14,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from training.gdpo import Gdpo, GdpoSettings
 from training.loading import load_model
 from training.naosd import Naosd, NaosdSettings
 from training.perceptual import NETS, Perceptual, SqueezeFeatures, perceptual_loss
-from training.precision import resolved
 from training.presets import PRESETS, SD21
 from training.pretrain import Pretrain, PretrainSettings
 from training.prompts import PromptSource
@@ -69,6 +69,7 @@ def run(
         raise FileExistsError(f"{out} holds a run already: go on with --resume, or choose another --out")
     training, held_out = split_photos(find_images(data), settings.held_out)
     accelerator = make_accelerator(settings.precision)
+    settings = replace(settings, precision=accelerator.mixed_precision)  # what auto means here
     if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)
     built = build_stage(
@@ -123,7 +124,6 @@ def build_stage(
     device: torch.device | str = "cpu",
 ) -> Stage:
     """The stage that these settings are of, with its models loaded. ValueError where something it needs is not given."""
-    precision = resolved(settings.precision, torch.device(device).type, "no")
     if isinstance(settings, PretrainSettings):
         return Pretrain(settings, _perceptual(settings.perceptual, perceptual_weights, perceptual_net))
     if base is None:
@@ -138,12 +138,12 @@ def build_stage(
         noise_timestep=settings.noise_timestep if isinstance(settings, NaosdSettings) else None,
         denoise_timestep=settings.denoise_timestep if isinstance(settings, NaosdSettings) else None,
         device=device,
-        dtype=torch.float32 if fully_trained else FROZEN_DTYPE[precision],
+        dtype=torch.float32 if fully_trained else FROZEN_DTYPE[settings.precision],
     )
     if isinstance(settings, NaosdSettings):
         perceptual = _perceptual(settings.perceptual, perceptual_weights, perceptual_net)
         return Naosd(model, settings, perceptual, base, text_base)
-    if precision == "bf16":
+    if settings.precision == "bf16":
         log.warning("bf16 rounds the preference term away; precision=no or fp16 serve this stage better")
     metrics = create_metrics(settings.metrics, device, perceptual_weights)
     return Gdpo(model, settings, metrics, base, text_base)

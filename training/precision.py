@@ -18,8 +18,8 @@ def resolved(precision: str, device: str, full: str) -> str:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether a device of this type multiplies bf16 by itself. False for a CPU that torch is too old to tell of, and for everything
-    but CPU and CUDA."""
+    """Whether a device of this type is known to multiply bf16 by itself. False for a CPU that torch is too old to tell of, and untried
+    for ARM's and for everything but CPU and CUDA."""
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 has none

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from training.adapters import merge, save_adapter
-from training.checkpoint import replace_folder
+from training.checkpoint import read_json, replace_folder
 from training.loading import (
     ADAPTERS,
     FORMAT_VERSION,
@@ -26,7 +26,6 @@ from training.loading import (
     SCHEDULER_FILE,
     UNET_ADAPTER,
     VAE_ADAPTER,
-    read_json,
 )
 from training.model import OneStepModel
 

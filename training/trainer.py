@@ -160,7 +160,7 @@ class Trainer:
                 total,
                 self.accelerator.device,
                 self.accelerator.num_processes,
-                self.accelerator.mixed_precision,
+                self.settings.precision,
             )
 
     def _resume(self, state: Path) -> None:
