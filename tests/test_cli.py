@@ -80,6 +80,10 @@ def test_info(gdposr: Any, toy_bundle: Path) -> None:
     assert code == 0
     for word in ("scale", "digest", "fp32", "devices here"):
         assert word in out
+    code, out, _ = gdposr("info")
+    assert code == 0
+    assert len(out.splitlines()) < 80, "a page of a terminal or two, however long the training's history"
+    assert "entries, see --json" in out
     code, out, _ = gdposr("info", toy_bundle, "--json")
     assert code == 0
     facts = json.loads(out)

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gdposr import __version__
 from gdposr.console import OK, emit, table
@@ -10,6 +10,7 @@ from gdposr.console import OK, emit, table
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
+LEVELS: Final = 2  # of what is free in a manifest; a history of training has hundreds of settings
 HELP = "tell what a bundle is and which devices are at hand"
 
 
@@ -88,7 +89,7 @@ def describe(bundle: "Bundle", runs: dict[str, list[str]]) -> str:
     ]
     for title, content in (("accuracy", manifest.accuracy), ("provenance", manifest.provenance)):
         if content:
-            lines += ["", title, *_outline(content, 2)]
+            lines += ["", title, *_outline(content)]
     return "\n".join(lines)
 
 
@@ -96,12 +97,17 @@ def _size(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-def _outline(content: dict[str, Any], indent: int) -> list[str]:
+def _outline(content: dict[str, Any], level: int = 1) -> list[str]:
+    """Two levels of it; of what lies deeper, how much there is."""
     lines = []
     for key, value in content.items():
-        if isinstance(value, dict):
-            lines += [f"{' ' * indent}{key}", *_outline(value, indent + 2)]
+        begin = f"{'  ' * level}{key}"
+        if isinstance(value, dict) and level < LEVELS:
+            lines += [begin, *_outline(value, level + 1)]
+        elif isinstance(value, dict) or (
+            isinstance(value, list) and any(isinstance(x, dict | list) for x in value)
+        ):
+            lines.append(f"{begin}: {len(value)} entries, see --json")
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            lines.append(f"{' ' * indent}{key}: {shown}")
+            lines.append(f"{begin}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
     return lines
