@@ -58,7 +58,7 @@ VERDICTS: Final[dict[str, str]] = {
         "text at all.",
     "fur":
         "Nose, spots and the eyes' rims are sharper than bicubic's, but for hair there are only a fine grain and "
-        "smeared streaks; PSNR is 0.9 dB below bicubic's. The peer is smooth as porcelain, with clean eyes in too "
+        "smeared streaks; PSNR is 1.0 dB below bicubic's. The peer is smooth as porcelain, with clean eyes in too "
         "black rims.",
     "petals":
         "Rims are sharper than bicubic's but ragged, the outer petals get a mottled hatching that is not there, the "
