@@ -3,7 +3,8 @@
     gdposr export --checkpoint export/weights/pocket --out build/pocket.gdposr --targets onnx,coreml
 
 The checkpoint is a student, a training run, or a one-step model in diffusers layout. The new bundle is built beside the target and
-swapped in at the end, so an interrupted export leaves what stood there before. The same checkpoint and tools give the same bytes.
+swapped in at the end, so an interrupted export leaves what stood there before. The same checkpoint and tools give the same
+bytes on one kind of processor.
 """
 
 from __future__ import annotations
