@@ -120,7 +120,7 @@ class Distiller:
         return cosine * min(1.0, (step + 1) / c.warmup_steps)
 
     def step(self, lesson: Lesson, step: int, progress: float) -> dict[str, float]:
-        """One update. Returns the losses of this step; where one of them is not finite, all weights stay as they were.
+        """One update. Returns the losses of this step; where one of the student's is not finite, all weights stay as they were.
 
         Noise is drawn here only where the lesson brings none."""
         c = self.config

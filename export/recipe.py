@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from export.student import StudentConfig
 from training.graphics import Variety
+from training.perceptual import LAYERS
 from training.precision import resolved
 
-LAYERS = 5  # of SqueezeNet's features
-LOSSES = (  # their weights are settings of the same names
+WEIGHTS = (  # settings that multiply a term of the loss or, the texture share, what one asks for
     "pixel", "feature", "structure", "colour", "chroma", "grid", "diversity", "texture_share",
     "teacher", "teacher_feature", "teacher_difference", "adversary",
 )  # fmt: skip
@@ -39,7 +39,7 @@ class DistillConfig:
     pixel: float = 1.0
     feature: float = 4.0
     drawn_feature: float = 0.1  # its share on drawn pictures: it makes up letters
-    feature_layers: tuple[float, ...] = (1.0,) * LAYERS  # weights of conv1, fire3, fire5, fire7, fire9
+    feature_layers: tuple[float, ...] = (1.0,) * len(LAYERS)  # weights of conv1, fire3, fire5, fire7, fire9
     structure: float = 2.0
     colour: float = 4.0  # mean colour of a picture
     chroma: float = 6.0  # colour of each pixel without its brightness
@@ -85,15 +85,15 @@ class DistillConfig:
         for name in ("lr", "discriminator_lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("final_lr", *LOSSES):
+        for name in ("final_lr", *WEIGHTS):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be from 0 to below 1, got {self.ema}")
         if not 0 <= self.adversary_from <= 1:
             raise ValueError(f"adversary_from must be from 0 to 1, got {self.adversary_from}")
-        if len(self.feature_layers) != LAYERS:
-            raise ValueError(f"feature_layers must be {LAYERS} weights, got {len(self.feature_layers)}")
+        if len(self.feature_layers) != len(LAYERS):
+            raise ValueError(f"feature_layers must be {len(LAYERS)} weights, got {len(self.feature_layers)}")
 
     def on(self, device: str) -> DistillConfig:
         """With the precision that auto means on this type of device."""
