@@ -314,7 +314,6 @@ def test_interrupt_saves_and_leaves_no_student(
     photos: Path,
     weights: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else `make chain` would take a student that was stopped for a finished one."""

@@ -3,10 +3,12 @@
 from types import MappingProxyType
 
 import pytest
-import torch
 
-from training import precision
-from training.presets import PRESETS
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
+pytest.importorskip("diffusers", reason="needs the extra `train`")
+
+from training import precision  # noqa: E402  (after importorskip)
+from training.presets import PRESETS  # noqa: E402
 
 
 @pytest.mark.parametrize(

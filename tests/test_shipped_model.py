@@ -153,17 +153,23 @@ def test_a_foreign_peak_is_seen(name: str) -> None:
     such waves: they would be found."""
     pattern = cards.patterns()[name]()
     own = cards.own_bins(pattern)
-    assert own.mean() < 0.35
-    assert cards.foreign_peak(pattern.hr, pattern)[1] < FOREIGN_DB - 3
+    assert own.mean() < 0.2
+    rough = name in (
+        "bricks 30.5 x 14.3",
+        "bricks 43 x 19",
+        "bricks 71 x 31",
+    )  # their edges lie between the points drawn
+    assert cards.foreign_peak(pattern.hr, pattern)[1] < (FOREIGN_DB - 3 if rough else -40)
     side, size = len(own), len(pattern.hr)
     free = np.argwhere(~own[: side // 4, : side // 4])  # half of LR's band
     row, column = free[len(free) // 2] / side
     y, x = np.ogrid[:size, :size]
     wave = np.cos(2 * np.pi * (row * y + column * x))[..., None]
     strongest = cards.strongest_amplitude(pattern.hr)
-    seen, level = cards.foreign_peak(pattern.hr + 0.3 * strongest * wave, pattern)
+    share = 0.3 if rough else 0.1
+    seen, level = cards.foreign_peak(pattern.hr + share * strongest * wave, pattern)
     assert seen
-    assert level == pytest.approx(20 * np.log10(0.3), abs=1)
+    assert level == pytest.approx(20 * np.log10(share), abs=1)
     assert not cards.foreign_peak(pattern.hr + 3 * strongest * wave, pattern)[0]
 
 
