@@ -21,7 +21,7 @@ from export.distiller import Distiller
 from export.fidelity import Comparison
 from export.lessons import lessons_of
 from export.recipe import DistillConfig
-from export.student import save_student
+from export.student.network import save_student
 from export.teacher import Teacher
 from training.budget import Budget, Interrupt
 from training.checkpoint import has_state, load_state, read_json, read_values, save_state

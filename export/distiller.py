@@ -28,7 +28,7 @@ from export.objectives import (
     structure_loss,
 )
 from export.recipe import DistillConfig
-from export.student import Student, load_student, widened
+from export.student.network import Student, load_student, widened
 from training.perceptual import SqueezeFeatures, squared_feature_distance
 from training.validation import Validation
 

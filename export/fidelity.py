@@ -21,7 +21,7 @@ from calibration.diversity import DIVERSITY_FLOOR, agreement
 from calibration.metrics import psnr_y
 from calibration.onestep import restore
 from calibration.pairs import Pair, find_pairs, read_rgb
-from export.student import Student, StudentConfig, load_student
+from export.student.network import Student, StudentConfig, load_student
 from export.teacher import SAMPLES, Teacher
 from runtime.errors import GdposrError
 from runtime.noise import noise_field

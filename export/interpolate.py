@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from export.student import Student, load_student, save_student
+from export.student.network import Student, load_student, save_student
 
 
 def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from export.attention import FoldError, require
 from export.folded import FoldedUnet, KlDecoder, KlEncoder, TinyDecoder, TinyEncoder
 from export.source import FEATURES, IMAGE, NOISE, SR, Source, file_sha256, psnr
-from export.student import bicubic_weight
+from export.student.network import bicubic_weight
 from runtime.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 from training.loading import MODEL_FILE, find_model, load_model, read_model_file
 from training.model import OneStepModel, base_module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from export.student import StudentConfig
+from export.student.network import StudentConfig
 from training.graphics import Variety
 from training.perceptual import LAYERS
 from training.precision import resolved

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.student import CONFIG_FILE, WEIGHTS_FILE, Student, load_student
+from export.student.network import CONFIG_FILE, WEIGHTS_FILE, Student, load_student
 from runtime.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 
 ROLES = ("encoder", "generator")

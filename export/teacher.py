@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.student import StudentConfig
+from export.student.network import StudentConfig
 from runtime.noise import noise_field
 from training.loading import load_model
 from training.model import OneStepModel, base_config

@@ -29,7 +29,7 @@ from export.mil.pair import PackagePair  # noqa: E402
 from export.mil.program import Operation, Program, read_package  # noqa: E402
 from export.package import read_spec  # noqa: E402
 from export.source import ROLES, Source, load_source, psnr, student_source  # noqa: E402
-from export.student import Student, StudentConfig  # noqa: E402
+from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402
 

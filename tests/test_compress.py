@@ -31,7 +31,7 @@ from export.mil.tensor import PackageError  # noqa: E402
 from export.mixed import weight_noise  # noqa: E402
 from export.package import read_spec  # noqa: E402
 from export.source import Source, psnr, student_source  # noqa: E402
-from export.student import Student, StudentConfig  # noqa: E402
+from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 
 SMALL = StudentConfig(width=32, encoder_blocks=1, generator_blocks=1, detail=16)

@@ -23,7 +23,7 @@ from export.package import (  # noqa: E402
     write_package,
 )
 from export.source import Source, load_source, student_source  # noqa: E402
-from export.student import Student, StudentConfig  # noqa: E402
+from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 
 SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)

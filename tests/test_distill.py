@@ -18,7 +18,7 @@ from export import distill, distillation, objectives  # noqa: E402
 from export.distiller import Distiller  # noqa: E402
 from export.lessons import Lesson  # noqa: E402
 from export.recipe import PRESETS, DistillConfig  # noqa: E402
-from export.student import load_student  # noqa: E402
+from export.student.network import load_student  # noqa: E402
 from training import perceptual, precision, settings  # noqa: E402
 from training.budget import Budget  # noqa: E402
 from training.perceptual import LAYERS, SqueezeFeatures  # noqa: E402

@@ -20,7 +20,7 @@ from export.onnx import OnnxPair  # noqa: E402
 from export.onnx_target import ONNX_FLOOR_DB, STUDENT_PRECISIONS  # noqa: E402
 from export.parity import ParityError, check_parity  # noqa: E402
 from export.source import Source, load_source, student_source  # noqa: E402
-from export.student import Student, StudentConfig, save_student  # noqa: E402
+from export.student.network import Student, StudentConfig, save_student  # noqa: E402
 from runtime.bundle import Bundle  # noqa: E402
 from runtime.upscaler import Upscaler  # noqa: E402
 

@@ -21,7 +21,7 @@ from export.coreml_target import ONE_STEP_FLOOR_DB, mixed_plans  # noqa: E402
 from export.mil.main import main as coreml  # noqa: E402
 from export.package import read_spec  # noqa: E402
 from export.source import load_source  # noqa: E402
-from export.student import Student, StudentConfig, save_student  # noqa: E402
+from export.student.network import Student, StudentConfig, save_student  # noqa: E402
 from runtime.bundle import DEFAULT_BUNDLE, Bundle  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 from runtime.upscaler import Upscaler  # noqa: E402

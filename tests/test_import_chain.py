@@ -89,7 +89,7 @@ def test_chain_is_kept(root: Path) -> None:
         ("runtime", "import openvino"),
         ("runtime", "import coremltools"),
         ("training", "from calibration import metrics"),
-        ("calibration", "import export.student"),
+        ("calibration", "import export.student.network"),
         (
             "export",
             "def f():\n    from importlib import import_module\n    return import_module('gdposr.cli')",

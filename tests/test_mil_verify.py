@@ -31,7 +31,7 @@ from export.mil.program import Operation, Program, read_package  # noqa: E402
 from export.mil.tensor import PackageError, TensorType  # noqa: E402
 from export.mil.verify import CHAIN, FLOOR_KEY, VerifyError, default_floor, verify  # noqa: E402
 from export.source import load_source, psnr  # noqa: E402
-from export.student import Student, StudentConfig, load_student, save_student  # noqa: E402
+from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from runtime.bundle import Bundle  # noqa: E402
 from runtime.errors import DeviceError  # noqa: E402
 

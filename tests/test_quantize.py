@@ -32,7 +32,7 @@ from export.layers import find_layers  # noqa: E402
 from export.onnx import OnnxPair, export_fp32  # noqa: E402
 from export.quantize import INT8_PRESETS, Int8Request, quantize_int8  # noqa: E402
 from export.source import Source, psnr, student_source  # noqa: E402
-from export.student import Student, StudentConfig, save_student  # noqa: E402
+from export.student.network import Student, StudentConfig, save_student  # noqa: E402
 from export.workbench import QuantizationError, Workbench  # noqa: E402
 from runtime.bundle import Bundle  # noqa: E402
 

@@ -25,7 +25,7 @@ from export.cache import TeacherCache, by_sample, cache_facts  # noqa: E402
 from export.distiller import Distiller  # noqa: E402
 from export.lessons import CachedRows, Lesson, OnlineRows, lessons_of, taught_lessons, turned  # noqa: E402
 from export.recipe import PRESETS, DistillConfig  # noqa: E402
-from export.student import Student, StudentConfig, load_student, save_student  # noqa: E402
+from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.teacher import Teacher, fitted, from_bytes, item_noise, model_digest, to_bytes  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402
 from training.budget import Budget  # noqa: E402

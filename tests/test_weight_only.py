@@ -22,7 +22,7 @@ from export.packed import BLOCK, quantize4, quantize8  # noqa: E402
 from export.parity import samples  # noqa: E402
 from export.ranges import run  # noqa: E402
 from export.source import Source, psnr, student_source  # noqa: E402
-from export.student import Student, StudentConfig, save_student  # noqa: E402
+from export.student.network import Student, StudentConfig, save_student  # noqa: E402
 from export.weight_only import WeightOnly, compress_onnx, compress_pair, find_weights  # noqa: E402
 from runtime.bundle import Bundle  # noqa: E402
 from runtime.upscaler import Upscaler  # noqa: E402

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from training.data import PairDataset
+from training.data import Pair
 from training.prompts import PromptSource
 
 
 @dataclass(frozen=True)
 class Batch:
-    """items: their numbers in the run; lr: (B, 3, h, w), hr: (B, 3, 4h, 4w) in [0, 1]; prompts and names in the same order."""
+    """A micro-step's pictures, float32 RGB in [0, 1], and what belongs to each, in one order."""
 
     items: tuple[int, ...]
+    """Numbers of the pairs in the run."""
     lr: Tensor
+    """(B, 3, h, w)"""
     hr: Tensor
+    """(B, 3, 4h, 4w)"""
     prompts: tuple[str, ...]
     names: tuple[str, ...]
+    """Files of the photos."""
+    drawn: Tensor | None = None
+    """(B,) bool, True for a drawn picture in place of a photo."""
+    target: Tensor | None = None
+    """A teacher's pictures of lr, (B, 3, 4h, 4w); None where there is no teacher."""
 
     def to(self, device: torch.device) -> Batch:
         """The pictures on a device, in the memory order that convolutions are fastest in."""
-        lr, hr = (x.to(device, memory_format=torch.channels_last) for x in (self.lr, self.hr))
-        return replace(self, lr=lr, hr=hr)
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, memory_format=torch.channels_last)
+
+        drawn = None if self.drawn is None else self.drawn.to(device)
+        return replace(self, lr=moved(self.lr), hr=moved(self.hr), target=moved(self.target), drawn=drawn)
 
 
 class ItemSampler(Sampler[list[int]]):
@@ -44,19 +57,29 @@ class ItemSampler(Sampler[list[int]]):
             micro += 1
 
 
-class _Items(torch.utils.data.Dataset[tuple[int, Tensor, Tensor, str]]):
+class Pairs(Protocol):
+    """Endless numbered training pairs: item k is a pure function of k."""
+
+    @property
+    def photos(self) -> Sized: ...
+
+    def item(self, index: int) -> Pair: ...
+
+
+class _Items(torch.utils.data.Dataset[dict[str, Any]]):
     """The pairs together with their numbers and the photos they come from."""
 
-    def __init__(self, pairs: PairDataset) -> None:
+    def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor, str]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs.item(index)
-        return index, pair.lr, pair.hr, str(pair.photo)
+        found = {"items": index, "lr": pair.lr, "hr": pair.hr, "names": str(pair.photo), "drawn": pair.drawn}
+        return found if pair.target is None else found | {"target": pair.target}
 
 
 def batches(
-    pairs: PairDataset,
+    pairs: Pairs,
     prompts: PromptSource | None,
     batch: int,
     *,
@@ -72,6 +95,7 @@ def batches(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )
-    for items, lr, hr, names in loader:
+    for found in loader:
+        names = tuple(found.pop("names"))
         texts = tuple(prompts.prompt_for(name) for name in names) if prompts else ("",) * len(names)
-        yield Batch(tuple(items.tolist()), lr, hr, texts, tuple(names))
+        yield Batch(tuple(found.pop("items").tolist()), prompts=texts, names=names, **found)

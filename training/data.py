@@ -133,12 +133,14 @@ def random_crop(photo: np.ndarray, rng: np.random.Generator, params: CropParams)
 
 
 class Pair(NamedTuple):
-    """lr: (3, s/4, s/4), hr: (3, s, s) float32 in [0, 1]; photo: where they were cut from; drawn: a card stands in for the photo."""
+    """lr: (3, s/4, s/4), hr: (3, s, s) float32 in [0, 1]; photo: where they were cut from; drawn: a card stands in for the photo.
+    target: a teacher's picture of lr, shaped as hr; None where no teacher has looked at it."""
 
     lr: Tensor
     hr: Tensor
     photo: Path
     drawn: bool
+    target: Tensor | None = None
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -87,6 +87,10 @@ class Stage(nn.Module):
         """Progress, 0-1, of the phase's own learning-rate schedule."""
         return progress
 
+    def prepare(self, batch: Batch) -> Batch:
+        """A batch on the device, as the phases want it: the place for what is best computed there, such as a teacher's pictures."""
+        return batch
+
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
         """Losses of one phase on a batch, and what the next phase of the same batch needs."""
         raise NotImplementedError

@@ -22,10 +22,9 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from training.batches import Batch, batches
+from training.batches import Batch, Pairs, batches
 from training.budget import Budget, Interrupt
 from training.checkpoint import has_state, load_state, read_values, save_state
-from training.data import PairDataset
 from training.precision import resolved
 from training.prompts import PromptSource
 from training.settings import differences, to_dict
@@ -57,7 +56,7 @@ class Trainer:
         self,
         stage: Stage,
         settings: RunSettings,
-        pairs: PairDataset,
+        pairs: Pairs,
         out: Path,
         budget: Budget,
         *,
@@ -126,7 +125,8 @@ class Trainer:
                     self._save_state(self.out / "state")
                     next_save = self.budget.seconds() + 60 * self.save_minutes
                 step_batches = [next(micro_steps) for _ in range(self.settings.accumulate)]
-                losses = self._train_step([b.to(self.accelerator.device) for b in step_batches], progress)
+                on_device = [self.stage.prepare(b.to(self.accelerator.device)) for b in step_batches]
+                losses = self._train_step(on_device, progress)
                 self.step += 1
                 self._report(losses)
                 if time.monotonic() - shown > SHOW_SECONDS or self.step == 1:

