@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from training.batches import Batch
+from training.validation import Validation
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 
@@ -98,6 +99,10 @@ class Stage(nn.Module):
     def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
         """Sample number k of LR pictures (n, 3, h, w) for validation -> (n, 3, 4h, 4w). hr is for stages without an SR output."""
         raise NotImplementedError
+
+    def measure(self, validation: Validation) -> dict[str, float]:
+        """What the stage itself wants to know of the held-out photos at each validation, by name: "policy/psnr"."""
+        return {}
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """Write the finished model."""

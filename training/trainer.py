@@ -274,6 +274,7 @@ class Trainer:
         if self.main and self.validation is not None:
             with self.average.swapped_in(), self.accelerator.autocast():
                 row |= self.validation(self._sample, self.step)
+                row |= self.stage.measure(self.validation)
             for name, value in row.items():
                 self.curves.add_scalar(f"validation/{name}", value, self.step)
             log.info("validation %s", " ".join(f"{name}={value:.4g}" for name, value in row.items()))
