@@ -6,7 +6,7 @@ Photos are decoded once and kept in memory as uint8 up to a budget; afterwards a
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -148,7 +148,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
 
     So any number of workers gives the same stream, and a resumed run goes on where it stopped by starting at a later k.
     mild_share, plain_share: parts of the pairs, 0-1, that go through `MILD` or `reduce_plainly` instead of `degradation`. variety:
-    part that are drawn or recoloured.
+    part that are drawn or recoloured. reduce: makes all LR pictures instead of these three.
     """
 
     def __init__(
@@ -160,6 +160,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         mild_share: float = 0.0,
         plain_share: float = 0.0,
         variety: Variety = Variety(),  # noqa: B008  (frozen)
+        reduce: Callable[[Tensor, np.random.Generator], Tensor] | None = None,
         seed: int = 0,
         start: int = 0,
         length: int = 1 << 40,
@@ -167,6 +168,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         self.photos, self.crop, self.degradation = photos, crop, degradation
         self.mild_share, self.plain_share = mild_share, plain_share
         self.variety, self.seed, self.start, self.length = variety, seed, start, length
+        self.reduce = reduce
 
     def __len__(self) -> int:
         return self.length
@@ -180,6 +182,8 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         return Pair(self._reduced(hr, rng), hr, path, drawn)
 
     def _reduced(self, hr: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        if self.reduce is not None:
+            return self.reduce(hr, rng)
         draw = rng.random() if self.mild_share + self.plain_share > 0 else 1.0
         if draw < self.mild_share:
             return degrade(hr, rng, MILD)

@@ -185,8 +185,8 @@ def random_noise(image: Tensor, rng: np.random.Generator, stage: StageParams) ->
 def jpeg(image: Tensor, quality: int) -> Tensor:
     """Encode and decode (3, h, w) as a real JPEG (4:2:0) of this quality, 1-100."""
     buffer = io.BytesIO()
-    _picture(image).save(buffer, format="JPEG", quality=int(quality))
-    return _tensor(Image.open(buffer)).to(image.dtype)
+    to_picture(image).save(buffer, format="JPEG", quality=int(quality))
+    return from_picture(Image.open(buffer)).to(image.dtype)
 
 
 def random_jpeg(image: Tensor, rng: np.random.Generator, stage: StageParams) -> Tensor:
@@ -250,17 +250,17 @@ def reduce_plainly(hr: Tensor, rng: np.random.Generator, scale: int = 4) -> Tens
     if height % scale or width % scale:
         raise ValueError(f"HR size must be a multiple of {scale}, got {tuple(hr.shape[1:])}")
     chosen = FILTERS[int(rng.integers(len(FILTERS)))]
-    lr = _tensor(_picture(hr).resize((width // scale, height // scale), chosen))
+    lr = from_picture(to_picture(hr).resize((width // scale, height // scale), chosen))
     if rng.random() < PLAIN_JPEG_PROB:
         low, high = PLAIN_JPEG_RANGE
         lr = jpeg(lr, int(rng.integers(low, high + 1)))
     return lr
 
 
-def _picture(image: Tensor) -> Image.Image:
+def to_picture(image: Tensor) -> Image.Image:
     pixels = (image.clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _tensor(picture: Image.Image) -> Tensor:
+def from_picture(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255.0

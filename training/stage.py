@@ -39,6 +39,7 @@ class RunSettings:
     )
     held_out: int = 16  # photos kept for validation
     seed: int = 0
+    snapshots: bool = False  # keep the averaged weights of each validation, in snapshots/
     prompt: str = ""  # a fixed prompt; empty: captions beside the photos, else the default prompt
 
     def __post_init__(self) -> None:

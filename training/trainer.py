@@ -277,9 +277,13 @@ class Trainer:
                 row |= self.stage.measure(self.validation)
             for name, value in row.items():
                 self.curves.add_scalar(f"validation/{name}", value, self.step)
+            if self.validation.sheet is not None:
+                self.curves.add_image("samples", self.validation.sheet, self.step, dataformats="HWC")
             log.info("validation %s", " ".join(f"{name}={value:.4g}" for name, value in row.items()))
             with (self.out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        if self.main and self.settings.snapshots:
+            self._write_model(self.out / "snapshots" / f"{self.step:07d}", row)
         self.accelerator.wait_for_everyone()
         return row
 
@@ -304,16 +308,20 @@ class Trainer:
 
     def _finish(self, last: dict[str, Any]) -> None:
         if self.main:
-            provenance = {
-                **self.about,
-                "steps": self.step,
-                "minutes": round(self.budget.seconds() / 60, 1),
-                "photos": len(self.pairs.photos),
-                "validation": last,
-            }
-            with self.average.swapped_in():
-                self.stage.save(self.out / "model", provenance)
+            self._write_model(self.out / "model", last)
         self.accelerator.wait_for_everyone()
+
+    def _write_model(self, folder: Path, last: dict[str, Any]) -> None:
+        """The averaged weights, with what is known of the run. last: what was last measured."""
+        provenance = {
+            **self.about,
+            "steps": self.step,
+            "minutes": round(self.budget.seconds() / 60, 1),
+            "photos": len(self.pairs.photos),
+            "validation": last,
+        }
+        with self.average.swapped_in():
+            self.stage.save(folder, provenance)
 
 
 def make_accelerator(precision: str, *, several_phases: bool = True) -> Accelerator:

@@ -35,6 +35,7 @@ class Validation:
     """One fixed crop of each held-out photo, degraded with a fixed seed. Calling it measures two samples of every picture.
 
     features: None leaves SQF out. size: HR pixels of a crop. batch: pictures that are sampled at once.
+    reduce: makes the LR picture of an HR one.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Validation:
         features: SqueezeFeatures | None = None,
         size: int = 256,
         batch: int = 16,
+        reduce: Callable[[Tensor, np.random.Generator], Tensor] = degrade,
     ) -> None:
         self.features, self.folder, self.batch = features, folder, batch
         pairs = []
@@ -51,9 +53,10 @@ class Validation:
             rng = np.random.default_rng([1, k])
             crop = random_crop(photos[k], rng, CropParams(size, zoom_range=(1.0, 1.0), augment=False))
             hr = torch.from_numpy(crop).permute(2, 0, 1).float() / 255.0
-            pairs.append((degrade(hr, rng), hr))
+            pairs.append((reduce(hr, rng), hr))
         self.lr, self.hr = (torch.stack(side) for side in zip(*pairs, strict=True))
         self.paths = photos.paths
+        self.sheet: np.ndarray | None = None  # what was last drawn, (h, w, 3) uint8
 
     @torch.no_grad()
     def __call__(
@@ -96,6 +99,7 @@ class Validation:
         grid = np.concatenate(
             [np.concatenate([to_pixels(c[k]) for c in columns], axis=1) for k in range(min(rows, len(first)))]
         )
+        self.sheet = grid
         Image.fromarray(grid).save(self.folder / f"{step:07d}.png")
 
 

@@ -177,7 +177,9 @@ class _Weights:
 
     def finish(self) -> None:
         if self.offset != len(self.data):
-            raise ValueError(f"{self.path} belongs to another .param file: {len(self.data)} bytes, read {self.offset}")
+            raise ValueError(
+                f"{self.path} belongs to another .param file: {len(self.data)} bytes, read {self.offset}"
+            )
 
     def _take(self, kind: str, count: int) -> np.ndarray:
         size = np.dtype(kind).itemsize * count
@@ -190,14 +192,20 @@ class _Weights:
 
 def _interp(layer: Layer, inputs: list[Tensor]) -> Tensor:
     if layer.integer(0) != NEAREST:
-        raise ValueError(f"resize of kind {layer.integer(0)} in {layer.name} is not known here, expected {NEAREST} (nearest)")
-    return F.interpolate(inputs[0], scale_factor=(float(layer.options[1]), float(layer.options[2])), mode="nearest")
+        raise ValueError(
+            f"resize of kind {layer.integer(0)} in {layer.name} is not known here, expected {NEAREST} (nearest)"
+        )
+    return F.interpolate(
+        inputs[0], scale_factor=(float(layer.options[1]), float(layer.options[2])), mode="nearest"
+    )
 
 
 def _eltwise(layer: Layer, inputs: list[Tensor]) -> Tensor:
     """A weighted sum (ncnn's Eltwise of kind 1)."""
     if layer.integer(0) != 1:
-        raise ValueError(f"Eltwise of kind {layer.integer(0)} in {layer.name} is not known here, expected 1 (sum)")
+        raise ValueError(
+            f"Eltwise of kind {layer.integer(0)} in {layer.name} is not known here, expected 1 (sum)"
+        )
     factors = layer.numbers(1) if 1 in layer.options else [1.0] * len(inputs)
     return sum((x * factor for x, factor in zip(inputs, factors, strict=True)), start=torch.zeros(()))
 

@@ -17,13 +17,19 @@ STAGES = {
         "train",
         "the small student that ships in a bundle: what `gdposr distill` does, a teacher is optional",
     ),
+    "pictures": Stage(
+        "export.student.teach", "train", "a published network's pictures, for the student to learn from"
+    ),
+    "student-core": Stage(
+        "export.student.cli", "train", "what the student draws without noise, from such pictures"
+    ),
     "bench": Stage("training.bench", "train", "times of the data and reward code on this machine"),
 }
-NAMED = ("pretrain", "naosd", "gdpo")  # stages of one module, which is told the name
+NAMED = ("pretrain", "naosd", "gdpo", "student-core")  # stages of one module, which is told the name
 
 
 def usage() -> str:
-    lines = [f"  {name:10} {stage.about}" for name, stage in STAGES.items()]
+    lines = [f"  {name:13} {stage.about}" for name, stage in STAGES.items()]
     return "\n".join(
         [
             "usage: gdposr train STAGE ...",

@@ -1,0 +1,216 @@
+"""The commands of the student's stages, on the trainer of all stages.
+
+    gdposr train student-core --pictures CACHE --data DIR --out RUN --minutes M [--init STUDENT]
+    gdposr train student-noise --init CORE --data DIR --out RUN --minutes M
+    gdposr train student-gdpo --init STUDENT --data DIR --out RUN --steps N
+
+A run folder is what `training.trainer` writes, with model/ and snapshots/ holding students.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from export.student.core import CoreSettings, StudentCore, started
+from export.student.network import StudentConfig
+from export.student.pictures import CachedPairs, PictureCache
+from training.batches import Pairs
+from training.budget import Budget
+from training.checkpoint import has_state
+from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
+from training.everyday import degrade_everyday
+from training.graphics import Variety
+from training.perceptual import SqueezeFeatures
+from training.settings import with_settings
+from training.stage import RunSettings, Stage
+from training.trainer import Trainer, make_accelerator
+from training.validation import Validation
+
+log = logging.getLogger("train")
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a stage is built from, besides its settings."""
+
+    init: Path | None
+    """A student's checkpoint to begin with."""
+    features: SqueezeFeatures | None
+    pictures: tuple[Path, ...]
+    """Folders of a teacher's pictures."""
+    photos: PhotoSet
+    """The training photos."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the student's stages."""
+
+    about: str
+    presets: dict[str, Any]
+    build: Callable[[Any, Sources], Stage]
+    pairs: Callable[[Any, Sources], Pairs]
+
+
+TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
+
+
+def photo_pairs(settings: RunSettings, sources: Sources) -> Pairs:
+    """Photos degraded as users' photos are, a tenth of them drawn and a tenth recoloured."""
+    return PairDataset(
+        sources.photos,
+        CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
+        reduce=degrade_everyday,
+        variety=Variety(0.1, 0.1),
+        seed=settings.seed,
+    )
+
+
+def cached_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
+    if not sources.pictures:
+        raise ValueError(
+            "the core learns from a teacher's pictures: give --pictures DIR, made by gdposr train pictures"
+        )
+    return CachedPairs([PictureCache(folder) for folder in sources.pictures], settings.crop, settings.seed)
+
+
+def build_core(settings: CoreSettings, sources: Sources) -> Stage:
+    student, origin = started(settings.student, sources.init, settings.seed)
+    history = [*origin.pop("history", []), origin] if origin else []
+    return StudentCore(student, settings, sources.features, history=history)
+
+
+CORE = Kind(
+    "what the student draws without noise, from a published network's pictures",
+    {
+        "pocket": CoreSettings(),
+        "tiny": CoreSettings(
+            student=TINY, batch=2, crop=64, warmup_steps=1, held_out=1, discriminator_width=8
+        ),
+    },
+    build_core,
+    cached_pairs,
+)
+KINDS: dict[str, Kind] = {"student-core": CORE}
+
+
+def run(
+    kind: str,
+    settings: RunSettings,
+    data: Path,
+    out: Path,
+    budget: Budget,
+    *,
+    init: Path | None = None,
+    pictures: Sequence[Path] = (),
+    perceptual_weights: Path | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    validate_minutes: float = 10.0,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Run one of the student's stages; returns what `Trainer.run` returns."""
+    if has_state(out / "state") and not resume:
+        raise FileExistsError(f"{out} holds a run already: go on with --resume, or choose another --out")
+    training, held_out = split_photos(find_images(data), settings.held_out)
+    accelerator = make_accelerator(settings.precision)
+    settings = replace(settings, precision=accelerator.mixed_precision)
+    if not accelerator.is_main_process:
+        log.setLevel(logging.WARNING)
+    features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
+    sources = Sources(init, features, tuple(pictures), PhotoSet(training))
+    trainer = Trainer(
+        KINDS[kind].build(settings, sources),
+        settings,
+        KINDS[kind].pairs(settings, sources),
+        out,
+        budget,
+        validation=Validation(PhotoSet(held_out), out / "samples", features, reduce=degrade_everyday)
+        if held_out
+        else None,
+        save_minutes=validate_minutes,
+        workers=workers,
+        about={
+            "stage": kind,
+            "init": None if init is None else str(init),
+            "data": str(data.resolve()),
+            "pictures": [str(folder) for folder in pictures],
+        },
+        on_step=on_step,
+    )
+    return trainer.run(resume=resume)
+
+
+def _parser(kind: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"gdposr train {kind}", description=f"Train {KINDS[kind].about}.")
+    parser.add_argument("--preset", choices=sorted(KINDS[kind].presets), default="pocket")
+    parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
+    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--init", type=Path, metavar="STUDENT", help="begin with a student's checkpoint")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a teacher's pictures, made by gdposr train pictures; may be given several times",
+    )
+    parser.add_argument(
+        "--perceptual-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 (safetensors, Caffe layout)"
+    )
+    parser.add_argument("--minutes", type=float, help="time budget, summed over resumed parts")
+    parser.add_argument("--steps", type=int, help="step budget")
+    parser.add_argument("--resume", action="store_true", help="go on from RUN/state, with the same settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare pictures")
+    parser.add_argument(
+        "--validate-minutes", type=float, default=10.0, help="minutes between validations and saved states"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """argv: the stage, then its options. Exit code 0; 2 when an argument is wrong or the run fails; 130 when stopped by the user."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in KINDS:
+        print(f"error: expected one of {', '.join(KINDS)}, then its options", file=sys.stderr)
+        return 2
+    kind, args = argv[0], _parser(argv[0]).parse_args(argv[1:])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    try:
+        result = run(
+            kind,
+            with_settings(KINDS[kind].presets[args.preset], args.set),
+            args.data,
+            args.out,
+            Budget(steps=args.steps, minutes=args.minutes),
+            init=args.init,
+            pictures=args.pictures,
+            perceptual_weights=args.perceptual_weights,
+            resume=args.resume,
+            workers=args.workers,
+            validate_minutes=args.validate_minutes,
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not result["finished"]:
+        log.info("stopped at step %d; go on with --resume", result["step"])
+        return INTERRUPTED
+    log.info("student written to %s", args.out / "model")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

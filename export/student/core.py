@@ -1,0 +1,201 @@
+"""The core of the student: what it draws without noise, learnt from a prior's pictures.
+
+A prior's picture is a function of its input, so an L1 to it averages nothing away. What a small network still leaves soft, a perceptual
+loss and, later in the run, an adversary that sees the prior's pictures beside the student's ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.student.losses import Discriminator, discriminator_loss, gradient_loss, low_pass_loss
+from export.student.network import Student, StudentConfig, load_student, save_student, widened
+from training.batches import Batch
+from training.perceptual import LAYERS, SqueezeFeatures, squared_feature_distance
+from training.stage import Carry, Losses, RunSettings, Stage
+
+
+@dataclass(frozen=True)
+class CoreSettings(RunSettings):
+    """Settings of the core beside those of every run. Weights multiply losses of the order 0.01 to 0.1."""
+
+    student: StudentConfig = field(default_factory=lambda: StudentConfig(encoder_blocks=4))
+    batch: int = 8
+    crop: int = 160
+    lr: float = 4e-4
+    final_lr: float = 2e-6
+    warmup_steps: int = 100
+    clip: float = 0.5
+    ema: float = 0.999
+    pixel: float = 1.0
+    """L1 to the target."""
+    gradient: float = 1.0
+    """L1 of the differences of neighbours to the target's."""
+    feature: float = 0.3
+    """Squared distance of SqueezeNet features to the target's, where its weights are given."""
+    feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
+    """Weights of conv1, fire3, fire5, fire7, fire9."""
+    adversary: float = 0.5
+    """Its gradient at the pixels, relative to that of pixel and gradient together."""
+    adversary_from: float = 0.2
+    """Part of the run after which the adversary joins."""
+    discriminator_width: int = 32
+    discriminator_lr: float = 2e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop % 16:
+            raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
+        for name in ("pixel", "gradient", "feature", "adversary"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.adversary_from <= 1:
+            raise ValueError(f"adversary_from must be from 0 to 1, got {self.adversary_from}")
+        if len(self.feature_layers) != len(LAYERS):
+            raise ValueError(f"feature_layers must be {len(LAYERS)} weights, got {len(self.feature_layers)}")
+
+
+def deepened(student: Student, config: StudentConfig) -> Student:
+    """A student of this shape, with more blocks and channels, that gives the same pictures: blocks that are added end in zeros
+    (Net2Net, Chen et al. 2016). ValueError where a block or a channel would be lost."""
+    have = student.config
+    if config.encoder_blocks < have.encoder_blocks or config.generator_blocks < have.generator_blocks:
+        raise ValueError(f"a student of shape {have} cannot become one of {config}: it has more blocks")
+    same_depth = replace(config, encoder_blocks=have.encoder_blocks, generator_blocks=have.generator_blocks)
+    earlier = widened(student, same_depth)
+    deeper = Student(config)
+    state = earlier.state_dict()
+    for part, count in (("encoder", have.encoder_blocks), ("generator", have.generator_blocks)):
+        blocks = getattr(deeper, part).blocks
+        for block in blocks[count:]:
+            nn.init.zeros_(block.conv2.weight)
+    deeper.load_state_dict(deeper.state_dict() | state)
+    return deeper
+
+
+def started(config: StudentConfig, init: Path | None, seed: int) -> tuple[Student, dict[str, Any]]:
+    """A new student, or the one at init in this shape; and where it comes from."""
+    if init is None:
+        torch.manual_seed(seed)
+        return Student(config), {}
+    earlier, provenance = load_student(init)
+    try:
+        return deepened(earlier, config), provenance
+    except ValueError as error:
+        raise ValueError(f"{init}: {error}; set student.* to match") from error
+
+
+def silence(student: Student, features: Tensor) -> Tensor:
+    """Noise of zeros for features (n, c, h/2, w/2)."""
+    return features.new_zeros(len(features), student.config.noise_channels, *features.shape[2:])
+
+
+class StudentStage(Stage):
+    """What the student's stages share: validation draws its sample k, and a finished run is a student's checkpoint."""
+
+    student: Student
+    history: list[dict[str, Any]]
+
+    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+        c = self.student.config
+        generator = torch.Generator().manual_seed(k)
+        noise = torch.randn(
+            len(lr), c.noise_channels, lr.shape[2] // c.fold, lr.shape[3] // c.fold, generator=generator
+        )
+        return self.student(lr, noise.to(lr))
+
+    def save(self, folder: Path, provenance: dict[str, Any]) -> None:
+        save_student(self.student, folder, {**provenance, "history": self.history})
+
+
+class StudentCore(StudentStage):
+    """Phase "student", and "adversary" once it has joined. A batch needs `target`, a prior's pictures."""
+
+    def __init__(
+        self,
+        student: Student,
+        settings: CoreSettings,
+        features: SqueezeFeatures | None = None,
+        prepare: Callable[[Batch], Batch] | None = None,
+        history: list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings, self.student, self.features = settings, student, features
+        nn.init.zeros_(student.generator.noise.weight)  # no say for the noise until the next stage
+        self.adversary_on = False
+        self.discriminator = Discriminator(settings.discriminator_width)
+        self.history = history or []
+        self._prepare = prepare
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch if self._prepare is None else self._prepare(batch)
+
+    def phases(self, progress: float) -> tuple[str, ...]:
+        return ("student", "adversary") if self._joined(progress) else ("student",)
+
+    def _joined(self, progress: float) -> bool:
+        self.adversary_on = self.settings.adversary > 0 and progress >= self.settings.adversary_from
+        return self.adversary_on
+
+    def train(self, mode: bool = True) -> StudentCore:
+        """The discriminator is always in training: elsewhere its spectral norms would not follow its weights."""
+        super().train(mode)
+        self.discriminator.train()
+        return self
+
+    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+        features, base = self.student.encoder(lr)
+        return self.student.generator(features, base, silence(self.student, features))
+
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        found = {"student": (list(self.student.parameters()), self.settings.lr)}
+        if self.settings.adversary > 0:
+            found["adversary"] = (list(self.discriminator.parameters()), self.settings.discriminator_lr)
+        return found
+
+    def averaged(self) -> tuple[str, ...]:
+        return ("student",)
+
+    def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        target = batch.hr if batch.target is None else batch.target
+        if phase == "adversary":
+            real = self.discriminator(target[len(target) // 2 :], carry["enlarged"])
+            fake = self.discriminator(carry["picture"], carry["enlarged"])
+            return {"loss": discriminator_loss(real.float(), fake.float())}, {}
+        features, base = self.student.encoder(batch.lr)
+        residual = self.student.generator.residual(features, silence(self.student, features))
+        scale = self.student.config.scale
+        picture = torch.pixel_shuffle((base + residual).float(), scale)
+        enlarged = torch.pixel_shuffle(base.float(), scale)
+        losses = self._losses(picture, target, enlarged)
+        seen = slice(len(picture) // 2, None)  # by the discriminator, the half that it did not judge just now
+        return losses, {"picture": picture[seen].detach().clamp(0, 1), "enlarged": enlarged[seen].detach()}
+
+    def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor) -> Losses:
+        s = self.settings
+        losses = {"pixel": (picture - target).abs().mean(), "gradient": gradient_loss(picture, target)}
+        losses["structure"] = low_pass_loss(picture, target)
+        anchor = s.pixel * (losses["pixel"] + losses["structure"]) + s.gradient * losses["gradient"]
+        total = anchor
+        half = slice(0, (len(picture) + 1) // 2)  # the two networks cost as much as the student
+        if self.features is not None and s.feature > 0:
+            with torch.no_grad():
+                far = self.features.maps(target[half])
+            near = self.features.maps(picture[half])
+            losses["feature"] = squared_feature_distance(near, far, s.feature_layers)
+            total = total + s.feature * losses["feature"]
+        if self.adversary_on and torch.is_grad_enabled():
+            self.discriminator.requires_grad_(False)
+            push = -self.discriminator(picture[half], enlarged[half]).float().mean()
+            pull = torch.autograd.grad(anchor, picture, retain_graph=True)[0].norm()
+            pushed = torch.autograd.grad(push, picture, retain_graph=True)[0].norm()
+            total = total + s.adversary * (pull / pushed.clamp_min(1e-12)).detach() * push
+            self.discriminator.requires_grad_(True)
+            losses["push"] = push
+        return {"loss": total} | {name: value.detach() for name, value in losses.items()}
