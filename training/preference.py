@@ -45,6 +45,22 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.float() - target.float()).square().mean((2, 3, 4))
 
 
+def error_change(policy: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+    """`squared_error` of the policy's output minus that of the reference's: (B, G, C, h, w) each -> (B, G) float32.
+
+    policy and reference may have 1 in place of G: one output for all of a group. |p - x|^2 - |r - x|^2 as one product: no
+    difference of large numbers."""
+    p, r, x = policy.float(), reference.float(), target.float()
+    return ((p - r) * (p + r - 2 * x)).mean((2, 3, 4))
+
+
+def group_variance(samples: Tensor, floor: float) -> Tensor:
+    """How far a group's samples are from each other: (B, G, C, h, w) -> (B,) float32, mean |x_i - mean x|^2 over G, C, h and w, at
+    least floor. Without gradient."""
+    x = samples.detach().float()
+    return (x - x.mean(1, keepdim=True)).square().mean((1, 2, 3, 4)).clamp_min(floor)
+
+
 def preference_loss(
     policy_error: Tensor, reference_error: Tensor, advantage: Tensor, weight: float
 ) -> Tensor:

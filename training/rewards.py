@@ -7,7 +7,7 @@ metric sees what the user would get: the picture clamped to [0, 1] and rounded t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +50,14 @@ class Metric:
     reference: bool  # full-reference: compares with the HR picture
     higher_is_better: bool
     score: Callable[..., Tensor]
+    of_texture: bool | None = None
+    """It counts with the share of detail, not with that of smooth parts; None: where it is no-reference."""
+
+    @property
+    def family(self) -> str:
+        """Which of the two parts of a reward it belongs to, "smooth" or "detail"."""
+        texture = not self.reference if self.of_texture is None else self.of_texture
+        return "detail" if texture else "smooth"
 
     @torch.no_grad()
     def __call__(self, sr: Tensor, hr: Tensor | None = None) -> Tensor:
@@ -79,11 +87,13 @@ class Metric:
 @dataclass(frozen=True, eq=False)
 class RewardReport:
     """rewards: (B, G) float32 in [0, 1]; scores: raw values of each metric by name, (B, G); detail: weight of the no-reference
-    metrics, (B,), rho_d of each HR picture where the weighting is by attribute."""
+    metrics, (B,), rho_d of each HR picture where the weighting is by attribute; strength: (B,) in [0, 1], weighted mean over the
+    metrics of their spread in units of the least that counts, at most 1: 1 where no least is set."""
 
     rewards: Tensor
     scores: dict[str, Tensor]
     detail: Tensor
+    strength: Tensor
 
 
 def create_metrics(
@@ -99,13 +109,18 @@ def create_metrics(
 
 
 def group_rewards(
-    sr: Tensor, hr: Tensor, metrics: Sequence[Metric], weighting: str = "attribute", chunk: int = 8
+    sr: Tensor,
+    hr: Tensor,
+    metrics: Sequence[Metric],
+    weighting: str = "attribute",
+    chunk: int = 8,
+    min_spread: Mapping[str, float] | None = None,
 ) -> RewardReport:
     """R = rho_s * mean of the full-reference + rho_d * mean of the no-reference metrics, each normalised within its group.
 
     sr: (B, G, 3, H, W) RGB, G samples of each of the pictures hr: (B, 3, H, W) in [0, 1]. weighting: "attribute" (rho_d by
     `detail_share`) or "fixed" (both 1/2). If only one of the two families is there, R is its mean alone. chunk: pictures that
-    a metric sees at once.
+    a metric sees at once. min_spread: by the metric's name, see `normalise`; 0 for the others.
     """
     check_pictures(hr, "the HR pictures")
     if sr.ndim != 5 or sr.shape[0] != len(hr) or sr.shape[2:] != hr.shape[1:] or sr.shape[1] == 0:
@@ -128,24 +143,38 @@ def group_rewards(
         ]
         scores[metric.name] = torch.cat(parts).view(batch, group)
 
-    def mean_of(reference: bool) -> Tensor:
-        chosen = [m for m in metrics if m.reference == reference]
-        parts = [normalise(scores[m.name], m.higher_is_better) for m in chosen]
-        return torch.stack(parts).mean(0) if parts else sr.new_zeros(batch, group, dtype=torch.float32)
+    least = {metric.name: (min_spread or {}).get(metric.name, 0.0) for metric in metrics}
+    unknown = sorted(set(min_spread or {}) - set(least))
+    if unknown:
+        raise ValueError(f"min_spread names {', '.join(unknown)}, expected some of {', '.join(least)}")
 
-    families = {metric.reference for metric in metrics}
+    def mean_of(family: str) -> tuple[Tensor, Tensor]:
+        """Rewards (B, G) and strengths (B,)."""
+        chosen = [m for m in metrics if m.family == family]
+        if not chosen:
+            return sr.new_zeros(batch, group, dtype=torch.float32), sr.new_zeros(batch, dtype=torch.float32)
+        parts = [normalise(scores[m.name], m.higher_is_better, least[m.name]) for m in chosen]
+        strengths = [spread_share(scores[m.name], least[m.name]) for m in chosen]
+        return torch.stack(parts).mean(0), torch.stack(strengths).mean(0)
+
+    families = {metric.family for metric in metrics}
     if len(families) == 1:
-        detail = torch.full((batch,), float(False in families), device=sr.device)
+        detail = torch.full((batch,), float("detail" in families), device=sr.device)
     elif weighting == "fixed":
         detail = torch.full((batch,), 0.5, device=sr.device)
     else:
         detail = detail_share(hr).to(sr.device)
-    rewards = (1 - detail[:, None]) * mean_of(True) + detail[:, None] * mean_of(False)
-    return RewardReport(rewards, scores, detail)
+    (smooth, smooth_strength), (texture, texture_strength) = mean_of("smooth"), mean_of("detail")
+    rewards = (1 - detail[:, None]) * smooth + detail[:, None] * texture
+    strength = (1 - detail) * smooth_strength + detail * texture_strength
+    return RewardReport(rewards, scores, detail, strength)
 
 
-def normalise(scores: Tensor, higher_is_better: bool) -> Tensor:
+def normalise(scores: Tensor, higher_is_better: bool, min_spread: float = 0.0) -> Tensor:
     """Min-max within a group: (..., G) -> (..., G) float32, 0 the worst and 1 the best.
+
+    min_spread: difference between best and worst, in the metric's unit, that is worth the whole range. A group that spreads less is
+    drawn together around 0.5 in proportion, so that a difference nobody sees does not count as much as one that shows.
 
     A constant group is 0.5 everywhere, so that it has no say in the advantage. A score that is not finite is 0; the finite ones
     of its group are normalised among themselves, and if these are constant they are 0.5, still above it.
@@ -160,7 +189,20 @@ def normalise(scores: Tensor, higher_is_better: bool) -> Tensor:
     high = torch.where(finite, values, -torch.inf).amax(-1, keepdim=True)
     distance = values - low if higher_is_better else high - values
     varied = high - low > CONSTANT
-    return torch.where(finite, torch.where(varied, distance / (high - low), 0.5), 0.0)
+    share = spread_share(scores, min_spread)[..., None]
+    relative = torch.where(varied, distance / (high - low), 0.5)
+    return torch.where(finite, relative if min_spread == 0 else 0.5 + share * (relative - 0.5), 0.0)
+
+
+def spread_share(scores: Tensor, min_spread: float) -> Tensor:
+    """Best minus worst of a group's finite scores in units of min_spread, at most 1: (..., G) -> (...). 1 where min_spread is 0."""
+    values = scores.detach().float()
+    if min_spread == 0:
+        return values.new_ones(values.shape[:-1])
+    finite = torch.isfinite(values)
+    low = torch.where(finite, values, torch.inf).amin(-1)
+    high = torch.where(finite, values, -torch.inf).amax(-1)
+    return ((high - low) / min_spread).clamp(0.0, 1.0)
 
 
 def psnr(sr: Tensor, hr: Tensor) -> Tensor:

@@ -1,0 +1,289 @@
+"""GDPO on the student (GDPO-SR, Sec. 3.3, in the form that is conditioned on the LR picture), with DPO and GRPO beside it.
+
+For every LR picture the encoder runs once and the generator draws a group of samples with different noise, which are scored. Then the
+policy draws with another noise, and learns to come nearer to what scored well than the frozen reference does:
+
+    movement = sum_i A_i (|G(LR, eps) - x_i|^2 - |G_ref(LR, eps) - x_i|^2) / variance of the group
+    loss     = -log sigmoid(-weight * movement) + anchor * |G(LR, eps) - G_ref(LR, eps)|^2 / variance of the group + guards
+
+The advantages of a group sum to zero, so the pull of the preference does not depend on how far the policy has moved: the anchor is
+what holds it back. And eps must not be the noise that drew x_i: at the start both errors would be zero, and their gradients too.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.student.core import StudentStage
+from export.student.losses import low_pass_loss
+from export.student.network import Student
+from training.batches import Batch
+from training.preference import (
+    best_worst_advantage,
+    error_change,
+    gaussian_log_ratio,
+    group_advantage,
+    group_variance,
+    grpo_loss,
+    preference_accuracy,
+    preference_loss,
+)
+from training.randomness import normal
+from training.rewards import WEIGHTINGS, Metric, RewardReport, group_rewards
+from training.stage import Carry, Losses, RunSettings
+from training.validation import Validation
+
+OBJECTIVES = ("gdpo", "dpo", "grpo")
+SAMPLERS = ("reference", "policy")
+DRAWS = 2  # samples of each held-out photo that policy and reference are compared on
+SMALLEST_DEVIATION = 0.1 / 255  # of a group: closer samples are equal once rounded to levels
+
+
+@dataclass(frozen=True)
+class StudentGdpoSettings(RunSettings):
+    """Settings of the stage beside those of every run. Movement, anchor and guards are in units of the group's own spread."""
+
+    batch: int = 4
+    crop: int = 128
+    lr: float = 2e-5
+    final_lr: float = 1e-6
+    warmup_steps: int = 20
+    objective: str = "gdpo"
+    """gdpo: all of the group; dpo: best against worst (Diffusion-DPO); grpo: clipped policy gradient around the policy's samples."""
+    group: int = 8
+    """Samples of each LR picture, 6 to 12."""
+    sampler: str = "reference"
+    """Who draws the group: the frozen reference or the policy itself. grpo needs the policy."""
+    metrics: tuple[str, ...] = ("psnr", "smooth", "texture")
+    weighting: str = "attribute"
+    """Of the parts of the reward for smooth and for detailed places: by the HR picture's share of detail, or fixed halves."""
+    min_spread: tuple[str, ...] = ()
+    """Difference within a group that a metric must show to count in full, in its own unit: psnr:0.02,critic:0.05."""
+    weight: float = 1.0
+    """Of the movement. It has no scale: 1 makes a move of a group's deviation a matter of a few nats."""
+    anchor: float = 0.3
+    """Of the squared distance to the reference."""
+    structure: float = 0.5
+    """Of the L1 distance to the reference between means over 8x8 pixels."""
+    colour: float = 0.5
+    """Of the distance to the reference between the picture's mean chroma."""
+    grpo_sigma: float = 1.0
+    """Deviation of the Gaussian policy around a sample, in levels of 1/255."""
+    grpo_clip: float = 0.2
+    """How far the ratio of likelihoods may leave 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("weighting", WEIGHTINGS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 6 <= self.group <= 12:
+            raise ValueError(f"group must be from 6 to 12 samples, got {self.group}")
+        if self.objective == "grpo" and self.sampler != "policy":
+            raise ValueError("objective=grpo learns from its own samples: set sampler=policy with it")
+        for name in ("weight", "grpo_sigma", "grpo_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("anchor", "structure", "colour"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.crop % 16:
+            raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
+        if not self.metrics:
+            raise ValueError("metrics must name at least one metric, for example psnr,smooth,texture")
+        unknown = sorted(set(self.spreads) - set(self.metrics))
+        if unknown:
+            raise ValueError(
+                f"min_spread names {', '.join(unknown)}, expected some of {', '.join(self.metrics)}"
+            )
+
+    @property
+    def spreads(self) -> dict[str, float]:
+        """min_spread as numbers by metric. ValueError where it is not written as NAME:VALUE."""
+        found = {}
+        for text in self.min_spread:
+            name, colon, value = str(text).partition(":")
+            try:
+                found[name] = float(value)
+            except ValueError:
+                found[name] = -1.0
+            if not colon or not found[name] > 0:
+                raise ValueError(
+                    f"min_spread is NAME:VALUE with a value above 0, such as psnr:0.02, got {text!r}"
+                )
+        return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """noise: (B, G, noise channels, h/2, w/2). means, candidates: (B, G, 3, 4h, 4w): means are what the generator drew, candidates
+    what was scored (the same, except for grpo, which explores around them). advantage: (B, G). variance: (B,), of the means."""
+
+    noise: Tensor
+    means: Tensor
+    candidates: Tensor
+    advantage: Tensor
+    variance: Tensor
+    report: RewardReport
+
+
+class StudentGdpo(StudentStage):
+    """One phase, "policy". The encoder stays, so a photo's features are those of the reference."""
+
+    def __init__(
+        self,
+        student: Student,
+        settings: StudentGdpoSettings,
+        metrics: list[Metric],
+        history: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """student: the policy to be and, as it is now, the reference. history: provenance of the stages before."""
+        super().__init__()
+        self.student, self.settings, self.metrics = student, settings, metrics
+        self.history = history or []
+        self.reference = copy.deepcopy(student.generator).requires_grad_(False)
+        student.requires_grad_(False)
+        student.generator.requires_grad_(True)
+
+    def phases(self, progress: float) -> tuple[str, ...]:
+        return ("policy",)
+
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        return {"policy": (list(self.student.generator.parameters()), self.settings.lr)}
+
+    def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        s = self.settings
+        # one encode for the group, the policy and the reference
+        with torch.no_grad():
+            features, base = self.student.encoder(batch.lr)
+        group = self.draw(features, base, batch)
+
+        # the same noise for both, and not one of the group's
+        noise = self.noise(features, batch, "loss")
+        policy = self.student.generator(features, base, noise).float()
+        with torch.no_grad():
+            reference = self.reference(features, base, noise).float()
+
+        # sum A = 0, so both the preference and the clipped gradient need an anchor
+        change = relative_change(policy[:, None], reference[:, None], group)
+        nothing = torch.zeros_like(change)
+        if s.objective == "grpo":
+            preference = self._grpo(features, base, group)
+        else:
+            preference = preference_loss(change, nothing, group.advantage, s.weight)
+        guards = distances(policy, reference, group.variance)
+        loss = preference + sum(getattr(s, name) * value for name, value in guards.items())
+        return {
+            "loss": loss,
+            "preference": preference.detach(),
+            **{name: value.detach() for name, value in guards.items()},
+            "win_rate": preference_accuracy(change.detach(), nothing, group.advantage),
+            "margin": -(group.advantage * change.detach()).sum(1).mean(),
+            "drift": 255 * (policy.detach() - reference).square().mean().sqrt(),
+            "group_deviation": 255 * group.variance.sqrt().mean(),
+            **_statistics(group.report),
+        }, {}
+
+    def noise(self, features: Tensor, batch: Batch, stream: str, *leading: int) -> Tensor:
+        """(B, *leading, noise channels, h/2, w/2) for features (B, width, h/2, w/2)."""
+        shape = (*leading, self.student.config.noise_channels, *features.shape[2:])
+        return normal(self.settings.seed, batch.items, shape, stream).to(features)
+
+    @torch.no_grad()
+    def draw(self, features: Tensor, base: Tensor, batch: Batch) -> Group:
+        """Sample and score a group for every LR picture."""
+        s = self.settings
+        generator = self.reference if s.sampler == "reference" else self.student.generator
+        noise = self.noise(features, batch, "group", s.group)
+        means = torch.stack([generator(features, base, noise[:, i]).float() for i in range(s.group)], dim=1)
+        candidates = means
+        if s.objective == "grpo":  # the policy is a Gaussian around its sample
+            exploration = normal(s.seed, batch.items, means.shape[1:], "exploration").to(means)
+            candidates = means + s.grpo_sigma / 255 * exploration
+        report = group_rewards(candidates, batch.hr, self.metrics, s.weighting, min_spread=s.spreads)
+        advantage = (
+            best_worst_advantage(report.rewards) if s.objective == "dpo" else group_advantage(report.rewards)
+        )
+        return Group(
+            noise,
+            means,
+            candidates,
+            advantage * report.strength[:, None],
+            group_variance(means, SMALLEST_DEVIATION**2),
+            report,
+        )
+
+    def _grpo(self, features: Tensor, base: Tensor, group: Group) -> Tensor:
+        s = self.settings
+        new = [self.student.generator(features, base, group.noise[:, i]).float() for i in range(s.group)]
+        ratio = gaussian_log_ratio(group.candidates, group.means, torch.stack(new, dim=1), s.grpo_sigma / 255)
+        return grpo_loss(ratio, group.advantage, s.grpo_clip)
+
+    @torch.no_grad()
+    def measure(self, validation: Validation) -> dict[str, float]:
+        """Every metric of the policy and of the reference on the held-out photos, each with the same `DRAWS` noises, and win_rate:
+        how often the policy's sample has the higher reward of the two, a tie being half a win. drift in 1/255."""
+        scores: dict[str, list[Tensor]] = {metric.name: [] for metric in self.metrics}
+        wins, drifts = [], []
+        device = next(self.student.parameters()).device
+        for first in range(0, len(validation.lr), validation.batch):
+            chosen = slice(first, first + validation.batch)
+            lr, hr = validation.lr[chosen].to(device), validation.hr[chosen].to(device)
+            features, base = self.student.encoder(lr)
+            numbers = range(first, first + len(lr))
+            shape = (DRAWS, self.student.config.noise_channels, *features.shape[2:])
+            for noise in normal(1, numbers, shape, "validation").to(features).unbind(1):
+                pair = [g(features, base, noise).float() for g in (self.student.generator, self.reference)]
+                report = group_rewards(
+                    torch.stack(pair, dim=1),
+                    hr,
+                    self.metrics,
+                    self.settings.weighting,
+                    min_spread=self.settings.spreads,
+                )
+                policy, reference = report.rewards.unbind(1)
+                wins.append((policy > reference).float() + 0.5 * (policy == reference).float())
+                drifts.append((pair[0] - pair[1]).square().mean((1, 2, 3)))
+                for name, values in report.scores.items():
+                    scores[name].append(values)
+        found = {
+            "win_rate": float(torch.cat(wins).mean()),
+            "drift": 255 * float(torch.cat(drifts).mean().sqrt()),
+        }
+        for name, parts in scores.items():
+            policy, reference = torch.cat(parts).mean(0).tolist()
+            found |= {f"policy/{name}": policy, f"reference/{name}": reference}
+        return found
+
+
+def relative_change(policy: Tensor, reference: Tensor, group: Group) -> Tensor:
+    """Change of the squared error to each candidate, in units of the group's variance: (B, 1 or G, 3, H, W) twice -> (B, G)."""
+    return error_change(policy, reference, group.candidates) / group.variance[:, None]
+
+
+def distances(policy: Tensor, reference: Tensor, variance: Tensor) -> dict[str, Tensor]:
+    """How far the policy's pictures (B, 3, H, W) are from the reference's, in units of the group's variance (B,) or of its root:
+    anchor, structure and colour, means over B."""
+    apart = policy - reference
+    deviation = variance.sqrt()
+    relative = apart / deviation[:, None, None, None]
+    chroma = (apart[:, ::2] - apart[:, 1:2]).mean((2, 3))  # red and blue against green, (B, 2)
+    return {
+        "anchor": (apart.square().mean((1, 2, 3)) / variance).mean(),
+        "structure": low_pass_loss(relative, torch.zeros_like(relative)),
+        "colour": (chroma.abs().mean(1) / deviation).mean(),
+    }
+
+
+def _statistics(report: RewardReport) -> Losses:
+    """Mean of each metric over the batch and best minus worst within a group, and how much of the reward counted."""
+    found = {"strength": report.strength.mean()}
+    for name, scores in report.scores.items():
+        found[name] = scores.mean()
+        found[f"{name}_spread"] = (scores.amax(1) - scores.amin(1)).mean()
+    return found
