@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from export.student.core import CoreSettings, StudentCore, started
-from export.student.network import StudentConfig
+from export.student.network import StudentConfig, load_student
+from export.student.noise import NoiseSettings, StudentNoise
 from export.student.pictures import CachedPairs, PictureCache
 from training.batches import Pairs
 from training.budget import Budget
@@ -82,10 +83,24 @@ def cached_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
     return CachedPairs([PictureCache(folder) for folder in sources.pictures], settings.crop, settings.seed)
 
 
+def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:
+    """The pairs of a teacher's pictures, which lie ready, or else photos degraded now."""
+    if not sources.pictures:
+        return photo_pairs(settings, sources)
+    return CachedPairs([PictureCache(folder) for folder in sources.pictures], settings.crop, settings.seed)
+
+
 def build_core(settings: CoreSettings, sources: Sources) -> Stage:
     student, origin = started(settings.student, sources.init, settings.seed)
     history = [*origin.pop("history", []), origin] if origin else []
     return StudentCore(student, settings, sources.features, history=history)
+
+
+def build_noise(settings: NoiseSettings, sources: Sources) -> Stage:
+    if sources.init is None:
+        raise ValueError("this stage goes on from a student: give --init CORE")
+    student, origin = load_student(sources.init)
+    return StudentNoise(student, settings, history=[*origin.pop("history", []), origin])
 
 
 CORE = Kind(
@@ -99,7 +114,13 @@ CORE = Kind(
     build_core,
     cached_pairs,
 )
-KINDS: dict[str, Kind] = {"student-core": CORE}
+NOISE = Kind(
+    "the texture that the noise draws, on a finished core",
+    {"pocket": NoiseSettings(), "tiny": NoiseSettings(batch=2, crop=64, warmup_steps=1, held_out=1)},
+    build_noise,
+    any_pairs,
+)
+KINDS: dict[str, Kind] = {"student-core": CORE, "student-noise": NOISE}
 
 
 def run(

@@ -31,36 +31,51 @@ def fine_part(image: Tensor, cell: int = 4) -> Tensor:
     return image - coarse
 
 
-def energy_score(samples: Tensor, truth: Tensor, patch: int = 8) -> Tensor:
+def energy_score(samples: Tensor, truth: Tensor, weight: Tensor | None = None, patch: int = 8) -> Tensor:
     """Energy score of the fine parts, patch by patch (Gneiting & Raftery 2007, Eq. 21): mean |x_i - y| - 1/2 mean |x_i - x_j|.
 
-    samples: (m, n, 3, h, w), m >= 2 samples of each picture; truth: (n, 3, h, w); a multiple of patch a side. Euclidean norms of
-    patches as vectors, divided by the root of their length, so the unit is that of a pixel. Strictly proper: the expectation is
-    smallest where samples are drawn from the distribution of the truth given the input, so it pays neither to agree nor to add
-    grain. Taken over patches of single pixels' size and of pictures reduced by two, averaged. Scalar."""
+    samples: (m, n, 3, h, w), m >= 2 samples of each picture; truth: (n, 3, h, w), a multiple of patch a side; weight: (n, 1, h, w), how
+    much a place counts, None for all alike. A norm is the root mean square of a patch, so the unit is a pixel's. Strictly proper: its
+    expectation is smallest where samples are drawn from the distribution of the truth given the input, so it pays neither to agree
+    nor to add grain. Taken over the pictures and over the same reduced by two, averaged. Scalar."""
     m = len(samples)
     if m < 2 or samples.shape[1:] != truth.shape:
         raise ValueError(
             f"expected two or more samples (m, n, 3, h, w) of truth {tuple(truth.shape)}, got {tuple(samples.shape)}"
         )
-    flat, scores = samples.flatten(0, 1), []
-    fine = fine_part(flat).unflatten(0, (m, -1)), fine_part(truth)
+    x = fine_part(samples.flatten(0, 1)).unflatten(0, (m, -1))
+    y = fine_part(truth)
+    scores = []
     for reduced in (1, 2):
-        x, y = (
-            F.avg_pool2d(part.flatten(0, -4), reduced) if reduced > 1 else part.flatten(0, -4)
-            for part in fine
-        )
-        x = x.unflatten(0, (m, -1))
-        near = torch.stack([_patch_norm(x[i] - y, patch) for i in range(m)]).mean()
-        pairs = [_patch_norm(x[i] - x[j], patch) for i in range(m) for j in range(i)]
-        scores.append(near - torch.stack(pairs).mean() / 2)
+        if reduced > 1:
+            x, y = F.avg_pool2d(x.flatten(0, 1), reduced).unflatten(0, (m, -1)), F.avg_pool2d(y, reduced)
+            weight = None if weight is None else F.avg_pool2d(weight, reduced)
+        near = [_patch_norm(x[i] - y, weight, patch) for i in range(m)]
+        apart = [_patch_norm(x[i] - x[j], weight, patch) for i in range(m) for j in range(i)]
+        scores.append(torch.stack(near).mean() - torch.stack(apart).mean() / 2)
     return torch.stack(scores).mean()
 
 
-def _patch_norm(x: Tensor, patch: int) -> Tensor:
-    """Mean over overlapping patches of their root mean square, scalar."""
-    power = F.avg_pool2d(x.square().mean(1, keepdim=True), patch, max(1, patch // 2))
-    return (power + 1e-8).sqrt().mean()
+def _patch_norm(x: Tensor, weight: Tensor | None, patch: int) -> Tensor:
+    """Weighted mean over overlapping patches of their root mean square, scalar."""
+    norm = (F.avg_pool2d(x.square().mean(1, keepdim=True), patch, patch // 2) + 1e-8).sqrt()
+    return norm.mean() if weight is None else (norm * F.avg_pool2d(weight, patch, patch // 2)).mean()
+
+
+def texture_weight(picture: Tensor, edge: float = 0.06) -> Tensor:
+    """Where a picture has no strong edge within four pixels: (n, 3, h, w) -> (n, 1, h, w) in (0, 1]. edge: difference of neighbouring
+    pixels' mean over RGB at which the weight is 1/2."""
+    gray = picture.mean(1, keepdim=True)
+    across = F.pad((gray[..., :, 1:] - gray[..., :, :-1]).abs(), (0, 1, 0, 0))
+    down = F.pad((gray[..., 1:, :] - gray[..., :-1, :]).abs(), (0, 0, 0, 1))
+    strongest = F.max_pool2d(torch.maximum(across, down), 9, 1, 4)
+    return 1 / (1 + (strongest / edge).square())
+
+
+def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
+    """L1 between colours without brightness: each channel's distance from the mean of the three."""
+    apart = image - target
+    return (apart - apart.mean(1, keepdim=True)).abs().mean()
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ log = logging.getLogger("train")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gdposr train pictures",
-        description="Degrade photos as users' photos are and keep a published network's pictures of them. What is there already is kept.",
+        description="Degrade photos as users' photos are and keep a published network's pictures of them. What is there is kept.",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
     parser.add_argument(

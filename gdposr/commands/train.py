@@ -23,9 +23,18 @@ STAGES = {
     "student-core": Stage(
         "export.student.cli", "train", "what the student draws without noise, from such pictures"
     ),
+    "student-noise": Stage(
+        "export.student.cli", "train", "the texture that its noise draws, on a finished core"
+    ),
     "bench": Stage("training.bench", "train", "times of the data and reward code on this machine"),
 }
-NAMED = ("pretrain", "naosd", "gdpo", "student-core")  # stages of one module, which is told the name
+NAMED = (
+    "pretrain",
+    "naosd",
+    "gdpo",
+    "student-core",
+    "student-noise",
+)  # stages of one module, which is told the name
 
 
 def usage() -> str:

@@ -1,0 +1,123 @@
+"""The noise of the student: texture that differs from seed to seed, learnt by a proper score.
+
+The core cannot regress texture, since many textures fit one input. Two samples of each input are scored by the energy score of their
+fine parts against the photo's own, where the core has no strong edge; edges, structure and colour stay the core's. The score is
+smallest where the samples are distributed as the truth is, so the noise neither dies out nor turns into grain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.student.core import StudentStage, silence
+from export.student.losses import chroma_loss, energy_score, gradient_loss, low_pass_loss, texture_weight
+from export.student.network import Generator, Student
+from training.batches import Batch
+from training.randomness import normal
+from training.stage import Carry, Losses, RunSettings
+
+NOISE_START = 0.3  # of the usual spread of a convolution's first weights; at zero the samples agree and nothing tells them apart
+
+
+@dataclass(frozen=True)
+class NoiseSettings(RunSettings):
+    """Settings of the noise stage beside those of every run."""
+
+    batch: int = 6
+    crop: int = 160
+    lr: float = 3e-4
+    final_lr: float = 2e-6
+    clip: float = 0.5
+    ema: float = 0.999
+    samples: int = 2
+    """Drawn of each input."""
+    score: float = 1.0
+    """Energy score of the fine parts."""
+    edges: float = 1.0
+    """L1 and L1 of differences to the core's picture where it has edges."""
+    structure: float = 2.0
+    """L1 of 8x8 means to the core's."""
+    chroma: float = 1.0
+    """L1 of colours to the core's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop % 16:
+            raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
+        if self.samples < 2:
+            raise ValueError(f"samples must be at least 2, got {self.samples}: the score compares them")
+        for name in ("score", "edges", "structure", "chroma"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+
+class StudentNoise(StudentStage):
+    """One phase, "noise", that trains the generator; the encoder is the core's, and so is the reference that edges are bound to."""
+
+    def __init__(
+        self,
+        student: Student,
+        settings: NoiseSettings,
+        prepare: Callable[[Batch], Batch] | None = None,
+        history: list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings, self.student = settings, student
+        self.core = Generator(student.config)
+        self.core.load_state_dict(student.generator.state_dict())
+        self.core.requires_grad_(False)
+        student.encoder.requires_grad_(False)
+        noise = student.generator.noise
+        if not noise.weight.any():  # a core's
+            torch.manual_seed(settings.seed)
+            with torch.no_grad():
+                nn.init.kaiming_uniform_(noise.weight, a=5**0.5)
+                noise.weight.mul_(NOISE_START)
+        self.history = history or []
+        self._prepare = prepare
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch if self._prepare is None else self._prepare(batch)
+
+    def phases(self, progress: float) -> tuple[str, ...]:
+        return ("noise",)
+
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        return {"noise": (list(self.student.generator.parameters()), self.settings.lr)}
+
+    def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        s, n = self.settings, len(batch.lr)
+        with torch.no_grad():
+            features, base = self.student.encoder(batch.lr)
+            core = self.core(features, base, silence(self.student, features)).float()
+            weight = texture_weight(core)
+        shape = (s.samples, self.student.config.noise_channels, *features.shape[2:])
+        noise = normal(s.seed, batch.items, shape, "noise").to(features).transpose(0, 1).flatten(0, 1)
+        residual = self.student.generator.residual(features.repeat(s.samples, 1, 1, 1), noise)
+        pictures = torch.pixel_shuffle(
+            (base.repeat(s.samples, 1, 1, 1) + residual).float(), self.student.config.scale
+        )
+        samples = pictures.unflatten(0, (s.samples, n))
+        cores = core.repeat(s.samples, 1, 1, 1)
+        on_edges = (1 - weight).repeat(s.samples, 1, 1, 1)
+        losses = {
+            "score": energy_score(samples, batch.hr, weight),
+            "edges": (on_edges * (pictures - cores).abs()).mean()
+            + gradient_loss(on_edges * pictures, on_edges * cores),
+            "structure": low_pass_loss(pictures, cores),
+            "chroma": chroma_loss(pictures, cores),
+        }
+        total = torch.stack([getattr(s, name) * loss for name, loss in losses.items()]).sum()
+        return {"loss": total} | {name: loss.detach() for name, loss in losses.items()} | {
+            "spread": _spread(samples)
+        }, {}
+
+
+def _spread(samples: Tensor) -> Tensor:
+    """Root mean square between the first two samples, 1/255."""
+    return 255 * (samples[0] - samples[1]).detach().square().mean().sqrt()
