@@ -1,0 +1,100 @@
+"""Losses of the student's stages."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+
+from export.student.losses import (  # noqa: E402  (after importorskip)
+    Discriminator,
+    chroma_loss,
+    energy_score,
+    fine_part,
+    gradient_loss,
+    low_pass_loss,
+    texture_weight,
+)
+
+
+def grain(sigma: float, count: int, seed: int) -> torch.Tensor:
+    """(count, 3, 64, 64) gray with white noise."""
+    return 0.5 + sigma * torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_energy_score_is_smallest_at_the_spread_of_the_truth() -> None:
+    truth = grain(0.1, 16, 0)
+    score = {
+        sigma: float(energy_score(torch.stack([grain(sigma, 16, 1), grain(sigma, 16, 2)]), truth))
+        for sigma in (0.0, 0.05, 0.08, 0.1, 0.12, 0.2)
+    }
+    assert min(score, key=score.__getitem__) == 0.1
+    assert score[0.0] > score[0.05] > score[0.1] < score[0.2]
+
+
+def test_energy_score_of_samples_that_agree_is_the_distance_to_the_truth() -> None:
+    truth, guess = grain(0.1, 4, 0), grain(0.05, 4, 3)
+    same = energy_score(torch.stack([guess, guess]), truth)
+    three = energy_score(torch.stack([guess] * 3), truth)
+    torch.testing.assert_close(same, three)
+    apart = energy_score(torch.stack([guess, grain(0.05, 4, 4)]), truth)
+    assert apart < same
+
+
+def test_energy_score_looks_only_where_it_counts_and_only_at_what_is_fine() -> None:
+    truth = grain(0.1, 2, 0)
+    samples = torch.stack([grain(0.1, 2, 1), grain(0.1, 2, 2)])
+    weight = torch.zeros(2, 1, 64, 64)
+    assert energy_score(samples, truth, weight) == 0
+    lighter = energy_score(samples + 0.2, truth)
+    torch.testing.assert_close(lighter, energy_score(samples, truth), atol=1e-5, rtol=1e-3)
+
+
+def test_energy_score_wants_two_samples() -> None:
+    with pytest.raises(ValueError, match="two or more samples"):
+        energy_score(grain(0.1, 2, 0)[None], grain(0.1, 2, 1))
+
+
+def test_energy_score_pulls_agreeing_samples_apart() -> None:
+    truth = grain(0.1, 8, 0)
+    field = torch.randn(2, 8, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    amount = torch.tensor(0.02, requires_grad=True)
+    energy_score(0.5 + amount * field, truth).backward()
+    assert amount.grad is not None
+    assert amount.grad < 0
+
+
+def test_fine_part_has_no_means() -> None:
+    fine = fine_part(grain(0.1, 1, 0))
+    assert (
+        low_pass_loss(fine, torch.zeros_like(fine), 16)
+        < 0.2 * low_pass_loss(grain(0.1, 1, 0), torch.full_like(fine, 0.5), 16) + 1e-3
+    )
+
+
+def test_texture_weight_is_low_around_edges_alone() -> None:
+    picture = torch.zeros(1, 3, 32, 32)
+    picture[..., 16:] = 1.0
+    weight = texture_weight(picture)[0, 0]
+    assert weight[:, 12:20].max() < 0.01
+    assert weight[:, :10].min() == 1
+    assert weight[:, 22:].min() == 1
+
+
+def test_gradient_loss_sees_softness_and_no_offset() -> None:
+    edge = torch.zeros(1, 3, 16, 16)
+    edge[..., 8:] = 1.0
+    soft = torch.nn.functional.avg_pool2d(edge, 3, 1, 1, count_include_pad=False)
+    assert gradient_loss(soft, edge) > 0.01
+    assert gradient_loss(edge * 1.0 + 0.1, edge) < 1e-6
+
+
+def test_chroma_loss_sees_colour_alone() -> None:
+    gray = grain(0.1, 1, 0).mean(1, keepdim=True).repeat(1, 3, 1, 1)
+    assert chroma_loss(gray, torch.full_like(gray, 0.5)) < 1e-6
+    tinted = gray.clone()
+    tinted[:, 0] += 0.1
+    torch.testing.assert_close(chroma_loss(tinted, gray), torch.tensor(0.4 / 9), atol=1e-6, rtol=1e-5)
+
+
+def test_discriminator_judges_patches() -> None:
+    judge = Discriminator(8)
+    assert judge(grain(0.1, 2, 0), grain(0.1, 2, 1)).shape == (2, 1, 8, 8)
