@@ -14,6 +14,7 @@ from gdposr import __version__
 from gdposr.commands import (
     accuracy,
     bench,
+    blind,
     coreml,
     distill,
     export,
@@ -33,6 +34,7 @@ VERBS: dict[str, ModuleType] = {
     "bench": bench,
     "accuracy": accuracy,
     "sensitivity": sensitivity,
+    "blind": blind,
 }
 FORWARDED: dict[str, ModuleType] = {"train": train, "distill": distill, "export": export, "coreml": coreml}
 
