@@ -170,3 +170,34 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         Image.fromarray(np.clip(waves, 0, 255).astype(np.uint8)).save(folder / f"{k}.png")
     return folder
+
+
+NCNN_NETWORK = """7767517
+8 9
+Input            data    0 1 data
+Split            twice   1 2 data a b
+Convolution      first   1 1 a c 0=8 1=3 4=1 5=1 6=216 9=2 -23310=1,2.000000e-01
+PReLU            bent    1 1 c d 0=8
+Convolution      second  1 1 d e 0=48 1=3 4=1 5=1 6=3456
+PixelShuffle     up      1 1 e f 0=4
+Interp           near    1 1 b g 0=1 1=4.000000e+00 2=4.000000e+00
+BinaryOp         sum     2 1 f g output
+"""
+
+
+@pytest.fixture
+def ncnn_network(tmp_path: Path) -> Path:
+    """A small network of most of the layers, half of its weights stored as float16."""
+    rng = np.random.default_rng(0)
+    blob = b""
+    for kind, count, bias in (("<f2", 216, 8), ("slope", 8, 0), ("<f4", 3456, 48)):
+        if kind == "slope":
+            blob += rng.uniform(0, 0.5, count).astype("<f4").tobytes()
+            continue
+        mark = 0x01306B47 if kind == "<f2" else 0
+        blob += mark.to_bytes(4, "little") + rng.normal(0, 0.05, count).astype(kind).tobytes()
+        blob += rng.normal(0, 0.01, bias).astype("<f4").tobytes()
+    param = tmp_path / "small.param"
+    param.write_text(NCNN_NETWORK)
+    param.with_suffix(".bin").write_bytes(blob)
+    return param

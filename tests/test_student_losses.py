@@ -74,7 +74,7 @@ def test_texture_weight_is_low_around_edges_alone() -> None:
     picture = torch.zeros(1, 3, 32, 32)
     picture[..., 16:] = 1.0
     weight = texture_weight(picture)[0, 0]
-    assert weight[:, 12:20].max() < 0.01
+    assert weight[:, 12:20].max() < 0.05
     assert weight[:, :10].min() == 1
     assert weight[:, 22:].min() == 1
 

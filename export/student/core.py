@@ -130,6 +130,7 @@ class StudentCore(StudentStage):
         nn.init.zeros_(student.generator.noise.weight)  # no say for the noise until the next stage
         self.adversary_on = False
         self.discriminator = Discriminator(settings.discriminator_width)
+        self.discriminator.requires_grad_(settings.adversary > 0)
         self.history = history or []
         self._prepare = prepare
 

@@ -62,7 +62,7 @@ def _patch_norm(x: Tensor, weight: Tensor | None, patch: int) -> Tensor:
     return norm.mean() if weight is None else (norm * F.avg_pool2d(weight, patch, patch // 2)).mean()
 
 
-def texture_weight(picture: Tensor, edge: float = 0.06) -> Tensor:
+def texture_weight(picture: Tensor, edge: float = 0.15) -> Tensor:
     """Where a picture has no strong edge within four pixels: (n, 3, h, w) -> (n, 1, h, w) in (0, 1]. edge: difference of neighbouring
     pixels' mean over RGB at which the weight is 1/2."""
     gray = picture.mean(1, keepdim=True)

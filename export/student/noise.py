@@ -36,13 +36,13 @@ class NoiseSettings(RunSettings):
     ema: float = 0.999
     samples: int = 2
     """Drawn of each input."""
-    score: float = 1.0
+    score: float = 5.0
     """Energy score of the fine parts."""
     edges: float = 1.0
     """L1 and L1 of differences to the core's picture where it has edges."""
     structure: float = 2.0
     """L1 of 8x8 means to the core's."""
-    chroma: float = 1.0
+    chroma: float = 0.5
     """L1 of colours to the core's."""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,367 @@
+"""The student's stages on the common trainer: a teacher's pictures, the core, the noise; resumed, in two processes, by command."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+pytest.importorskip("accelerate", reason="needs the extra `train`")
+
+from safetensors.torch import load_file  # noqa: E402  (after importorskip)
+
+from export.student import cli, teach  # noqa: E402
+from export.student.core import CoreSettings, StudentCore, deepened  # noqa: E402
+from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
+from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
+from export.student.pictures import CachedPairs, PictureCache, PictureParams, make_pictures  # noqa: E402
+from export.student.prior import Prior  # noqa: E402
+from gdposr.cli import main as gdposr  # noqa: E402
+from training.batches import Batch, batches  # noqa: E402
+from training.data import PhotoSet, find_images  # noqa: E402
+from training.perceptual import SqueezeFeatures  # noqa: E402
+
+SHAPE = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
+
+
+@pytest.fixture
+def pictures(ncnn_network: Path, photos: Path, tmp_path: Path) -> Path:
+    """A cache of four pictures."""
+    folder = tmp_path / "pictures"
+    make_pictures(PhotoSet(find_images(photos)), Prior.load(ncnn_network), folder, 4, PictureParams(size=96))
+    return folder
+
+
+def a_batch(pictures: Path, count: int = 2) -> Batch:
+    pairs = CachedPairs([PictureCache(pictures)], crop=64, seed=3)
+    return next(batches(pairs, None, count, workers=0))
+
+
+def a_student(seed: int = 0) -> Student:
+    torch.manual_seed(seed)
+    return Student(SHAPE)
+
+
+# ------------------------------------------------------------------------------------------------ a teacher's pictures
+
+
+def test_pictures_are_the_prior_s_of_degraded_photos(ncnn_network: Path, pictures: Path) -> None:
+    cache = PictureCache(pictures)
+    assert (len(cache), cache.side()) == (4, 24)
+    whole = cache.read(1, 0, 0, 24)
+    assert whole["lr"].shape == (3, 24, 24)
+    assert whole["hr"].shape == whole["target"].shape == (3, 96, 96)
+    expected = Prior.load(ncnn_network)(whole["lr"][None].float() / 255)[0] * 255
+    assert (expected - whole["target"].float()).abs().max() <= 0.51
+    part = cache.read(1, 5, 7, 8)
+    assert torch.equal(part["target"], whole["target"][:, 20:52, 28:60])
+
+
+def test_missing_pictures_are_made_and_the_others_kept(
+    ncnn_network: Path, photos: Path, pictures: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in pictures.glob("*.safetensors")}
+    lost = pictures / "000002.safetensors"
+    content = lost.read_bytes()
+    lost.unlink()
+    args = [
+        "--data",
+        str(photos),
+        "--prior",
+        str(ncnn_network),
+        "--out",
+        str(pictures),
+        "--held-out",
+        "0",
+        "--set",
+        "size=96",
+    ]
+    assert teach.main([*args, "--items", "5"]) == 0
+    assert lost.read_bytes() == content
+    assert len(PictureCache(pictures)) == 5
+    assert all(path == lost or path.stat().st_mtime_ns == when for path, when in before.items())
+
+
+def test_pictures_for_something_else_are_refused(
+    ncnn_network: Path,
+    photos: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = ["--data", str(photos), "--prior", str(ncnn_network), "--items", "1", "--held-out", "0"]
+    assert teach.main([*args, "--out", str(pictures), "--set", "size=128"]) == 2
+    assert "pictures.size: 96 -> 128" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "text.txt").write_text("mine")
+    assert teach.main([*args, "--out", str(tmp_path / "other")]) == 2
+    assert "holds other files" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="gdposr train pictures"):
+        PictureCache(tmp_path / "none")
+
+
+def test_damaged_picture_is_named(pictures: Path) -> None:
+    (pictures / "000001.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"000001\.safetensors is damaged"):
+        PictureCache(pictures).read(1, 0, 0, 8)
+
+
+def test_cached_pairs_are_a_pure_function_of_seed_and_number_and_fit_each_other(pictures: Path) -> None:
+    first, second = (CachedPairs([PictureCache(pictures)], 64, seed=1) for _ in range(2))
+    for k in range(12):
+        pair, again = first.item(k), second.item(k)
+        assert torch.equal(pair.lr, again.lr)
+        assert pair.target is not None
+        reduced = torch.nn.functional.avg_pool2d(pair.hr[None], 4)[0]  # turned alike
+        wrong = reduced.flip(2)
+        assert (reduced - pair.lr).abs().mean() < (wrong - pair.lr).abs().mean()
+    assert not torch.equal(first.item(0).lr, CachedPairs([PictureCache(pictures)], 64, seed=2).item(0).lr)
+    with pytest.raises(ValueError, match="larger than the pictures"):
+        CachedPairs([PictureCache(pictures)], 128)
+
+
+# ------------------------------------------------------------------------------------------------ shape
+
+
+def test_deepened_student_gives_the_same_pictures() -> None:
+    student = a_student()
+    deeper = deepened(student, StudentConfig(width=12, encoder_blocks=3, generator_blocks=2, detail=8))
+    image, noise = torch.rand(1, 3, 16, 16), torch.randn(1, 4, 8, 8)
+    torch.testing.assert_close(deeper(image, noise), student(image, noise), atol=1e-5, rtol=1e-4)
+    assert deeper.parameters_total > student.parameters_total
+    with pytest.raises(ValueError, match="it has more blocks"):
+        deepened(deeper, SHAPE)
+
+
+# ------------------------------------------------------------------------------------------------ the core
+
+
+def core(**settings: object) -> StudentCore:
+    return StudentCore(
+        a_student(), CoreSettings(student=SHAPE, batch=2, crop=64, discriminator_width=8, **settings)
+    )  # type: ignore[arg-type]
+
+
+def test_core_learns_the_teacher_and_no_noise(pictures: Path) -> None:
+    stage = core(feature=0.0, adversary=0.0, lr=2e-3)
+    batch = a_batch(pictures, 4)
+    assert stage.phases(0.5) == ("student",)
+    optimizer = torch.optim.Adam(stage.groups()["student"][0], 2e-3)
+    seen = []
+    for _ in range(60):
+        losses, _ = stage("student", batch, {})
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        seen.append(float(losses["pixel"]))
+    assert seen[-1] < 0.7 * seen[0]
+    assert not stage.student.generator.noise.weight.any()
+    first, second = (stage.sample(batch.lr, batch.hr, k) for k in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(
+        stage.student(batch.lr, torch.randn(4, 4, 8, 8)).clamp(0, 1), first.clamp(0, 1)
+    )
+
+
+def test_adversary_joins_late_pulls_by_its_share_and_learns_to_tell(pictures: Path, weights: Path) -> None:
+    stage = StudentCore(
+        a_student(),
+        CoreSettings(
+            student=SHAPE, batch=2, crop=64, discriminator_width=8, adversary=0.5, adversary_from=0.3
+        ),
+        SqueezeFeatures(weights),
+    ).eval()
+    batch = a_batch(pictures, 4)
+    assert stage.phases(0.29) == ("student",)
+    losses, carry = stage("student", batch, {})
+    assert "push" not in losses
+    assert stage.phases(0.3) == ("student", "adversary")
+    losses, carry = stage("student", batch, {})
+    losses["loss"].backward()
+    assert all(p.grad is None for p in stage.discriminator.parameters())  # a phase moves its own alone
+    assert any(p.grad is not None and p.grad.any() for p in stage.student.parameters())
+    optimizer = torch.optim.Adam(stage.groups()["adversary"][0], 1e-2)
+    told = []
+    for _ in range(40):
+        judged, _ = stage("adversary", batch, carry)
+        optimizer.zero_grad()
+        judged["loss"].backward()
+        optimizer.step()
+        told.append(float(judged["loss"].detach()))
+    assert told[-1] < 0.8 * told[0]
+
+
+# ------------------------------------------------------------------------------------------------ the noise
+
+
+def noise_stage(**settings: object) -> StudentNoise:
+    student = a_student()
+    with torch.no_grad():
+        student.generator.noise.weight.zero_()
+    return StudentNoise(student, NoiseSettings(batch=2, crop=64, **settings))  # type: ignore[arg-type]
+
+
+def test_noise_trains_the_generator_alone_and_spreads_samples(pictures: Path) -> None:
+    stage = noise_stage()
+    batch = a_batch(pictures, 4)
+    encoder = [p.clone() for p in stage.student.encoder.parameters()]
+    optimizer = torch.optim.Adam(stage.groups()["noise"][0], 3e-3)
+    seen = []
+    for step in range(80):
+        batch = Batch(tuple(range(4 * step, 4 * step + 4)), batch.lr, batch.hr, batch.prompts, batch.names)
+        losses, _ = stage("noise", batch, {})
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        seen.append({name: float(value.detach()) for name, value in losses.items()})
+    assert all(torch.equal(a, b) for a, b in zip(encoder, stage.student.encoder.parameters(), strict=True))
+    early, late = ({k: sum(s[k] for s in part) / 10 for k in seen[0]} for part in (seen[:10], seen[-10:]))
+    assert late["score"] < early["score"]
+    assert late["structure"] < 0.02
+    first, second = (stage.sample(batch.lr, batch.hr, k) for k in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_noise_begins_with_samples_that_differ_a_little() -> None:
+    stage = noise_stage()
+    lr = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        core, apart = (stage.sample(lr, lr, k) for k in range(2))
+        assert 0 < (core - apart).square().mean().sqrt() * 255 < 8
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CoreSettings(crop=72), "multiple of 16"),
+        (lambda: CoreSettings(feature=-1.0), "feature must be at least 0"),
+        (lambda: CoreSettings(adversary_from=2.0), "from 0 to 1"),
+        (lambda: CoreSettings(feature_layers=(1.0,)), "feature_layers must be 5"),
+        (lambda: NoiseSettings(samples=1), "at least 2"),
+        (lambda: NoiseSettings(score=-1.0), "score must be at least 0"),
+    ],
+)
+def test_wrong_settings_are_named(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ------------------------------------------------------------------------------------------------ the commands
+
+
+def core_command(pictures: Path, photos: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *(
+            "student-core",
+            "--preset",
+            "tiny",
+            "--data",
+            str(photos),
+            "--pictures",
+            str(pictures),
+            "--out",
+            str(out),
+        ),
+        *("--workers", "0", "--set", "feature=0", *more),
+    ]
+
+
+def test_resumed_core_equals_one_that_was_not_stopped(pictures: Path, photos: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.main([*core_command(pictures, photos, whole), "--steps", "6"]) == 0
+
+    def stop(step: int, losses: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), 2)
+
+    settings = cli.with_settings(cli.CORE.presets["tiny"], ["feature=0"])
+    common = {"pictures": [pictures], "workers": 0}
+    found = cli.run("student-core", settings, photos, parts, cli.Budget(steps=6), on_step=stop, **common)  # type: ignore[arg-type]
+    assert found["finished"] is False
+    assert cli.main([*core_command(pictures, photos, parts), "--steps", "6", "--resume"]) == 0
+    first, second = (load_file(out / "model" / "model.safetensors") for out in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_core_then_noise_by_command_leave_students_with_their_history(
+    pictures: Path, photos: Path, tmp_path: Path
+) -> None:
+    core_run, noise_run = tmp_path / "core", tmp_path / "noise"
+    command = core_command(
+        pictures, photos, core_run, "--steps", "2", "--set", "snapshots=true", "--set", "adversary_from=0"
+    )
+    assert gdposr(["train", *command]) == 0
+    assert gdposr(["train", "student-noise", "--preset", "tiny", "--init", str(core_run / "model"), "--data", str(photos),
+                   "--out", str(noise_run), "--workers", "0", "--steps", "2"]) == 0  # fmt: skip
+    student, provenance = load_student(noise_run / "model")
+    assert student.config == SHAPE
+    assert provenance["stage"] == "student-noise"
+    assert [part["stage"] for part in provenance["history"]] == ["student-core"]
+    assert load_student(core_run / "snapshots" / "0000002")[1]["steps"] == 2
+    assert list((core_run / "samples").glob("*.png"))
+    assert list((core_run / "tensorboard").iterdir())
+    rows = [json.loads(line) for line in (noise_run / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 2
+    assert rows[-1]["samples_differ"] > 0
+
+
+def test_commands_say_what_is_missing(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--preset", "tiny", "--data", str(photos), "--out", str(tmp_path / "run"), "--steps", "1"]
+    assert cli.main(["student-core", *common]) == 2
+    assert "give --pictures DIR" in capsys.readouterr().err
+    assert cli.main(["student-noise", *common]) == 2
+    assert "give --init CORE" in capsys.readouterr().err
+    assert cli.main(["student-fog"]) == 2
+    assert "expected one of student-core" in capsys.readouterr().err
+    other = a_student()
+    save_student(other, tmp_path / "other")
+    assert cli.main(["student-core", *common, "--pictures", str(photos), "--init", str(tmp_path / "other"),
+                     "--set", "student.width=4"]) == 2  # fmt: skip
+    assert "set student.* to match" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(
+    pictures: Path, photos: Path, root: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    two, one = tmp_path / "two", tmp_path / "one"
+    more = ("--steps", "3", "--set", "adversary=0")
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "export.student.cli",
+                *core_command(pictures, photos, two, *more),
+                "--set",
+                "batch=1",
+            ],
+            cwd=root,
+            env={
+                **os.environ,
+                **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                **{"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    for process in processes:
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, printed[-2000:]
+    assert cli.main([*core_command(pictures, photos, one, *more), "--set", "batch=2"]) == 0
+    first, second = (load_file(out / "model" / "model.safetensors") for out in (one, two))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-3)
