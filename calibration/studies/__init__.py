@@ -1,0 +1,1 @@
+"""Studies over finished pictures: which score agrees with people's votes, and what the scores that do say about candidates."""

@@ -1,0 +1,280 @@
+"""Which automatic score agrees with the votes of blind studies, beside the base rate of always naming the usual winner.
+
+    python -m calibration.studies.agreement --study STUDY.key.json --votes votes.csv --hr HR_DIR --sqf-weights FILE
+
+Each pair that the voters decided (the majority, where there are several) is a question to each score: which of the two crops is
+better? Without --a and --b the crops are those in the study's folder. Several studies are pooled: repeat --study and, in the same
+order, the others; a folder given once is used for all.
+
+A score that always names the usual winner reaches the base rate and has learnt nothing. So the last columns ask what it knows beyond
+that: of the pairs that the usual loser won, how many it predicts, and how probable so many are for a score that names the loser as
+often, but blindly (Fisher's exact test, one-sided). Pairs count as independent, and the tests of many scores are not corrected for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from calibration import sqf
+from calibration.blind.proportions import wilson
+from calibration.studies.judged import Folders, Judged, Votes, read_judged
+from calibration.studies.scores import INPUT, TRUTH, Score, all_scores
+from runtime.errors import GdposrError, SettingError
+
+CHANCE = 0.05  # below it the minority's agreement counts as above chance
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far one score agrees with the votes, over the pairs that both decided."""
+
+    score: str
+    against: str
+    """What it needs: "truth", "input" or "nothing"."""
+    pairs: int
+    agrees: int
+    """Pairs in which it names the voters' choice."""
+    low: float
+    """Wilson's 95 % interval of that share."""
+    high: float
+    base: int
+    """Pairs in which always naming the usual winner of the study would have been right."""
+    minority: int
+    """Pairs that the usual loser won."""
+    minority_agrees: int
+    """Those of them in which the score names it."""
+    names_loser: int
+    """Pairs in which the score names the usual loser, rightly or not."""
+    chance: float | None
+    """Probability of at least as many right ones by chance; None where the voters, or the score, always name one side."""
+
+    @property
+    def share(self) -> float | None:
+        return self.agrees / self.pairs if self.pairs else None
+
+    @property
+    def base_rate(self) -> float | None:
+        return self.base / self.pairs if self.pairs else None
+
+    @property
+    def above_chance(self) -> bool:
+        """It tells the usual loser's wins from the rest."""
+        return self.chance is not None and self.chance < CHANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = {"share": self.share, "base_rate": self.base_rate, "above_chance": self.above_chance}
+        return asdict(self) | derived
+
+
+def count(score: str, against: str, named: Sequence[tuple[bool, bool]]) -> Agreement:
+    """named: of each pair whether the usual winner won, and whether the score names the usual winner."""
+    pairs = len(named)
+    agrees = sum(won == says for won, says in named)
+    minority = sum(not won for won, _ in named)
+    names_loser = sum(not says for _, says in named)
+    right = sum(not won and not says for won, says in named)
+    decides = 0 < minority < pairs and 0 < names_loser < pairs
+    chance = by_chance(right, minority, names_loser, pairs) if decides else None
+    return Agreement(
+        score, against, pairs, agrees, *wilson(agrees, pairs), pairs - minority, minority, right, names_loser, chance
+    )  # fmt: skip
+
+
+def by_chance(right: int, minority: int, names: int, pairs: int) -> float:
+    """Probability that `names` pairs, drawn blindly from `pairs`, hold at least `right` of the `minority` (hypergeometric;
+    Fisher 1935, The Design of Experiments, sec. 10)."""
+    ways = [
+        math.comb(minority, k) * math.comb(pairs - minority, names - k)
+        for k in range(right, min(minority, names) + 1)
+    ]
+    return sum(ways) / math.comb(pairs, names)
+
+
+def values(score: Score, pair: Judged) -> tuple[float, float] | None:
+    """A's and B's; None where what the score needs is not there."""
+    reference = {TRUTH: pair.truth, INPUT: pair.enlarged}.get(score.against)
+    if score.against in (TRUTH, INPUT) and reference is None:
+        return None
+    return score.of(pair.a, reference), score.of(pair.b, reference)
+
+
+def measure(scores: Sequence[Score], pairs: Sequence[Judged]) -> tuple[list[Agreement], list[dict[str, Any]]]:
+    """Each score's agreement, what gains most on its base rate first; and every pair with the values of A and B."""
+    named: dict[str, list[tuple[bool, bool]]] = {score.metric.name: [] for score in scores}
+    rows = []
+    for pair in pairs:
+        found: dict[str, tuple[float, float]] = {}
+        for score in scores:
+            both = values(score, pair)
+            if both is None:
+                continue
+            found[score.metric.name] = both
+            first = score.prefers_first(*both)
+            if first is not None:
+                says = pair.usual_won if first is pair.a_won else not pair.usual_won
+                named[score.metric.name].append((pair.usual_won, says))
+        rows.append(
+            {"study": pair.study, "pair": pair.number, "kind": pair.kind, "a_won": pair.a_won, "usual_won": pair.usual_won,
+             "scores": found}
+        )  # fmt: skip
+    counted = [count(score.metric.name, score.against, named[score.metric.name]) for score in scores]
+    return sorted(counted, key=lambda one: (one.base - one.agrees) / max(one.pairs, 1)), rows
+
+
+def markdown(studies: Sequence[Votes], rows: Sequence[Agreement]) -> str:
+    """What was voted, in a line for each study, and the table."""
+    lines = []
+    for votes in studies:
+        a, b = votes.names
+        without = ", ".join(f"{kind} {number}" for kind, number in votes.without_truth.items())
+        lines.append(
+            f"{votes.study}: {a} {votes.a_wins}, {b} {votes.b_wins}, no winner {votes.ties}; voters: {votes.voters}; usual winner: "
+            f"{a if votes.a_usual else b}. Pairs without truth, left out where it is needed: {without or 'none'}."
+        )
+    header = (
+        "score", "needs", "pairs", "agrees", "share", "95 %", "base rate", "loser's wins predicted", "names the loser", "by chance"
+    )  # fmt: skip
+    lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows:
+        chance = (
+            "-" if row.chance is None else f"{row.chance:.3f}{' (above chance)' if row.above_chance else ''}"
+        )
+        cells = (
+            row.score,
+            row.against,
+            row.pairs,
+            row.agrees,
+            _percent(row.share),
+            f"{_percent(row.low)} to {_percent(row.high)}",
+            f"{row.base} ({_percent(row.base_rate)})",
+            f"{row.minority_agrees} of {row.minority}",
+            f"{row.names_loser} of {row.pairs}",
+            chance,
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; exit code 0, or 2 when something is missing or does not fit."""
+    args = _parser().parse_args(argv)
+    try:
+        scores = all_scores(args.sqf_weights, args.critic)
+        studies, pairs = [], []
+        for key, votes, folders in _sets(args):
+            study, judged = read_judged(key, votes, folders)
+            studies.append(study)
+            pairs += judged
+        rows, measured = measure(scores, pairs)
+        if args.json:
+            document = {
+                "studies": [asdict(study) for study in studies],
+                "scores": [row.to_dict() for row in rows],
+                "pairs": measured,
+            }
+            args.json.write_text(json.dumps(finite(document), indent=2) + "\n", encoding="utf-8")
+    except (GdposrError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(markdown(studies, rows))
+    if reason := sqf.unavailable(args.sqf_weights):
+        print(f"\nSQF was left out: {reason}.")
+    return 0
+
+
+def finite(value: Any) -> Any:
+    """Ready for JSON, which has no NaN and no infinity: null in their place."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def _sets(args: argparse.Namespace) -> list[tuple[Path, list[Path], Folders]]:
+    """Key, files of votes and folders of each study, in the order given."""
+    total = len(args.study)
+    if len(args.votes) != total:
+        raise SettingError(
+            f"expected --votes for each of {total} studies, got {len(args.votes)}: repeat it in the order of --study"
+        )
+    columns: dict[str, list[Path | None]] = {}
+    for name in ("a", "b", "hr", "lr"):
+        given = getattr(args, name)
+        if len(given) not in (0, 1, total):
+            raise SettingError(
+                f"expected --{name} never, once or for each of {total} studies, got {len(given)}: repeat it in the order of --study"
+            )
+        columns[name] = given * total if len(given) == 1 else given or [None] * total
+    return [
+        (key, votes, Folders(**{name: column[k] for name, column in columns.items()}))
+        for k, (key, votes) in enumerate(zip(args.study, args.votes, strict=True))
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m calibration.studies.agreement", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument
+    add(
+        "--study",
+        action="append",
+        type=Path,
+        required=True,
+        metavar="STUDY.key.json",
+        help="a study's key; may be repeated",
+    )
+    add(
+        "--votes",
+        action="append",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="votes.csv",
+        help="its files of votes",
+    )
+    add(
+        "--a",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="A_DIR",
+        help="pictures of A (default: those in the study's folder)",
+    )
+    add("--b", action="append", type=Path, default=[], metavar="B_DIR", help="pictures of B")
+    add(
+        "--hr",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="HR_DIR",
+        help="HR pictures, for the scores that need the truth",
+    )
+    add(
+        "--lr",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="inputs (default: those in the study's folder)",
+    )
+    add("--sqf-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 as safetensors, for SQF")
+    add("--critic", type=Path, metavar="FILE", help="a trained critic, judged too")
+    add("--json", type=Path, metavar="FILE", help="write the result, and every pair's values, as JSON too")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,69 @@
+"""The scores that are held against votes: every reward that training knows, and those of detail, each as a metric of one crop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.metrics import detail
+from training.rewards import BUILT_IN, Metric, create_metrics
+
+TRUTH, INPUT, NOTHING = "truth", "input", "nothing"
+WEIGHTED = ("sqf", "critic")  # built-in rewards that need a file
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One score of a crop."""
+
+    metric: Metric
+    """How it is computed and which way is better."""
+    against: str
+    """What the crop is compared with: the HR picture ("truth"), the enlarged input ("input") or "nothing"."""
+
+    def of(self, sr: np.ndarray, reference: np.ndarray | None) -> float:
+        """sr, reference: (H, W, 3) uint8, the reference None for "nothing". NaN where the picture has no such part."""
+        return float(self.metric(to_tensor(sr), None if reference is None else to_tensor(reference))[0])
+
+    def prefers_first(self, first: float, second: float) -> bool | None:
+        """Whether the first value is better; None for equal ones, as float32 sees them, and for NaN: both decide nothing."""
+        if math.isclose(first, second, rel_tol=ROUNDING, abs_tol=ROUNDING) or math.isnan(first + second):
+            return None
+        return (first > second) is self.metric.higher_is_better
+
+
+def all_scores(sqf_weights: Path | None = None, critic: Path | None = None) -> list[Score]:
+    """Those that need nothing more, SQF with its weights and the critic with its own."""
+    plain = [name for name in BUILT_IN if name not in WEIGHTED] + ["sqf"] * (sqf_weights is not None)
+    rewards = create_metrics(plain, "cpu", sqf_weights)
+    distances = [
+        Metric("gradients", True, False, detail.gradient_distance),
+        Metric("wavelets", True, False, detail.wavelet_distance),
+        Metric("gmsd", True, False, detail.gmsd),
+        Metric("grain, distance", True, False, lambda sr, hr: detail.fine_grain(sr, hr).distance),
+        Metric("chroma, distance", True, False, lambda sr, hr: detail.fine_chroma(sr, hr).distance),
+    ]
+    # amount alone, on what is flat in the input: nothing but the input is needed
+    amounts = [
+        Metric("grain, amount", True, False, lambda sr, lr: detail.fine_grain(sr, lr).value),
+        Metric("chroma, amount", True, False, lambda sr, lr: detail.fine_chroma(sr, lr).value),
+    ]
+    if critic is not None:
+        from training.critic import load_critic
+
+        rewards.append(Metric("critic", False, True, load_critic(critic).score))
+    return [
+        *(Score(metric, TRUTH if metric.reference else NOTHING) for metric in (*rewards, *distances)),
+        *(Score(metric, INPUT) for metric in amounts),
+    ]
+
+
+def to_tensor(picture: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)[None])).float() / 255
