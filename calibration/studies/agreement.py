@@ -151,9 +151,9 @@ def markdown(studies: Sequence[Votes], rows: Sequence[Agreement]) -> str:
             row.against,
             row.pairs,
             row.agrees,
-            _percent(row.share),
-            f"{_percent(row.low)} to {_percent(row.high)}",
-            f"{row.base} ({_percent(row.base_rate)})",
+            percent(row.share),
+            f"{percent(row.low)} to {percent(row.high)}",
+            f"{row.base} ({percent(row.base_rate)})",
             f"{row.minority_agrees} of {row.minority}",
             f"{row.names_loser} of {row.pairs}",
             chance,
@@ -189,6 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
 def finite(value: Any) -> Any:
     """Ready for JSON, which has no NaN and no infinity: null in their place."""
     if isinstance(value, dict):
@@ -196,10 +200,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _sets(args: argparse.Namespace) -> list[tuple[Path, list[Path], Folders]]:
