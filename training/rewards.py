@@ -1,7 +1,8 @@
 """Rewards of a group of samples from picture metrics, which are pluggable by name (GDPO-SR).
 
-`psnr`, `ssim` and `niqe` are built in, so is `sqf` where SqueezeNet weights are given; any other name is asked of pyiqa. Every
-metric sees what the user would get: the picture clamped to [0, 1] and rounded to whole 8-bit levels, in float32 under any autocast.
+`psnr`, `ssim`, `niqe`, `smooth` and `texture` are built in, so are `sqf` and `critic` where their weights are given; any other name
+is asked of pyiqa. Every metric sees what the user would get: the picture clamped to [0, 1] and rounded to whole 8-bit levels, in
+float32 under any autocast.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from torch import Tensor
 from runtime.errors import GdposrError
 from runtime.niqe import niqe
 from training.attributes import check_pictures, detail_share
+from training.critic import load_critic
+from training.eye import smoothness, texture_likeness
 from training.perceptual import SqueezeFeatures
 
-BUILT_IN = ("psnr", "ssim", "niqe", "sqf")
+BUILT_IN = ("psnr", "ssim", "niqe", "sqf", "smooth", "texture", "critic")
 WEIGHTINGS = ("attribute", "fixed")
 LUMA = (65481, 128553, 24966)  # BT.601, limited range, in thousandths of a level per unit of RGB
 PSNR_CAP = 100.0  # dB, reached by equal pictures
@@ -97,15 +100,19 @@ class RewardReport:
 
 
 def create_metrics(
-    names: Sequence[str], device: torch.device | str, perceptual_weights: str | Path | None = None
+    names: Sequence[str],
+    device: torch.device | str,
+    perceptual_weights: str | Path | None = None,
+    critic: str | Path | None = None,
 ) -> list[Metric]:
-    """The named metrics in that order. perceptual_weights: SqueezeNet 1.1 as safetensors, needed by `sqf` only."""
+    """The named metrics in that order. perceptual_weights: SqueezeNet 1.1 as safetensors, needed by `sqf` only. critic: what
+    `gdposr train critic` wrote, needed by `critic` only."""
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated or not names:
         raise MetricError(
             f"expected one or more different metrics, got {', '.join(names) or 'none'}: name each once"
         )
-    return [_create(name, torch.device(device), perceptual_weights) for name in names]
+    return [_create(name, torch.device(device), perceptual_weights, critic) for name in names]
 
 
 def group_rewards(
@@ -239,7 +246,9 @@ def sqf(features: SqueezeFeatures, sr: Tensor, hr: Tensor) -> Tensor:
     return torch.stack([(a - b).square().sum(1).flatten(1).mean(1) for a, b in pairs]).mean(0)
 
 
-def _create(name: str, device: torch.device, perceptual_weights: str | Path | None) -> Metric:
+def _create(
+    name: str, device: torch.device, perceptual_weights: str | Path | None, critic: str | Path | None
+) -> Metric:
     if name == "psnr":
         return Metric(name, True, True, psnr)
     if name == "ssim":
@@ -256,6 +265,20 @@ def _create(name: str, device: torch.device, perceptual_weights: str | Path | No
         except (OSError, ValueError) as error:
             raise MetricError(f"sqf cannot be loaded: {error}") from error
         return Metric(name, True, False, partial(sqf, features))
+    if name == "smooth":
+        return Metric(name, True, True, smoothness)
+    if name == "texture":
+        return Metric(name, True, True, texture_likeness, of_texture=True)
+    if name == "critic":
+        if critic is None:
+            raise MetricError(
+                "critic needs a network's weights: give what gdposr train critic wrote, with --critic"
+            )
+        try:
+            judge = load_critic(critic).to(device)
+        except (OSError, ValueError) as error:
+            raise MetricError(f"critic cannot be loaded: {error}") from error
+        return Metric(name, False, True, judge.score)
     return _from_pyiqa(name, device)
 
 

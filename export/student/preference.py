@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from export.student.core import StudentStage
 from export.student.losses import low_pass_loss
-from export.student.network import Student
+from export.student.network import Student, load_student
 from training.batches import Batch
 from training.preference import (
     best_worst_advantage,
@@ -34,7 +35,7 @@ from training.preference import (
     preference_loss,
 )
 from training.randomness import normal
-from training.rewards import WEIGHTINGS, Metric, RewardReport, group_rewards
+from training.rewards import WEIGHTINGS, Metric, RewardReport, create_metrics, group_rewards
 from training.stage import Carry, Losses, RunSettings
 from training.validation import Validation
 
@@ -259,6 +260,25 @@ class StudentGdpo(StudentStage):
             policy, reference = torch.cat(parts).mean(0).tolist()
             found |= {f"policy/{name}": policy, f"reference/{name}": reference}
         return found
+
+
+def build(
+    settings: StudentGdpoSettings,
+    init: Path | None,
+    *,
+    critic: Path | None = None,
+    perceptual_weights: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> StudentGdpo:
+    """The stage for the student at init. critic: the network of the metric `critic`, perceptual_weights: those of `sqf`.
+
+    ValueError where something it needs is not given."""
+    if init is None:
+        raise ValueError("preference tuning begins with a finished student: give --init STUDENT")
+    student, origin = load_student(init)
+    history = [*origin.pop("history", []), origin] if origin else []
+    metrics = create_metrics(settings.metrics, device, perceptual_weights, critic)
+    return StudentGdpo(student, settings, metrics, history)
 
 
 def relative_change(policy: Tensor, reference: Tensor, group: Group) -> Tensor:

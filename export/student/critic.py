@@ -1,0 +1,137 @@
+"""Train the critic of `training.critic`: photos against what the student, a plain enlargement and a prior make of them.
+
+Give it photos that the student has not learnt from: on those it has, it may remember what it cannot reconstruct elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.student.network import Student, load_student
+from training.batches import Batch
+from training.critic import Critic, CriticConfig, paired_loss, save_critic
+from training.flaws import FLAWS, spoil
+from training.randomness import generator, normal
+from training.stage import Carry, Losses, RunSettings, Stage
+from training.validation import Validation, bicubic
+
+
+@dataclass(frozen=True)
+class CriticSettings(RunSettings):
+    """Settings of the critic beside those of every run."""
+
+    batch: int = 8
+    crop: int = 128
+    lr: float = 3e-4
+    final_lr: float = 1e-5
+    warmup_steps: int = 20
+    ema: float = 0.99
+    width: int = 32
+    """Channels of the first layer; 32 make 175,617 parameters."""
+    penalty: float = 0.003
+    """Of the square of the logits."""
+    spoilt_photos: float = 0.3
+    """Part of the spoilt pictures that are the photo itself with a flaw; the others are the student's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        CriticConfig(self.width)
+        if not self.penalty >= 0:
+            raise ValueError(f"penalty must be at least 0, got {self.penalty}")
+        if not 0 <= self.spoilt_photos <= 1:
+            raise ValueError(f"spoilt_photos must be from 0 to 1, got {self.spoilt_photos}")
+        if self.crop % 16:
+            raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
+
+
+class CriticStage(Stage):
+    """One phase, "critic". Each photo stands against two reconstructions: a plain one and one with a flaw."""
+
+    def __init__(self, student: Student, settings: CriticSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.student = student.requires_grad_(False)
+        torch.manual_seed(settings.seed)
+        self.critic = Critic(CriticConfig(settings.width))
+
+    def phases(self, progress: float) -> tuple[str, ...]:
+        return ("critic",)
+
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        return {"critic": (list(self.critic.parameters()), self.settings.lr)}
+
+    def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        plain, spoilt = self.reconstructions(batch)
+        real, first, second = self.critic(torch.cat([batch.hr, plain, spoilt])).float().chunk(3)
+        penalty = self.settings.penalty
+        losses = {
+            "loss": (paired_loss(real, first, penalty) + paired_loss(real, second, penalty)) / 2,
+            "plain_wins": _wins(real, first),
+            "spoilt_wins": _wins(real, second),
+        }
+        return losses, {}
+
+    @torch.no_grad()
+    def reconstructions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Two of each photo, (B, 3, H, W): by the student, a plain enlargement or, where there is one, a prior; and one with a flaw."""
+        drawn = self.draw(batch.lr, batch.items, "sample").float()
+        enlarged = bicubic(batch.lr)
+        plain, spoilt = [], []
+        for k, item in enumerate(batch.items):
+            rng = generator(self.settings.seed, item, "critic")
+            kinds = [drawn[k], drawn[k], enlarged[k]] + ([] if batch.target is None else [batch.target[k]])
+            plain.append(kinds[int(rng.integers(len(kinds)))])
+            chosen = batch.hr[k] if rng.random() < self.settings.spoilt_photos else drawn[k]
+            spoilt.append(spoil(chosen, rng))
+        return _rounded(torch.stack(plain)), _rounded(torch.stack(spoilt))
+
+    def draw(self, lr: Tensor, items: tuple[int, ...] | range, stream: str) -> Tensor:
+        """The student's pictures of lr."""
+        c = self.student.config
+        shape = (c.noise_channels, lr.shape[2] // c.fold, lr.shape[3] // c.fold)
+        return self.student(lr, normal(self.settings.seed, items, shape, stream).to(lr))
+
+    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+        return self.draw(lr, range(len(lr)), f"validation {k}")
+
+    @torch.no_grad()
+    def measure(self, validation: Validation) -> dict[str, float]:
+        """Share of the held-out photos that score higher than their own reconstruction of each kind."""
+        device = next(self.critic.parameters()).device
+        wins: dict[str, list[float]] = {}
+        for k, (small, photo) in enumerate(
+            zip(validation.lr.to(device), validation.hr.to(device), strict=True)
+        ):
+            drawn = self.sample(small[None], photo[None], 0)[0].float()
+            kinds = {"student": drawn, "bicubic": bicubic(small[None])[0]}
+            kinds |= {name: spoil(drawn, generator(1, k, name), name) for name in FLAWS}
+            kinds["grain on the photo"] = spoil(photo, generator(1, k, "photo"), "grain")
+            scores = self.critic.score(_rounded(torch.stack([photo, *kinds.values()]))).tolist()
+            for name, score in zip(kinds, scores[1:], strict=True):
+                wins.setdefault(name, []).append(float(scores[0] > score))
+        return {f"photo wins/{name}": sum(found) / len(found) for name, found in wins.items()}
+
+    def save(self, folder: Path, provenance: dict[str, Any]) -> None:
+        save_critic(self.critic, folder, provenance)
+
+
+def build(settings: CriticSettings, init: Path | None) -> CriticStage:
+    """The stage for the student at init. ValueError where none is given."""
+    if init is None:
+        raise ValueError("the critic learns from a student's pictures: give --init STUDENT")
+    return CriticStage(load_student(init)[0], settings)
+
+
+def _wins(real: Tensor, fake: Tensor) -> Tensor:
+    """Share of pictures whose real version has the higher score."""
+    return (real.mean((1, 2, 3)) > fake.mean((1, 2, 3))).float().mean().detach()
+
+
+def _rounded(images: Tensor) -> Tensor:
+    """Whole levels, as a metric sees pictures."""
+    return (images.clamp(0, 1) * 255).round() / 255
