@@ -12,7 +12,7 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
-from export.student.network import Student, StudentConfig, load_student  # noqa: E402
+from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.preference import (  # noqa: E402
     Group,
     StudentGdpo,
@@ -20,6 +20,7 @@ from export.student.preference import (  # noqa: E402
     distances,
     relative_change,
 )
+from gdposr.cli import main  # noqa: E402
 from training.batches import Batch, batches  # noqa: E402
 from training.budget import Budget  # noqa: E402
 from training.data import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
@@ -272,6 +273,23 @@ def test_a_few_dozen_steps_raise_the_reward(changes: dict[str, Any], photos: Pat
     gain = 255 * (found["policy/brightness"] - found["reference/brightness"])
     assert gain > 0.1, found
     assert found["win_rate"] > 0.9, found
+
+
+def test_commands_lead_from_a_student_to_a_critic_and_a_tuned_student(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_student(student(), tmp_path / "start", {"stage": "student-noise"})
+    common = ["--preset", "tiny", "--init", str(tmp_path / "start"), "--data", str(photos), "--workers", "0"]
+    critic, out = str(tmp_path / "critic"), tmp_path / "gdpo"
+    assert main(["train", "critic", *common, "--out", critic, "--steps", "2"]) == 0
+    tune = ["train", "student-gdpo", *common, "--out", str(out), "--steps", "2", "--critic", critic]
+    assert main(tune) == 2
+    assert "--set metrics=psnr,smooth,texture,critic" in capsys.readouterr().err
+    assert main([*tune, "--set", "metrics=psnr,critic", "--set", "min_spread=psnr:0.02,critic:0.01"]) == 0
+    provenance = load_student(out / "model")[1]
+    assert [part["stage"] for part in provenance["history"]] == ["student-noise"]
+    assert {"policy/critic", "reference/critic", "win_rate"} <= provenance["validation"].keys()
+    assert provenance["critic"] == critic
 
 
 # ------------------------------------------------------------------------------------------------------- settings

@@ -2,9 +2,10 @@
 
     gdposr train student-core --pictures CACHE --data DIR --out RUN --minutes M [--init STUDENT]
     gdposr train student-noise --init CORE --data DIR --out RUN --minutes M
-    gdposr train student-gdpo --init STUDENT --data DIR --out RUN --steps N
+    gdposr train critic --init STUDENT --data PHOTOS_OF_ITS_OWN --out CRITIC --steps N
+    gdposr train student-gdpo --init STUDENT --data DIR --out RUN --steps N [--critic CRITIC]
 
-A run folder is what `training.trainer` writes, with model/ and snapshots/ holding students.
+A run folder is what `training.trainer` writes, with model/ and snapshots/ holding students (or the critic).
 """
 
 from __future__ import annotations
@@ -17,10 +18,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from export.student import critic as critics
+from export.student import preference
 from export.student.core import CoreSettings, StudentCore, started
+from export.student.critic import CriticSettings
 from export.student.network import StudentConfig, load_student
 from export.student.noise import NoiseSettings, StudentNoise
 from export.student.pictures import CachedPairs, PictureCache
+from export.student.preference import StudentGdpoSettings
 from training.batches import Pairs
 from training.budget import Budget
 from training.checkpoint import has_state
@@ -49,6 +56,12 @@ class Sources:
     """Folders of a teacher's pictures."""
     photos: PhotoSet
     """The training photos."""
+    perceptual_weights: Path | None = None
+    """SqueezeNet's, which features were made of, for the metric `sqf`."""
+    critic: Path | None = None
+    """For the metric `critic`."""
+    device: torch.device | str = "cpu"
+    """Where metrics of the reward run."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,20 @@ def build_noise(settings: NoiseSettings, sources: Sources) -> Stage:
     return StudentNoise(student, settings, history=[*origin.pop("history", []), origin])
 
 
+def build_gdpo(settings: StudentGdpoSettings, sources: Sources) -> Stage:
+    return preference.build(
+        settings,
+        sources.init,
+        critic=sources.critic,
+        perceptual_weights=sources.perceptual_weights,
+        device=sources.device,
+    )
+
+
+def build_critic(settings: CriticSettings, sources: Sources) -> Stage:
+    return critics.build(settings, sources.init)
+
+
 CORE = Kind(
     "what the student draws without noise, from a published network's pictures",
     {
@@ -120,7 +147,30 @@ NOISE = Kind(
     build_noise,
     any_pairs,
 )
-KINDS: dict[str, Kind] = {"student-core": CORE, "student-noise": NOISE}
+GDPO = Kind(
+    "a finished student by preferences among its own samples",
+    {
+        "pocket": StudentGdpoSettings(),
+        "tiny": StudentGdpoSettings(batch=2, crop=64, group=6, warmup_steps=1, held_out=1),
+    },
+    build_gdpo,
+    any_pairs,
+)
+CRITIC = Kind(
+    "a critic to tell photos from reconstructions of them",
+    {
+        "pocket": CriticSettings(),
+        "tiny": CriticSettings(batch=2, crop=64, width=8, warmup_steps=1, held_out=1),
+    },
+    build_critic,
+    any_pairs,
+)
+KINDS: dict[str, Kind] = {
+    "student-core": CORE,
+    "student-noise": NOISE,
+    "student-gdpo": GDPO,
+    "critic": CRITIC,
+}
 
 
 def run(
@@ -133,6 +183,7 @@ def run(
     init: Path | None = None,
     pictures: Sequence[Path] = (),
     perceptual_weights: Path | None = None,
+    critic: Path | None = None,
     resume: bool = False,
     workers: int = 1,
     validate_minutes: float = 10.0,
@@ -147,7 +198,9 @@ def run(
     if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)
     features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
-    sources = Sources(init, features, tuple(pictures), PhotoSet(training))
+    sources = Sources(
+        init, features, tuple(pictures), PhotoSet(training), perceptual_weights, critic, accelerator.device
+    )
     trainer = Trainer(
         KINDS[kind].build(settings, sources),
         settings,
@@ -164,6 +217,7 @@ def run(
             "init": None if init is None else str(init),
             "data": str(data.resolve()),
             "pictures": [str(folder) for folder in pictures],
+            "critic": None if critic is None else str(critic),
         },
         on_step=on_step,
     )
@@ -187,6 +241,10 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--perceptual-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 (safetensors, Caffe layout)"
     )
+    if kind == "student-gdpo":
+        parser.add_argument(
+            "--critic", type=Path, metavar="RUN", help="of gdposr train critic, for the metric critic"
+        )
     parser.add_argument("--minutes", type=float, help="time budget, summed over resumed parts")
     parser.add_argument("--steps", type=int, help="step budget")
     parser.add_argument("--resume", action="store_true", help="go on from RUN/state, with the same settings")
@@ -219,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             init=args.init,
             pictures=args.pictures,
             perceptual_weights=args.perceptual_weights,
+            critic=getattr(args, "critic", None),
             resume=args.resume,
             workers=args.workers,
             validate_minutes=args.validate_minutes,
@@ -229,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not result["finished"]:
         log.info("stopped at step %d; go on with --resume", result["step"])
         return INTERRUPTED
-    log.info("student written to %s", args.out / "model")
+    log.info("%s written to %s", "critic" if kind == "critic" else "student", args.out / "model")
     return 0
 
 

@@ -275,6 +275,11 @@ def build(
     ValueError where something it needs is not given."""
     if init is None:
         raise ValueError("preference tuning begins with a finished student: give --init STUDENT")
+    if critic is not None and "critic" not in settings.metrics:
+        names = ",".join((*settings.metrics, "critic"))
+        raise ValueError(
+            f"a critic is given that no metric asks for: --set metrics={names}, or leave --critic out"
+        )
     student, origin = load_student(init)
     history = [*origin.pop("history", []), origin] if origin else []
     metrics = create_metrics(settings.metrics, device, perceptual_weights, critic)

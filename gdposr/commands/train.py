@@ -26,6 +26,12 @@ STAGES = {
     "student-noise": Stage(
         "export.student.cli", "train", "the texture that its noise draws, on a finished core"
     ),
+    "student-gdpo": Stage(
+        "export.student.cli", "train", "preference tuning of a finished student among its own samples"
+    ),
+    "critic": Stage(
+        "export.student.cli", "train", "a network that tells photos from a student's pictures, as a reward"
+    ),
     "bench": Stage("training.bench", "train", "times of the data and reward code on this machine"),
 }
 NAMED = (
@@ -34,6 +40,8 @@ NAMED = (
     "gdpo",
     "student-core",
     "student-noise",
+    "student-gdpo",
+    "critic",
 )  # stages of one module, which is told the name
 
 
