@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.blind.scenes import NO_KIND
 from calibration.blind.score import A, B, choices, majority
 from calibration.blind.study import Study, StudyError, key_digest, read_key
 from calibration.blind.votes import read_votes
@@ -19,7 +20,6 @@ from calibration.pairs import named_photos, read_rgb
 from runtime.errors import ImageError
 
 KEY_SUFFIX = ".key.json"
-NO_KIND = "all"  # of a study whose inputs are of one kind
 OUTPUT = re.compile(r"_x[\d.]+_seed\d+(_s\d+)?$")  # what `gdposr upscale` appends to a photo's name
 
 
