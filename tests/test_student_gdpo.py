@@ -12,6 +12,7 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
+from export.student import ablation  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.preference import (  # noqa: E402
     Group,
@@ -317,3 +318,36 @@ def test_settings_go_to_json_and_back() -> None:
     made = with_settings(StudentGdpoSettings(), ["metrics=psnr,niqe", "min_spread=psnr:0.02,niqe:0.05"])
     assert made.spreads == {"psnr": 0.02, "niqe": 0.05}
     assert from_dict(StudentGdpoSettings, to_dict(made)) == made
+
+
+# ------------------------------------------------------------------------------------------------------- ablation
+
+
+def test_ablation_measures_once_and_prints_its_table(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_student(student(), tmp_path / "start")
+    command = ["--init", str(tmp_path / "start"), "--data", str(photos), "--out", str(tmp_path / "out"), "--seeds", "1",
+               "--steps", "1", "--variant", "gdpo", "--variant", "grpo", "--preset", "tiny", "--workers", "0",
+               "--set", "held_out=1"]  # fmt: skip
+    assert ablation.main(command) == 0
+    table = capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == ["start", "gdpo", "grpo"]
+    assert "1 held-out photos are few" in table
+    results = tmp_path / "out" / "results.jsonl"
+    assert len(results.read_text().splitlines()) == 3
+    assert ablation.main(command) == 0  # nothing is run again
+    assert capsys.readouterr().out == table
+    assert len(results.read_text().splitlines()) == 3
+    assert (tmp_path / "out" / "table.md").read_text() == table
+
+
+def test_ablation_takes_differences_photo_by_photo() -> None:
+    """Photos that differ far more than the models do, and a gain on each of them."""
+    start = {"psnr": [20.0, 30.0, 40.0], "win rate": [0.5, 0.5, 0.5]}
+    rows = [{"variant": "start", "seconds": 0, "scores": start}]
+    for gain in (0.1, 0.2):
+        scores = {"psnr": [x + gain for x in start["psnr"]], "win rate": [1.0, 1.0, 0.5]}
+        rows.append({"variant": "gdpo", "seconds": 60, "scores": scores})
+    line = ablation.markdown(rows).splitlines()[3]
+    assert line == "| gdpo | 2 | 60 | 0.83 (0.50 to 1.00) | +0.15 (+0.15 to +0.15) ± 0.071 |"
