@@ -401,7 +401,7 @@ def test_files_that_do_not_belong_are_refused(make: Any, gdposr: Any, tmp_path: 
     assert "got another or a changed one" in refusal(study, votes, "--key", tmp_path / "other.key.json")
     assert "there is no such file" in refusal(tmp_path / "nowhere", votes)
     assert "expected a file of votes" in refusal(study, tmp_path / "nobody.csv")
-    assert "names of their own" in refusal(study, votes, votes)
+    assert "expected a name of its own" in refusal(study, votes, votes)
     votes.with_name("binary.csv").write_bytes(b"\xff\xfe\x00")
     assert "expected text in UTF-8" in refusal(study, votes.with_name("binary.csv"))
     text = key.read_text()

@@ -1,7 +1,10 @@
 """Compare two models by people who do not know which is which.
 
-make   writes a study: pairs of crops, LEFT and RIGHT at random, and beside the folder the key that tells which is which
-score  counts the votes: A against B with the 95 % interval, by kind of input, and how far voters agree
+  make   writes a study: pairs of crops, LEFT and RIGHT at random, and beside the folder the key that tells which is which
+  page   makes one HTML file of it, to vote on with the arrow keys; it needs no server
+  score  counts the votes: A against B with the 95 % interval, by kind of input, and how far voters agree
+
+docs/blind.md tells how to do it and how to read the result.
 """
 
 import argparse
@@ -64,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     make("--names", nargs=2, metavar=("A", "B"), help="names in the result (default: those of the folders)")
 
+    page = actions.add_parser("page", help="one HTML file to vote on").add_argument
+    page("study", type=Path, metavar="STUDY", help="folder of a study")
+    page("--out", type=Path, metavar="FILE.html", help="the file (default: STUDY.html)")
+
     score = actions.add_parser("score", help="count votes").add_argument
     score("study", type=Path, metavar="STUDY", help="folder of a study")
     score("votes", type=Path, nargs="+", metavar="votes.csv", help="one file per voter")
@@ -75,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from calibration.blind.study import StudyError
     from runtime.errors import ImageError
 
-    action = {"make": _make, "score": _score}[args.action]
+    action = {"make": _make, "page": _page, "score": _score}[args.action]
     try:
         return action(args)
     except (StudyError, ImageError) as error:
@@ -134,6 +141,20 @@ def _command(args: argparse.Namespace, names: "Sequence[str]", seed: int) -> str
     return shlex.join(str(word) for word in words)
 
 
+def _page(args: argparse.Namespace) -> int:
+    from calibration.blind.page import study_page
+    from calibration.blind.study import read_study
+    from runtime.image import atomic_file
+
+    out = args.out or args.study.resolve().with_name(f"{args.study.resolve().name}.html")
+    page = study_page(read_study(args.study))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as stream:
+        stream.write(page.encode())
+    say(f"the page: {out} ({len(page) / 2**20:.1f} MB); open it in a browser")
+    return OK
+
+
 def _score(args: argparse.Namespace) -> int:
     import json
 
@@ -149,7 +170,7 @@ def _score(args: argparse.Namespace) -> int:
     for voter in voters:
         if voters.count(voter) > 1 or (voter in ("majority", "votes") and len(voters) > 1):
             raise UsageError(
-                f"{voter}.csv: expected files of votes with names of their own, got this one: name each after its voter"
+                f"{voter}.csv: expected a name of its own for each voter's file, got one that is taken: rename it after its voter"
             )
     rows, agreed = score(ballots, key), agreements(ballots, key)
     if args.json:
