@@ -32,6 +32,9 @@ STAGES = {
     "critic": Stage(
         "export.student.cli", "train", "a network that tells photos from a student's pictures, as a reward"
     ),
+    "sample": Stage(
+        "export.student.sample", "train", "enlarge a folder with a student's checkpoint, unexported"
+    ),
     "bench": Stage("training.bench", "train", "times of the data and reward code on this machine"),
 }
 NAMED = (
