@@ -6,6 +6,7 @@ Images are float32 tensors (3, H, W), RGB in [0, 1]; every choice is drawn from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -55,7 +56,7 @@ def outlines(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Sharpened by an unsharp mask until edges have ghosts."""
     side = 2 * int(rng.integers(1, 4)) + 1
     padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")
-    return image + rng.uniform(*OUTLINE_AMOUNT) * (image - F.avg_pool2d(padded, side, 1)[0])
+    return image + float(rng.uniform(*OUTLINE_AMOUNT)) * (image - F.avg_pool2d(padded, side, 1)[0])
 
 
 def blocks(image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -87,10 +88,10 @@ def _levels(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
 def _wave(image: Tensor, rng: np.random.Generator, periods: tuple[float, float]) -> Tensor:
     """A sine in a random direction, (H, W) from -1 to 1. periods: bounds in pixels."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
-    step = 2 * np.pi / np.exp(rng.uniform(*np.log(periods)))
+    step = float(2 * np.pi / np.exp(rng.uniform(*np.log(periods))))
     y = torch.arange(image.shape[1], device=image.device)[:, None]
     x = torch.arange(image.shape[2], device=image.device)[None]
-    return torch.sin(step * (np.sin(angle) * y + np.cos(angle) * x) + phase).to(image.dtype)
+    return torch.sin(step * (math.sin(angle) * y + math.cos(angle) * x) + phase).to(image.dtype)
 
 
 def _contrast(image: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class CriticSettings(RunSettings):
     """Channels of the first layer; 32 make 175,617 parameters."""
     penalty: float = 0.003
     """Of the square of the logits."""
-    spoilt_photos: float = 0.3
+    spoilt_photos: float = 0.5
     """Part of the spoilt pictures that are the photo itself with a flaw; the others are the student's."""
 
     def __post_init__(self) -> None:
