@@ -9,7 +9,9 @@ from export.student.losses import (  # noqa: E402  (after importorskip)
     chroma_loss,
     energy_score,
     fine_part,
+    flat_weight,
     gradient_loss,
+    grid_loss,
     low_pass_loss,
     texture_weight,
 )
@@ -28,6 +30,33 @@ def test_energy_score_is_smallest_at_the_spread_of_the_truth() -> None:
     }
     assert min(score, key=score.__getitem__) == 0.1
     assert score[0.0] > score[0.05] > score[0.1] < score[0.2]
+
+
+def test_energy_score_sees_what_grain_looks_like() -> None:
+    truth = grain(0.1, 16, 0)
+
+    def soft(seed: int) -> torch.Tensor:
+        """As strong in its fine part, but smoother."""
+        x = torch.nn.functional.avg_pool2d(grain(0.1, 16, seed), 3, 1, 1, count_include_pad=False) - 0.5
+        return 0.5 + x * (fine_part(grain(0.1, 16, seed)).std() / fine_part(x).std())
+
+    white = energy_score(torch.stack([grain(0.1, 16, 1), grain(0.1, 16, 2)]), truth)
+    assert white < energy_score(torch.stack([soft(1), soft(2)]), truth)
+
+
+def test_flat_places_count_more() -> None:
+    picture = torch.cat([torch.full((1, 3, 64, 64), 0.5), grain(0.1, 1, 0)], dim=3)
+    weight = flat_weight(picture)[0, 0]
+    assert weight[:, :40].min() > 0.95
+    assert weight[:, 88:].max() < 0.2
+
+
+def test_grid_loss_sees_a_mesh_and_no_grain() -> None:
+    core = torch.full((1, 3, 96, 96), 0.5)
+    mesh = core.clone()
+    mesh[..., ::8, :] += 0.02
+    rough = core + 0.02 * torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    assert grid_loss(mesh, core) > 2 * grid_loss(rough, core)
 
 
 def test_energy_score_of_samples_that_agree_is_the_distance_to_the_truth() -> None:

@@ -31,35 +31,49 @@ def fine_part(image: Tensor, cell: int = 4) -> Tensor:
     return image - coarse
 
 
-def energy_score(samples: Tensor, truth: Tensor, weight: Tensor | None = None, patch: int = 8) -> Tensor:
-    """Energy score of the fine parts, patch by patch (Gneiting & Raftery 2007, Eq. 21): mean |x_i - y| - 1/2 mean |x_i - x_j|.
+def bands(image: Tensor) -> list[Tensor]:
+    """Undecimated Haar details of three scales, along rows, columns and both: (..., 3, h, w) -> nine of (..., 3, h, w), circular at the
+    border. Divided so that white noise of one deviation has that deviation in each band of the finest scale."""
+    found, smooth = [], image
+    for step in (1, 2, 4):
+        down, right = smooth.roll(step, -2), smooth.roll(step, -1)
+        both = down.roll(step, -1)
+        found += [
+            (smooth + down - right - both) / 2,
+            (smooth - down + right - both) / 2,
+            (smooth - down - right + both) / 2,
+        ]
+        smooth = (smooth + down + right + both) / 4
+    return found
 
-    samples: (m, n, 3, h, w), m >= 2 samples of each picture; truth: (n, 3, h, w), a multiple of patch a side; weight: (n, 1, h, w), how
-    much a place counts, None for all alike. A norm is the root mean square of a patch, so the unit is a pixel's. Strictly proper: its
-    expectation is smallest where samples are drawn from the distribution of the truth given the input, so it pays neither to agree
-    nor to add grain. Taken over the pictures and over the same reduced by two, averaged. Scalar."""
+
+def energy_score(samples: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Energy score of the fine parts, band by band and place by place (Gneiting & Raftery 2007, Eq. 21): mean |x_i - y| - 1/2 mean
+    |x_i - x_j|.
+
+    samples: (m, n, 3, h, w), m >= 2 samples of each picture; truth: (n, 3, h, w), multiples of 4 a side; weight: (n, 1, h, w), how much
+    a place counts, None for all alike. x and y are coefficients of `bands`, vectors of RGB. Proper: its expectation is smallest where
+    the coefficients are distributed as the truth's are given the input, so it pays neither to agree nor to add grain. Taken over whole
+    patches as vectors, the score hardly sees what a pattern looks like, only how strong it is; nine bands see its scale and direction.
+    Scalar."""
     m = len(samples)
     if m < 2 or samples.shape[1:] != truth.shape:
         raise ValueError(
             f"expected two or more samples (m, n, 3, h, w) of truth {tuple(truth.shape)}, got {tuple(samples.shape)}"
         )
-    x = fine_part(samples.flatten(0, 1)).unflatten(0, (m, -1))
-    y = fine_part(truth)
+    drawn = bands(fine_part(samples.flatten(0, 1)).unflatten(0, (m, -1)))
     scores = []
-    for reduced in (1, 2):
-        if reduced > 1:
-            x, y = F.avg_pool2d(x.flatten(0, 1), reduced).unflatten(0, (m, -1)), F.avg_pool2d(y, reduced)
-            weight = None if weight is None else F.avg_pool2d(weight, reduced)
-        near = [_patch_norm(x[i] - y, weight, patch) for i in range(m)]
-        apart = [_patch_norm(x[i] - x[j], weight, patch) for i in range(m) for j in range(i)]
-        scores.append(torch.stack(near).mean() - torch.stack(apart).mean() / 2)
+    for x, y in zip(drawn, bands(fine_part(truth)), strict=True):
+        near = torch.stack([_norm(x[i] - y, weight) for i in range(m)]).mean()
+        apart = torch.stack([_norm(x[i] - x[j], weight) for i in range(m) for j in range(i)]).mean()
+        scores.append(near - apart / 2)
     return torch.stack(scores).mean()
 
 
-def _patch_norm(x: Tensor, weight: Tensor | None, patch: int) -> Tensor:
-    """Weighted mean over overlapping patches of their root mean square, scalar."""
-    norm = (F.avg_pool2d(x.square().mean(1, keepdim=True), patch, patch // 2) + 1e-8).sqrt()
-    return norm.mean() if weight is None else (norm * F.avg_pool2d(weight, patch, patch // 2)).mean()
+def _norm(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Weighted mean over places of the root mean square over RGB: (n, 3, h, w) -> scalar."""
+    length = (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
+    return length.mean() if weight is None else (length * weight).mean()
 
 
 def texture_weight(picture: Tensor, edge: float = 0.15) -> Tensor:
@@ -70,6 +84,25 @@ def texture_weight(picture: Tensor, edge: float = 0.15) -> Tensor:
     down = F.pad((gray[..., 1:, :] - gray[..., :-1, :]).abs(), (0, 0, 0, 1))
     strongest = F.max_pool2d(torch.maximum(across, down), 9, 1, 4)
     return 1 / (1 + (strongest / edge).square())
+
+
+def flat_weight(picture: Tensor, level: float = 2 / 255) -> Tensor:
+    """More where a picture is flat: level / (mean |fine part| over 17x17 pixels + level), (n, 3, h, w) -> (n, 1, h, w) in (0, 1]. A
+    level of grain is seen there, and would else count as little as a level amid texture."""
+    strength = F.avg_pool2d(fine_part(picture).abs().mean(1, keepdim=True), 17, 1, 8, count_include_pad=False)
+    return level / (strength + level)
+
+
+def grid_loss(image: Tensor, target: Tensor, period: int = 8, cells: int = 10) -> Tensor:
+    """L1 between the patterns of this period: fine parts averaged, phase by phase, over windows of cells x cells periods, or the picture where it is smaller. Texture
+    averages out, a mesh of the noise's cells and of the pixel shuffles does not. Sizes are multiples of period."""
+
+    cells = min(cells, *(side // period for side in image.shape[-2:]))
+
+    def pattern(x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pixel_unshuffle(fine_part(x), period), cells, stride=max(1, cells // 2))
+
+    return (pattern(image) - pattern(target)).abs().mean()
 
 
 def chroma_loss(image: Tensor, target: Tensor) -> Tensor:

@@ -15,13 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from export.student.core import StudentStage, silence
-from export.student.losses import chroma_loss, energy_score, gradient_loss, low_pass_loss, texture_weight
+from export.student.losses import (
+    chroma_loss,
+    energy_score,
+    flat_weight,
+    gradient_loss,
+    grid_loss,
+    low_pass_loss,
+    texture_weight,
+)
 from export.student.network import Generator, Student
 from training.batches import Batch
 from training.randomness import normal
 from training.stage import Carry, Losses, RunSettings
 
-NOISE_START = 0.3  # of the usual spread of a convolution's first weights; at zero the samples agree and nothing tells them apart
+NOISE_START = 0.1  # of the usual spread of a convolution's first weights; at zero the samples agree and nothing tells them apart
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class NoiseSettings(RunSettings):
     """L1 of 8x8 means to the core's."""
     chroma: float = 0.5
     """L1 of colours to the core's."""
+    grid: float = 5.0
+    """L1 of patterns of eight pixels' period to the core's: the noise's cells must not show."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +61,7 @@ class NoiseSettings(RunSettings):
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
         if self.samples < 2:
             raise ValueError(f"samples must be at least 2, got {self.samples}: the score compares them")
-        for name in ("score", "edges", "structure", "chroma"):
+        for name in ("score", "edges", "structure", "chroma", "grid"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
@@ -96,6 +106,7 @@ class StudentNoise(StudentStage):
             features, base = self.student.encoder(batch.lr)
             core = self.core(features, base, silence(self.student, features)).float()
             weight = texture_weight(core)
+            seen = weight * flat_weight(core)
         shape = (s.samples, self.student.config.noise_channels, *features.shape[2:])
         noise = normal(s.seed, batch.items, shape, "noise").to(features).transpose(0, 1).flatten(0, 1)
         residual = self.student.generator.residual(features.repeat(s.samples, 1, 1, 1), noise)
@@ -106,11 +117,12 @@ class StudentNoise(StudentStage):
         cores = core.repeat(s.samples, 1, 1, 1)
         on_edges = (1 - weight).repeat(s.samples, 1, 1, 1)
         losses = {
-            "score": energy_score(samples, batch.hr, weight),
+            "score": energy_score(samples, batch.hr, seen),
             "edges": (on_edges * (pictures - cores).abs()).mean()
             + gradient_loss(on_edges * pictures, on_edges * cores),
             "structure": low_pass_loss(pictures, cores),
             "chroma": chroma_loss(pictures, cores),
+            "grid": grid_loss(pictures, cores),
         }
         total = torch.stack([getattr(s, name) * loss for name, loss in losses.items()]).sum()
         return {"loss": total} | {name: loss.detach() for name, loss in losses.items()} | {
