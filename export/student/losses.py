@@ -95,7 +95,7 @@ def flat_weight(picture: Tensor, level: float = 2 / 255) -> Tensor:
 
 def grid_loss(image: Tensor, target: Tensor, period: int = 8, cells: int = 10) -> Tensor:
     """L1 between the patterns of this period: fine parts averaged, phase by phase, over windows of cells x cells periods, or over a
-    smaller picture. Texture averages out, a mesh of the noise's cells and of the pixel shuffles does not. Sizes are multiples of period."""
+    smaller picture. Texture averages out, a mesh of the noise's cells or of the pixel shuffles does not. Sizes: multiples of period."""
 
     cells = min(cells, *(side // period for side in image.shape[-2:]))
 
