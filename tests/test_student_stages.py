@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,29 @@ def test_deepened_student_gives_the_same_pictures() -> None:
         deepened(deeper, SHAPE)
 
 
+@pytest.mark.parametrize("part", ["sample", "noise", "preference"])
+def test_bfloat16_does_not_round_the_picture_to_levels(part: str) -> None:
+    """Only what is added to the bicubic base is computed in bfloat16."""
+    student, lr = a_student().eval(), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    stage = StudentNoise(student, NoiseSettings(batch=1, crop=64))
+
+    def picture() -> torch.Tensor:
+        if part == "sample":
+            return stage.sample(lr, lr, 0).float()
+        features, base = student.encode(lr)
+        noise = torch.ones_like(features[:, :4])
+        if part == "preference":
+            return student.generator(features, base, noise).float()
+        return torch.pixel_shuffle((base + student.generator.residual(features, noise)).float(), 4)
+
+    with torch.no_grad():
+        full = picture()
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = picture()
+    apart = 255 * (full - rounded).abs().max()
+    assert 0 < apart < 0.25
+
+
 # ------------------------------------------------------------------------------------------------ the core
 
 
@@ -226,6 +250,18 @@ def test_noise_trains_the_generator_alone_and_spreads_samples(pictures: Path) ->
     assert not torch.equal(first, second)
 
 
+def test_noise_of_other_channels_begins_anew_and_the_core_stays() -> None:
+    student = a_student()
+    with torch.no_grad():
+        student.generator.noise.weight.zero_()
+    stage = StudentNoise(student, NoiseSettings(noise_channels=6))
+    assert stage.student.config.noise_channels == 6
+    image = torch.rand(1, 3, 16, 16)
+    silent = stage.student(image, torch.zeros(1, 6, 8, 8))
+    torch.testing.assert_close(silent, student(image, torch.zeros(1, 4, 8, 8)))
+    assert stage.student.generator.noise.weight.any()
+
+
 def test_noise_begins_with_samples_that_differ_a_little() -> None:
     stage = noise_stage()
     lr = torch.rand(1, 3, 16, 16)
@@ -242,6 +278,7 @@ def test_noise_begins_with_samples_that_differ_a_little() -> None:
         (lambda: CoreSettings(adversary_from=2.0), "from 0 to 1"),
         (lambda: CoreSettings(feature_layers=(1.0,)), "feature_layers must be 5"),
         (lambda: NoiseSettings(samples=1), "at least 2"),
+        (lambda: NoiseSettings(noise_channels=0), "noise_channels must be at least 1"),
         (lambda: NoiseSettings(score=-1.0), "score must be at least 0"),
     ],
 )
@@ -298,7 +335,7 @@ def test_core_then_noise_by_command_leave_students_with_their_history(
     assert gdposr(["train", "student-noise", "--preset", "tiny", "--init", str(core_run / "model"), "--data", str(photos),
                    "--out", str(noise_run), "--workers", "0", "--steps", "2"]) == 0  # fmt: skip
     student, provenance = load_student(noise_run / "model")
-    assert student.config == SHAPE
+    assert student.config == replace(SHAPE, noise_channels=16)
     assert provenance["stage"] == "student-noise"
     assert [part["stage"] for part in provenance["history"]] == ["student-core"]
     assert load_student(core_run / "snapshots" / "0000002")[1]["steps"] == 2

@@ -79,6 +79,15 @@ def deepened(student: Student, config: StudentConfig) -> Student:
     return deeper
 
 
+def with_noise(student: Student, channels: int) -> Student:
+    """The same core with noise of so many channels, which has no say yet."""
+    fresh = Student(replace(student.config, noise_channels=channels))
+    state = fresh.state_dict() | student.state_dict()
+    state["generator.noise.weight"] = torch.zeros_like(fresh.generator.noise.weight)
+    fresh.load_state_dict(state)
+    return fresh
+
+
 def started(config: StudentConfig, init: Path | None, seed: int) -> tuple[Student, dict[str, Any]]:
     """A new student, or the one at init in this shape; and where it comes from."""
     if init is None:
@@ -151,7 +160,7 @@ class StudentCore(StudentStage):
         return self
 
     def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
-        features, base = self.student.encoder(lr)
+        features, base = self.student.encode(lr)
         return self.student.generator(features, base, silence(self.student, features))
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
@@ -169,7 +178,7 @@ class StudentCore(StudentStage):
             real = self.discriminator(target[len(target) // 2 :], carry["enlarged"])
             fake = self.discriminator(carry["picture"], carry["enlarged"])
             return {"loss": discriminator_loss(real.float(), fake.float())}, {}
-        features, base = self.student.encoder(batch.lr)
+        features, base = self.student.encode(batch.lr)
         residual = self.student.generator.residual(features, silence(self.student, features))
         scale = self.student.config.scale
         picture = torch.pixel_shuffle((base + residual).float(), scale)

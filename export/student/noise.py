@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.student.core import StudentStage, silence
+from export.student.core import StudentStage, silence, with_noise
 from export.student.losses import (
     chroma_loss,
     energy_score,
@@ -42,6 +42,9 @@ class NoiseSettings(RunSettings):
     final_lr: float = 2e-6
     clip: float = 0.5
     ema: float = 0.999
+    noise_channels: int = 16
+    """Of the noise, for each cell of 8x8 pixels. With 4, textures are made of few shapes, which repeat from cell to cell. Where the
+    student has others, its noise begins anew."""
     samples: int = 2
     """Drawn of each input."""
     score: float = 5.0
@@ -59,6 +62,8 @@ class NoiseSettings(RunSettings):
         super().__post_init__()
         if self.crop % 16:
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
+        if self.noise_channels < 1:
+            raise ValueError(f"noise_channels must be at least 1, got {self.noise_channels}")
         if self.samples < 2:
             raise ValueError(f"samples must be at least 2, got {self.samples}: the score compares them")
         for name in ("score", "edges", "structure", "chroma", "grid"):
@@ -77,6 +82,8 @@ class StudentNoise(StudentStage):
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        if student.config.noise_channels != settings.noise_channels:
+            student = with_noise(student, settings.noise_channels)
         self.settings, self.student = settings, student
         self.core = Generator(student.config)
         self.core.load_state_dict(student.generator.state_dict())
@@ -103,7 +110,7 @@ class StudentNoise(StudentStage):
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
         s, n = self.settings, len(batch.lr)
         with torch.no_grad():
-            features, base = self.student.encoder(batch.lr)
+            features, base = self.student.encode(batch.lr)
             core = self.core(features, base, silence(self.student, features)).float()
             weight = texture_weight(core)
             seen = weight * flat_weight(core)
