@@ -88,7 +88,7 @@ class Distiller:
             return self.average(lr.to(self.device), noise.to(self.device))
 
         def plain(lr: Tensor) -> Tensor:
-            return torch.pixel_shuffle(self.average.encoder(lr.to(self.device))[1], c.scale)
+            return torch.pixel_shuffle(self.average.encode(lr.to(self.device))[1], c.scale)
 
         values = validation(sample, step, plain)
         if comparison is None:
@@ -137,7 +137,7 @@ class Distiller:
         lr, hr, noise = (x.to(self.device) for x in (lr, hr, noise))
         taught = None if taught is None else taught.to(self.device)
         with self._autocast():
-            features, base = self.student.encoder(lr)
+            features, base = self.student.encode(lr)
             residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), noise)
         samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
         losses, pull, real, fake = self._pull(

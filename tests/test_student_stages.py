@@ -138,27 +138,15 @@ def test_deepened_student_gives_the_same_pictures() -> None:
         deepened(deeper, SHAPE)
 
 
-@pytest.mark.parametrize("part", ["sample", "noise", "preference"])
-def test_bfloat16_does_not_round_the_picture_to_levels(part: str) -> None:
+def test_bfloat16_does_not_round_the_picture_to_levels() -> None:
     """Only what is added to the bicubic base is computed in bfloat16."""
-    student, lr = a_student().eval(), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    stage = StudentNoise(student, NoiseSettings(batch=1, crop=64))
-
-    def picture() -> torch.Tensor:
-        if part == "sample":
-            return stage.sample(lr, lr, 0).float()
-        features, base = student.encode(lr)
-        noise = torch.ones_like(features[:, :4])
-        if part == "preference":
-            return student.generator(features, base, noise).float()
-        return torch.pixel_shuffle((base + student.generator.residual(features, noise)).float(), 4)
-
+    stage, lr = noise_stage(), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        full = picture()
+        full = stage.sample(lr, lr, 0)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = picture()
-    apart = 255 * (full - rounded).abs().max()
-    assert 0 < apart < 0.25
+            rounded = stage.sample(lr, lr, 0)
+    assert rounded.dtype == torch.float32
+    assert 0 < 255 * (full - rounded).abs().max() < 0.25
 
 
 # ------------------------------------------------------------------------------------------------ the core

@@ -116,10 +116,17 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(config.width, 0.25) for _ in range(config.encoder_blocks)))
         self.register_buffer("bicubic", bicubic_weight(config.scale), persistent=False)
 
+    def base(self, image: Tensor) -> Tensor:
+        """The bicubic upscale before its pixel shuffle, (n, 3 * 16, h, w)."""
+        return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), self.bicubic)
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the generator sees of the picture, (n, width, h/2, w/2)."""
+        return self.blocks(self.stem(F.pixel_unshuffle(image - 0.5, self.config.fold)))
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        base = F.conv2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), self.bicubic)
-        features = self.stem(F.pixel_unshuffle(image - 0.5, self.config.fold))
-        return self.blocks(features), base
+        base = self.base(image)
+        return self.features(image), base
 
 
 class Generator(nn.Module):
@@ -158,8 +165,14 @@ class Student(nn.Module):
         self.encoder = Encoder(self.config)
         self.generator = Generator(self.config)
 
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder gives, the base in float32 under any autocast: in bfloat16 pictures would have steps of a level."""
+        with torch.autocast(image.device.type, enabled=False):
+            base = self.encoder.base(image.float())
+        return self.encoder.features(image), base
+
     def forward(self, image: Tensor, noise: Tensor) -> Tensor:
-        features, base = self.encoder(image)
+        features, base = self.encode(image)
         return self.generator(features, base, noise)
 
     @property

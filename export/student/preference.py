@@ -161,7 +161,7 @@ class StudentGdpo(StudentStage):
         s = self.settings
         # one encode for the group, the policy and the reference
         with torch.no_grad():
-            features, base = self.student.encoder(batch.lr)
+            features, base = self.student.encode(batch.lr)
         group = self.draw(features, base, batch)
 
         # the same noise for both, and not one of the group's
@@ -235,7 +235,7 @@ class StudentGdpo(StudentStage):
         for first in range(0, len(validation.lr), validation.batch):
             chosen = slice(first, first + validation.batch)
             lr, hr = validation.lr[chosen].to(device), validation.hr[chosen].to(device)
-            features, base = self.student.encoder(lr)
+            features, base = self.student.encode(lr)
             numbers = range(first, first + len(lr))
             shape = (DRAWS, self.student.config.noise_channels, *features.shape[2:])
             for noise in normal(1, numbers, shape, "validation").to(features).unbind(1):
