@@ -166,9 +166,10 @@ class Student(nn.Module):
         self.generator = Generator(self.config)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder gives, the base in float32 under any autocast: in bfloat16 pictures would have steps of a level."""
+        """What the encoder gives, the base in the weights' own precision under any autocast: in bfloat16 pictures would have steps
+        of a level."""
         with torch.autocast(image.device.type, enabled=False):
-            base = self.encoder.base(image.float())
+            base = self.encoder.base(image.to(self.encoder.bicubic.dtype))
         return self.encoder.features(image), base
 
     def forward(self, image: Tensor, noise: Tensor) -> Tensor:
