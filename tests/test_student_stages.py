@@ -16,7 +16,7 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
 from export.student import cli, teach  # noqa: E402
-from export.student.core import CoreSettings, StudentCore, deepened  # noqa: E402
+from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
 from export.student.pictures import CachedPairs, PictureCache, PictureParams, make_pictures  # noqa: E402
@@ -147,6 +147,21 @@ def test_bfloat16_does_not_round_the_picture_to_levels() -> None:
             rounded = stage.sample(lr, lr, 0)
     assert rounded.dtype == torch.float32
     assert 0 < 255 * (full - rounded).abs().max() < 0.25
+
+
+def test_what_is_new_in_a_student_is_a_function_of_the_seed(tmp_path: Path) -> None:
+    save_student(
+        a_student(), tmp_path / "student", {"stage": "student-core", "history": [{"stage": "first"}]}
+    )
+    wider = replace(SHAPE, width=12)
+    found = []
+    for earlier in (1, 2):  # what was drawn before in this process
+        torch.manual_seed(earlier)
+        student, origin = started(wider, tmp_path / "student", seed=5)
+        found.append(student.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert stages_before(origin) == [{"stage": "first"}, {"stage": "student-core"}]
+    assert stages_before({}) == []
 
 
 # ------------------------------------------------------------------------------------------------ the core

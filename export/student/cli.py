@@ -22,7 +22,7 @@ import torch
 
 from export.student import critic as critics
 from export.student import preference
-from export.student.core import CoreSettings, StudentCore, started
+from export.student.core import CoreSettings, StudentCore, stages_before, started
 from export.student.critic import CriticSettings
 from export.student.network import StudentConfig, load_student
 from export.student.noise import NoiseSettings, StudentNoise
@@ -105,15 +105,14 @@ def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:
 
 def build_core(settings: CoreSettings, sources: Sources) -> Stage:
     student, origin = started(settings.student, sources.init, settings.seed)
-    history = [*origin.pop("history", []), origin] if origin else []
-    return StudentCore(student, settings, sources.features, history=history)
+    return StudentCore(student, settings, sources.features, history=stages_before(origin))
 
 
 def build_noise(settings: NoiseSettings, sources: Sources) -> Stage:
     if sources.init is None:
         raise ValueError("this stage goes on from a student: give --init CORE")
     student, origin = load_student(sources.init)
-    return StudentNoise(student, settings, history=[*origin.pop("history", []), origin])
+    return StudentNoise(student, settings, history=stages_before(origin))
 
 
 def build_gdpo(settings: StudentGdpoSettings, sources: Sources) -> Stage:

@@ -89,15 +89,21 @@ def with_noise(student: Student, channels: int) -> Student:
 
 
 def started(config: StudentConfig, init: Path | None, seed: int) -> tuple[Student, dict[str, Any]]:
-    """A new student, or the one at init in this shape; and where it comes from."""
+    """A new student, or the one at init in this shape; and where it comes from. What is new in it is a function of seed."""
+    torch.manual_seed(seed)
     if init is None:
-        torch.manual_seed(seed)
         return Student(config), {}
     earlier, provenance = load_student(init)
     try:
         return deepened(earlier, config), provenance
     except ValueError as error:
         raise ValueError(f"{init}: {error}; set student.* to match") from error
+
+
+def stages_before(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """Provenance of the stages that made a student, the first one first, from that of its checkpoint."""
+    last = {name: value for name, value in provenance.items() if name != "history"}
+    return [*provenance.get("history", []), *([last] if last else [])]
 
 
 def silence(student: Student, features: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.student.core import StudentStage
+from export.student.core import StudentStage, stages_before
 from export.student.losses import low_pass_loss
 from export.student.network import Student, load_student
 from training.batches import Batch
@@ -281,9 +281,8 @@ def build(
             f"a critic is given that no metric asks for: --set metrics={names}, or leave --critic out"
         )
     student, origin = load_student(init)
-    history = [*origin.pop("history", []), origin] if origin else []
     metrics = create_metrics(settings.metrics, device, perceptual_weights, critic)
-    return StudentGdpo(student, settings, metrics, history)
+    return StudentGdpo(student, settings, metrics, stages_before(origin))
 
 
 def relative_change(policy: Tensor, reference: Tensor, group: Group) -> Tensor:
