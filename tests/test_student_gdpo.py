@@ -342,6 +342,22 @@ def test_ablation_measures_once_and_prints_its_table(
     assert (tmp_path / "out" / "table.md").read_text() == table
 
 
+def test_ablation_takes_no_row_of_other_settings(photos: Path, tmp_path: Path) -> None:
+    save_student(student(), tmp_path / "start")
+    command = ["--init", str(tmp_path / "start"), "--data", str(photos), "--out", str(tmp_path / "out"), "--seeds", "0",
+               "--preset", "tiny", "--workers", "0", "--set", "held_out=1"]  # fmt: skip
+
+    def rows() -> int:
+        return len((tmp_path / "out" / "results.jsonl").read_text().splitlines())
+
+    assert ablation.main(command) == 0
+    assert ablation.main(command) == 0
+    assert rows() == 1
+    assert ablation.main([*command, "--set", "metrics=psnr"]) == 0
+    assert ablation.main([*command, "--preset", "pocket"]) == 0
+    assert rows() == 3
+
+
 def test_ablation_takes_differences_photo_by_photo() -> None:
     """Photos that differ far more than the models do, and a gain on each of them."""
     start = {"psnr": [20.0, 30.0, 40.0], "win rate": [0.5, 0.5, 0.5]}

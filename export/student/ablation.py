@@ -3,8 +3,9 @@
     python -m export.student.ablation --init STUDENT --data DIR --out DIR --seeds 3 --steps N \
         --variant gdpo --variant dpo --variant grpo --variant fixed [--critic CRITIC]
 
-A finished run is a row of OUT/results.jsonl, and a row that is there already is not run again, so the same command goes on. Every model
-draws the same noises for the same crops; differences to the start are taken photo by photo.
+A finished run is a row of OUT/results.jsonl, and a row that is there already is not run again, so the same command goes on; another
+start, other photos or settings make rows of their own. Every model draws the same noises for the same crops; differences to the start
+are taken photo by photo.
 """
 
 from __future__ import annotations
@@ -166,11 +167,18 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
     settings = with_settings(KINDS["student-gdpo"].presets[args.preset], args.set)
     held_out, start = _held_out(args, settings), load_student(args.init)[0]
 
+    given = {name: getattr(args, name) for name in ("init", "data", "critic", "perceptual_weights")}
+
     def row(variant: str, seed: int) -> dict[str, Any]:
         """What makes it another experiment."""
-        changes = [] if variant == START else [*VARIANTS[variant], *args.set, f"seed={seed}"]
-        steps = 0 if variant == START else args.steps
-        return {"variant": variant, "init": str(args.init), "steps": steps, "changes": changes}
+        changes = args.set if variant == START else [*VARIANTS[variant], *args.set, f"seed={seed}"]
+        return {
+            "variant": variant,
+            **{name: None if path is None else str(path) for name, path in given.items()},
+            "preset": args.preset,
+            "steps": 0 if variant == START else args.steps,
+            "changes": changes,
+        }
 
     def record(found: dict[str, Any], student: Student, seconds: float) -> None:
         found = found | {"seconds": seconds, "scores": measure(student, start, held_out)}
@@ -178,8 +186,8 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
 
-    done = [{name: old[name] for name in ("variant", "init", "steps", "changes")} for old in rows]
     wanted = [row(START, 0)]
+    done = [{name: old.get(name) for name in wanted[0]} for old in rows]
     if wanted[0] not in done:
         record(wanted[0], start, 0.0)
     for seed in range(args.seeds):
@@ -203,7 +211,7 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
             if not result["finished"]:
                 return None
             record(wanted[-1], load_student(out / "model")[0], result["seconds"])
-    return [old for old in rows if {name: old[name] for name in wanted[0]} in wanted]
+    return [old for old in rows if {name: old.get(name) for name in wanted[0]} in wanted]
 
 
 def _held_out(args: argparse.Namespace, settings: StudentGdpoSettings) -> HeldOut:
