@@ -14,12 +14,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from export.distillation import train
 from export.recipe import PRESETS, DistillConfig
 from export.teacher import PRECISIONS, Teacher, fitted
 from training.budget import Budget
+from training.devices import torch_device
 from training.settings import with_settings
 
 log = logging.getLogger("distill")
@@ -76,21 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(name: str, option: str) -> str:
-    """The device that `name` means here; ValueError where it is missing or no device."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ValueError(f"{option} {name}: no such device; expected auto, cpu, cuda or cuda:N") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"{option} {name}: torch {torch.__version__} finds no CUDA device here; use {option} cpu"
-        )
-    return name
-
-
 def _teacher(args: argparse.Namespace) -> Teacher | None:
     if args.teacher is None:
         return None
@@ -98,7 +82,7 @@ def _teacher(args: argparse.Namespace) -> Teacher | None:
         args.teacher,
         args.teacher_base,
         precision=args.teacher_precision,
-        device=_device(args.teacher_device or args.device, "--teacher-device"),
+        device=torch_device(args.teacher_device or args.device, "--teacher-device"),
     )
 
 
@@ -117,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if (args.cache is None) != (args.cache_items is None):
             raise ValueError("--cache and --cache-items belong together: give both or none")
-        args.device = _device(args.device, "--device")
+        args.device = torch_device(args.device, "--device")
         name = args.preset or ("pocket-teacher" if args.teacher else "pocket")
         config = with_settings(PRESETS[name], args.set)
         budget = Budget(steps=args.steps, minutes=args.minutes)

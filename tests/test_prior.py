@@ -68,6 +68,10 @@ def test_is_frozen_and_names_itself(ncnn_network: Path) -> None:
         ),
         (lambda p: p.write_text(p.read_text().replace("PReLU", "Sigmoid")), "layer Sigmoid is not known"),
         (lambda p: p.write_text("text\n"), "expected an ncnn .param file"),
+        (
+            lambda p: p.write_text(p.read_text().replace("g output", "g out")),
+            "to the blob output, got a, b, c",
+        ),
     ],
 )
 def test_wrong_files_are_named(ncnn_network: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -358,6 +358,15 @@ def test_ablation_takes_no_row_of_other_settings(photos: Path, tmp_path: Path) -
     assert rows() == 3
 
 
+def test_ablation_needs_photos_held_out(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_student(student(), tmp_path / "start")
+    command = ["--init", str(tmp_path / "start"), "--data", str(photos), "--out", str(tmp_path / "out")]
+    assert ablation.main([*command, "--set", "held_out=0"]) == 2
+    assert "got held_out=0" in capsys.readouterr().err
+
+
 def test_ablation_takes_differences_photo_by_photo() -> None:
     """Photos that differ far more than the models do, and a gain on each of them."""
     start = {"psnr": [20.0, 30.0, 40.0], "win rate": [0.5, 0.5, 0.5]}

@@ -105,6 +105,13 @@ def test_pictures_for_something_else_are_refused(
         PictureCache(tmp_path / "none")
 
 
+def test_pictures_of_another_format_are_named(pictures: Path) -> None:
+    about = pictures / "pictures.json"
+    about.write_text(about.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(ValueError, match=r"pictures\.json: expected a teacher's pictures of format 1, got 2"):
+        PictureCache(pictures)
+
+
 def test_damaged_picture_is_named(pictures: Path) -> None:
     (pictures / "000001.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"000001\.safetensors is damaged"):

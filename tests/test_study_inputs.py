@@ -76,3 +76,5 @@ def test_unknown_model_is_named(photos: Path, tmp_path: Path, capsys: pytest.Cap
     args = ["--lr", str(photos), "--out", str(tmp_path / "out")]
     assert sample.main(["--model", str(tmp_path / "none"), *args]) == 2
     assert "is not a student checkpoint" in capsys.readouterr().err
+    assert sample.main(["--model", "bicubic", *args, "--device", "gpu"]) == 2
+    assert "--device gpu: no such device" in capsys.readouterr().err

@@ -216,6 +216,8 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
 
 def _held_out(args: argparse.Namespace, settings: StudentGdpoSettings) -> HeldOut:
     """The photos that the runs leave to validation, and the metrics."""
+    if not settings.held_out:
+        raise ValueError("the ablation compares on photos held out, got held_out=0: --set held_out=8 or more")
     _, paths = split_photos(find_images(args.data), settings.held_out)
     names = [*settings.metrics, *(name for name in REPORTED if name not in settings.metrics)]
     if args.perceptual_weights and "sqf" not in names:

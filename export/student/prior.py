@@ -46,8 +46,8 @@ class Layer:
 class Prior(nn.Module):
     """An ncnn network of convolutions, PReLU, sums, concatenations, nearest resizes and pixel shuffles, frozen.
 
-    (n, 3, h, w) RGB in [0, 1] -> (n, 3, 4h, 4w), float32 in [0, 1]. ValueError where the network has other layers, or its two files
-    do not belong together.
+    (n, 3, h, w) RGB in [0, 1] -> (n, 3, 4h, 4w), float32 in [0, 1]. ValueError where the network has other layers, its picture does not
+    go in as `data` and come out as `output`, or its two files do not belong together.
     """
 
     def __init__(self, param: str | Path) -> None:
@@ -60,6 +60,12 @@ class Prior(nn.Module):
             )
         self.name = path.stem
         self.layers = tuple(read_layers(path))
+        made = {name for layer in self.layers for name in layer.outputs}
+        if not {"data", "output"} <= made:
+            raise ValueError(
+                f"{path}: expected a network from the blob data to the blob output, got {', '.join(sorted(made)[:4])}, ...: "
+                "rename its first and last blob"
+            )
         self.digest = hashlib.sha256(path.read_bytes() + weights.read_bytes()).hexdigest()
         self.parameters_by_layer = nn.ParameterDict()
         reader = _Weights(weights)

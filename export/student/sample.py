@@ -24,6 +24,7 @@ from export.student.prior import PACKAGED, Prior
 from runtime.errors import GdposrError
 from runtime.noise import noise_field
 from training.degradation import from_picture, to_picture
+from training.devices import torch_device
 
 BICUBIC = "bicubic"
 
@@ -69,10 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sample", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
     args = parser.parse_args(argv)
     try:
-        enlarge = enlarger(args.model, args.seed, args.sample, args.device)
+        enlarge = enlarger(args.model, args.seed, args.sample, torch_device(args.device))
         for name, path in sorted(named_photos(args.lr).items()):
             target = args.out / f"{name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from export.student.pictures import PictureParams, make_pictures
 from export.student.prior import Prior
 from training.data import PhotoSet, find_images, split_photos
+from training.devices import torch_device
 from training.settings import with_settings
 
 log = logging.getLogger("train")
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--items", type=int, required=True, help="how many there are to be")
     parser.add_argument("--held-out", type=int, default=16, help="photos that are left to validation")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="size, seed, shares")
     return parser
 
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             args.out,
             args.items,
             params,
-            device=args.device,
+            device=torch_device(args.device),
             on_progress=show,
         )
     except (ValueError, OSError) as error:
