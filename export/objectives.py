@@ -86,29 +86,33 @@ def _strength(x: Tensor) -> Tensor:
     return F.avg_pool2d(x.abs().mean(1, keepdim=True), 17, 4)
 
 
+def periodic_pattern(fine: Tensor, period: int, cells: int) -> Tensor:
+    """Means of a fine part (n, c, h, w), sides multiples of period, over windows of cells x cells periods, phase by phase
+    -> (n, c * period^2, h', w'). Texture averages out, a mesh of this period stays."""
+    return F.avg_pool2d(F.pixel_unshuffle(fine, period), cells, stride=max(1, cells // 2))
+
+
 def grid_loss(samples: Tensor, target: Tensor, period: int = 8, cells: int = 6) -> Tensor:
-    """L1 between the patterns of this period in samples and photo: the high-pass averaged, phase by phase, over windows of
-    cells x cells periods. Texture averages out, a checkerboard of the pixel shuffles does not. Sizes are multiples of period."""
-
-    def pattern(x: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pixel_unshuffle(high_pass(x), period), cells, stride=max(1, cells // 2))
-
-    return (pattern(samples) - pattern(target).repeat(2, 1, 1, 1)).abs().mean()
+    """L1 between the `periodic_pattern` of samples and photo: a checkerboard of the pixel shuffles is one."""
+    pattern, photo = (periodic_pattern(high_pass(x), period, cells) for x in (samples, target))
+    return (pattern - photo.repeat(2, 1, 1, 1)).abs().mean()
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss (Lim & Ye 2017)."""
+    """Hinge loss (Lim & Ye 2017) of the logits of real and of generated patches, of any shape. Scalar."""
     return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
 
 
 def generator_loss(fake: Tensor) -> Tensor:
+    """The generator's side of the hinge loss: minus the mean logit of its pictures."""
     return -fake.mean()
 
 
 class PatchDiscriminator(nn.Module):
-    """Logits for overlapping patches. (n, 3, h, w) in [0, 1], h and w multiples of 8 -> (n, 1, h/8, w/8). Spectrally normalised."""
+    """Logits for overlapping patches of a picture, or of several seen beside each other: `images` times (n, 3, h, w) in [0, 1], h and w
+    multiples of 8 -> (n, 1, h/8, w/8). Spectrally normalised (Miyato et al. 2018)."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, images: int = 1) -> None:
         super().__init__()
 
         def conv(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -116,7 +120,7 @@ class PatchDiscriminator(nn.Module):
 
         self.layers = nn.ModuleList(
             [
-                conv(12, width, 1),
+                conv(12 * images, width, 1),
                 conv(width, 2 * width, 2),
                 conv(2 * width, 2 * width, 1),
                 conv(2 * width, 4 * width, 2),
@@ -125,8 +129,8 @@ class PatchDiscriminator(nn.Module):
         )
         self.logits = spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1))
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(image * 2 - 1, 2)
+    def forward(self, *images: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(torch.cat(images, dim=1) * 2 - 1, 2)
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
         return self.logits(x)

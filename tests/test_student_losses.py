@@ -4,8 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
-from export.student.losses import (  # noqa: E402  (after importorskip)
-    Discriminator,
+from export.objectives import PatchDiscriminator  # noqa: E402  (after importorskip)
+from export.student.losses import (  # noqa: E402
     chroma_loss,
     energy_score,
     fine_part,
@@ -125,5 +125,5 @@ def test_chroma_loss_sees_colour_alone() -> None:
 
 
 def test_discriminator_judges_patches() -> None:
-    judge = Discriminator(8)
+    judge = PatchDiscriminator(8, images=2)
     assert judge(grain(0.1, 2, 0), grain(0.1, 2, 1)).shape == (2, 1, 8, 8)

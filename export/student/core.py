@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.student.losses import Discriminator, discriminator_loss, gradient_loss, low_pass_loss
+from export.objectives import PatchDiscriminator, discriminator_loss, generator_loss
+from export.student.losses import gradient_loss, low_pass_loss
 from export.student.network import Student, StudentConfig, load_student, save_student, widened
 from training.batches import Batch
 from training.perceptual import LAYERS, SqueezeFeatures, squared_feature_distance
@@ -144,7 +145,7 @@ class StudentCore(StudentStage):
         self.settings, self.student, self.features = settings, student, features
         nn.init.zeros_(student.generator.noise.weight)  # no say for the noise until the next stage
         self.adversary_on = False
-        self.discriminator = Discriminator(settings.discriminator_width)
+        self.discriminator = PatchDiscriminator(settings.discriminator_width, images=2)
         self.discriminator.requires_grad_(settings.adversary > 0)
         self.history = history or []
         self._prepare = prepare
@@ -208,7 +209,7 @@ class StudentCore(StudentStage):
             total = total + s.feature * losses["feature"]
         if self.adversary_on and torch.is_grad_enabled():
             self.discriminator.requires_grad_(False)
-            push = -self.discriminator(picture[half], enlarged[half]).float().mean()
+            push = generator_loss(self.discriminator(picture[half], enlarged[half]).float())
             pull = torch.autograd.grad(anchor, picture, retain_graph=True)[0].norm()
             pushed = torch.autograd.grad(push, picture, retain_graph=True)[0].norm()
             total = total + s.adversary * (pull / pushed.clamp_min(1e-12)).detach() * push

@@ -1,11 +1,15 @@
-"""Losses of the student's stages, as pure functions of pictures (n, 3, h, w), RGB in [0, 1], and the adversary's network."""
+"""Losses of the student's stages, as pure functions of pictures (n, 3, h, w), RGB in [0, 1]. All are scalars, but for weights.
+
+What `export.objectives` says of two samples stacked in one batch is said here of pictures one by one.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch import Tensor
+
+from export.objectives import chroma, low_pass, periodic_pattern
 
 
 def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
@@ -22,12 +26,12 @@ def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
 
 def low_pass_loss(image: Tensor, target: Tensor, cell: int = 8) -> Tensor:
     """L1 between means over cells of `cell` pixels: the structure and the colours."""
-    return F.avg_pool2d(image - target, cell).abs().mean()
+    return low_pass(image - target, cell).abs().mean()
 
 
 def fine_part(image: Tensor, cell: int = 4) -> Tensor:
     """What a smooth enlargement of the means over `cell` pixels takes away: detail that an LR picture cannot hold."""
-    coarse = F.interpolate(F.avg_pool2d(image, cell), scale_factor=cell, mode="bicubic", align_corners=False)
+    coarse = F.interpolate(low_pass(image, cell), scale_factor=cell, mode="bicubic", align_corners=False)
     return image - coarse
 
 
@@ -94,51 +98,27 @@ def flat_weight(picture: Tensor, level: float = 2 / 255) -> Tensor:
 
 
 def grid_loss(image: Tensor, target: Tensor, period: int = 8, cells: int = 10) -> Tensor:
-    """L1 between the patterns of this period: fine parts averaged, phase by phase, over windows of cells x cells periods, or over a
-    smaller picture. Texture averages out, a mesh of the noise's cells or of the pixel shuffles does not. Sizes: multiples of period."""
-
+    """L1 between the `periodic_pattern` of fine parts, over at most the whole picture: a mesh of the noise's cells and of the pixel
+    shuffles is one, grain is none. Sizes are multiples of period."""
     cells = min(cells, *(side // period for side in image.shape[-2:]))
-
-    def pattern(x: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pixel_unshuffle(fine_part(x), period), cells, stride=max(1, cells // 2))
-
-    return (pattern(image) - pattern(target)).abs().mean()
+    pattern, wanted = (periodic_pattern(fine_part(x), period, cells) for x in (image, target))
+    return (pattern - wanted).abs().mean()
 
 
 def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
     """L1 between colours without brightness: each channel's distance from the mean of the three."""
-    apart = image - target
-    return (apart - apart.mean(1, keepdim=True)).abs().mean()
+    return chroma(image - target).abs().mean()
 
 
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss (Lim & Ye 2017)."""
-    return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
-
-
-class Discriminator(nn.Module):
-    """Judges patches of a picture beside the input's enlargement: two (n, 3, h, w) in [0, 1], h and w multiples of 8
-    -> logits (n, 1, h/8, w/8). Spectrally normalised (Miyato et al. 2018)."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-
-        def conv(inputs: int, outputs: int, stride: int) -> nn.Module:
-            return spectral_norm(nn.Conv2d(inputs, outputs, 4 if stride == 2 else 3, stride, 1))
-
-        self.layers = nn.ModuleList(
-            [
-                conv(24, width, 1),
-                conv(width, 2 * width, 2),
-                conv(2 * width, 2 * width, 1),
-                conv(2 * width, 4 * width, 2),
-                conv(4 * width, 4 * width, 1),
-            ]
-        )
-        self.logits = spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1))
-
-    def forward(self, image: Tensor, enlarged: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(torch.cat([image, enlarged], dim=1) * 2 - 1, 2)
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
-        return self.logits(x)
+def distances(policy: Tensor, reference: Tensor, variance: Tensor) -> dict[str, Tensor]:
+    """How far the policy's pictures (B, 3, H, W) are from the reference's, in units of the group's variance (B,) or of its root:
+    anchor, structure and colour, means over B."""
+    apart = policy - reference
+    deviation = variance.sqrt()
+    relative = apart / deviation[:, None, None, None]
+    against_green = (apart[:, ::2] - apart[:, 1:2]).mean((2, 3))  # red and blue, (B, 2)
+    return {
+        "anchor": (apart.square().mean((1, 2, 3)) / variance).mean(),
+        "structure": low_pass_loss(relative, torch.zeros_like(relative)),
+        "colour": (against_green.abs().mean(1) / deviation).mean(),
+    }

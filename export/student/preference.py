@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from export.student.core import StudentStage, stages_before
-from export.student.losses import low_pass_loss
+from export.student.losses import distances
 from export.student.network import Student, load_student
 from training.batches import Batch
 from training.preference import (
@@ -288,20 +288,6 @@ def build(
 def relative_change(policy: Tensor, reference: Tensor, group: Group) -> Tensor:
     """Change of the squared error to each candidate, in units of the group's variance: (B, 1 or G, 3, H, W) twice -> (B, G)."""
     return error_change(policy, reference, group.candidates) / group.variance[:, None]
-
-
-def distances(policy: Tensor, reference: Tensor, variance: Tensor) -> dict[str, Tensor]:
-    """How far the policy's pictures (B, 3, H, W) are from the reference's, in units of the group's variance (B,) or of its root:
-    anchor, structure and colour, means over B."""
-    apart = policy - reference
-    deviation = variance.sqrt()
-    relative = apart / deviation[:, None, None, None]
-    chroma = (apart[:, ::2] - apart[:, 1:2]).mean((2, 3))  # red and blue against green, (B, 2)
-    return {
-        "anchor": (apart.square().mean((1, 2, 3)) / variance).mean(),
-        "structure": low_pass_loss(relative, torch.zeros_like(relative)),
-        "colour": (chroma.abs().mean(1) / deviation).mean(),
-    }
 
 
 def _statistics(report: RewardReport) -> Losses:
