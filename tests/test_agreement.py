@@ -229,6 +229,17 @@ def test_an_hr_picture_of_another_size_is_refused(world: Path, capsys: pytest.Ca
     assert "expected an HR picture of 96x96" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("lost", ["kind", "a", "names"])
+def test_a_damaged_key_is_named(world: Path, lost: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = study(world, a_is_clean)
+    key = world / "study.key.json"
+    value = json.loads(key.read_text())
+    del (value if lost in value else value["pairs"][0])[lost]
+    key.write_text(json.dumps(value))
+    assert main(arguments) == 2
+    assert "study.key.json: expected the key of a study, with names" in capsys.readouterr().err
+
+
 def test_votes_of_another_study_are_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = study(world, a_is_clean)
     votes = world / "study.csv"

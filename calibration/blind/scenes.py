@@ -8,7 +8,7 @@ from calibration.pairs import SHOWN, named_photos, read_rgb
 from runtime.errors import ImageError
 
 NO_KIND = "all"
-_OUTPUT = re.compile(r"_x[\d.]+_seed\d+(_s\d+)?$")  # what `gdposr upscale` appends to a photo's name
+UPSCALED = re.compile(r"_x[\d.]+_seed\d+(_s\d+)?$")  # what `gdposr upscale` appends to a photo's name
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _partners(inputs: dict[str, Path], folder: Path, lr_dir: Path) -> dict[str, 
     found: dict[str, Path] = {}
     strangers = []
     for name, path in named_photos(folder).items():
-        own = name if name in inputs else _OUTPUT.sub("", name)
+        own = name if name in inputs else UPSCALED.sub("", name)
         if own not in inputs:
             strangers.append(name)
         elif own in found:

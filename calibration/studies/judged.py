@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.blind.scenes import NO_KIND
+from calibration.blind.scenes import NO_KIND, UPSCALED
 from calibration.blind.score import A, B, choices, majority
 from calibration.blind.study import Study, StudyError, key_digest, read_key
 from calibration.blind.votes import read_votes
@@ -20,7 +19,6 @@ from calibration.pairs import named_photos, read_rgb
 from runtime.errors import ImageError
 
 KEY_SUFFIX = ".key.json"
-OUTPUT = re.compile(r"_x[\d.]+_seed\d+(_s\d+)?$")  # what `gdposr upscale` appends to a photo's name
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def outputs(folder: Path) -> dict[str, Path]:
     pictures = named_photos(folder)
     found = dict(pictures)
     for name, path in pictures.items():
-        own = OUTPUT.sub("", name)
+        own = UPSCALED.sub("", name)
         if own != name and own in found:
             raise ImageError(f"{path} and {found[own]} are both of {own}: keep one of them")
         found[own] = path
@@ -175,16 +173,20 @@ def _open(key_file: Path) -> tuple[list[dict[str, Any]], Study]:
         numbers = [entry["pair"] for entry in entries]
         for entry in entries:
             y, x, size = (entry["crop"][name] for name in ("y", "x", "size"))
-            if min(y, x) < 0 or min(size, entry["scale"]) < 1 or not isinstance(entry["photo"], str):
+            if min(y, x) < 0 or min(size, entry["scale"]) < 1 or entry["a"] not in ("left", "right"):
                 raise ValueError
+            if not (isinstance(entry["photo"], str) and isinstance(entry["kind"], str)):
+                raise ValueError
+        if not {"a", "b"} <= set(value["names"]):
+            raise ValueError
         if numbers != list(range(1, len(entries) + 1)) or not entries:
             raise ValueError
     except OSError as error:
         raise StudyError(f"{key_file}: cannot be read ({error.strerror}): check the path") from None
     except (KeyError, TypeError, ValueError):
         raise StudyError(
-            f"{key_file}: expected the key of a study, with photo, crop and scale of pairs numbered from 1, got something else: "
-            "copy it again"
+            f"{key_file}: expected the key of a study, with names, and kind, photo, crop, scale and side of pairs numbered from 1, "
+            "got something else: copy it again"
         ) from None
     return entries, Study(folder, len(entries), "", key_digest(value))
 
