@@ -71,13 +71,13 @@ def texture_mask(hr: Tensor) -> Tensor:
 def fine_grain(sr: Tensor, hr: Tensor) -> Fine:
     """Grain, mesh and ringing on flat parts: RMS there of luma without its 5x5 mean. White noise of deviation s measures .98 s."""
     sr, hr = _checked(WINDOW, sr, hr)
-    return _fine(_luma(sr), _luma(hr), _deviation(hr) < FLAT_BELOW)
+    return _fine(luma(sr), luma(hr), _deviation(hr) < FLAT_BELOW)
 
 
 def fine_chroma(sr: Tensor, hr: Tensor) -> Fine:
     """Coloured noise and fine ripples on flat parts: as `fine_grain`, RMS over the planes Cb and Cr of BT.601. Gray grain: 0."""
     sr, hr = _checked(WINDOW, sr, hr)
-    return _fine(_chroma(sr), _chroma(hr), _deviation(hr) < FLAT_BELOW)
+    return _fine(chroma(sr), chroma(hr), _deviation(hr) < FLAT_BELOW)
 
 
 def gradient_distance(sr: Tensor, hr: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def gmsd(sr: Tensor, hr: Tensor) -> Tensor:
     """Gradient magnitude similarity deviation (Xue et al. 2014, arXiv 1308.3052), lower is better, 0 is equal -> (n,).
 
     Luma is halved by 2x2 means; the Prewitt gradients' similarity, where they fit, has this standard deviation over the picture."""
-    first, second = (_prewitt(F.avg_pool2d(_luma(image), 2)) for image in _checked(8, sr, hr))
+    first, second = (_prewitt(F.avg_pool2d(luma(image), 2)) for image in _checked(8, sr, hr))
     similarity = (2 * first * second + GMSD_CONSTANT) / (first.square() + second.square() + GMSD_CONSTANT)
     return similarity.flatten(1).std(1, correction=0)
 
@@ -150,38 +150,38 @@ def _checked(least: int, *pictures: Tensor) -> list[Tensor]:
     return [picture.float() for picture in pictures]
 
 
-def _luma(images: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
     """(n, 3, h, w) in [0, 1] -> (n, 1, h, w) in levels."""
     red, green, blue = images.split(1, dim=1)
     return 255 * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)
 
 
-def _chroma(images: Tensor) -> Tensor:
+def chroma(images: Tensor) -> Tensor:
     """(n, 3, h, w) in [0, 1] -> Cb and Cr without their offset, (n, 2, h, w) in levels."""
-    luma = _luma(images)
-    return torch.cat([0.564 * (255 * images[:, 2:] - luma), 0.713 * (255 * images[:, :1] - luma)], dim=1)
+    gray = luma(images)
+    return torch.cat([0.564 * (255 * images[:, 2:] - gray), 0.713 * (255 * images[:, :1] - gray)], dim=1)
 
 
 def _luma_difference(sr: Tensor, hr: Tensor) -> Tensor:
     """(n, 1, h, w) in levels; of the difference, so that nothing is rounded away."""
-    return _luma(sr - hr)
+    return luma(sr - hr)
 
 
-def _mean_around(planes: Tensor, side: int) -> Tensor:
+def mean_around(planes: Tensor, side: int) -> Tensor:
     """Mean over the square of `side` pixels around each place, borders mirrored: (n, c, h, w) -> the same."""
     return F.avg_pool2d(F.pad(planes, (side // 2,) * 4, mode="reflect"), side, 1)
 
 
 def _deviation(hr: Tensor) -> Tensor:
     """Standard deviation of luma in the window around each place, (n, 1, h, w) in levels."""
-    luma = _luma(hr)
+    gray = luma(hr)
     # a variance is a small difference of large squares: without the picture's mean float32 keeps .1 level
-    luma = luma - luma.mean((2, 3), keepdim=True)
-    return (_mean_around(luma.square(), WINDOW) - _mean_around(luma, WINDOW).square()).clamp(min=0).sqrt()
+    gray = gray - gray.mean((2, 3), keepdim=True)
+    return (mean_around(gray.square(), WINDOW) - mean_around(gray, WINDOW).square()).clamp(min=0).sqrt()
 
 
 def _fine(sr: Tensor, hr: Tensor, flat: Tensor) -> Fine:
-    value, truth = (_rms(planes - _mean_around(planes, BLUR), flat) for planes in (sr, hr))
+    value, truth = (_rms(planes - mean_around(planes, BLUR), flat) for planes in (sr, hr))
     return Fine(value, truth)
 
 
@@ -191,9 +191,9 @@ def _rms(planes: Tensor, mask: Tensor) -> Tensor:
     return (total / mask.flatten(1).sum(1)).sqrt()
 
 
-def _prewitt(luma: Tensor) -> Tensor:
+def _prewitt(gray: Tensor) -> Tensor:
     """Gradient magnitude, (n, 1, h, w) -> (n, 1, h - 2, w - 2)."""
-    rows = luma[..., :-2, :] + luma[..., 1:-1, :] + luma[..., 2:, :]
-    columns = luma[..., :-2] + luma[..., 1:-1] + luma[..., 2:]
+    rows = gray[..., :-2, :] + gray[..., 1:-1, :] + gray[..., 2:, :]
+    columns = gray[..., :-2] + gray[..., 1:-1] + gray[..., 2:]
     across, down = rows[..., 2:] - rows[..., :-2], columns[..., 2:, :] - columns[..., :-2, :]
     return (across.square() + down.square()).sqrt() / 3
