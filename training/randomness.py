@@ -6,8 +6,10 @@ batch, and a resumed run needs no random state but its step.
 
 from __future__ import annotations
 
+import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -28,3 +30,19 @@ def normal(seed: int, items: Sequence[int], shape: Sequence[int], stream: str) -
 def integers(seed: int, items: Sequence[int], low: int, high: int, stream: str) -> Tensor:
     """One whole number in [low, high) per item, (len(items),) int64 on the CPU."""
     return torch.tensor([int(generator(seed, k, stream).integers(low, high)) for k in items])
+
+
+@contextmanager
+def fixed_random_state(device: torch.device) -> Iterator[None]:
+    """Seed 0 inside, the caller's state afterwards, for code that is not ours: some metrics draw random crops, others reseed everything
+    when they load."""
+    python, legacy_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy_numpy)

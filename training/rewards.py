@@ -7,16 +7,13 @@ float32 under any autocast.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +22,9 @@ from runtime.niqe import niqe
 from training.attributes import check_pictures, detail_share
 from training.critic import load_critic
 from training.eye import smoothness, texture_likeness
+from training.normalisation import normalise, spread_share
 from training.perceptual import SqueezeFeatures
+from training.randomness import fixed_random_state
 
 BUILT_IN = ("psnr", "ssim", "niqe", "sqf", "smooth", "texture", "critic")
 WEIGHTINGS = ("attribute", "fixed")
@@ -33,9 +32,6 @@ LUMA = (65481, 128553, 24966)  # BT.601, limited range, in thousandths of a leve
 PSNR_CAP = 100.0  # dB, reached by equal pictures
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SQF_MIN_SIDE = 35  # pixels; smaller pictures have no fire9 map
-CONSTANT = (
-    1e-6  # a group whose scores differ by less than this part of the largest is constant, as float32 sees it
-)
 
 
 class MetricError(GdposrError, ValueError):
@@ -139,6 +135,10 @@ def group_rewards(
             f"expected a weighting of {' or '.join(WEIGHTINGS)}, at least one metric and a chunk of at least 1, "
             f"got {weighting!r}, {len(metrics)} metrics and {chunk}"
         )
+    least = {metric.name: (min_spread or {}).get(metric.name, 0.0) for metric in metrics}
+    unknown = sorted(set(min_spread or {}) - set(least))
+    if unknown:
+        raise ValueError(f"min_spread names {', '.join(unknown)}, expected some of {', '.join(least)}")
     batch, group = sr.shape[:2]
     flat = sr.detach().flatten(0, 1)  # (B * G, 3, H, W)
     picture = torch.arange(batch * group, device=hr.device) // group
@@ -149,11 +149,6 @@ def group_rewards(
             for some, of in zip(flat.split(chunk), picture.split(chunk), strict=True)
         ]
         scores[metric.name] = torch.cat(parts).view(batch, group)
-
-    least = {metric.name: (min_spread or {}).get(metric.name, 0.0) for metric in metrics}
-    unknown = sorted(set(min_spread or {}) - set(least))
-    if unknown:
-        raise ValueError(f"min_spread names {', '.join(unknown)}, expected some of {', '.join(least)}")
 
     def mean_of(family: str) -> tuple[Tensor, Tensor]:
         """Rewards (B, G) and strengths (B,)."""
@@ -175,41 +170,6 @@ def group_rewards(
     rewards = (1 - detail[:, None]) * smooth + detail[:, None] * texture
     strength = (1 - detail) * smooth_strength + detail * texture_strength
     return RewardReport(rewards, scores, detail, strength)
-
-
-def normalise(scores: Tensor, higher_is_better: bool, min_spread: float = 0.0) -> Tensor:
-    """Min-max within a group: (..., G) -> (..., G) float32, 0 the worst and 1 the best.
-
-    min_spread: difference between best and worst, in the metric's unit, that is worth the whole range. A group that spreads less is
-    drawn together around 0.5 in proportion, so that a difference nobody sees does not count as much as one that shows.
-
-    A constant group is 0.5 everywhere, so that it has no say in the advantage. A score that is not finite is 0; the finite ones
-    of its group are normalised among themselves, and if these are constant they are 0.5, still above it.
-    """
-    if scores.ndim < 1 or scores.shape[-1] == 0:
-        raise ValueError(f"expected scores (..., G) with G of at least 1, got {tuple(scores.shape)}")
-    values = scores.detach().float()
-    finite = torch.isfinite(values)
-    values = torch.where(finite, values, 0.0)
-    values = values / values.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    low = torch.where(finite, values, torch.inf).amin(-1, keepdim=True)
-    high = torch.where(finite, values, -torch.inf).amax(-1, keepdim=True)
-    distance = values - low if higher_is_better else high - values
-    varied = high - low > CONSTANT
-    share = spread_share(scores, min_spread)[..., None]
-    relative = torch.where(varied, distance / (high - low), 0.5)
-    return torch.where(finite, relative if min_spread == 0 else 0.5 + share * (relative - 0.5), 0.0)
-
-
-def spread_share(scores: Tensor, min_spread: float) -> Tensor:
-    """Best minus worst of a group's finite scores in units of min_spread, at most 1: (..., G) -> (...). 1 where min_spread is 0."""
-    values = scores.detach().float()
-    if min_spread == 0:
-        return values.new_ones(values.shape[:-1])
-    finite = torch.isfinite(values)
-    low = torch.where(finite, values, torch.inf).amin(-1)
-    high = torch.where(finite, values, -torch.inf).amax(-1)
-    return ((high - low) / min_spread).clamp(0.0, 1.0)
 
 
 def psnr(sr: Tensor, hr: Tensor) -> Tensor:
@@ -292,7 +252,7 @@ def _from_pyiqa(name: str, device: torch.device) -> Metric:
             f"{', '.join(BUILT_IN)}"
         ) from error
     try:
-        with _own_random_state(device):
+        with fixed_random_state(device):
             network = library.create_metric(name, device=device, as_loss=False)
         mode, lower_is_better = network.metric_mode, network.lower_better
     except Exception as error:  # whatever a third-party model raises while it is found, downloaded and loaded
@@ -307,25 +267,10 @@ def _from_pyiqa(name: str, device: torch.device) -> Metric:
         )
 
     def score(*pictures: Tensor) -> Tensor:
-        with _own_random_state(device):
+        with fixed_random_state(device):
             return network(*(picture.to(device) for picture in pictures))
 
     return Metric(name, mode == "FR", not lower_is_better, score)
-
-
-@contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Seed 0 inside, the caller's state afterwards: some metrics draw random crops, others reseed everything when they load."""
-    python, legacy_numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            random.seed(0)
-            np.random.seed(0)
-            torch.manual_seed(0)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy_numpy)
 
 
 def _niqe(sr: Tensor) -> Tensor:
