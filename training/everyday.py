@@ -98,7 +98,7 @@ def sensor_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def screenshot(hr: Tensor, rng: np.random.Generator) -> Tensor:
-    """A picture as a program shows it, larger or smaller than its file, photographed off the screen by a key and often sent on."""
+    """A screenshot of a picture that is shown larger or smaller than its file is, at times compressed when it is sent on."""
     _, height, width = (side // 4 for side in hr.shape)
     factor = rng.uniform(*SCREEN_RANGE)
     small = to_picture(hr).resize(

@@ -13,8 +13,8 @@ from export.objectives import chroma, low_pass, periodic_pattern
 
 
 def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
-    """L1 between the differences of neighbours, along rows and columns, a pixel and two pixels apart: the contrast of edges, which an
-    L1 of pixels hardly sees."""
+    """L1 between the differences of pixels that are one and two apart, along rows and columns: the contrast of edges, which an L1 of
+    pixels hardly sees."""
     apart = image - target
     terms = [
         (apart[..., step:, :] - apart[..., :-step, :]).abs().mean()
@@ -30,7 +30,8 @@ def low_pass_loss(image: Tensor, target: Tensor, cell: int = 8) -> Tensor:
 
 
 def fine_part(image: Tensor, cell: int = 4) -> Tensor:
-    """What a smooth enlargement of the means over `cell` pixels takes away: detail that an LR picture cannot hold."""
+    """Detail that an LR picture cannot hold: (n, 3, h, w), multiples of `cell` a side -> the same, minus the bicubic enlargement of its
+    means over cells of `cell` pixels."""
     coarse = F.interpolate(low_pass(image, cell), scale_factor=cell, mode="bicubic", align_corners=False)
     return image - coarse
 

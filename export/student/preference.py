@@ -122,14 +122,18 @@ class StudentGdpoSettings(RunSettings):
 
 @dataclass(frozen=True)
 class Group:
-    """noise: (B, G, noise channels, h/2, w/2). means, candidates: (B, G, 3, 4h, 4w): means are what the generator drew, candidates
-    what was scored (the same, except for grpo, which explores around them). advantage: (B, G). variance: (B,), of the means."""
+    """Samples of each LR picture, B pictures and G samples, and how they were judged."""
 
     noise: Tensor
+    """(B, G, noise channels, h/2, w/2)"""
     means: Tensor
+    """What the generator drew, (B, G, 3, 4h, 4w) in [0, 1]."""
     candidates: Tensor
+    """What was scored: the means, and for grpo, which explores around them, the means with Gaussian noise."""
     advantage: Tensor
+    """(B, G), zero mean per row."""
     variance: Tensor
+    """Of the means, (B,), see `group_variance`."""
     report: RewardReport
 
 
