@@ -1,6 +1,6 @@
 """How fast the training data comes, and what the vectorised reward weights gain: times of this machine, one thread each.
 
-gdposr train bench --data DIR
+gdposr train bench --data DIR [--device cuda]
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from training.attributes import BINS, PATCH, THRESHOLD, TOP, detail_share, gray_levels, sobel_magnitude
 from training.data import CropParams, PairDataset, PhotoSet, find_images
+from training.device_degradation import degrade_batch
+from training.device_pairs import hr_pairs
+from training.devices import torch_device
+from training.everyday import degrade_everyday
 
 
 def seconds_per_pair(photos: PhotoSet, crop: int, mild_share: float, pairs: int) -> float:
@@ -26,6 +30,30 @@ def seconds_per_pair(photos: PhotoSet, crop: int, mild_share: float, pairs: int)
     for k in range(pairs):
         dataset[k]
     return (time.perf_counter() - began) / pairs
+
+
+def seconds_per_everyday_pair(photos: PhotoSet, crop: int, pairs: int) -> tuple[float, float]:
+    """Mean time in this process of a pair, and of its HR picture alone."""
+    whole = PairDataset(photos, CropParams(crop), reduce=degrade_everyday)
+    large = hr_pairs(photos, CropParams(crop))
+    times = []
+    for dataset in (whole, large):
+        began = time.perf_counter()
+        for k in range(pairs):
+            dataset[k]
+        times.append((time.perf_counter() - began) / pairs)
+    return times[0], times[1]
+
+
+def seconds_per_degradation(photos: PhotoSet, crop: int, device: str, batch: int, batches: int = 5) -> float:
+    """Mean time of a picture that a device degrades together with others, from the drawing of its parameters to the end."""
+    pairs = hr_pairs(photos, CropParams(crop))
+    hr = torch.stack([pairs[k][1] for k in range(batch)]).to(device)
+    degrade_batch(hr, 0, range(batch))  # to warm up
+    began = time.perf_counter()
+    for k in range(1, batches + 1):
+        degrade_batch(hr, 0, range(k * batch, (k + 1) * batch)).cpu()
+    return (time.perf_counter() - began) / (batches * batch)
 
 
 def detail_share_by_loop(hr: Tensor) -> Tensor:
@@ -57,13 +85,20 @@ def seconds(function: Callable[[], object], repeats: int = 5) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table; exit code 0, or 2 when there are no photos."""
     parser = argparse.ArgumentParser(
-        prog="gdposr train bench", description="Time the parts of training that run on the CPU."
+        prog="gdposr train bench", description="Time the parts of training that prepare pictures and rewards."
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of photos")
     parser.add_argument("--pairs", type=int, default=200, help="pairs to make for each row")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="that degrades in batches: auto (a GPU where there is one), cpu, cuda",
+    )
+    parser.add_argument("--batch", type=int, default=64, help="pictures that the device degrades at once")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:
+        device = torch_device(args.device)
         began = time.perf_counter()
         photos = PhotoSet(find_images(args.data))
         decoding = time.perf_counter() - began
@@ -79,6 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(
                 f"pair of {crop} HR pixels, {name} degradation: {1e3 * each:.1f} ms, {1 / each:.0f} a second"
             )
+    crop = 160
+    whole, large = seconds_per_everyday_pair(photos, crop, args.pairs)
+    degraded = seconds_per_degradation(photos, crop, device, args.batch)
+    print(f"pair of {crop} HR pixels, everyday degradation: {1e3 * whole:.1f} ms, {1 / whole:.0f} a second")
+    print(f"its HR picture alone: {1e3 * large:.1f} ms, {1 / large:.0f} a second ({whole / large:.1f} times)")
+    print(
+        f"its degradation on {device}, {args.batch} together: {1e3 * degraded:.2f} ms, {1 / degraded:.0f} a second "
+        f"({(whole - large) / degraded:.1f} times the CPU's, one by one)"
+    )
     size = 51 * PATCH
     hr = torch.rand(4, 3, size, size)
     fast, slow = seconds(lambda: detail_share(hr)), seconds(lambda: detail_share_by_loop(hr), 1)
