@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
 from export.objectives import PatchDiscriminator  # noqa: E402  (after importorskip)
+from export.objectives import low_pass  # noqa: E402
 from export.student.losses import (  # noqa: E402
     chroma_loss,
     energy_score,
@@ -14,6 +15,7 @@ from export.student.losses import (  # noqa: E402
     grid_loss,
     low_pass_loss,
     texture_weight,
+    with_colours_of,
 )
 
 
@@ -114,6 +116,17 @@ def test_gradient_loss_sees_softness_and_no_offset() -> None:
     soft = torch.nn.functional.avg_pool2d(edge, 3, 1, 1, count_include_pad=False)
     assert gradient_loss(soft, edge) > 0.01
     assert gradient_loss(edge * 1.0 + 0.1, edge) < 1e-6
+
+
+def test_with_colours_of_takes_a_tint_away_and_leaves_the_detail() -> None:
+    torch.manual_seed(0)
+    picture = 0.3 + 0.4 * torch.rand(2, 3, 64, 64)
+    lr = low_pass(picture, 4)
+    torch.testing.assert_close(with_colours_of(picture, lr), picture)
+    tint = torch.tensor([0.02, -0.03, 0.01])[:, None, None]
+    torch.testing.assert_close(with_colours_of(picture + tint, lr), picture)
+    shade = torch.linspace(-0.02, 0.02, 64)  # a slow change of brightness goes too
+    assert (with_colours_of(picture + shade, lr) - picture).abs().mean() < 0.2 * shade.abs().mean()
 
 
 def test_chroma_loss_sees_colour_alone() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from export.objectives import PatchDiscriminator, discriminator_loss, generator_loss
-from export.student.losses import gradient_loss, low_pass_loss
+from export.student.losses import gradient_loss, low_pass_loss, with_colours_of
 from export.student.network import Student, StudentConfig, load_student, save_student, widened
 from training.batches import Batch
 from training.perceptual import LAYERS, SqueezeFeatures, squared_feature_distance
@@ -34,6 +34,8 @@ class CoreSettings(RunSettings):
     warmup_steps: int = 100
     clip: float = 0.5
     ema: float = 0.999
+    colour_cell: int = 8
+    """The target takes the colours of the input, as means over cells of so many LR pixels; 0: it keeps its own."""
     pixel: float = 1.0
     """L1 to the target."""
     gradient: float = 1.0
@@ -53,6 +55,10 @@ class CoreSettings(RunSettings):
         super().__post_init__()
         if self.crop % 16:
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
+        if self.colour_cell < 0 or (self.colour_cell and self.crop % (4 * self.colour_cell)):
+            raise ValueError(
+                f"colour_cell must be 0, or such that crop={self.crop} is a multiple of four of them, got {self.colour_cell}"
+            )
         for name in ("pixel", "gradient", "feature", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -180,7 +186,7 @@ class StudentCore(StudentStage):
         return ("student",)
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
-        target = batch.hr if batch.target is None else batch.target
+        target = self._target(batch)
         if phase == "adversary":
             real = self.discriminator(target[len(target) // 2 :], carry["enlarged"])
             fake = self.discriminator(carry["picture"], carry["enlarged"])
@@ -193,6 +199,12 @@ class StudentCore(StudentStage):
         losses = self._losses(picture, target, enlarged)
         seen = slice(len(picture) // 2, None)  # by the discriminator, the half that it did not judge just now
         return losses, {"picture": picture[seen].detach().clamp(0, 1), "enlarged": enlarged[seen].detach()}
+
+    def _target(self, batch: Batch) -> Tensor:
+        if batch.target is None:
+            return batch.hr
+        cell = self.settings.colour_cell
+        return with_colours_of(batch.target, batch.lr, cell) if cell else batch.target
 
     def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor) -> Losses:
         s = self.settings

@@ -29,6 +29,18 @@ def low_pass_loss(image: Tensor, target: Tensor, cell: int = 8) -> Tensor:
     return low_pass(image - target, cell).abs().mean()
 
 
+def with_colours_of(picture: Tensor, lr: Tensor, cell: int = 8) -> Tensor:
+    """The picture with the colours of its LR picture, as means over cells of `cell` LR pixels: what remains is the picture's detail.
+
+    picture: (n, 3, h, w); lr: (n, 3, h/4, w/4) of multiples of cell a side. realesr-general-x4v3 moves such means by 2.5 of 255, and whole
+    pictures by up to 8: nothing that a student ought to copy."""
+    scale = picture.shape[-1] // lr.shape[-1]
+    missing = F.avg_pool2d(lr - low_pass(picture, scale), cell)
+    return (
+        picture + F.interpolate(missing, size=picture.shape[-2:], mode="bicubic", align_corners=False)
+    ).clamp(0, 1)
+
+
 def fine_part(image: Tensor, cell: int = 4) -> Tensor:
     """Detail that an LR picture cannot hold: (n, 3, h, w), multiples of `cell` a side -> the same, minus the bicubic enlargement of its
     means over cells of `cell` pixels."""
