@@ -4,10 +4,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
-from export.objectives import PatchDiscriminator  # noqa: E402  (after importorskip)
-from export.objectives import low_pass  # noqa: E402
+from export.objectives import PatchDiscriminator, low_pass  # noqa: E402  (after importorskip)
 from export.student.losses import (  # noqa: E402
     chroma_loss,
+    cosine_bands,
     energy_score,
     fine_part,
     flat_weight,
@@ -16,6 +16,7 @@ from export.student.losses import (  # noqa: E402
     low_pass_loss,
     texture_weight,
     with_colours_of,
+    without_grain,
 )
 
 
@@ -44,6 +45,34 @@ def test_energy_score_sees_what_grain_looks_like() -> None:
 
     white = energy_score(torch.stack([grain(0.1, 16, 1), grain(0.1, 16, 2)]), truth)
     assert white < energy_score(torch.stack([soft(1), soft(2)]), truth)
+
+
+def test_energy_score_prefers_grain_to_a_weave_of_the_same_strength() -> None:
+    """Seen on a run scored in Haar's octaves: a diagonal pattern of five pixels, as strong as the truth's grain."""
+    truth = grain(0.05, 16, 0)
+    wave = torch.sin(2 * torch.pi / 5 * (torch.arange(64) + torch.arange(64)[:, None])) * 0.05 * 2**0.5
+
+    def woven(seed: int) -> torch.Tensor:
+        sign = torch.randn(16, 1, 1, 1, generator=torch.Generator().manual_seed(seed)).sign()
+        return 0.5 + sign * wave.expand(16, 3, 64, 64)
+
+    likely = energy_score(torch.stack([grain(0.05, 16, 1), grain(0.05, 16, 2)]), truth)
+    assert likely < 0.8 * energy_score(torch.stack([woven(1), woven(2)]), truth)
+
+
+def test_cosine_bands_of_white_noise_are_as_strong_as_it() -> None:
+    strength = cosine_bands(grain(0.1, 16, 0)[:, :1]).square().mean((0, 2, 3)).sqrt()
+    assert strength.shape == (63,)
+    torch.testing.assert_close(strength, torch.full_like(strength, 0.1), atol=0.01, rtol=0)
+    flat = cosine_bands(torch.full((1, 1, 16, 16), 0.7))
+    torch.testing.assert_close(flat, torch.zeros_like(flat), atol=1e-6, rtol=0)
+
+
+def test_without_grain_keeps_texture_and_takes_the_cores_flats() -> None:
+    photo, core = torch.cat([grain(0.1, 1, 0), grain(0.002, 1, 1)], dim=3), torch.full((1, 3, 64, 128), 0.4)
+    truth = without_grain(photo, core)
+    assert (truth - photo)[..., :40].abs().max() < 0.02
+    assert (truth - core)[..., 88:].abs().max() < 0.02
 
 
 def test_flat_places_count_more() -> None:

@@ -5,6 +5,9 @@ What `export.objectives` says of two samples stacked in one batch is said here o
 
 from __future__ import annotations
 
+import math
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,8 +35,8 @@ def low_pass_loss(image: Tensor, target: Tensor, cell: int = 8) -> Tensor:
 def with_colours_of(picture: Tensor, lr: Tensor, cell: int = 8) -> Tensor:
     """The picture with the colours of its LR picture, as means over cells of `cell` LR pixels: what remains is the picture's detail.
 
-    picture: (n, 3, h, w); lr: (n, 3, h/4, w/4) of multiples of cell a side. realesr-general-x4v3 moves such means by 2.5 of 255, and whole
-    pictures by up to 8: nothing that a student ought to copy."""
+    picture: (n, 3, h, w); lr: (n, 3, h/4, w/4) of multiples of cell a side. realesr-general-x4v3 moves such means by 2.5 of 255, and
+    whole pictures by up to 8: nothing that a student ought to copy."""
     scale = picture.shape[-1] // lr.shape[-1]
     missing = F.avg_pool2d(lr - low_pass(picture, scale), cell)
     return (
@@ -48,49 +51,66 @@ def fine_part(image: Tensor, cell: int = 4) -> Tensor:
     return image - coarse
 
 
-def bands(image: Tensor) -> list[Tensor]:
-    """Undecimated Haar details of three scales, along rows, columns and both: (..., 3, h, w) -> nine of (..., 3, h, w), circular at the
-    border. Divided so that white noise of one deviation has that deviation in each band of the finest scale."""
-    found, smooth = [], image
-    for step in (1, 2, 4):
-        down, right = smooth.roll(step, -2), smooth.roll(step, -1)
-        both = down.roll(step, -1)
-        found += [
-            (smooth + down - right - both) / 2,
-            (smooth - down + right - both) / 2,
-            (smooth - down - right + both) / 2,
-        ]
-        smooth = (smooth + down + right + both) / 4
-    return found
+def cosine_bands(image: Tensor, side: int = 8, stride: int = 3) -> Tensor:
+    """Local cosine transform: orthonormal DCT-II of squares of `side` pixels at every `stride`-th place, without the mean.
+
+    (n, 1, h, w) -> (n, side^2 - 1, h', w'), the squares that fit. Of white noise each band has the noise's deviation. An odd stride
+    visits every phase of a mesh of 2, 4 or 8 pixels."""
+    return F.conv2d(image, _cosines(side).to(image), stride=stride)
+
+
+@cache
+def _cosines(side: int) -> Tensor:
+    """(side^2 - 1, 1, side, side)"""
+    places = torch.arange(side, dtype=torch.float64)
+    waves = torch.cos(math.pi / side * (places + 0.5) * places[:, None]) * (2 / side) ** 0.5
+    waves[0] /= 2**0.5
+    return torch.einsum("ai,bj->abij", waves, waves).reshape(side * side, 1, side, side)[1:].float()
 
 
 def energy_score(samples: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Energy score of the fine parts, band by band and place by place (Gneiting & Raftery 2007, Eq. 21): mean |x_i - y| - 1/2 mean
-    |x_i - x_j|.
+    """Energy score of the brightness of the fine parts, band by band and place by place (Gneiting & Raftery 2007, Eq. 21):
+    mean |x_i - y| - 1/2 mean |x_i - x_j|.
 
     samples: (m, n, 3, h, w), m >= 2 samples of each picture; truth: (n, 3, h, w), multiples of 4 a side; weight: (n, 1, h, w), how much
-    a place counts, None for all alike. x and y are coefficients of `bands`, vectors of RGB. Proper: its expectation is smallest where
-    the coefficients are distributed as the truth's are given the input, so it pays neither to agree nor to add grain. Taken over whole
-    patches as vectors, the score hardly sees what a pattern looks like, only how strong it is; nine bands see its scale and direction.
-    Scalar."""
+    a place counts, None for all alike. x and y are coefficients of `cosine_bands`. Proper: its expectation is smallest where
+    the coefficients are distributed as the truth's are given the input, so it pays neither to agree nor to add grain. What a pattern
+    looks like is as fine as the bands are: over whole patches as vectors the score sees only strength, over Haar's octaves a weave of
+    four to five pixels passes. Scalar."""
     m = len(samples)
     if m < 2 or samples.shape[1:] != truth.shape:
         raise ValueError(
             f"expected two or more samples (m, n, 3, h, w) of truth {tuple(truth.shape)}, got {tuple(samples.shape)}"
         )
-    drawn = bands(fine_part(samples.flatten(0, 1)).unflatten(0, (m, -1)))
-    scores = []
-    for x, y in zip(drawn, bands(fine_part(truth)), strict=True):
-        near = torch.stack([_norm(x[i] - y, weight) for i in range(m)]).mean()
-        apart = torch.stack([_norm(x[i] - x[j], weight) for i in range(m) for j in range(i)]).mean()
-        scores.append(near - apart / 2)
-    return torch.stack(scores).mean()
+    y = cosine_bands(_fine_brightness(truth))
+    x = cosine_bands(_fine_brightness(samples.flatten(0, 1))).unflatten(0, (m, -1))
+    counts = None if weight is None else _window(weight)
+    near = torch.stack([_distance(x[i] - y, counts) for i in range(m)]).mean()
+    apart = torch.stack([_distance(x[i] - x[j], counts) for i in range(m) for j in range(i)]).mean()
+    return near - apart / 2
 
 
-def _norm(x: Tensor, weight: Tensor | None) -> Tensor:
-    """Weighted mean over places of the root mean square over RGB: (n, 3, h, w) -> scalar."""
-    length = (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
+def _window(weight: Tensor, side: int = 8, stride: int = 3) -> Tensor:
+    """Means over the squares of `cosine_bands`: (n, 1, h, w) -> (n, 1, h', w')."""
+    return F.avg_pool2d(weight, side, stride)
+
+
+def _fine_brightness(image: Tensor) -> Tensor:
+    return fine_part(image).mean(1, keepdim=True)
+
+
+def _distance(apart: Tensor, weight: Tensor | None) -> Tensor:
+    """Weighted mean of |apart|, with a gradient of zero at zero: (n, bands, h, w), (n, 1, h, w) -> scalar."""
+    length = (apart.square() + 1e-8).sqrt()
     return length.mean() if weight is None else (length * weight).mean()
+
+
+def without_grain(photo: Tensor, core: Tensor, level: float = 3 / 255) -> Tensor:
+    """The photo where it has texture, the core's picture where it is flat and has only a camera's grain: (n, 3, h, w) twice -> same.
+
+    level: mean |fine part| over 17x17 pixels at which it is half of each."""
+    strength = _strength(photo).square()
+    return core + strength / (strength + level**2) * (photo - core)
 
 
 def texture_weight(picture: Tensor, edge: float = 0.15) -> Tensor:
@@ -106,8 +126,12 @@ def texture_weight(picture: Tensor, edge: float = 0.15) -> Tensor:
 def flat_weight(picture: Tensor, level: float = 2 / 255) -> Tensor:
     """More where a picture is flat: level / (mean |fine part| over 17x17 pixels + level), (n, 3, h, w) -> (n, 1, h, w) in (0, 1]. A
     level of grain is seen there, and would else count as little as a level amid texture."""
-    strength = F.avg_pool2d(fine_part(picture).abs().mean(1, keepdim=True), 17, 1, 8, count_include_pad=False)
-    return level / (strength + level)
+    return level / (_strength(picture) + level)
+
+
+def _strength(picture: Tensor) -> Tensor:
+    """Mean |fine part| over 17x17 pixels, (n, 3, h, w) -> (n, 1, h, w)."""
+    return F.avg_pool2d(fine_part(picture).abs().mean(1, keepdim=True), 17, 1, 8, count_include_pad=False)
 
 
 def grid_loss(image: Tensor, target: Tensor, period: int = 8, cells: int = 10) -> Tensor:
