@@ -26,7 +26,7 @@ from export.source import Source, load_source, student_source  # noqa: E402
 from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 
-SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
+SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8, noise_gate=True)
 FLOAT16, FLOAT32 = 65552, 65568  # ArrayFeatureType's element types
 SIZE = {"height": 16, "width": 24}
 FILES = ["Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin", "Manifest.json"]

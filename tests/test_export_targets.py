@@ -30,7 +30,7 @@ from training.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: 
 from training.saving import save_merged  # noqa: E402
 from training.schedule import NoiseSchedule  # noqa: E402
 
-SMALL = StudentConfig(width=16, encoder_blocks=1, generator_blocks=1, detail=16)
+SMALL = StudentConfig(width=16, encoder_blocks=1, generator_blocks=1, detail=16, noise_gate=True)
 
 
 @pytest.fixture(scope="module")

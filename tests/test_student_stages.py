@@ -201,6 +201,17 @@ def test_core_learns_the_teacher_and_no_noise(pictures: Path) -> None:
     )
 
 
+def test_crispness_moves_the_target_away_from_the_enlargement(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    enlarged = torch.full_like(batch.hr, 0.5)
+    own, crisp, soft = (
+        core(adversary=0.0, colour_cell=0, crispness=c)._target(batch, enlarged) for c in (1.0, 1.5, 0.5)
+    )
+    torch.testing.assert_close(own, batch.target)
+    torch.testing.assert_close(soft - enlarged, (own - enlarged) / 2)
+    torch.testing.assert_close(crisp, (enlarged + 1.5 * (own - enlarged)).clamp(0, 1))
+
+
 def test_adversary_joins_late_pulls_by_its_share_and_learns_to_tell(pictures: Path, weights: Path) -> None:
     stage = StudentCore(
         a_student(),
@@ -272,6 +283,28 @@ def test_noise_of_other_channels_begins_anew_and_the_core_stays() -> None:
     assert stage.student.generator.noise.weight.any()
 
 
+def test_a_closed_gate_silences_the_noise() -> None:
+    generator = noise_stage().student.generator
+    torch.manual_seed(0)
+    features, base = torch.randn(1, SHAPE.width, 8, 8), torch.rand(1, 48, 16, 16)
+    one, two = (torch.randn(1, 16, 8, 8) for _ in range(2))
+    assert not torch.equal(generator(features, base, one), generator(features, base, two))
+    with torch.no_grad():
+        generator.gate.bias.fill_(-1.0)
+    torch.testing.assert_close(generator(features, base, one), generator(features, base, two))
+
+
+def test_noise_on_flat_parts_costs_its_mean_square(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    flat = Batch(batch.items, batch.lr, torch.full_like(batch.hr, 0.5), batch.prompts, batch.names)
+    stage = noise_stage()
+    losses, _ = stage("noise", flat, {})
+    assert losses["flat"] > 0
+    rough = torch.rand(batch.hr.shape, generator=torch.Generator().manual_seed(0))
+    busy = Batch(batch.items, batch.lr, rough, batch.prompts, batch.names)
+    assert stage("noise", busy, {})[0]["flat"] == 0
+
+
 def test_noise_begins_with_samples_that_differ_a_little() -> None:
     stage = noise_stage()
     lr = torch.rand(1, 3, 16, 16)
@@ -285,6 +318,8 @@ def test_noise_begins_with_samples_that_differ_a_little() -> None:
     [
         (lambda: CoreSettings(crop=72), "multiple of 16"),
         (lambda: CoreSettings(feature=-1.0), "feature must be at least 0"),
+        (lambda: CoreSettings(crispness=0.0), "crispness must be above 0"),
+        (lambda: CoreSettings(colour_cell=7), "colour_cell must be 0, or such that"),
         (lambda: CoreSettings(adversary_from=2.0), "from 0 to 1"),
         (lambda: CoreSettings(feature_layers=(1.0,)), "feature_layers must be 5"),
         (lambda: NoiseSettings(samples=1), "at least 2"),
@@ -375,7 +410,7 @@ def test_core_then_noise_by_command_leave_students_with_their_history(
     assert gdposr(["train", "student-noise", "--preset", "tiny", "--init", str(core_run / "model"), "--data", str(photos),
                    "--out", str(noise_run), "--workers", "0", "--steps", "2"]) == 0  # fmt: skip
     student, provenance = load_student(noise_run / "model")
-    assert student.config == replace(SHAPE, noise_channels=16)
+    assert student.config == replace(SHAPE, noise_channels=16, noise_gate=True)
     assert provenance["stage"] == "student-noise"
     assert [part["stage"] for part in provenance["history"]] == ["student-core"]
     assert load_student(core_run / "snapshots" / "0000002")[1]["steps"] == 2

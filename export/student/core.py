@@ -36,6 +36,9 @@ class CoreSettings(RunSettings):
     ema: float = 0.999
     colour_cell: int = 8
     """The target takes the colours of the input, as means over cells of so many LR pixels; 0: it keeps its own."""
+    crispness: float = 1.3
+    """The target's distance from the bicubic enlargement times this. A small network learns something like the median of what the prior
+    might draw, which is softer than any of it."""
     pixel: float = 1.0
     """L1 to the target."""
     gradient: float = 1.0
@@ -59,6 +62,8 @@ class CoreSettings(RunSettings):
             raise ValueError(
                 f"colour_cell must be 0, or such that crop={self.crop} is a multiple of four of them, got {self.colour_cell}"
             )
+        if not self.crispness > 0:
+            raise ValueError(f"crispness must be above 0, got {self.crispness}")
         for name in ("pixel", "gradient", "feature", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -87,9 +92,10 @@ def deepened(student: Student, config: StudentConfig) -> Student:
 
 
 def with_noise(student: Student, channels: int) -> Student:
-    """The same core with noise of so many channels, which has no say yet."""
-    fresh = Student(replace(student.config, noise_channels=channels))
-    state = fresh.state_dict() | student.state_dict()
+    """The same core with noise of so many channels and an open gate for it, which has no say yet."""
+    fresh = Student(replace(student.config, noise_channels=channels, noise_gate=True))
+    core = {name: value for name, value in student.state_dict().items() if ".gate." not in name}
+    state = fresh.state_dict() | core
     state["generator.noise.weight"] = torch.zeros_like(fresh.generator.noise.weight)
     fresh.load_state_dict(state)
     return fresh
@@ -186,9 +192,8 @@ class StudentCore(StudentStage):
         return ("student",)
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
-        target = self._target(batch)
         if phase == "adversary":
-            real = self.discriminator(target[len(target) // 2 :], carry["enlarged"])
+            real = self.discriminator(carry["target"], carry["enlarged"])
             fake = self.discriminator(carry["picture"], carry["enlarged"])
             return {"loss": discriminator_loss(real.float(), fake.float())}, {}
         features, base = self.student.encode(batch.lr)
@@ -196,15 +201,18 @@ class StudentCore(StudentStage):
         scale = self.student.config.scale
         picture = torch.pixel_shuffle((base + residual).float(), scale)
         enlarged = torch.pixel_shuffle(base.float(), scale)
+        target = self._target(batch, enlarged)
         losses = self._losses(picture, target, enlarged)
         seen = slice(len(picture) // 2, None)  # by the discriminator, the half that it did not judge just now
-        return losses, {"picture": picture[seen].detach().clamp(0, 1), "enlarged": enlarged[seen].detach()}
+        shown = {"picture": picture.detach().clamp(0, 1), "target": target, "enlarged": enlarged.detach()}
+        return losses, {name: value[seen] for name, value in shown.items()}
 
-    def _target(self, batch: Batch) -> Tensor:
+    def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
         if batch.target is None:
             return batch.hr
         cell = self.settings.colour_cell
-        return with_colours_of(batch.target, batch.lr, cell) if cell else batch.target
+        target = with_colours_of(batch.target, batch.lr, cell) if cell else batch.target
+        return torch.lerp(enlarged.detach(), target, self.settings.crispness).clamp(0, 1)
 
     def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor) -> Losses:
         s = self.settings

@@ -35,16 +35,21 @@ class StudentConfig:
     noise_channels: int = 4
     fold: int = 2
     scale: int = 4
+    noise_gate: bool = False  # whether the picture says, by a factor, how much of the noise enters where
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not isinstance(value, int) or value < 1:
+            if name == "noise_gate":
+                if not isinstance(value, bool):
+                    raise ValueError(f"student noise_gate must be true or false, got {value!r}")
+            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"student {name} must be a positive whole number, got {value!r}")
 
     @property
     def receptive_radius(self) -> int:
         """Radius of the receptive field of an output pixel, in LR pixels."""
         cells = 1 + 2 * self.encoder_blocks + 2 * self.generator_blocks + 1  # stem, blocks, expansion
+        cells += self.noise_gate
         return (
             self.fold * cells + 1 + (self.fold - 1)
         )  # the last convolution; an LR pixel's place inside its cell
@@ -130,12 +135,13 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """features (n, width, h/2, w/2), base (n, 48, h, w), noise (n, 4, h/2, w/2) -> sr (n, 3, 4h, 4w) in [0, 1]."""
+    """features (n, width, h/2, w/2), base (n, 48, h, w), noise (n, noise_channels, h/2, w/2) -> sr (n, 3, 4h, 4w) in [0, 1]."""
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
         self.noise = nn.Conv2d(config.noise_channels, config.width, 3, padding=1)
+        self.gate = nn.Conv2d(config.width, config.width, 3, padding=1) if config.noise_gate else None
         self.blocks = nn.Sequential(*(Block(config.width, 0.25) for _ in range(config.generator_blocks)))
         self.expand = nn.Conv2d(config.width, config.detail * config.fold**2, 3, padding=1)
         self.last = nn.Conv2d(config.detail, 3 * config.scale**2, 3, padding=1)
@@ -143,10 +149,17 @@ class Generator(nn.Module):
             self.last.weight.mul_(0.1)
             assert self.last.bias is not None
             self.last.bias.zero_()
+            if self.gate is not None:  # open everywhere
+                assert self.gate.bias is not None
+                self.gate.weight.zero_()
+                self.gate.bias.fill_(1.0)
 
     def residual(self, features: Tensor, noise: Tensor) -> Tensor:
         """What is added to the base, (n, 48, h, w)."""
-        x = self.blocks(features + self.noise(noise))
+        told = self.noise(noise)
+        if self.gate is not None:  # a sum alone hardly silences the noise where the picture is flat
+            told = told * F.relu(self.gate(features))
+        x = self.blocks(features + told)
         detail = F.pixel_shuffle(self.expand(x), self.config.fold)
         return self.last(
             F.leaky_relu(detail, 0.1)

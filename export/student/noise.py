@@ -3,7 +3,8 @@
 The core cannot regress texture, since many textures fit one input. Two samples of each input are scored by the energy score of their
 fine parts against the photo's own, where the core has no strong edge; edges, structure and colour stay the core's. The score is
 smallest where the samples are distributed as the truth is, so the noise neither dies out nor grows beyond it. Where the photo is flat
-the truth is the core, and counts more: a camera's grain is nothing to imitate, and grain on a sky is worse than a meadow without it.
+the truth is the core's: a camera's grain is nothing to imitate, and grain on a sky is worse than a meadow without it. A gate, which
+the features open, lets the noise in: added to the features alone it cannot be silenced again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from export.student.losses import (
 )
 from export.student.network import Generator, Student
 from training.batches import Batch
+from training.metrics.detail import flat_mask
 from training.randomness import normal
 from training.stage import Carry, Losses, RunSettings
 
@@ -57,6 +59,9 @@ class NoiseSettings(RunSettings):
     """L1 of 8x8 means to the core's."""
     chroma: float = 0.5
     """L1 of colours to the core's."""
+    flat: float = 0.01
+    """Mean square, in levels, of the distance to the core's picture where the photo is flat. RMS is what the eye sees there, and a
+    score of distances hardly minds a few strong ones."""
     grid: float = 5.0
     """L1 of patterns of eight pixels' period to the core's: the noise's cells must not show."""
 
@@ -68,7 +73,7 @@ class NoiseSettings(RunSettings):
             raise ValueError(f"noise_channels must be at least 1, got {self.noise_channels}")
         if self.samples < 2:
             raise ValueError(f"samples must be at least 2, got {self.samples}: the score compares them")
-        for name in ("score", "edges", "structure", "chroma", "grid"):
+        for name in ("score", "edges", "structure", "chroma", "flat", "grid"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
@@ -84,7 +89,7 @@ class StudentNoise(StudentStage):
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        if student.config.noise_channels != settings.noise_channels:
+        if student.config.noise_channels != settings.noise_channels or not student.config.noise_gate:
             student = with_noise(student, settings.noise_channels)
         self.settings, self.student = settings, student
         self.core = Generator(student.config)
@@ -115,7 +120,8 @@ class StudentNoise(StudentStage):
             features, base = self.student.encode(batch.lr)
             core = self.core(features, base, silence(self.student, features)).float()
             weight = texture_weight(core)
-            seen = weight * flat_weight(batch.hr)
+            seen = weight * flat_weight(core)
+            flat = flat_mask(batch.hr.float())
             truth = without_grain(batch.hr, core)
         shape = (s.samples, self.student.config.noise_channels, *features.shape[2:])
         noise = normal(s.seed, batch.items, shape, "noise").to(features).transpose(0, 1).flatten(0, 1)
@@ -132,6 +138,7 @@ class StudentNoise(StudentStage):
             + gradient_loss(on_edges * pictures, on_edges * cores),
             "structure": low_pass_loss(pictures, cores),
             "chroma": chroma_loss(pictures, cores),
+            "flat": 255**2 * (flat.repeat(s.samples, 1, 1, 1) * (pictures - cores).square()).mean(),
             "grid": grid_loss(pictures, cores),
         }
         total = torch.stack([getattr(s, name) * loss for name, loss in losses.items()]).sum()
