@@ -148,7 +148,7 @@ class Teacher:
         return to_bytes(samples)
 
 
-def fitted(student: StudentConfig, teacher: Teacher, given: Sequence[str]) -> dict[str, int]:
+def fitted(student: StudentConfig, teacher: Teacher, given: Sequence[str]) -> dict[str, Any]:
     """The student's settings that must follow the teacher, {name: value}; those that the user has given himself stay out."""
     wanted = {"noise_channels": teacher.noise_channels, "fold": teacher.fold}
     return {
