@@ -154,8 +154,6 @@ def test_with_colours_of_takes_a_tint_away_and_leaves_the_detail() -> None:
     torch.testing.assert_close(with_colours_of(picture, lr), picture)
     tint = torch.tensor([0.02, -0.03, 0.01])[:, None, None]
     torch.testing.assert_close(with_colours_of(picture + tint, lr), picture)
-    shade = torch.linspace(-0.02, 0.02, 64)  # a slow change of brightness goes too
-    assert (with_colours_of(picture + shade, lr) - picture).abs().mean() < 0.2 * shade.abs().mean()
 
 
 def test_chroma_loss_sees_colour_alone() -> None:

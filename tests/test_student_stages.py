@@ -18,6 +18,7 @@ from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 from export.student import cli, teach  # noqa: E402
 from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
+from export.student.losses import with_colours_of  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
 from export.student.pictures import CachedPairs, PictureCache, PictureParams, make_pictures  # noqa: E402
 from export.student.prior import Prior  # noqa: E402
@@ -204,10 +205,8 @@ def test_core_learns_the_teacher_and_no_noise(pictures: Path) -> None:
 def test_crispness_moves_the_target_away_from_the_enlargement(pictures: Path) -> None:
     batch = a_batch(pictures, 2)
     enlarged = torch.full_like(batch.hr, 0.5)
-    own, crisp, soft = (
-        core(adversary=0.0, colour_cell=0, crispness=c)._target(batch, enlarged) for c in (1.0, 1.5, 0.5)
-    )
-    torch.testing.assert_close(own, batch.target)
+    own, crisp, soft = (core(adversary=0.0, crispness=c)._target(batch, enlarged) for c in (1.0, 1.5, 0.5))
+    torch.testing.assert_close(own, with_colours_of(batch.target, batch.lr))
     torch.testing.assert_close(soft - enlarged, (own - enlarged) / 2)
     torch.testing.assert_close(crisp, (enlarged + 1.5 * (own - enlarged)).clamp(0, 1))
 
@@ -319,7 +318,6 @@ def test_noise_begins_with_samples_that_differ_a_little() -> None:
         (lambda: CoreSettings(crop=72), "multiple of 16"),
         (lambda: CoreSettings(feature=-1.0), "feature must be at least 0"),
         (lambda: CoreSettings(crispness=0.0), "crispness must be above 0"),
-        (lambda: CoreSettings(colour_cell=7), "colour_cell must be 0, or such that"),
         (lambda: CoreSettings(adversary_from=2.0), "from 0 to 1"),
         (lambda: CoreSettings(feature_layers=(1.0,)), "feature_layers must be 5"),
         (lambda: NoiseSettings(samples=1), "at least 2"),

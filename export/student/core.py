@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from export.objectives import PatchDiscriminator, discriminator_loss, generator_loss
-from export.student.losses import gradient_loss, low_pass_loss, with_colours_of
+from export.student.losses import chroma_loss, gradient_loss, low_pass_loss, with_colours_of
 from export.student.network import Student, StudentConfig, load_student, save_student, widened
 from training.batches import Batch
 from training.perceptual import LAYERS, SqueezeFeatures, squared_feature_distance
@@ -34,15 +34,15 @@ class CoreSettings(RunSettings):
     warmup_steps: int = 100
     clip: float = 0.5
     ema: float = 0.999
-    colour_cell: int = 8
-    """The target takes the colours of the input, as means over cells of so many LR pixels; 0: it keeps its own."""
-    crispness: float = 1.3
+    crispness: float = 1.15
     """The target's distance from the bicubic enlargement times this. A small network learns something like the median of what the prior
     might draw, which is softer than any of it."""
     pixel: float = 1.0
     """L1 to the target."""
     gradient: float = 1.0
     """L1 of the differences of neighbours to the target's."""
+    chroma: float = 2.0
+    """L1 of colours without brightness to the target's: fringes and blotches, which an L1 of pixels hardly sees beside the edges."""
     feature: float = 0.3
     """Squared distance of SqueezeNet features to the target's, where its weights are given."""
     feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
@@ -58,13 +58,9 @@ class CoreSettings(RunSettings):
         super().__post_init__()
         if self.crop % 16:
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
-        if self.colour_cell < 0 or (self.colour_cell and self.crop % (4 * self.colour_cell)):
-            raise ValueError(
-                f"colour_cell must be 0, or such that crop={self.crop} is a multiple of four of them, got {self.colour_cell}"
-            )
         if not self.crispness > 0:
             raise ValueError(f"crispness must be above 0, got {self.crispness}")
-        for name in ("pixel", "gradient", "feature", "adversary"):
+        for name in ("pixel", "gradient", "chroma", "feature", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.adversary_from <= 1:
@@ -210,15 +206,15 @@ class StudentCore(StudentStage):
     def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
         if batch.target is None:
             return batch.hr
-        cell = self.settings.colour_cell
-        target = with_colours_of(batch.target, batch.lr, cell) if cell else batch.target
+        target = with_colours_of(batch.target, batch.lr)
         return torch.lerp(enlarged.detach(), target, self.settings.crispness).clamp(0, 1)
 
     def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor) -> Losses:
         s = self.settings
         losses = {"pixel": (picture - target).abs().mean(), "gradient": gradient_loss(picture, target)}
-        losses["structure"] = low_pass_loss(picture, target)
-        anchor = s.pixel * (losses["pixel"] + losses["structure"]) + s.gradient * losses["gradient"]
+        losses |= {"structure": low_pass_loss(picture, target), "chroma": chroma_loss(picture, target)}
+        anchor = s.pixel * (losses["pixel"] + losses["structure"])
+        anchor = anchor + s.gradient * losses["gradient"] + s.chroma * losses["chroma"]
         total = anchor
         half = slice(0, (len(picture) + 1) // 2)  # the two networks cost as much as the student
         if self.features is not None and s.feature > 0:

@@ -32,16 +32,12 @@ def low_pass_loss(image: Tensor, target: Tensor, cell: int = 8) -> Tensor:
     return low_pass(image - target, cell).abs().mean()
 
 
-def with_colours_of(picture: Tensor, lr: Tensor, cell: int = 8) -> Tensor:
-    """The picture with the colours of its LR picture, as means over cells of `cell` LR pixels: what remains is the picture's detail.
+def with_colours_of(picture: Tensor, lr: Tensor) -> Tensor:
+    """The picture with the mean colour of its LR picture: (n, 3, h, w), (n, 3, h/4, w/4) -> (n, 3, h, w) in [0, 1].
 
-    picture: (n, 3, h, w); lr: (n, 3, h/4, w/4) of multiples of cell a side. realesr-general-x4v3 moves such means by 2.5 of 255, and
-    whole pictures by up to 8: nothing that a student ought to copy."""
-    scale = picture.shape[-1] // lr.shape[-1]
-    missing = F.avg_pool2d(lr - low_pass(picture, scale), cell)
-    return (
-        picture + F.interpolate(missing, size=picture.shape[-2:], mode="bicubic", align_corners=False)
-    ).clamp(0, 1)
+    realesr-general-x4v3 darkens whole pictures by up to 8 of 255: nothing that a student ought to copy. Means of smaller parts are not
+    to be kept: those of a JPEG's blocks are what it takes away."""
+    return (picture + (lr.mean((2, 3)) - picture.mean((2, 3)))[..., None, None]).clamp(0, 1)
 
 
 def fine_part(image: Tensor, cell: int = 4) -> Tensor:
