@@ -17,8 +17,8 @@ from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
 from export.student import cli, teach  # noqa: E402
 from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started  # noqa: E402
-from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.losses import with_colours_of  # noqa: E402
+from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
 from export.student.pictures import CachedPairs, PictureCache, PictureParams, make_pictures  # noqa: E402
 from export.student.prior import Prior  # noqa: E402
