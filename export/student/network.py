@@ -49,7 +49,6 @@ class StudentConfig:
     def receptive_radius(self) -> int:
         """Radius of the receptive field of an output pixel, in LR pixels."""
         cells = 1 + 2 * self.encoder_blocks + 2 * self.generator_blocks + 1  # stem, blocks, expansion
-        cells += self.noise_gate
         return (
             self.fold * cells + 1 + (self.fold - 1)
         )  # the last convolution; an LR pixel's place inside its cell
@@ -141,7 +140,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         self.noise = nn.Conv2d(config.noise_channels, config.width, 3, padding=1)
-        self.gate = nn.Conv2d(config.width, config.width, 3, padding=1) if config.noise_gate else None
+        self.gate = nn.Conv2d(config.width, config.width, 1) if config.noise_gate else None
         self.blocks = nn.Sequential(*(Block(config.width, 0.25) for _ in range(config.generator_blocks)))
         self.expand = nn.Conv2d(config.width, config.detail * config.fold**2, 3, padding=1)
         self.last = nn.Conv2d(config.detail, 3 * config.scale**2, 3, padding=1)
