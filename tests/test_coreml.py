@@ -170,7 +170,7 @@ def test_pixel_buffers_for_photo_and_result(source: Source, tmp_path: Path) -> N
     assert "features" in features(generator.description.input)
     assert encoder.description.metadata.userDefined["gdposr.floor_db"] == "50"  # 8 bits keep no more
     scales = [o.type for spec in (encoder, generator) for o in operations(spec) if o.type == "mul"]
-    assert len(scales) == 2  # by 1/255 and by 255
+    assert len(scales) == 3  # by 1/255, by 255 and by the gate
 
 
 def test_one_package_can_list_sizes_from_ios18_on(source: Source, tmp_path: Path) -> None:

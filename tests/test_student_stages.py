@@ -286,7 +286,7 @@ def test_a_closed_gate_silences_the_noise() -> None:
     generator = noise_stage().student.generator
     torch.manual_seed(0)
     features, base = torch.randn(1, SHAPE.width, 8, 8), torch.rand(1, 48, 16, 16)
-    one, two = (torch.randn(1, 16, 8, 8) for _ in range(2))
+    one, two = (torch.randn(1, 4, 8, 8) for _ in range(2))
     assert not torch.equal(generator(features, base, one), generator(features, base, two))
     with torch.no_grad():
         generator.gate.bias.fill_(-1.0)
@@ -408,7 +408,7 @@ def test_core_then_noise_by_command_leave_students_with_their_history(
     assert gdposr(["train", "student-noise", "--preset", "tiny", "--init", str(core_run / "model"), "--data", str(photos),
                    "--out", str(noise_run), "--workers", "0", "--steps", "2"]) == 0  # fmt: skip
     student, provenance = load_student(noise_run / "model")
-    assert student.config == replace(SHAPE, noise_channels=16, noise_gate=True)
+    assert student.config == replace(SHAPE, noise_gate=True)
     assert provenance["stage"] == "student-noise"
     assert [part["stage"] for part in provenance["history"]] == ["student-core"]
     assert load_student(core_run / "snapshots" / "0000002")[1]["steps"] == 2

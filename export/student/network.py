@@ -1,4 +1,4 @@
-"""The student that ships: a plain convolutional generator at half the LR resolution, in two graphs.
+"""The student that ships: a plain convolutional generator at the LR resolution or half of it, in two graphs.
 
 `Encoder` runs once per photo and `Generator` once per sample. Pixel (un)shuffle, convolutions and (leaky) ReLU only, so that every
 phone accelerator runs it; all of the noise enters as an explicit input. The output is the bicubic upscale plus a learned residual.
@@ -108,7 +108,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """image (n, 3, h, w) in [0, 1], h and w even -> features (n, width, h/2, w/2), base (n, 3 * 16, h, w): the bicubic upscale
+    """image (n, 3, h, w) in [0, 1], multiples of fold -> features (n, width, h/fold, w/fold), base (n, 48, h, w): the bicubic upscale
     before its pixel shuffle."""
 
     bicubic: Tensor
@@ -125,8 +125,9 @@ class Encoder(nn.Module):
         return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), self.bicubic)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the generator sees of the picture, (n, width, h/2, w/2)."""
-        return self.blocks(self.stem(F.pixel_unshuffle(image - 0.5, self.config.fold)))
+        """What the generator sees of the picture, (n, width, h/fold, w/fold)."""
+        fold, centred = self.config.fold, image - 0.5
+        return self.blocks(self.stem(F.pixel_unshuffle(centred, fold) if fold > 1 else centred))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         base = self.base(image)
@@ -134,7 +135,8 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """features (n, width, h/2, w/2), base (n, 48, h, w), noise (n, noise_channels, h/2, w/2) -> sr (n, 3, 4h, 4w) in [0, 1]."""
+    """features (n, width, h/fold, w/fold), base (n, 48, h, w), noise (n, noise_channels, h/fold, w/fold) -> sr (n, 3, 4h, 4w)
+    in [0, 1]."""
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
@@ -159,7 +161,9 @@ class Generator(nn.Module):
         if self.gate is not None:  # a sum alone hardly silences the noise where the picture is flat
             told = told * F.relu(self.gate(features))
         x = self.blocks(features + told)
-        detail = F.pixel_shuffle(self.expand(x), self.config.fold)
+        detail, fold = self.expand(x), self.config.fold
+        if fold > 1:
+            detail = F.pixel_shuffle(detail, fold)
         return self.last(
             F.leaky_relu(detail, 0.1)
         )  # leaky: no path leads around it, and dead units would end the residual
@@ -169,7 +173,7 @@ class Generator(nn.Module):
 
 
 class Student(nn.Module):
-    """Encoder and generator. Calling it gives one sample: (n, 3, h, w), (n, 4, h/2, w/2) -> (n, 3, 4h, 4w)."""
+    """Encoder and generator. Calling it gives one sample: (n, 3, h, w), (n, noise_channels, h/fold, w/fold) -> (n, 3, 4h, 4w)."""
 
     def __init__(self, config: StudentConfig | None = None) -> None:
         super().__init__()

@@ -46,9 +46,9 @@ class NoiseSettings(RunSettings):
     final_lr: float = 2e-6
     clip: float = 0.5
     ema: float = 0.999
-    noise_channels: int = 16
-    """Of the noise, for each cell of 8x8 pixels. With 4, textures are made of few shapes, which repeat from cell to cell. Where the
-    student has others, its noise begins anew."""
+    noise_channels: int = 4
+    """Of the noise, for each cell of the student's: 4 for its LR pixels, 16 where two by two of them make a cell. With 4 for such a cell
+    textures are made of few shapes, which repeat. Where the student has others, its noise begins anew."""
     samples: int = 2
     """Drawn of each input."""
     score: float = 5.0
