@@ -21,10 +21,9 @@ from training.batches import Batch
 from training.perceptual import LAYERS, SqueezeFeatures, squared_feature_distance
 from training.stage import Carry, Losses, RunSettings, Stage
 
-
 SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
-"""At LR resolution: as much work as 96 channels at half of it, a quarter of the weights, and learnt several times as fast, since what is
-learnt at one pixel of a cell serves its neighbours."""
+"""At LR resolution: as much work as 96 channels at half of it, a quarter of the weights, and learnt several times as fast, since what
+is learnt at one pixel of a cell serves its neighbours."""
 
 
 @dataclass(frozen=True)

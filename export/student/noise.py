@@ -47,7 +47,7 @@ class NoiseSettings(RunSettings):
     clip: float = 0.5
     ema: float = 0.999
     noise_channels: int = 4
-    """Of the noise, for each cell of the student's: 4 for its LR pixels, 16 where two by two of them make a cell. With 4 for such a cell
+    """Of the noise, for each cell of the student: 4 for an LR pixel, 16 where two by two of them make a cell. With 4 for such a cell
     textures are made of few shapes, which repeat. Where the student has others, its noise begins anew."""
     samples: int = 2
     """Drawn of each input."""
