@@ -22,8 +22,8 @@ from training.perceptual import LAYERS, SqueezeFeatures, squared_feature_distanc
 from training.stage import Carry, Losses, RunSettings, Stage
 
 SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
-"""At LR resolution: as much work as 96 channels at half of it, a quarter of the weights, and learnt several times as fast, since what
-is learnt at one pixel of a cell serves its neighbours."""
+"""At LR resolution: as much work as 96 channels at half of it, a quarter of the weights, and learnt in less than half the steps, since
+what is learnt at one pixel of a cell serves its neighbours (training/EXPERIMENTS.md, "The shape was the brake")."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def stages_before(provenance: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def silence(student: Student, features: Tensor) -> Tensor:
-    """Noise of zeros for features (n, c, h/2, w/2)."""
+    """Noise of zeros for features (n, width, h/fold, w/fold): (n, noise channels, h/fold, w/fold)."""
     return features.new_zeros(len(features), student.config.noise_channels, *features.shape[2:])
 
 
@@ -208,6 +208,8 @@ class StudentCore(StudentStage):
         return losses, {name: value[seen] for name, value in shown.items()}
 
     def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
+        """What the picture is to be, (n, 3, 4h, 4w) in [0, 1]: the prior's in the input's mean colour, made crisper; without a prior
+        the photo."""
         if batch.target is None:
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)

@@ -47,17 +47,20 @@ def fine_part(image: Tensor, cell: int = 4) -> Tensor:
     return image - coarse
 
 
-def cosine_bands(image: Tensor, side: int = 8, stride: int = 3) -> Tensor:
-    """Local cosine transform: orthonormal DCT-II of squares of `side` pixels at every `stride`-th place, without the mean.
+WINDOW = 8  # pixels a side of the squares of the local cosine transform
+STRIDE = 3  # pixels between them; odd, so that every phase of a mesh of 2, 4 or 8 pixels is visited
 
-    (n, 1, h, w) -> (n, side^2 - 1, h', w'), the squares that fit. Of white noise each band has the noise's deviation. An odd stride
-    visits every phase of a mesh of 2, 4 or 8 pixels."""
-    return F.conv2d(image, _cosines(side).to(image), stride=stride)
+
+def cosine_bands(image: Tensor) -> Tensor:
+    """Local cosine transform: orthonormal DCT-II of squares of 8x8 pixels at every third place, without the mean.
+
+    (n, 1, h, w) -> (n, 63, h', w'), the squares that fit. Of white noise each band has the noise's deviation."""
+    return F.conv2d(image, _cosines(WINDOW).to(image), stride=STRIDE)
 
 
 @cache
 def _cosines(side: int) -> Tensor:
-    """(side^2 - 1, 1, side, side)"""
+    """Filters of the transform but for the mean, (side^2 - 1, 1, side, side)."""
     places = torch.arange(side, dtype=torch.float64)
     waves = torch.cos(math.pi / side * (places + 0.5) * places[:, None]) * (2 / side) ** 0.5
     waves[0] /= 2**0.5
@@ -80,18 +83,14 @@ def energy_score(samples: Tensor, truth: Tensor, weight: Tensor | None = None) -
         )
     y = cosine_bands(_fine_brightness(truth))
     x = cosine_bands(_fine_brightness(samples.flatten(0, 1))).unflatten(0, (m, -1))
-    counts = None if weight is None else _window(weight)
+    counts = None if weight is None else F.avg_pool2d(weight, WINDOW, STRIDE)
     near = torch.stack([_distance(x[i] - y, counts) for i in range(m)]).mean()
     apart = torch.stack([_distance(x[i] - x[j], counts) for i in range(m) for j in range(i)]).mean()
     return near - apart / 2
 
 
-def _window(weight: Tensor, side: int = 8, stride: int = 3) -> Tensor:
-    """Means over the squares of `cosine_bands`: (n, 1, h, w) -> (n, 1, h', w')."""
-    return F.avg_pool2d(weight, side, stride)
-
-
 def _fine_brightness(image: Tensor) -> Tensor:
+    """Mean over RGB of the fine part, (n, 3, h, w) -> (n, 1, h, w)."""
     return fine_part(image).mean(1, keepdim=True)
 
 

@@ -1,7 +1,8 @@
 """The student that ships: a plain convolutional generator at the LR resolution or half of it, in two graphs.
 
-`Encoder` runs once per photo and `Generator` once per sample. Pixel (un)shuffle, convolutions and (leaky) ReLU only, so that every
-phone accelerator runs it; all of the noise enters as an explicit input. The output is the bicubic upscale plus a learned residual.
+`Encoder` runs once per photo and `Generator` once per sample. Pixel (un)shuffle, convolutions, (leaky) ReLU, sums and at most one
+product, so that every phone accelerator runs it; all of the noise enters as an explicit input. The output is the bicubic upscale plus
+a learned residual.
 """
 
 from __future__ import annotations
@@ -157,10 +158,10 @@ class Generator(nn.Module):
 
     def residual(self, features: Tensor, noise: Tensor) -> Tensor:
         """What is added to the base, (n, 48, h, w)."""
-        told = self.noise(noise)
+        entering = self.noise(noise)
         if self.gate is not None:  # a sum alone hardly silences the noise where the picture is flat
-            told = told * F.relu(self.gate(features))
-        x = self.blocks(features + told)
+            entering = entering * F.relu(self.gate(features))
+        x = self.blocks(features + entering)
         detail, fold = self.expand(x), self.config.fold
         if fold > 1:
             detail = F.pixel_shuffle(detail, fold)

@@ -125,7 +125,7 @@ class Group:
     """Samples of each LR picture, B pictures and G samples, and how they were judged."""
 
     noise: Tensor
-    """(B, G, noise channels, h/2, w/2)"""
+    """(B, G, noise channels, h/fold, w/fold)"""
     means: Tensor
     """What the generator drew, (B, G, 3, 4h, 4w) in [0, 1]."""
     candidates: Tensor
@@ -195,7 +195,7 @@ class StudentGdpo(StudentStage):
         }, {}
 
     def noise(self, features: Tensor, batch: Batch, stream: str, *leading: int) -> Tensor:
-        """(B, *leading, noise channels, h/2, w/2) for features (B, width, h/2, w/2)."""
+        """(B, *leading, noise channels, h/fold, w/fold) for features (B, width, h/fold, w/fold)."""
         shape = (*leading, self.student.config.noise_channels, *features.shape[2:])
         return normal(self.settings.seed, batch.items, shape, stream).to(features)
 
