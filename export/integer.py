@@ -127,9 +127,13 @@ def _share_quantizer(graph: onnx.GraphProto, name: str) -> None:
 
 def _open_chain(graph: onnx.GraphProto, node: NodeProto) -> list[str]:
     """A convolution's output and what mere moves make of it, where no quantizer takes the result; else nothing. A rectifier before a
-    quantizer is part of it for ONNX Runtime."""
+    quantizer is part of it for ONNX Runtime, so where one alone takes the output, its own output stands for it."""
     outputs = {value.name for value in graph.output}
-    name, chain = node.output[0], [node.output[0]]
+    name = node.output[0]
+    takers = [other for other in graph.node if name in other.input]
+    if name not in outputs and [taker.op_type for taker in takers] == ["Relu"]:
+        name = takers[0].output[0]
+    chain = [name]
     while True:
         takers = [other for other in graph.node if name in other.input]
         if name in outputs or not takers:
