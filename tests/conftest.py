@@ -201,3 +201,15 @@ def ncnn_network(tmp_path: Path) -> Path:
     param.write_text(NCNN_NETWORK)
     param.with_suffix(".bin").write_bytes(blob)
     return param
+
+
+@pytest.fixture
+def pictures(ncnn_network: Path, photos: Path, tmp_path: Path) -> Path:
+    """A cache of four of a small network's pictures."""
+    from export.student.pictures import PictureParams, make_pictures
+    from export.student.prior import Prior
+    from training.data import PhotoSet, find_images
+
+    folder = tmp_path / "pictures"
+    make_pictures(PhotoSet(find_images(photos)), Prior.load(ncnn_network), folder, 4, PictureParams(size=96))
+    return folder
