@@ -35,22 +35,22 @@ class CriticSettings(RunSettings):
     """Channels of the first layer; 32 make 175,617 parameters."""
     penalty: float = 0.003
     """Of the square of the logits."""
-    spoilt_photos: float = 0.5
-    """Part of the spoilt pictures that are the photo itself with a flaw; the others are the student's."""
+    grain: float = 0.5
+    """Part of the spoilt photos whose flaw is grain: what a critic that knows blurred reconstructions takes for detail."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         CriticConfig(self.width)
         if not self.penalty >= 0:
             raise ValueError(f"penalty must be at least 0, got {self.penalty}")
-        if not 0 <= self.spoilt_photos <= 1:
-            raise ValueError(f"spoilt_photos must be from 0 to 1, got {self.spoilt_photos}")
+        if not 0 <= self.grain <= 1:
+            raise ValueError(f"grain must be from 0 to 1, got {self.grain}")
         if self.crop % 16:
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
 
 
 class CriticStage(Stage):
-    """One phase, "critic". Each photo stands against two reconstructions: a plain one and one with a flaw."""
+    """One phase, "critic". Each photo stands against a reconstruction, a reconstruction with a flaw, and itself with a flaw."""
 
     def __init__(self, student: Student, settings: CriticSettings) -> None:
         super().__init__()
@@ -66,29 +66,30 @@ class CriticStage(Stage):
         return {"critic": (list(self.critic.parameters()), self.settings.lr)}
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
-        plain, spoilt = self.reconstructions(batch)
-        real, first, second = self.critic(torch.cat([batch.hr, plain, spoilt])).float().chunk(3)
+        versions = self.versions(batch)
+        real, *others = (
+            self.critic(torch.cat([batch.hr, *versions.values()])).float().chunk(1 + len(versions))
+        )
         penalty = self.settings.penalty
-        losses = {
-            "loss": (paired_loss(real, first, penalty) + paired_loss(real, second, penalty)) / 2,
-            "plain_wins": _wins(real, first),
-            "spoilt_wins": _wins(real, second),
-        }
+        losses = {f"{name}_wins": _wins(real, other) for name, other in zip(versions, others, strict=True)}
+        losses["loss"] = torch.stack([paired_loss(real, other, penalty) for other in others]).mean()
         return losses, {}
 
     @torch.no_grad()
-    def reconstructions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Two of each photo, (B, 3, H, W): by the student, a plain enlargement or, where there is one, a prior; and one with a flaw."""
+    def versions(self, batch: Batch) -> dict[str, Tensor]:
+        """What each photo stands against, (B, 3, H, W): `plain`, by the student, a plain enlargement or, where there is one, a prior;
+        `spoilt`, the student's with a flaw; `photo`, itself with a flaw."""
         drawn = self.draw(batch.lr, batch.items, "sample").float()
         enlarged = bicubic(batch.lr)
-        plain, spoilt = [], []
+        found: dict[str, list[Tensor]] = {"plain": [], "spoilt": [], "photo": []}
         for k, item in enumerate(batch.items):
             rng = generator(self.settings.seed, item, "critic")
             kinds = [drawn[k], drawn[k], enlarged[k]] + ([] if batch.target is None else [batch.target[k]])
-            plain.append(kinds[int(rng.integers(len(kinds)))])
-            chosen = batch.hr[k] if rng.random() < self.settings.spoilt_photos else drawn[k]
-            spoilt.append(spoil(chosen, rng))
-        return _rounded(torch.stack(plain)), _rounded(torch.stack(spoilt))
+            found["plain"].append(kinds[int(rng.integers(len(kinds)))])
+            found["spoilt"].append(spoil(drawn[k], rng))
+            flaw = "grain" if rng.random() < self.settings.grain else None
+            found["photo"].append(spoil(batch.hr[k], rng, flaw))
+        return {name: _rounded(torch.stack(pictures)) for name, pictures in found.items()}
 
     def draw(self, lr: Tensor, items: tuple[int, ...] | range, stream: str) -> Tensor:
         """The student's pictures of lr."""
