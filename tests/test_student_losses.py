@@ -10,7 +10,6 @@ from export.student.losses import (  # noqa: E402
     cosine_bands,
     energy_score,
     fine_part,
-    flat_weight,
     gradient_loss,
     grid_loss,
     low_pass_loss,
@@ -73,13 +72,6 @@ def test_without_grain_keeps_texture_and_takes_the_cores_flats() -> None:
     truth = without_grain(photo, core)
     assert (truth - photo)[..., :40].abs().max() < 0.02
     assert (truth - core)[..., 88:].abs().max() < 0.02
-
-
-def test_flat_places_count_more() -> None:
-    picture = torch.cat([torch.full((1, 3, 64, 64), 0.5), grain(0.1, 1, 0)], dim=3)
-    weight = flat_weight(picture)[0, 0]
-    assert weight[:, :40].min() > 0.95
-    assert weight[:, 88:].max() < 0.2
 
 
 def test_grid_loss_sees_a_mesh_and_no_grain() -> None:

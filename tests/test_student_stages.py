@@ -16,7 +16,7 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
 from export.student import cli  # noqa: E402
-from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started  # noqa: E402
+from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started, with_noise  # noqa: E402
 from export.student.losses import with_colours_of  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
@@ -187,6 +187,18 @@ def test_noise_of_other_channels_begins_anew_and_the_core_stays() -> None:
     assert stage.student.generator.noise.weight.any()
 
 
+def test_the_gate_begins_open_at_some_places() -> None:
+    """At which ones differs from channel to channel; features of a core are about as small as these."""
+    first, again = (with_noise(Student(SHAPE), 4, seed=3).generator.gate for _ in range(2))
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first.weight, again.weight)
+    features = 0.1 * torch.randn(1, SHAPE.width, 24, 24, generator=torch.Generator().manual_seed(0))
+    opened = (first(features) > 0).float().mean((2, 3))
+    assert float(opened.min()) > 0.3
+    assert float(opened.max()) < 0.98
+
+
 def test_a_closed_gate_silences_the_noise() -> None:
     generator = noise_stage().student.generator
     torch.manual_seed(0)
@@ -194,6 +206,7 @@ def test_a_closed_gate_silences_the_noise() -> None:
     one, two = (torch.randn(1, 4, 8, 8) for _ in range(2))
     assert not torch.equal(generator(features, base, one), generator(features, base, two))
     with torch.no_grad():
+        generator.gate.weight.zero_()
         generator.gate.bias.fill_(-1.0)
     torch.testing.assert_close(generator(features, base, one), generator(features, base, two))
 

@@ -26,6 +26,11 @@ SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
 what is learnt at one pixel of a cell serves its neighbours (training/EXPERIMENTS.md, "The shape was the brake")."""
 
 
+GATE_START = 10.0
+"""Of the gate's first weights: a core's features deviate by about a tenth, so the gate's values then deviate by one. Weights that begin
+at zero stay so small that the gate says the same everywhere."""
+
+
 @dataclass(frozen=True)
 class CoreSettings(RunSettings):
     """Settings of the core beside those of every run. Weights multiply losses of the order 0.01 to 0.1."""
@@ -91,12 +96,26 @@ def deepened(student: Student, config: StudentConfig) -> Student:
     return deeper
 
 
-def with_noise(student: Student, channels: int) -> Student:
-    """The same core with noise of so many channels and an open gate for it, which has no say yet."""
+def with_noise(student: Student, channels: int, seed: int = 0) -> Student:
+    """The same core with noise of so many channels, which has no say yet, and a gate for it: open at some places, others for each
+    of its channels, as drawn from seed."""
     fresh = Student(replace(student.config, noise_channels=channels, noise_gate=True))
     core = {name: value for name, value in student.state_dict().items() if ".gate." not in name}
     state = fresh.state_dict() | core
     state["generator.noise.weight"] = torch.zeros_like(fresh.generator.noise.weight)
+    # What the core has learnt to add without noise is the features' from now on: a gate is not to take it away.
+    last = (
+        f"encoder.blocks.{student.config.encoder_blocks - 1}.conv2"
+        if student.config.encoder_blocks
+        else "encoder.stem"
+    )
+    state[f"{last}.bias"] = state[f"{last}.bias"] + state["generator.noise.bias"]
+    state["generator.noise.bias"] = torch.zeros_like(state["generator.noise.bias"])
+    spread = GATE_START / student.config.width**0.5
+    state["generator.gate.weight"] = torch.empty_like(state["generator.gate.weight"]).normal_(
+        std=spread, generator=torch.Generator().manual_seed(seed)
+    )
+    state["generator.gate.bias"] = torch.full_like(state["generator.gate.bias"], 0.5)
     fresh.load_state_dict(state)
     return fresh
 

@@ -118,12 +118,6 @@ def texture_weight(picture: Tensor, edge: float = 0.15) -> Tensor:
     return 1 / (1 + (strongest / edge).square())
 
 
-def flat_weight(picture: Tensor, level: float = 2 / 255) -> Tensor:
-    """More where a picture is flat: level / (mean |fine part| over 17x17 pixels + level), (n, 3, h, w) -> (n, 1, h, w) in (0, 1]. A
-    level of grain is seen there, and would else count as little as a level amid texture."""
-    return level / (_strength(picture) + level)
-
-
 def _strength(picture: Tensor) -> Tensor:
     """Mean |fine part| over 17x17 pixels, (n, 3, h, w) -> (n, 1, h, w)."""
     return F.avg_pool2d(fine_part(picture).abs().mean(1, keepdim=True), 17, 1, 8, count_include_pad=False)

@@ -20,7 +20,6 @@ from export.student.core import StudentStage, silence, with_noise
 from export.student.losses import (
     chroma_loss,
     energy_score,
-    flat_weight,
     gradient_loss,
     grid_loss,
     low_pass_loss,
@@ -33,7 +32,9 @@ from training.metrics.detail import flat_mask
 from training.randomness import normal
 from training.stage import Carry, Losses, RunSettings
 
-NOISE_START = 0.5  # of the usual spread of a convolution's first weights; at zero the samples agree and nothing tells them apart
+NOISE_START = 0.1
+"""Of the usual spread of a convolution's first weights: samples some levels apart. At zero nothing tells them apart, and from twenty
+levels the price on flat parts closes the gate for good."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class NoiseSettings(RunSettings):
     """Drawn of each input."""
     score: float = 5.0
     """Energy score of the fine parts."""
-    edges: float = 0.3
+    edges: float = 1.0
     """L1 and L1 of differences to the core's picture where it has edges."""
     structure: float = 2.0
     """L1 of 8x8 means to the core's."""
@@ -90,7 +91,7 @@ class StudentNoise(StudentStage):
     ) -> None:
         super().__init__()
         if student.config.noise_channels != settings.noise_channels or not student.config.noise_gate:
-            student = with_noise(student, settings.noise_channels)
+            student = with_noise(student, settings.noise_channels, settings.seed)
         self.settings, self.student = settings, student
         self.core = Generator(student.config)
         self.core.load_state_dict(student.generator.state_dict())
@@ -120,7 +121,6 @@ class StudentNoise(StudentStage):
             features, base = self.student.encode(batch.lr)
             core = self.core(features, base, silence(self.student, features)).float()
             weight = texture_weight(core)
-            seen = weight * flat_weight(core)
             flat = flat_mask(batch.hr.float())
             truth = without_grain(batch.hr, core)
         shape = (s.samples, self.student.config.noise_channels, *features.shape[2:])
@@ -133,7 +133,7 @@ class StudentNoise(StudentStage):
         cores = core.repeat(s.samples, 1, 1, 1)
         on_edges = (1 - weight).repeat(s.samples, 1, 1, 1)
         losses = {
-            "score": energy_score(samples, truth, seen),
+            "score": energy_score(samples, truth, weight),
             "edges": (on_edges * (pictures - cores).abs()).mean()
             + gradient_loss(on_edges * pictures, on_edges * cores),
             "structure": low_pass_loss(pictures, cores),
