@@ -28,7 +28,7 @@ RUN       = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 DEV       = $(VENV)/.installed-dev
 DEMO      = build/demo
-SOURCES   = $(wildcard runtime/*.py training/*.py calibration/*.py export/*.py gdposr/*.py gdposr/commands/*.py)
+SOURCES   = $(shell find runtime training calibration export gdposr -name "*.py")
 WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help

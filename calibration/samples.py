@@ -25,10 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from runtime.errors import GdposrError
-from runtime.image import atomic_file
+from runtime.image.files import atomic_file
 from runtime.noise import noise_field
-from training.data import CropParams, PhotoSet, find_images, random_crop
-from training.degradation import MILD, PAPER, degrade
+from training.data.degradation import MILD, PAPER, degrade
+from training.data.photos import CropParams, PhotoSet, find_images, random_crop
 
 OPEN_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "grass", "brick", "camera")
 # More of them, which no calibration sees: to measure on where a user gives no pairs.

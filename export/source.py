@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.student.network import CONFIG_FILE, WEIGHTS_FILE, Student, load_student
-from runtime.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
+from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 
 ROLES = ("encoder", "generator")
 IMAGE, FEATURES, BASE, NOISE, SR = "image", "features", "base", "noise", "sr"
 STUDENT = "gdposr student"
-STUDENT_TILE = 256  # LR pixels
 
 
 @dataclass(frozen=True)
@@ -79,55 +77,6 @@ class Source:
             return (image,)
         noise = torch.randn(self.shape(noise_spec, height, width, batch), generator=draw)
         return (*self.encode(image), noise)
-
-
-def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str | None = None) -> Source:
-    """The model at checkpoint: a student's folder, or a one-step model, anything `training.loading.load_model` reads.
-
-    base: where text encoder and scheduler of a one-step model come from if it has none; prompt: what it is told, None: the default.
-    """
-    if any((checkpoint / name).exists() for name in ("model", "model.json", "unet")):
-        from export.merge import load_one_step  # needs diffusers, which a student does not
-
-        return load_one_step(checkpoint, base, prompt)
-    folder = (
-        checkpoint / "student" if (checkpoint / "student").is_dir() else checkpoint
-    )  # of a distillation run
-    if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(
-            f"{checkpoint} is not a student checkpoint ({CONFIG_FILE}, {WEIGHTS_FILE}), and not a one-step model (a training run with "
-            "model/, or a folder with unet/ and vae/)"
-        )
-    if base is not None or prompt is not None:
-        raise ValueError(f"{checkpoint} is a student, which takes no base and no prompt: leave them out")
-    student, training = load_student(folder)
-    return student_source(student, training, file_sha256(folder / WEIGHTS_FILE))
-
-
-def student_source(student: Student, training: Mapping[str, Any], checkpoint_sha256: str) -> Source:
-    """A student with the two graphs it is made of."""
-    c = student.config
-    student = student.cpu().float().eval()
-    image = TensorSpec(IMAGE, 3, 1.0, (0.0, 1.0))
-    features = TensorSpec(FEATURES, c.width, 1.0 / c.fold)
-    base = TensorSpec(BASE, 3 * c.scale**2, 1.0)
-    noise = TensorSpec(NOISE, c.noise_channels, 1.0 / c.fold)
-    sr = TensorSpec(SR, 3, float(c.scale), (0.0, 1.0))
-    context = -(-c.receptive_radius // c.fold) * c.fold
-    return Source(
-        kind=STUDENT,
-        modules={"encoder": student.encoder, "generator": student.generator},
-        specs={
-            "encoder": GraphSpec((image,), (features, base)),
-            "generator": GraphSpec((features, base, noise), (sr,)),
-        },
-        scale=c.scale,
-        size=SizeRule(multiple_of=c.fold, minimum=8 * c.fold, tile=STUDENT_TILE, context=context),
-        noise=NoiseSpec(1, c.noise_channels, c.fold),
-        parameters=student.parameters_total,
-        checkpoint_sha256=checkpoint_sha256,
-        training=training,
-    )
 
 
 def file_sha256(path: Path) -> str:

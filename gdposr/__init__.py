@@ -29,23 +29,23 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
+    from runtime.bundle.reader import Bundle
     from runtime.errors import BundleError, DeviceError, GdposrError, ImageError, OutOfMemory, SettingError
-    from runtime.image import Photo, read_photo, write_photo
-    from runtime.upscaler import Upscaler
+    from runtime.image.files import Photo, read_photo, write_photo
+    from runtime.upscale.upscaler import Upscaler
 
 _HOME = {
-    "Bundle": "runtime.bundle",
+    "Bundle": "runtime.bundle.reader",
     "BundleError": "runtime.errors",
     "DeviceError": "runtime.errors",
     "GdposrError": "runtime.errors",
     "ImageError": "runtime.errors",
     "OutOfMemory": "runtime.errors",
-    "Photo": "runtime.image",
+    "Photo": "runtime.image.files",
     "SettingError": "runtime.errors",
-    "Upscaler": "runtime.upscaler",
-    "read_photo": "runtime.image",
-    "write_photo": "runtime.image",
+    "Upscaler": "runtime.upscale.upscaler",
+    "read_photo": "runtime.image.files",
+    "write_photo": "runtime.image.files",
 }
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gdposr.batch.sheet import contact_sheet, to_rgb8
 from gdposr.cli import main as command
 from gdposr.console import OK, UsageError, say
-from gdposr.sheet import contact_sheet, to_rgb8
 
 SAMPLE_PHOTO = "chelsea"
 CROPS = {
@@ -104,7 +104,7 @@ def load_peer(param: Path | None) -> Peer | None:
     """The other model as a function of pictures, or None."""
     if param is None:
         return None
-    from gdposr.peers import load_peers, on_pictures
+    from gdposr.bench.peers import load_peers, on_pictures
 
     return on_pictures(next(iter(load_peers([], param, threads=2).values())))
 
@@ -131,7 +131,7 @@ def sample_photo() -> tuple[np.ndarray, np.ndarray]:
 def own_photo(path: Path) -> tuple[np.ndarray, None]:
     """The user's photo as it is, (H, W, 3) uint8; only its middle where it is large."""
     from runtime.errors import ImageError
-    from runtime.image import read_photo
+    from runtime.image.files import read_photo
 
     try:
         pixels = to_rgb8(read_photo(path, notify=say).pixels)

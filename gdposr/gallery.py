@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from gdposr.batch.sheet import contact_sheet, to_rgb8
 from gdposr.console import FAILED, OK, USAGE, UsageError, one_line, say
 from gdposr.demo import SCALE, Peer, load_peer, versions
-from gdposr.sheet import contact_sheet, to_rgb8
 from gdposr.subjects import FAILURES, JUDGED, SUBJECTS, VERDICTS, Subject, open_picture
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ def chosen(names: Sequence[str] | None) -> list[Subject]:
 
 def load_metrics(sqf_weights: Path | None) -> dict[str, Metric]:
     """PSNR of Y, and SQF where its weights are given."""
-    from calibration.metrics import psnr_y
+    from calibration.measure.metrics import psnr_y
 
     if sqf_weights is None:
         return {"PSNR": psnr_y}
-    from calibration.sqf import scorer, unavailable
+    from calibration.measure.sqf import scorer, unavailable
 
     reason = unavailable(sqf_weights)
     if reason is not None or not sqf_weights.is_file():
@@ -107,7 +107,7 @@ def write_gallery(
 ) -> None:
     """Pictures first, the page that names them last."""
     from gdposr import Upscaler
-    from runtime.image import atomic_file
+    from runtime.image.files import atomic_file
 
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figures] = {}

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from .errors import BundleError, DeviceError, GdposrError, ImageError, OutOfMemory, SettingError
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
-    from .devices import available_devices
-    from .manifest import Manifest
+    from .backends.devices import available_devices
+    from .bundle.manifest import Manifest
+    from .bundle.reader import Bundle
     from .noise import noise_field
-    from .upscaler import Upscaler
+    from .upscale.upscaler import Upscaler
 
 __all__ = [
     "Bundle",
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bundle": "bundle",
-    "Manifest": "manifest",
-    "Upscaler": "upscaler",
-    "available_devices": "devices",
+    "Bundle": "bundle.reader",
+    "Manifest": "bundle.manifest",
+    "Upscaler": "upscale.upscaler",
+    "available_devices": "backends.devices",
     "noise_field": "noise",
 }
 

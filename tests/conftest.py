@@ -133,7 +133,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from training.perceptual import _FIRES
+    from training.metrics.squeezenet import _FIRES
 
     draw = torch.Generator().manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "squeezenet.safetensors"
@@ -206,9 +206,9 @@ def ncnn_network(tmp_path: Path) -> Path:
 @pytest.fixture
 def pictures(ncnn_network: Path, photos: Path, tmp_path: Path) -> Path:
     """A cache of four of a small network's pictures."""
-    from export.student.pictures import PictureParams, make_pictures
-    from export.student.prior import Prior
-    from training.data import PhotoSet, find_images
+    from export.student.prior.network import Prior
+    from export.student.prior.pictures import PictureParams, make_pictures
+    from training.data.photos import PhotoSet, find_images
 
     folder = tmp_path / "pictures"
     make_pictures(PhotoSet(find_images(photos)), Prior.load(ncnn_network), folder, 4, PictureParams(size=96))

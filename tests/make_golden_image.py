@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from runtime.upscaler import Upscaler
+from runtime.upscale.upscaler import Upscaler
 
 DATA: Final = Path(__file__).parent / "data"
 GOLDEN_SEED: Final = 11

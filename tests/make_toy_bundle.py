@@ -25,10 +25,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from runtime import files
-from runtime.bundle import Bundle
-from runtime.files import MANIFEST_NAME, GraphFile
-from runtime.manifest import (
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle import entries as files
+from runtime.bundle.entries import MANIFEST_NAME, GraphFile
+from runtime.bundle.manifest import (
     FORMAT_VERSION,
     GraphSpec,
     Manifest,
@@ -37,9 +37,9 @@ from runtime.manifest import (
     SizeRule,
     TensorSpec,
 )
+from runtime.bundle.reader import Bundle
 from runtime.noise import noise_field
-from runtime.onnx_backend import OnnxBackend
-from runtime.probe import probe_output
+from runtime.upscale.probe import probe_output
 
 TOY_BUNDLE = Path(__file__).parent / "data" / "toy.gdposr"
 OPSET, IR_VERSION = 17, 8

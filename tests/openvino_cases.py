@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.backend import open_backend, placement_note
-from runtime.bundle import Bundle
+from runtime.backends.base import open_backend, placement_note
+from runtime.backends.onnx import OnnxBackend
+from runtime.backends.openvino import OpenVinoBackend
+from runtime.bundle.entries import Graph
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, DeviceError, SettingError
-from runtime.files import Graph
 from runtime.noise import noise_field
-from runtime.onnx_backend import OnnxBackend
-from runtime.openvino_backend import OpenVinoBackend
-from runtime.probe import run_probe
-from runtime.upscaler import Upscaler
+from runtime.upscale.probe import run_probe
+from runtime.upscale.upscaler import Upscaler
 
 # Not pytest.importorskip: importing openvino here would load its telemetry, which the backend keeps out.
 pytestmark = pytest.mark.skipif(

@@ -9,15 +9,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
-from calibration import ablation  # noqa: E402  (after importorskip)
-from calibration.onestep import restore  # noqa: E402
+from calibration.measure.onestep import restore  # noqa: E402
+from calibration.studies import ablation  # noqa: E402  (after importorskip)
 from runtime.noise import noise_field  # noqa: E402
-from training.loading import load_model  # noqa: E402
-from training.model import OneStepModel  # noqa: E402
-from training.pocket import build_unet, build_vae  # noqa: E402
-from training.presets import PRETRAIN  # noqa: E402
-from training.saving import save_merged  # noqa: E402
-from training.schedule import NoiseSchedule  # noqa: E402
+from training.model.loading import load_model  # noqa: E402
+from training.model.one_step import OneStepModel  # noqa: E402
+from training.model.pocket import build_unet, build_vae  # noqa: E402
+from training.model.saving import save_merged  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
+from training.stages.presets import PRETRAIN  # noqa: E402
 
 
 @pytest.fixture(scope="module")

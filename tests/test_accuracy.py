@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration import perceptual
-from calibration.accuracy import AccuracyReport, ImageScore, Row, evaluate, measure_row
-from calibration.gates import GATE_NAMES, INT8_GATES, Gates, check_gates, default_budgets
-from calibration.methods import Method, Tiled, bicubic, tile_borders
-from calibration.pairs import find_pairs, read_rgb
-from calibration.rows import compared, evenly
+from calibration.measure import pyiqa as perceptual
+from calibration.measure.accuracy import AccuracyReport, ImageScore, Row, evaluate, measure_row
+from calibration.measure.gates import GATE_NAMES, INT8_GATES, Gates, check_gates, default_budgets
+from calibration.measure.intervals import difference, interval
+from calibration.measure.methods import Method, Tiled, bicubic, tile_borders
+from calibration.measure.pairs import find_pairs, read_rgb
+from calibration.measure.rows import compared, evenly
 from calibration.sensitivity import LayerNoise
-from calibration.statistics import difference, interval
+from runtime.bundle.manifest import SizeRule
 from runtime.errors import BundleError, ImageError, SettingError
-from runtime.manifest import SizeRule
 
 Pixels = Callable[..., np.ndarray]
 NAMES = ("a", "b", "c")

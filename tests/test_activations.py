@@ -13,22 +13,17 @@ pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 from test_coreml import op_counts, package_files, weight_bytes  # noqa: E402  (after importorskip)
 
 from calibration.samples import Sample  # noqa: E402
-from export.activations import (  # noqa: E402
-    W8A8,
-    CalibrationError,
-    best_bound,
-    is_quantized,
-    quantize_activations,
-)
-from export.compress import VARIANTS, compress  # noqa: E402
-from export.coreml import convert  # noqa: E402
-from export.coreml_target import write_coreml  # noqa: E402
+from export.coreml.activations import W8A8, CalibrationError, best_bound, is_quantized, quantize_activations  # noqa: E402
+from export.coreml.compress import VARIANTS, compress  # noqa: E402
+from export.coreml.convert import convert  # noqa: E402
+from export.coreml.package import read_spec  # noqa: E402
+from export.coreml.target import write_coreml  # noqa: E402
+from export.load import load_source, student_source  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
 from export.mil.lint import is_compressed, lint  # noqa: E402
 from export.mil.pair import PackagePair  # noqa: E402
 from export.mil.program import Operation, Program, read_package  # noqa: E402
-from export.package import read_spec  # noqa: E402
-from export.source import ROLES, Source, load_source, psnr, student_source  # noqa: E402
+from export.source import ROLES, Source, psnr  # noqa: E402
 from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.archive import MAX_DIRECTORY_BYTES, MAX_ENTRIES, SMALL_BYTES
-from runtime.bundle import Bundle
+from runtime.bundle.archive import MAX_DIRECTORY_BYTES, MAX_ENTRIES, SMALL_BYTES
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError
 
 

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from training.attributes import (  # noqa: E402  (after importorskip)
+from training.metrics.attributes import (  # noqa: E402  (after importorskip)
     BINS,
     PATCH,
     THRESHOLD,

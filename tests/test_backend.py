@@ -10,16 +10,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from runtime import devices
-from runtime.backend import open_backend, placement_note
-from runtime.bundle import Bundle
-from runtime.devices import DEVICE_TABLE, available_devices, usable_processors
+from runtime.backends import devices
+from runtime.backends.base import open_backend, placement_note
+from runtime.backends.devices import DEVICE_TABLE, available_devices, usable_processors
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.entries import Graph
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, DeviceError, SettingError
-from runtime.files import Graph
 from runtime.noise import noise_field
-from runtime.onnx_backend import OnnxBackend
-from runtime.probe import IDENTICAL_DB, psnr_db, read_rgb, run_probe
-from runtime.upscaler import Upscaler
+from runtime.upscale.probe import IDENTICAL_DB, psnr_db, read_rgb, run_probe
+from runtime.upscale.upscaler import Upscaler
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ import pytest
 from cli_helpers import files_in, is_one_line
 from PIL import Image
 
-from gdposr.batch import Batch, Outcome, Task, Wish
-from gdposr.plan import Job
-from gdposr.progress import Meter
-from runtime.strips import Strips
+from gdposr.batch.plan import Job
+from gdposr.batch.progress import Meter
+from gdposr.batch.run import Batch, Outcome, Task, Wish
+from runtime.image.strips import Strips
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -55,7 +55,7 @@ def test_finished_photos_are_skipped(gdposr: Any, make_photo: Any, tmp_path: Pat
 def test_nothing_left_to_do_loads_no_model(
     gdposr: Any, make_photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import runtime.upscaler as upscaler
+    import runtime.upscale.upscaler as upscaler
 
     words = ["upscale", make_photo("a.png"), "-o", tmp_path / "big.png", "--skip-existing"]
     assert gdposr(*words)[0] == 0
@@ -301,7 +301,7 @@ def outcome_of(photo: Path, out: Path, wish: Wish, upscaler: Any) -> Outcome:
 def test_next_photo_is_read_early_only_where_it_is_small(
     make_photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: int, overlap: bool, early: int
 ) -> None:
-    import runtime.image as image
+    import runtime.image.files as image
 
     reads: list[Path] = []
     at_turn: list[int] = []

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from gdposr.bench_report import as_text, markdown, page, picture_table, plot, whole_pictures
-from gdposr.overhead import Overhead, TimedPicture, overhead
-from gdposr.timing import LEAST, LONG, measure, ratio
+from gdposr.bench.overhead import Overhead, TimedPicture, overhead
+from gdposr.bench.report import as_text, markdown, page, picture_table, plot, whole_pictures
+from gdposr.bench.timing import LEAST, LONG, measure, ratio
 
 
 def same(value: float) -> dict[str, float]:
@@ -45,8 +45,8 @@ def result() -> dict[str, Any]:
 
 def test_a_timed_picture_is_the_one_the_user_gets(toy_bundle: Path, make_pixels: Any) -> None:
     """Several tiles in two lanes, so that a backend for these is opened too."""
-    from runtime.bundle import Bundle
-    from runtime.upscaler import Upscaler
+    from runtime.bundle.reader import Bundle
+    from runtime.upscale.upscaler import Upscaler
 
     pixels, bundle = make_pixels(50, 70), Bundle.open(toy_bundle)
     picture = TimedPicture(bundle, "cpu", "int8", 2, pixels)

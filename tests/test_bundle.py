@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.bundle import DEFAULT_BUNDLE, MAX_LEAST_SIDE, Bundle
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.entries import MAX_MANIFEST_BYTES
+from runtime.bundle.reader import DEFAULT_BUNDLE, MAX_LEAST_SIDE, Bundle
 from runtime.errors import BundleError
-from runtime.files import MAX_MANIFEST_BYTES
-from runtime.onnx_backend import OnnxBackend
 
 
 def zipped(folder: Path, target: Path, prefix: str = "", method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -178,7 +178,7 @@ def test_pipe_that_takes_the_place_of_a_checked_file_does_not_block(
     plain = os.stat(toy_copy / "manifest.json")
     (toy_copy / "probe.png").unlink()
     os.mkfifo(toy_copy / "probe.png")
-    monkeypatch.setattr("runtime.files.os.stat", lambda path: plain)
+    monkeypatch.setattr("runtime.bundle.entries.os.stat", lambda path: plain)
     with pytest.raises(BundleError, match="plain file"):
         bundle.read(bundle.manifest.probe.input)
 

@@ -185,7 +185,7 @@ def test_a_photo_is_no_bundle(gdposr: Any, make_photo: Any, tmp_path: Path) -> N
 def test_missing_torch_names_the_extra(
     gdposr: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], extra: str
 ) -> None:
-    import gdposr.commands.stage as stage
+    from gdposr import stage
 
     def no_torch(_: str) -> Any:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")

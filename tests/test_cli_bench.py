@@ -75,7 +75,7 @@ def test_bench_beside_peers(gdposr: Any, toy_bundle: Path, shared_data: Any, nee
 
 def test_ncnn_network_is_the_same_in_onnx(shared_data: Any, need: Any, make_pixels: Any) -> None:
     need("ncnn", "onnx")
-    from gdposr.peers import ncnn_peer, ncnn_to_onnx, onnx_peer
+    from gdposr.bench.peers import ncnn_peer, ncnn_to_onnx, onnx_peer
 
     param = shared_data("peers/RealESRGAN_General_x4_v3.param")
     image = make_pixels(24, 32).transpose(2, 0, 1)[None].astype(np.float32) / 255

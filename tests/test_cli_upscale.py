@@ -75,7 +75,7 @@ def test_samples(gdposr: Any, make_photo: Any, tmp_path: Path) -> None:
 
 
 def test_best_sample_is_the_one_with_the_lowest_score(gdposr: Any, make_photo: Any, tmp_path: Path) -> None:
-    from runtime.score import NAME, score
+    from runtime.image.grain import NAME, score
 
     photo = make_photo("photo.png", 40, 40)
     code, out, _ = gdposr(
@@ -241,7 +241,7 @@ def test_broken_photos_never_stop_the_rest(
 def test_failure_while_computing_leaves_nothing(
     gdposr: Any, make_photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runtime.upscaler import Upscaler
+    from runtime.upscale.upscaler import Upscaler
 
     def fail(*_: object, **__: object) -> Any:
         raise RuntimeError("the device\nwent away")
@@ -256,7 +256,7 @@ def test_failure_while_computing_leaves_nothing(
 def test_interrupt_is_clean(
     gdposr: Any, make_photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import runtime.image as image
+    import runtime.image.files as image
 
     real, calls = image.read_photo, []
 

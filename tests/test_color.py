@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.color import COLOR_FIXES, adain, color_fix, low_pass, wavelet
 from runtime.errors import ImageError
+from runtime.upscale.color import COLOR_FIXES, adain, color_fix, low_pass, wavelet
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -12,25 +12,17 @@ pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 from test_coreml import op_counts, package_files, weight_bytes  # noqa: E402  (after importorskip)
 
 from calibration.sensitivity import plan, predicted_db  # noqa: E402
-from export import compress as presets  # noqa: E402
-from export.activations import W8A8  # noqa: E402
-from export.compress import (  # noqa: E402
-    BLOCK,
-    FP16,
-    MIXED,
-    VARIANTS,
-    Weight,
-    compress,
-    find_weights,
-    palette,
-)
-from export.coreml import TARGETS, convert  # noqa: E402
+from export.coreml import compress as presets  # noqa: E402
+from export.coreml.activations import W8A8  # noqa: E402
+from export.coreml.compress import BLOCK, FP16, MIXED, VARIANTS, Weight, compress, find_weights, palette  # noqa: E402
+from export.coreml.convert import TARGETS, convert  # noqa: E402
+from export.coreml.mixed import weight_noise  # noqa: E402
+from export.coreml.package import read_spec  # noqa: E402
+from export.load import student_source  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
 from export.mil.program import read_package  # noqa: E402
 from export.mil.tensor import PackageError  # noqa: E402
-from export.mixed import weight_noise  # noqa: E402
-from export.package import read_spec  # noqa: E402
-from export.source import Source, psnr, student_source  # noqa: E402
+from export.source import Source, psnr  # noqa: E402
 from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 

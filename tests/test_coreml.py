@@ -13,16 +13,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 
-from export.coreml import AUTHOR, ConversionError, convert  # noqa: E402  (after importorskip)
+from export.coreml.convert import AUTHOR, ConversionError, convert  # noqa: E402  (after importorskip)
+from export.coreml.package import operations, quiet, read_spec, weights_folder, write_package  # noqa: E402
+from export.load import load_source, student_source  # noqa: E402
 from export.mil.tensor import PackageError  # noqa: E402
-from export.package import (  # noqa: E402
-    operations,
-    quiet,
-    read_spec,
-    weights_folder,
-    write_package,
-)
-from export.source import Source, load_source, student_source  # noqa: E402
+from export.source import Source  # noqa: E402
 from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 

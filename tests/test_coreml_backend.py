@@ -24,20 +24,22 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from gdposr import machine
+from gdposr.bench import machine
 from gdposr.cli import main
-from runtime import compiled, coreml_backend, devices
-from runtime.backend import open_backend, placement_note
-from runtime.bundle import Bundle
-from runtime.coreml_backend import CoreMLBackend
-from runtime.devices import available_devices, choices, offered, resolve
+from runtime.backends import coreml as coreml_backend
+from runtime.backends import coreml_cache as compiled
+from runtime.backends import devices
+from runtime.backends.base import open_backend, placement_note
+from runtime.backends.coreml import CoreMLBackend
+from runtime.backends.devices import available_devices, choices, offered, resolve
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.entries import PACKAGE_FILES
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, DeviceError, SettingError
-from runtime.files import PACKAGE_FILES
 from runtime.noise import noise_field
-from runtime.onnx_backend import OnnxBackend
-from runtime.probe import FILLED_FLOOR_DB, run_probe
-from runtime.tiling import pad_edge, plan_tiles
-from runtime.upscaler import Upscaler
+from runtime.upscale.probe import FILLED_FLOOR_DB, run_probe
+from runtime.upscale.tiling import pad_edge, plan_tiles
+from runtime.upscale.upscaler import Upscaler
 
 TILE = 32
 CONTEXT = 6  # of the toy

@@ -13,14 +13,14 @@ from PIL import Image
 
 pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 
-from calibration.methods import Method
+from calibration.measure.methods import Method
+from gdposr.accuracy.coreml_rows import check_sizes, chosen_variants, fitting_variants, open_methods
 from gdposr.cli import main
 from gdposr.console import UsageError
-from gdposr.coreml_rows import check_sizes, chosen_variants, fitting_variants, open_methods
-from runtime.bundle import DEFAULT_BUNDLE, Bundle
-from runtime.color import color_fix
+from runtime.bundle.reader import DEFAULT_BUNDLE, Bundle
 from runtime.errors import BundleError, ImageError
-from runtime.upscaler import Upscaler
+from runtime.upscale.color import color_fix
+from runtime.upscale.upscaler import Upscaler
 
 Pixels = Callable[..., np.ndarray]
 SEED = 3

@@ -14,15 +14,15 @@ from PIL import Image  # noqa: E402  (after importorskip)
 
 from export.student.critic import CriticSettings, CriticStage, build  # noqa: E402
 from export.student.network import Student, StudentConfig, save_student  # noqa: E402
-from training.batches import batches  # noqa: E402
-from training.budget import Budget  # noqa: E402
-from training.critic import CONFIG_FILE, WEIGHTS_FILE, Critic, CriticConfig, load_critic, save_critic  # noqa: E402
-from training.data import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
-from training.eye import band_energies, smoothness, texture_likeness  # noqa: E402
-from training.flaws import FLAWS, spoil  # noqa: E402
-from training.rewards import MetricError, create_metrics, group_rewards  # noqa: E402
-from training.trainer import Trainer  # noqa: E402
-from training.validation import Validation  # noqa: E402
+from training.data.batches import batches  # noqa: E402
+from training.data.flaws import FLAWS, spoil  # noqa: E402
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
+from training.loop.budget import Budget  # noqa: E402
+from training.loop.trainer import Trainer  # noqa: E402
+from training.loop.validation import Validation  # noqa: E402
+from training.metrics.critic import CONFIG_FILE, WEIGHTS_FILE, Critic, CriticConfig, load_critic, save_critic  # noqa: E402
+from training.metrics.likeness import band_energies, smoothness, texture_likeness  # noqa: E402
+from training.stages.rewards import MetricError, create_metrics, group_rewards  # noqa: E402
 
 TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 SETTINGS = CriticSettings(batch=4, crop=48, width=8, lr=1e-2, warmup_steps=5, held_out=1, ema=0.9, grain=0.8)

@@ -10,15 +10,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from training.data import (  # noqa: E402  (after importorskip)
-    CropParams,
-    PairDataset,
-    PhotoSet,
-    find_images,
-    random_crop,
-    split_photos,
-)
-from training.validation import bicubic  # noqa: E402
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images, random_crop, split_photos  # noqa: E402  (after importorskip)
+from training.loop.validation import bicubic  # noqa: E402
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from training import degradation as D  # noqa: E402  (after importorskip)
-from training import kernels as K  # noqa: E402
+from training.data import degradation as D  # noqa: E402  (after importorskip)
+from training.data import kernels as K  # noqa: E402
 
 
 def picture(height: int = 64, width: int = 96, seed: int = 0) -> "torch.Tensor":

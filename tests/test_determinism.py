@@ -9,9 +9,9 @@ from make_golden_image import GOLDEN_SAMPLE, GOLDEN_SEED, golden_input
 from PIL import Image
 from upscaling import Pixels, assert_same, difference
 
-from runtime.bundle import Bundle
-from runtime.color import COLOR_FIXES
-from runtime.upscaler import Upscaler
+from runtime.bundle.reader import Bundle
+from runtime.upscale.color import COLOR_FIXES
+from runtime.upscale.upscaler import Upscaler
 
 
 @pytest.fixture(scope="module")

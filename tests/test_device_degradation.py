@@ -11,16 +11,16 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 import torch.nn.functional as F  # noqa: E402  (after importorskip)
 
-from training import degradation as D  # noqa: E402
-from training import device_degradation as device  # noqa: E402
-from training.batches import batches  # noqa: E402
-from training.data import CropParams, PairDataset, PhotoSet  # noqa: E402
-from training.device_jpeg import CHROMA_TABLE, LUMA_TABLE, jpeg, tables  # noqa: E402
-from training.device_pairs import DevicePreparation, hr_pairs  # noqa: E402
-from training.device_plan import Chain, Reduced, draw  # noqa: E402
-from training.device_resize import SUPPORT, Stack, resize, weights  # noqa: E402
-from training.everyday import KINDS, degrade_everyday, sensor_noise  # noqa: E402
-from training.graphics import Variety  # noqa: E402
+from training.data import degradation as D  # noqa: E402
+from training.data.batches import batches  # noqa: E402
+from training.data.cards import Variety  # noqa: E402
+from training.data.device import degradation as device  # noqa: E402
+from training.data.device.jpeg import CHROMA_TABLE, LUMA_TABLE, jpeg, tables  # noqa: E402
+from training.data.device.pairs import DevicePreparation, hr_pairs  # noqa: E402
+from training.data.device.plan import Chain, Reduced, draw  # noqa: E402
+from training.data.device.resize import SUPPORT, Stack, resize, weights  # noqa: E402
+from training.data.everyday import KINDS, degrade_everyday, sensor_noise  # noqa: E402
+from training.data.photos import CropParams, PairDataset, PhotoSet  # noqa: E402
 
 
 def photo_like(height: int = 96, width: int = 96, seed: int = 0) -> torch.Tensor:

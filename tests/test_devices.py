@@ -10,14 +10,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from runtime import devices as module
-from runtime.backend import Features, open_backend
-from runtime.bundle import Bundle
-from runtime.devices import DEVICE_TABLE, DEVICES, available_devices, choices, resolve
+from runtime.backends import devices as module
+from runtime.backends.base import Features, open_backend
+from runtime.backends.devices import DEVICE_TABLE, DEVICES, available_devices, choices, resolve
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, DeviceError
-from runtime.onnx_backend import OnnxBackend
-from runtime.probe import run_probe
-from runtime.upscaler import Upscaler
+from runtime.upscale.probe import run_probe
+from runtime.upscale.upscaler import Upscaler
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_device_that_computes_something_else(bundle: Bundle, monkeypatch: pytest
         kind = Wrong if precision == "int8" else OnnxBackend
         return kind(bundle, device, precision, threads)
 
-    monkeypatch.setattr("runtime.upscaler.open_backend", build)
+    monkeypatch.setattr("runtime.upscale.upscaler.open_backend", build)
     with pytest.raises(DeviceError, match=r"cpu int8 does not compute the model rightly.*35\.0 dB"):
         Upscaler(bundle, device="cpu", precision="int8")
     upscaler = Upscaler(bundle, device="cpu")
@@ -200,7 +200,7 @@ def test_device_that_computes_something_else(bundle: Bundle, monkeypatch: pytest
 QUIET = """
 import sys
 import numpy as np
-from runtime.upscaler import Upscaler
+from runtime.upscale.upscaler import Upscaler
 with Upscaler(sys.argv[1], device=sys.argv[2]) as upscaler:
     upscaler.up(np.zeros((8, 8, 3), np.uint8))
 assert ("openvino" in sys.modules) == (sys.argv[2] == "openvino")

@@ -14,14 +14,18 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 from safetensors.torch import load_file, save_file  # noqa: E402  (after importorskip)
 from torch import Tensor  # noqa: E402
 
-from export import distill, distillation, objectives  # noqa: E402
-from export.distiller import Distiller  # noqa: E402
-from export.lessons import Lesson  # noqa: E402
-from export.recipe import PRESETS, DistillConfig  # noqa: E402
+from export.distill import cli as distill  # noqa: E402
+from export.distill import run as distillation  # noqa: E402
+from export.distill.batches import Lesson  # noqa: E402
+from export.distill.recipe import PRESETS, DistillConfig  # noqa: E402
+from export.distill.step import Distiller  # noqa: E402
+from export.student import objectives  # noqa: E402
 from export.student.network import load_student  # noqa: E402
-from training import perceptual, precision, settings  # noqa: E402
-from training.budget import Budget  # noqa: E402
-from training.perceptual import LAYERS, SqueezeFeatures  # noqa: E402
+from training import settings  # noqa: E402
+from training.loop import precision  # noqa: E402
+from training.loop.budget import Budget  # noqa: E402
+from training.metrics import squeezenet as perceptual  # noqa: E402
+from training.metrics.squeezenet import LAYERS, SqueezeFeatures  # noqa: E402
 
 TINY = PRESETS["tiny"]
 

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from training.everyday import KINDS, degrade_everyday, sensor_noise  # noqa: E402  (after importorskip)
+from training.data.everyday import KINDS, degrade_everyday, sensor_noise  # noqa: E402  (after importorskip)
 
 
 def picture() -> torch.Tensor:

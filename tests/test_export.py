@@ -16,13 +16,14 @@ pytest.importorskip(
 
 from export import bundle as writer  # noqa: E402  (after importorskip)
 from export import command as command_line  # noqa: E402
-from export.onnx import OnnxPair  # noqa: E402
-from export.onnx_target import ONNX_FLOOR_DB, STUDENT_PRECISIONS  # noqa: E402
+from export.load import load_source, student_source  # noqa: E402
+from export.onnx.convert import OnnxPair  # noqa: E402
+from export.onnx.target import ONNX_FLOOR_DB, STUDENT_PRECISIONS  # noqa: E402
 from export.parity import ParityError, check_parity  # noqa: E402
-from export.source import Source, load_source, student_source  # noqa: E402
+from export.source import Source  # noqa: E402
 from export.student.network import Student, StudentConfig, save_student  # noqa: E402
-from runtime.bundle import Bundle  # noqa: E402
-from runtime.upscaler import Upscaler  # noqa: E402
+from runtime.bundle.reader import Bundle  # noqa: E402
+from runtime.upscale.upscaler import Upscaler  # noqa: E402
 
 SMALL = StudentConfig(width=16, encoder_blocks=1, generator_blocks=1, detail=16)
 
@@ -142,7 +143,7 @@ def test_failed_export_leaves_the_old_bundle(
     out = tmp_path / "b.gdposr"
     writer.write_bundle(checkpoint, out, writer.Wanted(precisions=("fp32",)))
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    monkeypatch.setattr("export.onnx_target.ONNX_FLOOR_DB", {"fp32": 1000.0})
+    monkeypatch.setattr("export.onnx.target.ONNX_FLOOR_DB", {"fp32": 1000.0})
     arguments = ["--checkpoint", str(checkpoint), "--out", str(out), "--precision", "fp32"]
     assert command_line.main(arguments) == 1
     assert "expected at least 1000 dB" in capsys.readouterr().err

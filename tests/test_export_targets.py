@@ -14,21 +14,21 @@ pytest.importorskip("diffusers", reason="needs the extra `train`")
 
 from export import bundle as writer  # noqa: E402  (after importorskip)
 from export import command as command_line  # noqa: E402
-from export.attention import FoldError  # noqa: E402
-from export.compress import VARIANTS, find_weights  # noqa: E402
-from export.coreml import convert  # noqa: E402
-from export.coreml_target import ONE_STEP_FLOOR_DB, mixed_plans  # noqa: E402
-from export.mil.main import main as coreml  # noqa: E402
-from export.package import read_spec  # noqa: E402
-from export.source import load_source  # noqa: E402
+from export.coreml.compress import VARIANTS, find_weights  # noqa: E402
+from export.coreml.convert import convert  # noqa: E402
+from export.coreml.package import read_spec  # noqa: E402
+from export.coreml.target import ONE_STEP_FLOOR_DB, mixed_plans  # noqa: E402
+from export.fold.attention import FoldError  # noqa: E402
+from export.load import load_source  # noqa: E402
+from export.mil.cli import main as coreml  # noqa: E402
 from export.student.network import Student, StudentConfig, save_student  # noqa: E402
-from runtime.bundle import DEFAULT_BUNDLE, Bundle  # noqa: E402
+from runtime.bundle.reader import DEFAULT_BUNDLE, Bundle  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
-from runtime.upscaler import Upscaler  # noqa: E402
-from training.model import OneStepModel  # noqa: E402
-from training.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
-from training.saving import save_merged  # noqa: E402
-from training.schedule import NoiseSchedule  # noqa: E402
+from runtime.upscale.upscaler import Upscaler  # noqa: E402
+from training.model.one_step import OneStepModel  # noqa: E402
+from training.model.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
+from training.model.saving import save_merged  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
 
 SMALL = StudentConfig(width=16, encoder_blocks=1, generator_blocks=1, detail=16, noise_gate=True)
 
@@ -193,7 +193,7 @@ def test_a_variant_without_a_measured_floor_is_refused_for_one_step_models(
 def test_graphs_that_were_folded_wrongly_are_not_exported(
     one_step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.merge.FOLD_FLOOR_DB", 1000.0)
+    monkeypatch.setattr("export.fold.one_step.FOLD_FLOOR_DB", 1000.0)
     with pytest.raises(FoldError, match="folded graphs within 1000 dB"):
         writer.write_bundle(one_step, tmp_path / "o.gdposr")
     assert not list(tmp_path.iterdir())

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.bundle import Bundle
-from runtime.devices import choices
-from runtime.errors import BundleError
-from runtime.files import (
+from runtime.backends.devices import choices
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.entries import (
     MAX_WEIGHT_BYTES,
     PACKAGE_FILES,
     Graph,
@@ -23,8 +22,9 @@ from runtime.files import (
     PackageFile,
     WeightFile,
 )
-from runtime.manifest import Manifest
-from runtime.onnx_backend import OnnxBackend
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.reader import Bundle
+from runtime.errors import BundleError
 
 HASH = "0" * 64
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from runtime.decode import media_family
-from runtime.deep import hidden_depth
 from runtime.errors import ImageError
-from runtime.exif import EXIF_HEADER, exif_dpi, is_sound, revised_exif
-from runtime.image import Photo, find_photos, read_photo, write_photo
-from runtime.pixels import fill_transparent
-from runtime.upscaler import Upscaler
+from runtime.image.arrays import fill_transparent
+from runtime.image.decode import media_family
+from runtime.image.deep import hidden_depth
+from runtime.image.exif import EXIF_HEADER, exif_dpi, is_sound, revised_exif
+from runtime.image.files import Photo, find_photos, read_photo, write_photo
+from runtime.upscale.upscaler import Upscaler
 
 Pixels = Callable[..., np.ndarray]
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -14,18 +14,18 @@ from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402  (after 
 from make_miniature_sd21 import make_miniature  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
-from training.budget import Budget  # noqa: E402
-from training.data import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
-from training.gdpo import Gdpo  # noqa: E402
-from training.model import OneStepModel  # noqa: E402
-from training.naosd import Naosd  # noqa: E402
-from training.perceptual import perceptual_loss  # noqa: E402
-from training.presets import GDPO, NAOSD  # noqa: E402
-from training.prompts import PromptSource, TextConditioner, load_text  # noqa: E402
-from training.rewards import create_metrics  # noqa: E402
-from training.schedule import NoiseSchedule  # noqa: E402
-from training.stage import RunSettings, Stage  # noqa: E402
-from training.trainer import Trainer  # noqa: E402
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
+from training.loop.budget import Budget  # noqa: E402
+from training.loop.stage import RunSettings, Stage  # noqa: E402
+from training.loop.trainer import Trainer  # noqa: E402
+from training.metrics.squeezenet import perceptual_loss  # noqa: E402
+from training.model.one_step import OneStepModel  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
+from training.model.text import PromptSource, TextConditioner, load_text  # noqa: E402
+from training.stages.gdpo import Gdpo  # noqa: E402
+from training.stages.naosd import Naosd  # noqa: E402
+from training.stages.presets import GDPO, NAOSD  # noqa: E402
+from training.stages.rewards import create_metrics  # noqa: E402
 
 CROP = 256  # HR pixels: a quarter of the preset's 512x512 in work, the same weights
 LIMIT_GB = 24

@@ -19,14 +19,14 @@ pytest.importorskip("diffusers", reason="needs the extra `train`")
 import onnx  # noqa: E402  (after importorskip)
 from test_full_size import full_size  # noqa: E402
 
-from export.half import FLOOR_DB, convert_fp16  # noqa: E402
-from export.merge import KIND, one_step_source  # noqa: E402
-from export.onnx import data_file, export_fp32  # noqa: E402
-from export.onnx_target import W4_TARGET_DB  # noqa: E402
+from export.fold.one_step import KIND, one_step_source  # noqa: E402
+from export.onnx.convert import data_file, export_fp32  # noqa: E402
+from export.onnx.half import FLOOR_DB, convert_fp16  # noqa: E402
+from export.onnx.ranges import run  # noqa: E402
+from export.onnx.target import W4_TARGET_DB  # noqa: E402
+from export.onnx.weight_only import BITS, compress_pair  # noqa: E402
 from export.parity import samples  # noqa: E402
-from export.ranges import run  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
-from export.weight_only import BITS, compress_pair  # noqa: E402
 
 LIMIT_GB = 24
 ONNX_FLOOR_DB = 80.0

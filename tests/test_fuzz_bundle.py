@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from mutations import damage
 
-from runtime.bundle import Bundle
+from runtime.bundle.external_data import external_data
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError
-from runtime.onnx_scan import external_data
 
 SECONDS = 5.0  # of processor time for one archive of 30 kB
 FAST, NIGHTLY = range(300), range(1000, 6000)

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from mutations import EDGES, damage
-from runtime.bundle import Bundle
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, GdposrError
-from runtime.upscaler import Upscaler
+from runtime.upscale.upscaler import Upscaler
 
 kind, first, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 warnings.simplefilter("ignore")

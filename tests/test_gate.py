@@ -8,12 +8,12 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("skimage", reason="needs the extra `export`, whose scikit-image holds the photos")
 
-from calibration.gates import Gates
-from calibration.pairs import find_pairs, read_rgb
+from calibration.measure.gates import Gates
+from calibration.measure.pairs import find_pairs, read_rgb
 from calibration.samples import draw_sets, write_open_pairs
 from calibration.sensitivity import read_rows
 from gdposr.cli import main
-from runtime.bundle import Bundle
+from runtime.bundle.reader import Bundle
 
 COMMAND = ["accuracy", "--no-speed", "--limit", "7"]
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
-from training import graphics
-from training.data import CropParams, PairDataset, PhotoSet
-from training.graphics import Variety, draw_card, recoloured
+from training.data import cards as graphics
+from training.data.cards import Variety, draw_card, recoloured
+from training.data.photos import CropParams, PairDataset, PhotoSet
 
 
 def rng(seed: int) -> np.random.Generator:

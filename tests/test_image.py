@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-import runtime.encode
-import runtime.image
+import runtime.image.encode
+import runtime.image.files
 from runtime.errors import ImageError
-from runtime.exif import ORIENTATION, PIXEL_WIDTH, patch_exif, read_tag
-from runtime.image import Photo, find_photos, read_photo, write_photo
+from runtime.image.exif import ORIENTATION, PIXEL_WIDTH, patch_exif, read_tag
+from runtime.image.files import Photo, find_photos, read_photo, write_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RNG = np.random.default_rng(0)
@@ -284,8 +284,8 @@ def test_a_failure_in_the_middle_keeps_the_old_file(
         (stream if suffix != ".jpg" else args[0]).write(before[:50])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runtime.encode, "write_png", half_way)
-    monkeypatch.setattr(runtime.encode, "write_tiff", half_way)
+    monkeypatch.setattr(runtime.image.encode, "write_png", half_way)
+    monkeypatch.setattr(runtime.image.encode, "write_tiff", half_way)
     monkeypatch.setattr(Image.Image, "save", half_way)
     with pytest.raises(ImageError, match="No space left on device"):
         write_photo(path, Photo(255 - smooth()))
@@ -304,7 +304,7 @@ def test_a_failure_at_the_end_keeps_the_old_file(
     def fail(*args: Any) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(runtime.image.os, failing, fail)
+    monkeypatch.setattr(runtime.image.files.os, failing, fail)
     with pytest.raises(ImageError, match="Input/output error"):
         write_photo(path, Photo(255 - smooth()))
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
@@ -315,7 +315,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runtime.encode, "write_png", interrupt)
+    monkeypatch.setattr(runtime.image.encode, "write_png", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_photo(tmp_path / "a.png", Photo(smooth()))
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,19 @@ from pathlib import Path
 import pytest
 
 CHAIN = ("runtime", "training", "calibration", "export", "gdposr")
+# The rooms of each package: a module imports from its own and from those before it.
+ROOMS = {
+    "runtime": ("errors", "checks", "threads", "noise", "image", "bundle", "backends", "upscale"),
+    "training": (
+        "randomness", "settings", "checkpoint", "devices", "metrics", "model", "data", "loop", "stages", "bench", "main",
+    ),
+    "calibration": ("sensitivity", "samples", "measure", "report", "blind", "studies"),
+    "export": (
+        "student", "distill", "source", "fold", "load", "parity", "mil", "onnx", "coreml", "write_bundle", "cli",
+    ),
+    "gdposr": ("console", "stage", "bench", "batch", "accuracy", "commands", "cli", "demo", "subjects", "gallery"),
+}  # fmt: skip
+ROOM_SIZE = range(3, 15)  # files of a folder
 RUNTIME_NEEDS = {"numpy", "PIL", "onnxruntime", "openvino", "coremltools", "pillow_heif"}
 RUNTIME_LAZY = {"onnxruntime", "openvino", "coremltools", "pillow_heif"}  # slow to import, or not installed
 
@@ -63,6 +76,28 @@ def faults(package: str, source: str) -> list[str]:
     return result
 
 
+def room(package: str, name: str) -> int:
+    """Place of the room of a module `name`, dotted, in its package; that of the package itself is behind all."""
+    rooms, parts = ROOMS[package], name.split(".")
+    return rooms.index(parts[1]) if len(parts) > 1 and parts[1] in rooms else len(rooms)
+
+
+def backward(module: str, is_package: bool, source: str) -> list[str]:
+    """What a module imports from a room behind its own, inside its package."""
+    package, result = module.split(".")[0], []
+    base = module.split(".") if is_package else module.split(".")[:-1]
+    for level, name, _ in imports(source):
+        if level:
+            name = ".".join(base[: len(base) - level + 1] + ([name] if name else []))
+        if (
+            name.split(".")[0] == package
+            and len(name.split(".")) > 1
+            and room(package, name) > room(package, module)
+        ):
+            result.append(f"{module} imports {name}, which stands behind it in {', '.join(ROOMS[package])}")
+    return result
+
+
 def modules(root: Path) -> list[Path]:
     return sorted(path for package in CHAIN for path in (root / package).rglob("*.py"))
 
@@ -78,12 +113,46 @@ def test_chain_is_kept(root: Path) -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_rooms_follow_each_other(root: Path) -> None:
+    broken = []
+    for path in modules(root):
+        parts = path.relative_to(root).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        module = ".".join(parts[:-1] if is_package else parts)
+        if "." in module:
+            assert parts[1] in ROOMS[parts[0]] or is_package or parts[1] == "__main__", (
+                f"{module} has no room"
+            )
+            broken += backward(module, is_package, path.read_text(encoding="utf-8"))
+    assert not broken, "\n".join(broken)
+
+
+def test_a_room_is_easy_to_look_over(root: Path) -> None:
+    for package in CHAIN:
+        for folder in {path.parent for path in (root / package).rglob("*.py")}:
+            count = len(list(folder.glob("*.py")))
+            assert count in ROOM_SIZE, f"{folder.relative_to(root)} holds {count} files"
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("runtime.image.files", "from ..upscale.color import adain"),
+        ("runtime.noise", "from .bundle.reader import Bundle"),
+        ("training.data.photos", "def f():\n    from training.loop.trainer import Trainer"),
+        ("export.student.core", "import export.write_bundle"),
+    ],
+)
+def test_check_finds_a_way_back(module: str, source: str) -> None:
+    assert backward(module, False, source)
+
+
 @pytest.mark.parametrize(
     ("package", "source"),
     [
         ("runtime", "import torch"),
         ("runtime", "def f():\n    import torch.nn"),
-        ("runtime", "from training.degradation import blur"),
+        ("runtime", "from training.data.degradation import blur"),
         ("runtime", "from runtime.noise import noise_field"),
         ("runtime", "import onnxruntime"),
         ("runtime", "import openvino"),
@@ -94,7 +163,7 @@ def test_chain_is_kept(root: Path) -> None:
             "export",
             "def f():\n    from importlib import import_module\n    return import_module('gdposr.cli')",
         ),
-        ("gdposr", "from runtime.upscaler import Upscaler"),
+        ("gdposr", "from runtime.upscale.upscaler import Upscaler"),
     ],
 )
 def test_check_finds_a_broken_chain(package: str, source: str) -> None:
@@ -107,10 +176,10 @@ def test_check_finds_a_broken_chain(package: str, source: str) -> None:
         ("runtime", "import numpy as np\nfrom PIL import Image\nfrom .noise import noise_field"),
         ("runtime", "def f():\n    import onnxruntime"),
         ("export", "from runtime.noise import noise_field\nimport torch"),
-        ("gdposr", "def f():\n    from runtime.upscaler import Upscaler"),
+        ("gdposr", "def f():\n    from runtime.upscale.upscaler import Upscaler"),
         (
             "gdposr",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from runtime.bundle import Bundle",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from runtime.bundle.reader import Bundle",
         ),
     ],
 )
@@ -121,8 +190,8 @@ def test_check_leaves_a_kept_chain_alone(package: str, source: str) -> None:
 def test_runtime_loads_no_heavy_package(run_python) -> None:
     code = (
         "import sys, pkgutil, importlib, runtime\n"
-        "for module in pkgutil.iter_modules(runtime.__path__):\n"
-        "    importlib.import_module(f'runtime.{module.name}')\n"
+        "for module in pkgutil.walk_packages(runtime.__path__, 'runtime.'):\n"
+        "    importlib.import_module(module.name)\n"
         "heavy = {'torch', 'diffusers', 'scipy', 'skimage', 'onnx', 'onnxruntime', 'openvino', 'coremltools', 'rich'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"

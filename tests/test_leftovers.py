@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cli_helpers import files_in
 
-from gdposr.leftovers import OLD, TEMPORARY, claimed
-from runtime.image import atomic_file
+from gdposr.batch.leftovers import OLD, TEMPORARY, claimed
+from runtime.image.files import atomic_file
 
 LEFT = ".a.png.0123abcd.tmp"
 
@@ -38,7 +38,7 @@ def test_leftovers_of_own_outputs_are_removed_and_nothing_else(tmp_path: Path) -
 HOLD = """
 import sys
 from pathlib import Path
-from gdposr.leftovers import claimed
+from gdposr.batch.leftovers import claimed
 with claimed(Path(sys.argv[1]), []):
     print("held", flush=True)
     sys.stdin.read()

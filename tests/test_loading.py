@@ -16,11 +16,11 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel  # noqa: E402  (afte
 from make_miniature_sd21 import main, make_miniature, make_public_layout  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from training.adapters import unet_lora, vae_encoder_lora  # noqa: E402
-from training.loading import MODEL_FILE, load_model, read_model_file  # noqa: E402
-from training.model import OneStepModel  # noqa: E402
-from training.saving import save_merged, save_run_model  # noqa: E402
-from training.schedule import NoiseSchedule  # noqa: E402
+from training.model.adapters import unet_lora, vae_encoder_lora  # noqa: E402
+from training.model.loading import MODEL_FILE, load_model, read_model_file  # noqa: E402
+from training.model.one_step import OneStepModel  # noqa: E402
+from training.model.saving import save_merged, save_run_model  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -360,8 +360,8 @@ def test_adapter_of_another_size_is_refused(sd21: Path, tmp_path: Path) -> None:
 
 FULL_DISK = """
 import resource, signal, sys
-from training.loading import load_model
-from training.saving import save_merged
+from training.model.loading import load_model
+from training.model.saving import save_merged
 model = load_model(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from runtime.bundle.entries import GraphFile
+from runtime.bundle.manifest import COLOR_FIXES, FORMAT_VERSION, Manifest, SizeRule, TensorSpec
 from runtime.errors import BundleError
-from runtime.files import GraphFile
-from runtime.manifest import COLOR_FIXES, FORMAT_VERSION, Manifest, SizeRule, TensorSpec
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_views(data: dict[str, Any]) -> None:
 
 
 def test_color_fixes_are_those_of_the_color_module() -> None:
-    from runtime import color
+    from runtime.upscale import color
 
     assert COLOR_FIXES == color.COLOR_FIXES
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from upscaling import Pixels, assert_same
 
-from runtime.bundle import Bundle
-from runtime.color import COLOR_FIXES
+from runtime.bundle.manifest import SizeRule
+from runtime.bundle.reader import Bundle
 from runtime.errors import SettingError
-from runtime.manifest import SizeRule
-from runtime.memory import Costs, Demand, choose, features, least_tile, parse_size, peak
-from runtime.upscaler import Upscaler
+from runtime.upscale.color import COLOR_FIXES
+from runtime.upscale.memory import Costs, Demand, choose, features, least_tile, parse_size, peak
+from runtime.upscale.upscaler import Upscaler
 
 RULE = SizeRule(multiple_of=2, minimum=16, tile=256, context=26)
 COSTS = Costs(weights=1_000_000, pixel=2500, kept=272)
@@ -152,7 +152,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-from runtime.upscaler import Upscaler
+from runtime.upscale.upscaler import Upscaler
 
 bundle, fix, height, width, limit, way = sys.argv[1:]
 image = np.random.default_rng(0).integers(0, 255, (int(height), int(width), 3), dtype=np.uint8)

@@ -15,21 +15,22 @@ from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402  (after 
 from make_miniature_sd21 import make_miniature, make_public_layout  # noqa: E402
 from torch import nn  # noqa: E402
 
-from export.attention import FoldError  # noqa: E402
-from export.half import FLOOR_DB, convert_fp16, write_half  # noqa: E402
-from export.merge import FOLD_FLOOR_DB, KIND, Enlarge, fold, one_step_source  # noqa: E402
-from export.onnx import OnnxPair, data_file, export_fp32  # noqa: E402
+from export.fold.attention import FoldError  # noqa: E402
+from export.fold.one_step import FOLD_FLOOR_DB, KIND, Enlarge, fold, one_step_source  # noqa: E402
+from export.load import load_source  # noqa: E402
+from export.onnx.convert import OnnxPair, data_file, export_fp32  # noqa: E402
+from export.onnx.half import FLOOR_DB, convert_fp16, write_half  # noqa: E402
+from export.onnx.ranges import run  # noqa: E402
 from export.parity import samples  # noqa: E402
-from export.ranges import run  # noqa: E402
-from export.source import Source, load_source, psnr  # noqa: E402
-from training.adapters import unet_lora, vae_encoder_lora  # noqa: E402
-from training.loading import load_model  # noqa: E402
-from training.model import OneStepModel, enlarge  # noqa: E402
-from training.pocket import build_unet, build_vae  # noqa: E402
-from training.presets import PRETRAIN  # noqa: E402
-from training.prompts import DEFAULT_PROMPT  # noqa: E402
-from training.saving import save_merged, save_run_model  # noqa: E402
-from training.schedule import NoiseSchedule  # noqa: E402
+from export.source import Source, psnr  # noqa: E402
+from training.model.adapters import unet_lora, vae_encoder_lora  # noqa: E402
+from training.model.loading import load_model  # noqa: E402
+from training.model.one_step import OneStepModel, enlarge  # noqa: E402
+from training.model.pocket import build_unet, build_vae  # noqa: E402
+from training.model.saving import save_merged, save_run_model  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
+from training.model.text import DEFAULT_PROMPT  # noqa: E402
+from training.stages.presets import PRETRAIN  # noqa: E402
 
 ONNX_FLOOR_DB = 100.0  # PSNR of the float32 graphs in ONNX Runtime against torch
 SIZES = ((8, 16), (4, 4), (20, 12))  # LR pixels

@@ -12,13 +12,13 @@ for package in ("diffusers", "peft"):
 
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
-from training.adapters import unet_lora  # noqa: E402
-from training.loading import MODEL_FILE, load_model  # noqa: E402
-from training.merging import lineage, main, merge_run  # noqa: E402
-from training.model import OneStepModel  # noqa: E402
-from training.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
-from training.saving import save_merged, save_run_model  # noqa: E402
-from training.schedule import NoiseSchedule  # noqa: E402
+from training.model.adapters import unet_lora  # noqa: E402
+from training.model.loading import MODEL_FILE, load_model  # noqa: E402
+from training.model.merging import lineage, main, merge_run  # noqa: E402
+from training.model.one_step import OneStepModel  # noqa: E402
+from training.model.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
+from training.model.saving import save_merged, save_run_model  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

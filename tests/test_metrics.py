@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.metrics import checkerboard_db, colour_shift, diversity, luma, psnr_y, seam, ssim_y
-from calibration.sqf import scorer, sqf, unavailable
+from calibration.measure.metrics import checkerboard_db, colour_shift, diversity, luma, psnr_y, seam, ssim_y
+from calibration.measure.sqf import scorer, sqf, unavailable
 from runtime.errors import ImageError
 
 PSNR_TOLERANCE, SSIM_TOLERANCE = 1e-3, 1e-5

@@ -13,8 +13,8 @@ ct = pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 from coremltools.converters.mil import Builder as mb  # noqa: E402  (after importorskip)
 
 from export.mil.evaluate import Evaluator, NonFiniteError  # noqa: E402
+from export.mil.ops.registry import OPS  # noqa: E402
 from export.mil.program import read_package  # noqa: E402
-from export.mil.registry import OPS  # noqa: E402
 from export.mil.tensor import EvaluationError  # noqa: E402
 
 RNG = np.random.default_rng(0)

@@ -20,19 +20,20 @@ from coremltools.converters.mil import Builder as mb  # noqa: E402  (after impor
 from test_mil_evaluate import save  # noqa: E402
 
 from export import command as command_line  # noqa: E402
+from export.load import load_source  # noqa: E402
 from export.mil import device  # noqa: E402
+from export.mil.cli import main  # noqa: E402
 from export.mil.device import CoreMLRunner, open_runner, unit_range  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
 from export.mil.feature import Feature  # noqa: E402
 from export.mil.lint import RULES, lint  # noqa: E402
-from export.mil.main import main  # noqa: E402
 from export.mil.pair import PackagePair  # noqa: E402
 from export.mil.program import Operation, Program, read_package  # noqa: E402
 from export.mil.tensor import PackageError, TensorType  # noqa: E402
 from export.mil.verify import CHAIN, FLOOR_KEY, VerifyError, default_floor, verify  # noqa: E402
-from export.source import load_source, psnr  # noqa: E402
+from export.source import psnr  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
-from runtime.bundle import Bundle  # noqa: E402
+from runtime.bundle.reader import Bundle  # noqa: E402
 from runtime.errors import DeviceError  # noqa: E402
 
 SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)

@@ -16,7 +16,7 @@ from coremltools.converters.mil import Builder as mb  # noqa: E402
 
 from export.mil.evaluate import Evaluator  # noqa: E402
 from export.mil.lint import is_compressed, lint  # noqa: E402
-from export.mil.ops_constexpr import look_up, scatter  # noqa: E402
+from export.mil.ops.constexpr import look_up, scatter  # noqa: E402
 from export.mil.program import Program, read_package  # noqa: E402
 from export.mil.tensor import EvaluationError  # noqa: E402
 

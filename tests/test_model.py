@@ -18,7 +18,7 @@ from make_miniature_sd21 import make_miniature  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from torch import nn  # noqa: E402
 
-from training.adapters import (  # noqa: E402
+from training.model.adapters import (  # noqa: E402
     LoraSpec,
     disabled,
     load_adapter,
@@ -27,10 +27,10 @@ from training.adapters import (  # noqa: E402
     unet_lora,
     vae_encoder_lora,
 )
-from training.loading import load_model  # noqa: E402
-from training.model import OneStepModel, base_config, base_module, enlarge  # noqa: E402
-from training.prompts import DEFAULT_PROMPT  # noqa: E402
-from training.schedule import NoiseSchedule  # noqa: E402
+from training.model.loading import load_model  # noqa: E402
+from training.model.one_step import OneStepModel, base_config, base_module, enlarge  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
+from training.model.text import DEFAULT_PROMPT  # noqa: E402
 
 
 def pocket(seed: int = 0) -> OneStepModel:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from calibration.niqe_fit import fit, main
+from calibration.studies.niqe_fit import fit, main
 from runtime.errors import ImageError
-from runtime.niqe import BLOCK, FEATURES, block_features, fit_aggd, luma, niqe, pristine_model
+from training.metrics.niqe import BLOCK, FEATURES, block_features, fit_aggd, luma, niqe, pristine_model
 
 Pixels = Callable[..., np.ndarray]
 SECONDS = 0.15  # for 512x512 on one core; measured 0.025

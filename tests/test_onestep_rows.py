@@ -18,17 +18,17 @@ for package in ("diffusers", "peft", "transformers"):
 from make_miniature_sd21 import make_miniature, make_public_layout  # noqa: E402  (after importorskip)
 from safetensors.torch import load_file  # noqa: E402
 
-from calibration.onestep import count_weights, restore, weight_files  # noqa: E402
+from calibration.measure.onestep import count_weights, restore, weight_files  # noqa: E402
+from gdposr.accuracy.onestep_rows import OneStepRow, onestep_calls, onestep_methods, open_rows  # noqa: E402
+from gdposr.bench.peers import Peer, count_ncnn, onnx_size, peer_methods  # noqa: E402
 from gdposr.console import UsageError  # noqa: E402
-from gdposr.onestep_rows import OneStepRow, onestep_calls, onestep_methods, open_rows  # noqa: E402
-from gdposr.peers import Peer, count_ncnn, onnx_size, peer_methods  # noqa: E402
-from training.adapters import unet_lora, vae_encoder_lora  # noqa: E402
-from training.loading import load_model  # noqa: E402
-from training.model import OneStepModel  # noqa: E402
-from training.pocket import build_unet, build_vae  # noqa: E402
-from training.presets import PRETRAIN  # noqa: E402
-from training.saving import save_merged, save_run_model  # noqa: E402
-from training.schedule import NoiseSchedule  # noqa: E402
+from training.model.adapters import unet_lora, vae_encoder_lora  # noqa: E402
+from training.model.loading import load_model  # noqa: E402
+from training.model.one_step import OneStepModel  # noqa: E402
+from training.model.pocket import build_unet, build_vae  # noqa: E402
+from training.model.saving import save_merged, save_run_model  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
+from training.stages.presets import PRETRAIN  # noqa: E402
 
 Pixels = Callable[..., np.ndarray]
 SEED = 5
@@ -315,7 +315,7 @@ def test_the_command_counts_and_times_peers(
     gdposr: Any, toy_bundle: Path, pairs: list[object], tmp_path: Path, need: Any
 ) -> None:
     need("onnx")
-    from gdposr.peers import ncnn_to_onnx
+    from gdposr.bench.peers import ncnn_to_onnx
 
     param, count = write_srvgg(tmp_path / "net")
     graph = ncnn_to_onnx(param)

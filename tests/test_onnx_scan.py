@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from runtime.bundle import DEFAULT_BUNDLE, Bundle
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.entries import Graph, WeightFile
+from runtime.bundle.external_data import MAX_DEPTH, External, check_external, external_data
+from runtime.bundle.reader import DEFAULT_BUNDLE, Bundle
 from runtime.errors import BundleError
-from runtime.files import Graph, WeightFile
-from runtime.onnx_backend import OnnxBackend
-from runtime.onnx_scan import MAX_DEPTH, External, check_external, external_data
 
 HASH = "0" * 64
 
@@ -228,7 +228,7 @@ def _long(number: int, content: bytes) -> bytes:
 
 
 def test_number_of_fields_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.onnx_scan.MAX_FIELDS", 1000)
+    monkeypatch.setattr("runtime.bundle.external_data.MAX_FIELDS", 1000)
     external_data("g.onnx", b"\x08\x01" * 998 + b"\x3a\x00")
     with pytest.raises(BundleError, match="more than 1000 fields"):
         external_data("g.onnx", b"\x08\x01" * 1000 + b"\x3a\x00")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from upscaling import Pixels, altered, assert_same
 
-from runtime import upscaler as module
-from runtime.bundle import Bundle
-from runtime.color import COLOR_FIXES
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.reader import Bundle
 from runtime.errors import DeviceError, OutOfMemory
-from runtime.onnx_backend import OnnxBackend
-from runtime.upscaler import Upscaler
+from runtime.upscale import upscaler as module
+from runtime.upscale.color import COLOR_FIXES
+from runtime.upscale.upscaler import Upscaler
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gdposr.overlap import Abandoned, Passage, Reader, Writer
-from runtime.strips import Strips
+from gdposr.batch.overlap import Abandoned, Passage, Reader, Writer
+from runtime.image.strips import Strips
 
 ROW = np.zeros((1, 100), np.uint8)
 

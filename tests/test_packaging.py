@@ -39,7 +39,7 @@ def test_extras(project: dict) -> None:
 
 
 def test_default_bundle_is_package_data(root: Path) -> None:
-    from runtime.bundle import DEFAULT_BUNDLE, Bundle
+    from runtime.bundle.reader import DEFAULT_BUNDLE, Bundle
 
     assert root / "runtime" / "bundles" in DEFAULT_BUNDLE.parents
     Bundle.open().verify()
@@ -76,7 +76,7 @@ def test_wheel_holds_what_is_needed(root: Path, tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"runtime", "training", "calibration", "export", "gdposr"}
     assert "runtime/bundles/pocket.gdposr/manifest.json" in names
-    assert "runtime/niqe_pristine.npz" in names
+    assert "training/metrics/niqe_pristine.npz" in names
     assert "gdposr/commands/upscale.py" in names
     assert "gdposr = gdposr.cli:main" in entry
     plain = [

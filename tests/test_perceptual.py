@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration import perceptual
-from calibration.perceptual import METRICS, NAMES, available, scorers, wanted
+from calibration.measure import pyiqa as perceptual
+from calibration.measure.pyiqa import METRICS, NAMES, available, scorers, wanted
 from runtime.errors import ImageError, SettingError
 
 Pixels = Callable[..., np.ndarray]

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from upscaling import Pixels, assert_same, resized
 
-from runtime.bundle import Bundle
+from runtime.bundle.reader import Bundle
 from runtime.errors import ImageError
-from runtime.pixels import as_picture, fill_transparent
-from runtime.upscaler import Upscaler
+from runtime.image.arrays import as_picture, fill_transparent
+from runtime.upscale.upscaler import Upscaler
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from calibration.axes import Axis, axis_over, overlap, shorten, text_box, tick_text
-from calibration.plots import Bar, Point, bar_plot, difference_plot, frontier, pareto_plot, scatter_plot
+from calibration.report.axes import Axis, axis_over, overlap, shorten, text_box, tick_text
+from calibration.report.plots import (
+    Bar,
+    Point,
+    bar_plot,
+    difference_plot,
+    frontier,
+    pareto_plot,
+    scatter_plot,
+)
 
 POINTS = [
     Point("fp32", "model", 48.0, 0.488, 0.47, 0.50),

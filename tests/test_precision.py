@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
-from training import precision  # noqa: E402  (after importorskip)
-from training.presets import PRESETS  # noqa: E402
+from training.loop import precision  # noqa: E402  (after importorskip)
+from training.stages.presets import PRESETS  # noqa: E402
 
 
 @pytest.mark.parametrize(

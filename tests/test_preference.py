@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from training.preference import (  # noqa: E402  (after importorskip)
+from training.stages.preference import (  # noqa: E402  (after importorskip)
     best_worst_advantage,
     diffusion_dpo_loss,
     gaussian_kl,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import gdposr.progress as progress
-from gdposr.progress import FIXED_PIXELS, Meter, duration, header_pixels, occasional_lines
+import gdposr.batch.progress as progress
+from gdposr.batch.progress import FIXED_PIXELS, Meter, duration, header_pixels, occasional_lines
 
 
 class Clock:

@@ -11,7 +11,7 @@ for package in ("diffusers", "transformers"):
 
 from make_miniature_sd21 import TOKENS, WIDTH, make_miniature  # noqa: E402  (after importorskip)
 
-from training.prompts import DEFAULT_PROMPT, PromptSource, TextConditioner, load_text  # noqa: E402
+from training.model.text import DEFAULT_PROMPT, PromptSource, TextConditioner, load_text  # noqa: E402
 
 
 def write_metadata(folder: Path, *entries: object) -> None:

@@ -20,21 +20,22 @@ pytest.importorskip(
 import onnxruntime as ort  # noqa: E402
 from onnx import numpy_helper  # noqa: E402
 
-from calibration.gates import INT8_GATES, Gates  # noqa: E402
+from calibration.measure.gates import INT8_GATES, Gates  # noqa: E402
 from calibration.samples import SampleSets, draw_sets  # noqa: E402
 from calibration.sensitivity import predicted_db  # noqa: E402
 from export import command as command_line  # noqa: E402
-from export import quantize  # noqa: E402
-from export.bundle import Wanted, write_bundle  # noqa: E402
-from export.integer import integer_form  # noqa: E402
-from export.judge import Quality, broken, judge, losses  # noqa: E402
-from export.layers import find_layers  # noqa: E402
-from export.onnx import OnnxPair, export_fp32  # noqa: E402
-from export.quantize import INT8_PRESETS, Int8Request, quantize_int8  # noqa: E402
-from export.source import Source, psnr, student_source  # noqa: E402
+from export.load import student_source  # noqa: E402
+from export.onnx.convert import OnnxPair, export_fp32  # noqa: E402
+from export.onnx.int8 import quantize  # noqa: E402
+from export.onnx.int8.integer_form import integer_form  # noqa: E402
+from export.onnx.int8.layers import find_layers  # noqa: E402
+from export.onnx.int8.nncf_graphs import QuantizationError, Workbench  # noqa: E402
+from export.onnx.int8.quality import Quality, broken, judge, losses  # noqa: E402
+from export.onnx.int8.quantize import INT8_PRESETS, Int8Request, quantize_int8  # noqa: E402
+from export.source import Source, psnr  # noqa: E402
 from export.student.network import Student, StudentConfig, save_student  # noqa: E402
-from export.workbench import QuantizationError, Workbench  # noqa: E402
-from runtime.bundle import Bundle  # noqa: E402
+from export.write_bundle import Wanted, write_bundle  # noqa: E402
+from runtime.bundle.reader import Bundle  # noqa: E402
 
 SMALL = StudentConfig(width=16, encoder_blocks=1, generator_blocks=1, detail=16, noise_gate=True)
 BASE = "encoder/Conv"  # the bicubic enlargement: all of the picture passes through it

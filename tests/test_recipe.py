@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra `export`")
 
-from export.recipe import PRESETS, TINY, DistillConfig
+from export.distill.recipe import PRESETS, TINY, DistillConfig
 from training import settings
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.accuracy import AccuracyReport, ImageScore, Row
-from calibration.crops import busiest_box, judged_rows, shown_pictures, strip_order
-from calibration.gates import GateResult
-from calibration.report import CropCollector, render, table_rows, write_report
+from calibration.measure.accuracy import AccuracyReport, ImageScore, Row
+from calibration.measure.gates import GateResult
+from calibration.measure.intervals import Difference, Interval
+from calibration.report.accuracy import CropCollector, render, table_rows, write_report
+from calibration.report.crops import busiest_box, judged_rows, shown_pictures, strip_order
 from calibration.sensitivity import LayerNoise
-from calibration.statistics import Difference, Interval
 from runtime.errors import ImageError
 
 Pixels = Callable[..., np.ndarray]

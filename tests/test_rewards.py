@@ -11,18 +11,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from calibration.metrics import psnr_y, ssim_y  # noqa: E402  (after importorskip)
-from calibration.sqf import scorer  # noqa: E402
-from runtime.niqe import niqe  # noqa: E402
-from training.attributes import detail_share  # noqa: E402
-from training.rewards import (  # noqa: E402
-    PSNR_CAP,
-    Metric,
-    MetricError,
-    create_metrics,
-    group_rewards,
-    normalise,
-)
+from calibration.measure.metrics import psnr_y, ssim_y  # noqa: E402  (after importorskip)
+from calibration.measure.sqf import scorer  # noqa: E402
+from training.metrics.attributes import detail_share  # noqa: E402
+from training.metrics.niqe import niqe  # noqa: E402
+from training.stages.rewards import PSNR_CAP, Metric, MetricError, create_metrics, group_rewards, normalise  # noqa: E402
 
 INF, NAN = float("inf"), float("nan")
 Pixels = Callable[..., np.ndarray]

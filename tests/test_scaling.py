@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 from upscaling import Pixels, resized
 
-from runtime import job, stream
-from runtime.bundle import Bundle
-from runtime.color import COLOR_FIXES, color_fix
+from runtime.bundle.reader import Bundle
 from runtime.errors import SettingError
-from runtime.upscaler import Upscaler
+from runtime.upscale import job
+from runtime.upscale import rows as stream
+from runtime.upscale.color import COLOR_FIXES, color_fix
+from runtime.upscale.upscaler import Upscaler
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from training.schedule import NoiseSchedule  # noqa: E402  (after importorskip)
+from training.model.schedule import NoiseSchedule  # noqa: E402  (after importorskip)
 
 
 def latents(count: int = 3) -> tuple["torch.Tensor", "torch.Tensor"]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from upscaling import Pixels, Smooth, altered, assert_same
 
-from runtime import memory
-from runtime import upscaler as module
-from runtime.bundle import Bundle
-from runtime.upscaler import Upscaler
+from runtime.bundle.reader import Bundle
+from runtime.upscale import memory
+from runtime.upscale import upscaler as module
+from runtime.upscale.upscaler import Upscaler
 
 
 @pytest.fixture(scope="module")

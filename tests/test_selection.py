@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.candidates import CANDIDATES
-from calibration.pairs import find_pairs
-from calibration.selection import (
+from calibration.measure.pairs import find_pairs
+from calibration.studies.candidates import CANDIDATES
+from calibration.studies.selection import (
     COMBINATION,
     Measured,
     combined,
@@ -22,8 +22,8 @@ from calibration.selection import (
     verdicts,
 )
 from runtime.errors import ImageError
-from runtime.score import NAME, score
-from runtime.upscaler import Upscaler
+from runtime.image.grain import NAME, score
+from runtime.upscale.upscaler import Upscaler
 
 PICTURES, SAMPLES = 60, 8
 

@@ -7,7 +7,7 @@ import pytest
 
 
 def test_sheet_adds_a_detail_where_large_versions_differ(make_pixels: Any) -> None:
-    from gdposr.sheet import contact_sheet, most_varied
+    from gdposr.batch.sheet import contact_sheet, most_varied
 
     first = make_pixels(300, 400)
     second = first.copy()
@@ -25,7 +25,7 @@ def test_sheet_adds_a_detail_where_large_versions_differ(make_pixels: Any) -> No
 
 
 def test_sheet_takes_every_kind_of_pixels(make_pixels: Any) -> None:
-    from gdposr.sheet import contact_sheet
+    from gdposr.batch.sheet import contact_sheet
 
     for channels in (1, 2, 3, 4):
         for dtype in (np.uint8, np.uint16):
@@ -37,7 +37,7 @@ def test_sheet_takes_every_kind_of_pixels(make_pixels: Any) -> None:
 
 
 def test_labels_of_small_versions_do_not_run_into_each_other(make_pixels: Any) -> None:
-    from gdposr.sheet import contact_sheet
+    from gdposr.batch.sheet import contact_sheet
 
     labels = [f"seed {2**64 - 1} sample {index}" for index in range(2)]
     both = contact_sheet([make_pixels(8, 8), make_pixels(8, 8)], labels)

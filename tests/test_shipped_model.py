@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.methods import bicubic
-from calibration.metrics import colour_shift
-from calibration.pairs import Pair, find_pairs, read_rgb
-from calibration.selection import best_gain, measure
-from runtime.upscaler import Upscaler
+from calibration.measure.methods import bicubic
+from calibration.measure.metrics import colour_shift
+from calibration.measure.pairs import Pair, find_pairs, read_rgb
+from calibration.studies.selection import best_gain, measure
+from runtime.upscale.upscaler import Upscaler
 
 PRECISIONS: Final = ("int8", "fp32")
 SHARP_PHOTOS: Final = (

@@ -19,22 +19,22 @@ pytest.importorskip("diffusers", reason="needs the extra `train`")
 from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
 from safetensors.torch import load_file  # noqa: E402
 
-from training import precision  # noqa: E402
-from training.batches import Batch, batches  # noqa: E402
-from training.budget import Budget  # noqa: E402
-from training.data import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
-from training.gdpo import Gdpo, GdpoSettings  # noqa: E402
-from training.loading import load_model  # noqa: E402
+from training.data.batches import Batch, batches  # noqa: E402
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
+from training.loop import precision  # noqa: E402
+from training.loop.budget import Budget  # noqa: E402
+from training.loop.stage import RunSettings  # noqa: E402
 from training.main import build_stage, main, run  # noqa: E402
-from training.model import OneStepModel  # noqa: E402
-from training.naosd import Naosd, NaosdSettings  # noqa: E402
-from training.perceptual import perceptual_loss  # noqa: E402
-from training.pocket import build_unet, build_vae  # noqa: E402
-from training.presets import GDPO, NAOSD, PRESETS, PRETRAIN  # noqa: E402
-from training.prompts import NEGATIVE_PROMPT  # noqa: E402
+from training.metrics.squeezenet import perceptual_loss  # noqa: E402
+from training.model.loading import load_model  # noqa: E402
+from training.model.one_step import OneStepModel  # noqa: E402
+from training.model.pocket import build_unet, build_vae  # noqa: E402
+from training.model.text import NEGATIVE_PROMPT  # noqa: E402
 from training.randomness import integers, normal  # noqa: E402
 from training.settings import from_dict, to_dict  # noqa: E402
-from training.stage import RunSettings  # noqa: E402
+from training.stages.gdpo import Gdpo, GdpoSettings  # noqa: E402
+from training.stages.naosd import Naosd, NaosdSettings  # noqa: E402
+from training.stages.presets import GDPO, NAOSD, PRESETS, PRETRAIN  # noqa: E402
 
 SD_NAOSD = replace(NAOSD["tiny"], cfg=7.5)  # the miniature has text
 SD_GDPO = GDPO["tiny"]

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
 from safetensors import SafetensorError  # noqa: E402  (after importorskip)
 
-from export import interpolate  # noqa: E402
+from export.student import interpolate  # noqa: E402
 from export.student import network as checkpoints  # noqa: E402
 from export.student.network import Student, StudentConfig, bicubic_weight, load_student, save_student, widened  # noqa: E402
 

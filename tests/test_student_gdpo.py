@@ -22,14 +22,14 @@ from export.student.preference import (  # noqa: E402
     relative_change,
 )
 from gdposr.cli import main  # noqa: E402
-from training.batches import Batch, batches  # noqa: E402
-from training.budget import Budget  # noqa: E402
-from training.data import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
-from training.preference import group_variance, preference_loss  # noqa: E402
-from training.rewards import Metric, create_metrics, group_rewards, normalise  # noqa: E402
+from training.data.batches import Batch, batches  # noqa: E402
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
+from training.loop.budget import Budget  # noqa: E402
+from training.loop.trainer import Trainer  # noqa: E402
+from training.loop.validation import Validation  # noqa: E402
 from training.settings import from_dict, to_dict, with_settings  # noqa: E402
-from training.trainer import Trainer  # noqa: E402
-from training.validation import Validation  # noqa: E402
+from training.stages.preference import group_variance, preference_loss  # noqa: E402
+from training.stages.rewards import Metric, create_metrics, group_rewards, normalise  # noqa: E402
 
 TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 SETTINGS = StudentGdpoSettings(

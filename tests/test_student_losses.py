@@ -4,7 +4,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
-from export.objectives import PatchDiscriminator, low_pass  # noqa: E402  (after importorskip)
 from export.student.losses import (  # noqa: E402
     chroma_loss,
     cosine_bands,
@@ -17,6 +16,7 @@ from export.student.losses import (  # noqa: E402
     with_colours_of,
     without_grain,
 )
+from export.student.objectives import PatchDiscriminator, low_pass  # noqa: E402  (after importorskip)
 
 
 def grain(sigma: float, count: int, seed: int) -> torch.Tensor:

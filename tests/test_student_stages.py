@@ -20,10 +20,10 @@ from export.student.core import CoreSettings, StudentCore, deepened, stages_befo
 from export.student.losses import with_colours_of  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
-from export.student.pictures import CachedPairs, PictureCache  # noqa: E402
+from export.student.prior.pictures import CachedPairs, PictureCache  # noqa: E402
 from gdposr.cli import main as gdposr  # noqa: E402
-from training.batches import Batch, batches  # noqa: E402
-from training.perceptual import SqueezeFeatures  # noqa: E402
+from training.data.batches import Batch, batches  # noqa: E402
+from training.metrics.squeezenet import SqueezeFeatures  # noqa: E402
 
 SHAPE = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 

@@ -17,24 +17,28 @@ pytest.importorskip("diffusers", reason="needs the extra `train`")
 from PIL import Image  # noqa: E402  (after importorskip)
 from safetensors.torch import load_file  # noqa: E402
 
-from calibration.diversity import agreement  # noqa: E402
-from calibration.onestep import restore  # noqa: E402
-from export import cache as caching  # noqa: E402
-from export import distill, distillation, fidelity, lessons, objectives  # noqa: E402
-from export.cache import TeacherCache, by_sample, cache_facts  # noqa: E402
-from export.distiller import Distiller  # noqa: E402
-from export.lessons import CachedRows, Lesson, OnlineRows, lessons_of, taught_lessons, turned  # noqa: E402
-from export.recipe import PRESETS, DistillConfig  # noqa: E402
+from calibration.measure.diversity import agreement  # noqa: E402
+from calibration.measure.onestep import restore  # noqa: E402
+from export.distill import batches as lessons  # noqa: E402
+from export.distill import cache as caching  # noqa: E402
+from export.distill import cli as distill  # noqa: E402
+from export.distill import fidelity  # noqa: E402
+from export.distill import run as distillation  # noqa: E402
+from export.distill.batches import CachedRows, Lesson, OnlineRows, lessons_of, taught_lessons, turned  # noqa: E402
+from export.distill.cache import TeacherCache, by_sample, cache_facts  # noqa: E402
+from export.distill.recipe import PRESETS, DistillConfig  # noqa: E402
+from export.distill.step import Distiller  # noqa: E402
+from export.distill.teacher import Teacher, fitted, from_bytes, item_noise, model_digest, to_bytes  # noqa: E402
+from export.student import objectives  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
-from export.teacher import Teacher, fitted, from_bytes, item_noise, model_digest, to_bytes  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402
-from training.budget import Budget  # noqa: E402
-from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos  # noqa: E402
-from training.model import OneStepModel  # noqa: E402
-from training.perceptual import SqueezeFeatures  # noqa: E402
-from training.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
-from training.saving import save_merged  # noqa: E402
-from training.schedule import NoiseSchedule  # noqa: E402
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images, split_photos  # noqa: E402
+from training.loop.budget import Budget  # noqa: E402
+from training.metrics.squeezenet import SqueezeFeatures  # noqa: E402
+from training.model.one_step import OneStepModel  # noqa: E402
+from training.model.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
+from training.model.saving import save_merged  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
 
 TINY = PRESETS["tiny-teacher"]
 

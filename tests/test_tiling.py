@@ -5,8 +5,18 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from runtime.manifest import SizeRule
-from runtime.tiling import Box, Tile, pad_edge, padded_size, paste, plan_tiles, ramp, tile_rows, tile_size
+from runtime.bundle.manifest import SizeRule
+from runtime.upscale.tiling import (
+    Box,
+    Tile,
+    pad_edge,
+    padded_size,
+    paste,
+    plan_tiles,
+    ramp,
+    tile_rows,
+    tile_size,
+)
 
 PLACED = SizeRule(multiple_of=2, minimum=16, tile=64, context=6)
 BLENDED = SizeRule(multiple_of=4, minimum=8, tile=32, context=8, overlap=8)

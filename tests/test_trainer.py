@@ -18,16 +18,16 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
-from training import trainer as trainer_module  # noqa: E402
-from training.batches import Batch, ItemSampler, batches  # noqa: E402
-from training.budget import Budget  # noqa: E402
 from training.checkpoint import load_state, save_state  # noqa: E402
-from training.data import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
-from training.prompts import PromptSource  # noqa: E402
+from training.data.batches import Batch, ItemSampler, batches  # noqa: E402
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
+from training.loop import trainer as trainer_module  # noqa: E402
+from training.loop.budget import Budget  # noqa: E402
+from training.loop.stage import Carry, Losses, RunSettings, Stage  # noqa: E402
+from training.loop.trainer import Average, Trainer, learning_rate  # noqa: E402
+from training.loop.validation import Validation, bicubic  # noqa: E402
+from training.model.text import PromptSource  # noqa: E402
 from training.randomness import integers, normal  # noqa: E402
-from training.stage import Carry, Losses, RunSettings, Stage  # noqa: E402
-from training.trainer import Average, Trainer, learning_rate  # noqa: E402
-from training.validation import Validation, bicubic  # noqa: E402
 
 SETTINGS = RunSettings(batch=2, crop=64, lr=1e-2, warmup_steps=2, held_out=1, seed=5)
 

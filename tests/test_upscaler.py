@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from upscaling import Pixels, Smooth, assert_same
 
-from runtime import job, memory
-from runtime import upscaler as module
-from runtime.bundle import Bundle
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.reader import Bundle
 from runtime.errors import DeviceError, GdposrError, ImageError, SettingError
-from runtime.image import Photo
-from runtime.onnx_backend import OnnxBackend
-from runtime.upscaler import Upscaler
+from runtime.image.files import Photo
+from runtime.upscale import job, memory
+from runtime.upscale import upscaler as module
+from runtime.upscale.upscaler import Upscaler
 
 
 @pytest.fixture(scope="module")

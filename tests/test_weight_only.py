@@ -16,16 +16,17 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402  (after importo
 
 from calibration.sensitivity import PlanError, read_rows  # noqa: E402
 from export import bundle as writer  # noqa: E402
-from export.onnx import data_file, export_fp32  # noqa: E402
-from export.onnx_target import ONNX_FLOOR_DB, default_precisions  # noqa: E402
-from export.packed import BLOCK, quantize4, quantize8  # noqa: E402
+from export.load import student_source  # noqa: E402
+from export.onnx.convert import data_file, export_fp32  # noqa: E402
+from export.onnx.packed import BLOCK, quantize4, quantize8  # noqa: E402
+from export.onnx.ranges import run  # noqa: E402
+from export.onnx.target import ONNX_FLOOR_DB, default_precisions  # noqa: E402
+from export.onnx.weight_only import WeightOnly, compress_onnx, compress_pair, find_weights  # noqa: E402
 from export.parity import samples  # noqa: E402
-from export.ranges import run  # noqa: E402
-from export.source import Source, psnr, student_source  # noqa: E402
+from export.source import Source, psnr  # noqa: E402
 from export.student.network import Student, StudentConfig, save_student  # noqa: E402
-from export.weight_only import WeightOnly, compress_onnx, compress_pair, find_weights  # noqa: E402
-from runtime.bundle import Bundle  # noqa: E402
-from runtime.upscaler import Upscaler  # noqa: E402
+from runtime.bundle.reader import Bundle  # noqa: E402
+from runtime.upscale.upscaler import Upscaler  # noqa: E402
 
 CHANNELS = 48  # not a multiple of the block
 SMALL = StudentConfig(width=32, encoder_blocks=1, generator_blocks=1, detail=32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runtime.bundle import Bundle
+from runtime.bundle.reader import Bundle
 
 Pixels = Callable[..., np.ndarray]
 

@@ -15,12 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.attributes import BINS, PATCH, THRESHOLD, TOP, detail_share, gray_levels, sobel_magnitude
-from training.data import CropParams, PairDataset, PhotoSet, find_images
-from training.device_degradation import degrade_batch
-from training.device_pairs import hr_pairs
+from training.data.device.degradation import degrade_batch
+from training.data.device.pairs import hr_pairs
+from training.data.everyday import degrade_everyday
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images
 from training.devices import torch_device
-from training.everyday import degrade_everyday
+from training.metrics.attributes import (
+    BINS,
+    PATCH,
+    THRESHOLD,
+    TOP,
+    detail_share,
+    gray_levels,
+    sobel_magnitude,
+)
 
 
 def seconds_per_pair(photos: PhotoSet, crop: int, mild_share: float, pairs: int) -> float:

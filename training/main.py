@@ -20,21 +20,21 @@ from typing import Any
 
 import torch
 
-from training.budget import Budget
 from training.checkpoint import has_state
-from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
-from training.gdpo import Gdpo, GdpoSettings
-from training.loading import load_model
-from training.naosd import Naosd, NaosdSettings
-from training.perceptual import NETS, Perceptual, SqueezeFeatures, perceptual_loss
-from training.presets import PRESETS, SD21
-from training.pretrain import Pretrain, PretrainSettings
-from training.prompts import PromptSource
-from training.rewards import create_metrics
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images, split_photos
+from training.loop.budget import Budget
+from training.loop.stage import RunSettings, Stage
+from training.loop.trainer import Trainer, make_accelerator
+from training.loop.validation import Validation
+from training.metrics.squeezenet import NETS, Perceptual, SqueezeFeatures, perceptual_loss
+from training.model.loading import load_model
+from training.model.text import PromptSource
 from training.settings import with_settings
-from training.stage import RunSettings, Stage
-from training.trainer import Trainer, make_accelerator
-from training.validation import Validation
+from training.stages.gdpo import Gdpo, GdpoSettings
+from training.stages.naosd import Naosd, NaosdSettings
+from training.stages.presets import PRESETS, SD21
+from training.stages.pretrain import Pretrain, PretrainSettings
+from training.stages.rewards import create_metrics
 
 log = logging.getLogger("train")
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 
 from calibration.blind.scenes import Scene
-from calibration.pairs import read_rgb
+from calibration.measure.pairs import read_rgb
 from runtime.errors import ImageError
 
 CANDIDATES = 8  # positions that are drawn for one crop

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.pairs import SHOWN, named_photos, read_rgb
+from calibration.measure.pairs import SHOWN, named_photos, read_rgb
 from runtime.errors import ImageError
 
 NO_KIND = "all"

@@ -25,9 +25,9 @@ from PIL import Image
 
 from calibration.blind.pairs import Pair
 from calibration.blind.sheet import pair_sheet
-from calibration.pairs import read_rgb
+from calibration.measure.pairs import read_rgb
 from runtime.errors import GdposrError
-from runtime.image import atomic_file
+from runtime.image.files import atomic_file
 
 FORMAT = 1
 QUESTION = "Which would a person keep?"

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration import sqf
 from calibration.blind.proportions import wilson
+from calibration.measure import sqf
 from calibration.studies.judged import Folders, Judged, Votes, read_judged
 from calibration.studies.scores import INPUT, TRUTH, Score, all_scores
 from runtime.errors import GdposrError, SettingError

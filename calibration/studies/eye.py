@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from calibration.blind.proportions import wilson
-from calibration.methods import Method, bicubic_method
-from calibration.pairs import Pair, find_pairs, read_rgb
-from calibration.rows import check_sizes
+from calibration.measure.methods import Method, bicubic_method
+from calibration.measure.pairs import Pair, find_pairs, read_rgb
+from calibration.measure.rows import check_sizes
 from calibration.studies.agreement import finite, percent
 from calibration.studies.judged import outputs
 from calibration.studies.scores import to_tensor
 from runtime.errors import GdposrError, ImageError, SettingError
 from training.metrics import detail
-from training.rewards import psnr, ssim
+from training.stages.rewards import psnr, ssim
 
 MOST = 1.5  # times the truth's grain or chroma that still looks clean
 ROUNDING = 1e-3  # levels; of a perfectly flat picture's grain

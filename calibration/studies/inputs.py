@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from calibration.pairs import named_photos, read_rgb
+from calibration.measure.pairs import named_photos, read_rgb
 from runtime.errors import GdposrError
-from training.degradation import from_picture, jpeg, to_picture
-from training.everyday import degrade_everyday
+from training.data.degradation import from_picture, jpeg, to_picture
+from training.data.everyday import degrade_everyday
 
 QUALITY = {"jpeg75": 75, "jpeg40": 40}
 MADE = ("clean", *QUALITY, "heavy")

@@ -14,8 +14,8 @@ from calibration.blind.scenes import NO_KIND, UPSCALED
 from calibration.blind.score import A, B, choices, majority
 from calibration.blind.study import Study, StudyError, key_digest, read_key
 from calibration.blind.votes import read_votes
-from calibration.methods import bicubic
-from calibration.pairs import named_photos, read_rgb
+from calibration.measure.methods import bicubic
+from calibration.measure.pairs import named_photos, read_rgb
 from runtime.errors import ImageError
 
 KEY_SUFFIX = ".key.json"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.metrics import detail
-from training.rewards import BUILT_IN, Metric, create_metrics
+from training.stages.rewards import BUILT_IN, Metric, create_metrics
 
 TRUTH, INPUT, NOTHING = "truth", "input", "nothing"
 WEIGHTED = ("sqf", "critic")  # built-in rewards that need a file
@@ -55,7 +55,7 @@ def all_scores(sqf_weights: Path | None = None, critic: Path | None = None) -> l
         Metric("chroma, amount", True, False, lambda sr, lr: detail.fine_chroma(sr, lr).value),
     ]
     if critic is not None:
-        from training.critic import load_critic
+        from training.metrics.critic import load_critic
 
         rewards.append(Metric("critic", False, True, load_critic(critic).score))
     return [

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.mil.call import Call, Value
 from export.mil.feature import Feature
+from export.mil.ops.call import Call, Value
+from export.mil.ops.registry import find
 from export.mil.program import Constant, Operation, Program
-from export.mil.registry import find
 from export.mil.tensor import DTYPES, EvaluationError, TensorType, compute_tensor, round_to
 
 CONSTEXPR = "constexpr_"

@@ -9,7 +9,7 @@ import numpy as np
 
 from export.mil.device import REFERENCE, Open, open_runner
 from export.mil.program import read_package
-from runtime.manifest import GraphSpec
+from runtime.bundle.manifest import GraphSpec
 
 Floats = np.ndarray
 

@@ -23,11 +23,11 @@ from export.mil.lint import is_compressed
 from export.mil.program import Program, read_package
 from export.mil.tensor import PackageError
 from export.source import psnr
-from runtime.bundle import Bundle
+from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.reader import Bundle
 from runtime.errors import GdposrError
-from runtime.manifest import Manifest
 from runtime.noise import noise_field
-from runtime.onnx_backend import OnnxBackend
 
 ENCODER, GENERATOR, CHAIN = "encoder", "generator", "chain"
 FLOOR_KEY: Final = "gdposr.floor_db"

@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibration.statistics import FEW, differences, interval
+from calibration.measure.intervals import FEW, differences, interval
 from export.student.cli import KINDS, run
 from export.student.network import Student, load_student
 from export.student.preference import StudentGdpoSettings
-from training.budget import Budget
-from training.data import PhotoSet, find_images, split_photos
-from training.everyday import degrade_everyday
+from training.data.everyday import degrade_everyday
+from training.data.photos import PhotoSet, find_images, split_photos
+from training.loop.budget import Budget
+from training.loop.validation import Validation
 from training.randomness import normal
-from training.rewards import Metric, create_metrics, group_rewards
 from training.settings import with_settings
-from training.validation import Validation
+from training.stages.rewards import Metric, create_metrics, group_rewards
 
 log = logging.getLogger("train")
 

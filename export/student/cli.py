@@ -6,7 +6,7 @@
     gdposr train critic --init STUDENT --data PHOTOS_OF_ITS_OWN --out CRITIC --steps N
     gdposr train student-gdpo --init STUDENT --data DIR --out RUN --steps N [--critic CRITIC]
 
-A run folder is what `training.trainer` writes, with model/ and snapshots/ holding students (or the critic).
+A run folder is what `training.loop.trainer` writes, with model/ and snapshots/ holding students (or the critic).
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from export.student.core import CoreSettings, StudentCore, stages_before, starte
 from export.student.critic import CriticSettings
 from export.student.network import StudentConfig, load_student
 from export.student.noise import NoiseSettings, StudentNoise
-from export.student.pictures import CachedPairs, PictureCache
 from export.student.preference import StudentGdpoSettings
-from export.student.prior import Prior
-from training.batches import Pairs
-from training.budget import Budget
+from export.student.prior.network import Prior
+from export.student.prior.pictures import CachedPairs, PictureCache
 from training.checkpoint import has_state
-from training.data import CropParams, PairDataset, PhotoSet, find_images, split_photos
-from training.device_pairs import DevicePreparation, hr_pairs
-from training.everyday import degrade_everyday
-from training.graphics import Variety
-from training.perceptual import SqueezeFeatures
+from training.data.batches import Pairs
+from training.data.cards import Variety
+from training.data.device.pairs import DevicePreparation, hr_pairs
+from training.data.everyday import degrade_everyday
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images, split_photos
+from training.loop.budget import Budget
+from training.loop.stage import RunSettings, Stage
+from training.loop.trainer import Trainer, make_accelerator
+from training.loop.validation import Validation
+from training.metrics.squeezenet import SqueezeFeatures
 from training.settings import with_settings
-from training.stage import RunSettings, Stage
-from training.trainer import Trainer, make_accelerator
-from training.validation import Validation
 
 log = logging.getLogger("train")
 

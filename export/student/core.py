@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.objectives import PatchDiscriminator, discriminator_loss, generator_loss
 from export.student.losses import chroma_loss, gradient_loss, low_pass_loss, with_colours_of
 from export.student.network import Student, StudentConfig, load_student, save_student, widened
-from training.batches import Batch
-from training.perceptual import LAYERS, SqueezeFeatures, squared_feature_distance
-from training.stage import Carry, Losses, RunSettings, Stage
+from export.student.objectives import PatchDiscriminator, discriminator_loss, generator_loss
+from training.data.batches import Batch
+from training.loop.stage import Carry, Losses, RunSettings, Stage
+from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature_distance
 
 SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
 """At LR resolution: as much work as 96 channels at half of it, a quarter of the weights, and learnt in less than half the steps, since

@@ -1,4 +1,4 @@
-"""Train the critic of `training.critic`: photos against what the student, a plain enlargement and a prior make of them.
+"""Train the critic of `training.metrics.critic`: photos against what the student, a plain enlargement and a prior make of them.
 
 Give it photos that the student has not learnt from: on those it has, it may remember what it cannot reconstruct elsewhere.
 """
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from export.student.network import Student, load_student
-from training.batches import Batch
-from training.critic import Critic, CriticConfig, paired_loss, save_critic
-from training.flaws import FLAWS, spoil
+from training.data.batches import Batch
+from training.data.flaws import FLAWS, spoil
+from training.loop.stage import Carry, Losses, RunSettings, Stage
+from training.loop.validation import Validation, bicubic
+from training.metrics.critic import Critic, CriticConfig, paired_loss, save_critic
 from training.randomness import generator, normal
-from training.stage import Carry, Losses, RunSettings, Stage
-from training.validation import Validation, bicubic
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Losses of the student's stages, as pure functions of pictures (n, 3, h, w), RGB in [0, 1]. All are scalars, but for weights.
 
-What `export.objectives` says of two samples stacked in one batch is said here of pictures one by one.
+What `export.student.objectives` says of two samples stacked in one batch is said here of pictures one by one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.objectives import chroma, low_pass, periodic_pattern
+from export.student.objectives import chroma, low_pass, periodic_pattern
 
 
 def gradient_loss(image: Tensor, target: Tensor) -> Tensor:

@@ -27,10 +27,10 @@ from export.student.losses import (
     without_grain,
 )
 from export.student.network import Generator, Student
-from training.batches import Batch
+from training.data.batches import Batch
+from training.loop.stage import Carry, Losses, RunSettings
 from training.metrics.detail import flat_mask
 from training.randomness import normal
-from training.stage import Carry, Losses, RunSettings
 
 NOISE_START = 0.1
 """Of the usual spread of a convolution's first weights: samples some levels apart. At zero nothing tells them apart, and from twenty

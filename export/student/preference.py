@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from export.student.core import StudentStage, stages_before
 from export.student.losses import distances
 from export.student.network import Student, load_student
-from training.batches import Batch
-from training.preference import (
+from training.data.batches import Batch
+from training.loop.stage import Carry, Losses, RunSettings
+from training.loop.validation import Validation
+from training.randomness import normal
+from training.stages.preference import (
     best_worst_advantage,
     error_change,
     gaussian_log_ratio,
@@ -34,10 +37,7 @@ from training.preference import (
     preference_accuracy,
     preference_loss,
 )
-from training.randomness import normal
-from training.rewards import WEIGHTINGS, Metric, RewardReport, create_metrics, group_rewards
-from training.stage import Carry, Losses, RunSettings
-from training.validation import Validation
+from training.stages.rewards import WEIGHTINGS, Metric, RewardReport, create_metrics, group_rewards
 
 OBJECTIVES = ("gdpo", "dpo", "grpo")
 SAMPLERS = ("reference", "policy")

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from calibration.pairs import named_photos, read_rgb
+from calibration.measure.pairs import named_photos, read_rgb
 from export.student.network import load_student
-from export.student.prior import PACKAGED, Prior
+from export.student.prior.network import PACKAGED, Prior
 from runtime.errors import GdposrError
 from runtime.noise import noise_field
-from training.degradation import from_picture, to_picture
+from training.data.degradation import from_picture, to_picture
 from training.devices import torch_device
 
 BICUBIC = "bicubic"

@@ -19,10 +19,10 @@ from gdposr import __version__
 from gdposr.console import FAILED, OK, UsageError, emit, progress_bar, say, table, whole_number
 
 if TYPE_CHECKING:
-    from calibration.accuracy import AccuracyReport, Row
-    from calibration.crops import CropCollector
-    from gdposr.onestep_rows import OneStepRow
-    from runtime.bundle import Bundle
+    from calibration.measure.accuracy import AccuracyReport, Row
+    from calibration.report.crops import CropCollector
+    from gdposr.accuracy.onestep_rows import OneStepRow
+    from runtime.bundle.reader import Bundle
 
 HELP = "measure quality on pairs of small and large photos"
 ROUNDS, WARMUP = 7, 1
@@ -131,10 +131,10 @@ def _run(
     args: argparse.Namespace, pictures: str | None = None, group: Callable[[str], str] | None = None
 ) -> int:
     """Measure, time, show. pictures: what they are; group: picture name -> the photo that it is a crop of."""
-    from calibration.report import CropCollector, table_rows, write_report
-    from gdposr.differences import difference_lines
-    from gdposr.machine import describe_machine
-    from runtime.devices import usable_processors
+    from calibration.report.accuracy import CropCollector, table_rows, write_report
+    from gdposr.accuracy.differences import difference_lines
+    from gdposr.bench.machine import describe_machine
+    from runtime.backends.devices import usable_processors
     from runtime.errors import ImageError
 
     threads = args.threads or usable_processors()
@@ -173,13 +173,13 @@ def _measured(
     threads: int,
 ) -> "AccuracyReport":
     """The report, with times unless they were declined. ImageError for pictures that cannot be used."""
-    from calibration.accuracy import evaluate, measured_precisions
-    from calibration.perceptual import wanted
-    from gdposr.budgets import chosen_budgets
-    from gdposr.coreml_rows import ROW, fitting_variants, open_methods
-    from gdposr.onestep_rows import onestep_methods, open_rows
-    from gdposr.peers import load_peers, peer_methods
-    from runtime.bundle import Bundle
+    from calibration.measure.accuracy import evaluate, measured_precisions
+    from calibration.measure.pyiqa import wanted
+    from gdposr.accuracy.budgets import chosen_budgets
+    from gdposr.accuracy.coreml_rows import ROW, fitting_variants, open_methods
+    from gdposr.accuracy.onestep_rows import onestep_methods, open_rows
+    from gdposr.bench.peers import load_peers, peer_methods
+    from runtime.bundle.reader import Bundle
 
     folders = {name: Path(folder) for name, folder in (_named("--sr NAME=DIR", text) for text in args.sr)}
     trained = [_named("--onestep NAME=RUN", text) for text in args.onestep]
@@ -226,8 +226,8 @@ def _measured(
 
 def _checked_sizes(args: argparse.Namespace, scale: int) -> dict[str, tuple[int, int]]:
     """(height, width) of each LR picture by name, before any work. ImageError for a pair that cannot be measured."""
-    from calibration.pairs import find_pairs, read_rgb
-    from calibration.rows import check_sizes
+    from calibration.measure.pairs import find_pairs, read_rgb
+    from calibration.measure.rows import check_sizes
 
     sizes = {}
     for pair in find_pairs(args.lr, args.hr, args.limit):
@@ -247,8 +247,8 @@ def _timed(
 ) -> "AccuracyReport":
     """The report with the median time of a whole picture in every ONNX row, every peer's and every one-step model's, all taking turns.
     size: of an LR picture that the timed one, a square, is not to exceed."""
-    from gdposr.onestep_rows import onestep_calls
-    from gdposr.timing import measure, own_calls, peer_calls, test_picture
+    from gdposr.accuracy.onestep_rows import onestep_calls
+    from gdposr.bench.timing import measure, own_calls, peer_calls, test_picture
 
     rule = bundle.manifest.size
     side = min(LARGEST, *size) // rule.multiple_of * rule.multiple_of

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
-from gdposr.console import OK, emit, say, whole_number
-from gdposr.overhead import TimedPicture
-from gdposr.timing import (
+from gdposr.bench.overhead import TimedPicture
+from gdposr.bench.timing import (
     LEAST,
     Contender,
     choose,
@@ -28,9 +27,10 @@ from gdposr.timing import (
     spread,
     test_picture,
 )
+from gdposr.console import OK, emit, say, whole_number
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
+    from runtime.bundle.reader import Bundle
 
 HELP = "measure speed and memory, also beside other models"
 TIME_LIMIT = 60.0  # seconds for a size given with --picture, but at least `LEAST` rounds
@@ -81,10 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gdposr.bench_report import as_text
-    from gdposr.machine import describe_machine
-    from runtime.bundle import Bundle
-    from runtime.devices import usable_processors
+    from gdposr.bench.machine import describe_machine
+    from gdposr.bench.report import as_text
+    from runtime.backends.devices import usable_processors
+    from runtime.bundle.reader import Bundle
 
     bundle = Bundle.open(args.bundle)
     threads = args.threads or usable_processors()
@@ -153,8 +153,8 @@ def large_pictures(
 
 def write_reports(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """The page and the table that were asked for."""
-    from gdposr.bench_report import markdown, page
-    from runtime.image import atomic_file
+    from gdposr.bench.report import markdown, page
+    from runtime.image.files import atomic_file
 
     for path, text in ((args.report, page), (args.table, markdown)):
         if path is not None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from gdposr.commands.stage import Stage, run_stage
+from gdposr.stage import Stage, run_stage
 
 HELP = "lint and verify Core ML packages (needs the extra `coreml`)"
 
-STAGE = Stage("export.mil.main", "export,coreml", "every op of a package, and its result against a bundle")
+STAGE = Stage("export.mil.cli", "export,coreml", "every op of a package, and its result against a bundle")
 
 
 def forward(argv: Sequence[str]) -> int:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from gdposr.commands.stage import Stage, run_stage
+from gdposr.stage import Stage, run_stage
 
 HELP = "distil a one-step model to the small student (needs the extra `train`)"
 
-STAGE = Stage("export.distill", "train", "the small student, from a teacher and photos")
+STAGE = Stage("export.distill.cli", "train", "the small student, from a teacher and photos")
 
 
 def forward(argv: Sequence[str]) -> int:

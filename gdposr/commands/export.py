@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from gdposr.commands.stage import Stage, run_stage
+from gdposr.stage import Stage, run_stage
 
 HELP = "write a bundle from a checkpoint (needs the extra `export`)"
 
-STAGE = Stage("export.command", "export", "merge, convert, quantize and write a bundle")
+STAGE = Stage("export.cli", "export", "merge, convert, quantize and write a bundle")
 
 
 def forward(argv: Sequence[str]) -> int:

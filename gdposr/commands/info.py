@@ -8,7 +8,7 @@ from gdposr import __version__
 from gdposr.console import OK, emit, table
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
+    from runtime.bundle.reader import Bundle
 
 LEVELS: Final = 2  # of what is free in a manifest; a history of training has hundreds of settings
 HELP = "tell what a bundle is and which devices are at hand"
@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runtime.bundle import Bundle
-    from runtime.devices import available_devices, offered
+    from runtime.backends.devices import available_devices, offered
+    from runtime.bundle.reader import Bundle
 
     bundle = Bundle.open(args.bundle)
     runs = {device: list(offered(bundle, device)) for device in available_devices()}

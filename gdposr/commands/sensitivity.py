@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from calibration.report import sensitivity_page
+    from calibration.report.accuracy import sensitivity_page
     from calibration.sensitivity import read_rows
-    from runtime.bundle import Bundle
-    from runtime.image import atomic_file
+    from runtime.bundle.reader import Bundle
+    from runtime.image.files import atomic_file
 
     bundle = Bundle.open(args.bundle)
     accuracy = bundle.manifest.accuracy

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from gdposr.commands.stage import Stage, run_stage
 from gdposr.console import OK, UsageError
+from gdposr.stage import Stage, run_stage
 
 HELP = "train a model (needs the extra `train`)"
 
@@ -11,14 +11,14 @@ STAGES = {
     "pretrain": Stage("training.main", "train", "the pocket base: a small VAE and latent diffusion UNet"),
     "naosd": Stage("training.main", "train", "the noise-aware one-step model on a base"),
     "gdpo": Stage("training.main", "train", "preference tuning of a finished naosd run"),
-    "merge": Stage("training.merging", "train", "write a run's model as one folder that stands alone"),
+    "merge": Stage("training.model.merging", "train", "write a run's model as one folder that stands alone"),
     "student": Stage(
-        "export.distill",
+        "export.distill.cli",
         "train",
         "the small student that ships in a bundle: what `gdposr distill` does, a teacher is optional",
     ),
     "pictures": Stage(
-        "export.student.teach", "train", "a published network's pictures, for the student to learn from"
+        "export.student.prior.cli", "train", "a published network's pictures, for the student to learn from"
     ),
     "student-core": Stage(
         "export.student.cli", "train", "what the student draws without noise, from such pictures"

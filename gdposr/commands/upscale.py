@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
-from gdposr.batch import Batch, Outcome, Task, Wish
+from gdposr.batch.leftovers import claimed
+from gdposr.batch.plan import Job, plan_jobs
+from gdposr.batch.progress import header_pixels, photo_progress
+from gdposr.batch.run import Batch, Outcome, Task, Wish
 from gdposr.console import (
     FAILED,
     INTERRUPTED,
@@ -31,13 +34,10 @@ from gdposr.console import (
     terminable,
     whole_number,
 )
-from gdposr.leftovers import claimed
-from gdposr.plan import Job, plan_jobs
-from gdposr.progress import header_pixels, photo_progress
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
-    from runtime.upscaler import Upscaler
+    from runtime.bundle.reader import Bundle
+    from runtime.upscale.upscaler import Upscaler
 
 HELP = "upscale photos: files, folders or globs"
 
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from runtime.bundle import Bundle
+    from runtime.bundle.reader import Bundle
 
     begin = time.perf_counter()
     if args.sample is not None and args.select != "all":
@@ -211,12 +211,12 @@ def _task(job: Job, wish: Wish, skip: bool) -> Task:
 
 
 def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
-    from runtime.upscaler import Upscaler
+    from runtime.upscale.upscaler import Upscaler
 
     limit = None
     if args.max_memory is not None:
         from runtime.errors import SettingError
-        from runtime.memory import parse_size
+        from runtime.upscale.memory import parse_size
 
         try:
             limit = parse_size(args.max_memory)
@@ -249,7 +249,7 @@ def _folder(job: Job, out: Path, targets: Sequence[Path], make: bool = False) ->
 
 def _described(wish: Wish, bundle: "Bundle") -> dict[str, Any]:
     """What a report says of the request."""
-    from runtime.score import NAME
+    from runtime.image.grain import NAME
 
     return {
         "version": __version__,

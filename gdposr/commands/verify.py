@@ -11,7 +11,7 @@ from gdposr import __version__
 from gdposr.console import FAILED, OK, UsageError, emit, one_line, say, whole_number
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
+    from runtime.bundle.reader import Bundle
 
 HELP = "check a bundle's hashes and run its probe on this device"
 
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runtime.bundle import Bundle
-    from runtime.devices import offered
+    from runtime.backends.devices import offered
+    from runtime.bundle.reader import Bundle
     from runtime.errors import BundleError
 
     if args.bundle is not None and not args.bundle.exists():
@@ -74,10 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, quiet: bool) -> dict[str, Any]:
     """Run the probe in one precision. A device or precision that does not exist is the caller's mistake and raises."""
-    from runtime.backend import open_backend, placement_note
-    from runtime.devices import resolve
+    from runtime.backends.base import open_backend, placement_note
+    from runtime.backends.devices import resolve
     from runtime.errors import GdposrError
-    from runtime.probe import run_probe
+    from runtime.upscale.probe import run_probe
 
     chosen, precision, notes = resolve(bundle, device, precision)
     for note in notes:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.attributes import check_pictures
+from training.metrics.attributes import check_pictures
 
 LUMA = (0.299, 0.587, 0.114)  # BT.601, full range
 WINDOW = 9  # pixels a side of the window in which a place is flat or textured

@@ -1,0 +1,1 @@
+"""Accuracy of a bundle: metrics, intervals, gates, and the methods that are compared."""

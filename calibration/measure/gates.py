@@ -1,0 +1,149 @@
+"""Gates: limits that the rows of an accuracy table must keep. None = not asked.
+
+A row's limits together are its budget; budgets go by the row's name, in a preset, in a bundle's manifest and in a report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from runtime.errors import SettingError
+
+if TYPE_CHECKING:
+    from calibration.measure.rows import Row
+
+REFERENCE: Final = "fp32"
+RELATIVE: Final = (
+    "max_psnr_loss", "max_sqf_rise", "max_niqe_rise", "max_lpips_rise", "min_diversity_ratio"
+)  # fmt: skip
+SQF_GATES: Final = ("max_sqf", "max_sqf_rise")
+LPIPS_GATES: Final = ("max_lpips_rise",)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits of one row; those in `RELATIVE` compare it with fp32."""
+
+    min_psnr: float | None = None  # dB
+    min_ssim: float | None = None
+    max_sqf: float | None = None
+    max_niqe: float | None = None
+    max_colour_shift: float | None = None  # 1/255, `colour_shift_abs`
+    max_checkerboard: float | None = None  # dB
+    max_seam: float | None = None  # of ONNX rows only; without any seam single photos give 0.7 to 1.2
+    max_psnr_loss: float | None = None  # dB below fp32
+    max_sqf_rise: float | None = None  # share of fp32's SQF, 0.01 = 1 %
+    max_niqe_rise: float | None = None
+    max_lpips_rise: float | None = None  # LPIPS above fp32's
+    min_diversity_ratio: float | None = None  # share of fp32's diversity
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a gate compares with fp32."""
+        return any(getattr(self, name) is not None for name in RELATIVE)
+
+    def to_dict(self) -> dict[str, float]:
+        """The limits that are asked, by the name of their gate."""
+        limits = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "budget") -> Gates:
+        """SettingError for an unknown gate and for a limit that is no finite number. where: begins the message."""
+        for name, limit in data.items():
+            if name not in GATE_NAMES:
+                raise SettingError(
+                    f"{where}: expected gates among {', '.join(GATE_NAMES)}, came {name!r}: correct the name"
+                )
+            number = isinstance(limit, int | float) and not isinstance(limit, bool)
+            if not number or not abs(limit) < float("inf"):  # NaN fails, too
+                raise SettingError(
+                    f"{where}: {name}: expected a finite number as the limit, came {limit!r}: give one"
+                )
+        return cls(**{name: float(limit) for name, limit in data.items()})
+
+    def without(self, names: Iterable[str]) -> Gates:
+        """The same with these gates not asked."""
+        return replace(self, **dict.fromkeys(names))
+
+    def overridden(self, other: Gates) -> Gates:
+        """The same with the limits that other asks in place of its own."""
+        return replace(self, **other.to_dict())
+
+
+GATE_NAMES: Final = tuple(item.name for item in fields(Gates))
+# What INT8 may lose against fp32: a share of the method's own gain, not all of it.
+INT8_GATES: Final = Gates(max_psnr_loss=0.1, max_sqf_rise=0.01, min_diversity_ratio=0.95)
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One limit on one row. value: None where it could not be measured, which does not pass."""
+
+    row: str
+    gate: str
+    limit: float
+    value: float | None
+    ok: bool
+
+
+def default_budgets(stated: Mapping[str, Mapping[str, Any]], rows: Iterable[str]) -> dict[str, Gates]:
+    """The budget of each row: the stated one, such as a manifest's, else `INT8_GATES`, so that no row but fp32 goes unchecked."""
+    return {
+        row: Gates.from_dict(stated[row], f"budget of {row}") if row in stated else INT8_GATES
+        for row in rows
+        if row in stated or row != REFERENCE
+    }
+
+
+def check_gates(budgets: Mapping[str, Gates], rows: Sequence[Row]) -> tuple[GateResult, ...]:
+    """Every limit on every row of the bundle that has a budget; rows in their order, gates in that of `Gates`."""
+    models = [row for row in rows if row.kind == "model"]
+    reference = next((row for row in models if row.name == REFERENCE), None)
+    results = []
+    for row in models:
+        values = _absolute(row)
+        if reference is not None and row is not reference:
+            values |= _relative(row, reference)
+        for name, limit in budgets.get(row.name, Gates()).to_dict().items():
+            if name not in values:
+                continue
+            value = values[name]
+            ok = value is not None and (value >= limit if name.startswith("min_") else value <= limit)
+            results.append(GateResult(row.name, name, limit, value, ok))
+    return tuple(results)
+
+
+def _absolute(row: Row) -> dict[str, float | None]:
+    return {
+        "min_psnr": row.psnr,
+        "min_ssim": row.ssim,
+        "max_sqf": row.sqf,
+        "max_niqe": row.niqe,
+        "max_colour_shift": row.colour_shift_abs,
+        "max_checkerboard": row.checkerboard,
+        **({} if row.target == "coreml" else {"max_seam": row.seam}),  # a package takes whole pictures
+    }
+
+
+def _relative(row: Row, reference: Row) -> dict[str, float | None]:
+    lpips, base = row.extra.get("lpips"), reference.extra.get("lpips")
+    return {
+        "max_psnr_loss": _minus(reference.psnr, row.psnr),
+        "max_sqf_rise": _ratio(row.sqf, reference.sqf, -1.0),
+        "max_niqe_rise": _minus(row.niqe, reference.niqe),
+        "max_lpips_rise": None if lpips is None or base is None else lpips - base,
+        "min_diversity_ratio": _ratio(row.diversity, reference.diversity),
+    }
+
+
+def _minus(value: float, other: float) -> float:
+    return 0.0 if value == other else value - other  # both may be infinite
+
+
+def _ratio(value: float | None, base: float | None, offset: float = 0.0) -> float | None:
+    if value is None or base is None or base == 0:
+        return None
+    return value / base + offset

@@ -1,0 +1,136 @@
+"""The methods an accuracy table compares: bicubic, the bundle itself, folders of pictures, other models."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from calibration.measure.pairs import Pair, named_photos, read_rgb
+from runtime.bundle.manifest import SizeRule
+from runtime.bundle.reader import Bundle
+from runtime.errors import ImageError
+from runtime.upscale.tiling import plan_tiles
+from runtime.upscale.upscaler import Upscaler
+
+PRECISION_ORDER = ("fp32", "fp16", "int8", "w8", "w4")
+SEAM_TILE = 32  # LR pixels of a tile's core while seams are measured; small, so that a picture of 128 has three each way
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """A picture that was put together from tiles, (H, W, 3) uint8, and the first row or column of each tile but the first."""
+
+    picture: np.ndarray
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to enlarge a picture. upscale: (pair name, (h, w, 3) uint8) -> (H, W, 3) uint8.
+
+    samples: the same with a count, giving that many versions; None where the method has no randomness. tiled: (h, w, 3) uint8 ->
+    the picture cut into small tiles; None where the method has no tiles.
+    """
+
+    name: str
+    kind: str  # "bicubic", "model", "folder" or "peer"
+    upscale: Callable[[str, np.ndarray], np.ndarray]
+    samples: Callable[[np.ndarray, int], Sequence[np.ndarray]] | None = None
+    parameters: int | None = None
+    bytes: int | None = None  # of the files with graphs or weights
+    device: str | None = None
+    notes: tuple[str, ...] = ()
+    target: str = ""  # "onnx", "coreml"; "torch" for a trained one-step model; empty for everything else
+    tiled: Callable[[np.ndarray], Tiled] | None = None
+
+
+def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
+    """Pillow's bicubic enlargement, (h, w, 3) uint8 -> (h * scale, w * scale, 3) uint8."""
+    height, width = lr.shape[:2]
+    return np.array(Image.fromarray(lr).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
+
+
+def bicubic_method(scale: int) -> Method:
+    return Method("bicubic", "bicubic", lambda name, lr: bicubic(lr, scale), parameters=0, bytes=0)
+
+
+def folder_method(name: str, folder: Path, pairs: Sequence[Pair]) -> Method:
+    pictures = named_photos(folder)
+    missing = [pair.name for pair in pairs if pair.name not in pictures]
+    if missing:
+        raise ImageError(
+            f"{name}: {len(missing)} pictures are missing in {folder}, the first is {missing[0]}: add them"
+        )
+    return Method(name, "folder", lambda picture, lr: read_rgb(pictures[picture]))
+
+
+def peer_method(
+    name: str,
+    run: Callable[[np.ndarray], np.ndarray],
+    parameters: int | None = None,
+    bytes: int | None = None,
+) -> Method:
+    """Another model as a function from (h, w, 3) uint8 to (H, W, 3) uint8."""
+    return Method(name, "peer", lambda picture, lr: run(lr), parameters=parameters, bytes=bytes)
+
+
+def model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) -> Method:
+    files = bundle.manifest.graphs[precision].values()
+    cut = copy.copy(upscaler)  # shares the loaded model
+    cut.tile = SEAM_TILE
+
+    def tiled(lr: np.ndarray) -> Tiled:
+        height, width = lr.shape[:2]
+        rows, columns = tile_borders(height, width, SEAM_TILE, bundle.manifest.size, bundle.manifest.scale)
+        return Tiled(cut.up(lr, seed=seed)[0], rows, columns)
+
+    return Method(
+        name=precision,
+        kind="model",
+        upscale=lambda name, lr: upscaler.up(lr, seed=seed)[0],
+        samples=lambda lr, count: upscaler.up(lr, seed=seed, samples=count),
+        parameters=count_parameters(bundle),
+        bytes=sum(file.total_bytes for file in files),
+        device=upscaler.device,
+        notes=tuple(upscaler.notes),
+        target="onnx",
+        tiled=tiled,
+    )
+
+
+def tile_borders(
+    height: int, width: int, tile: int, rule: SizeRule, scale: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(rows, columns) of the output where a tile's core begins, the picture's own edge left out. height, width, tile: LR pixels."""
+    cores = [planned.core for planned in plan_tiles(height, width, tile, rule)]
+    rows, columns = {core.y0 for core in cores}, {core.x0 for core in cores}
+    return tuple(scale * y for y in sorted(rows - {0})), tuple(scale * x for x in sorted(columns - {0}))
+
+
+def count_parameters(bundle: Bundle) -> int | None:
+    """Weights of both graphs: as stated in the provenance, else counted in the finest precision where `onnx`
+    is installed.
+    """
+    stated = bundle.manifest.provenance.get("parameters")
+    if isinstance(stated, int):
+        return stated
+    try:
+        import onnx
+    except ImportError:
+        return None
+    if not bundle.manifest.graphs:
+        return None
+    graphs = bundle.manifest.graphs[min(bundle.manifest.graphs, key=precision_rank)]
+    models = [onnx.load_model_from_string(bundle.read(file)) for file in graphs.values()]
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)  # integers are shapes
+    tensors = [tensor for model in models for tensor in model.graph.initializer]
+    return sum(math.prod(tensor.dims) for tensor in tensors if tensor.dims and tensor.data_type in floats)
+
+
+def precision_rank(name: str) -> int:
+    return PRECISION_ORDER.index(name) if name in PRECISION_ORDER else len(PRECISION_ORDER)

@@ -1,0 +1,105 @@
+"""Learned picture metrics of pyiqa, measured only where they are asked for: nothing is loaded before.
+
+LPIPS (Zhang et al. 2018, arXiv 1801.03924), MUSIQ (Ke et al. 2021, arXiv 2108.05997), MANIQA (Yang et al. 2022, arXiv 2204.08958).
+pyiqa may download a metric's weights at its first use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+from runtime.errors import ImageError, SettingError
+
+NEEDS = ("torch", "safetensors", "pyiqa")
+REMEDY = 'pip install "gdposr[export]" pyiqa'
+
+Score = Callable[[np.ndarray, np.ndarray], float]  # (sr, hr), both (H, W, 3) uint8
+
+
+@dataclass(frozen=True)
+class PerceptualMetric:
+    """What a metric's value means."""
+
+    name: str  # as pyiqa names it
+    title: str
+    reference: bool  # compares with the HR picture
+    higher_is_better: bool
+
+
+METRICS = (
+    PerceptualMetric("lpips", "LPIPS", reference=True, higher_is_better=False),
+    PerceptualMetric("musiq", "MUSIQ", reference=False, higher_is_better=True),
+    PerceptualMetric("maniqa", "MANIQA", reference=False, higher_is_better=True),
+)
+NAMES = tuple(metric.name for metric in METRICS)
+
+
+def available() -> tuple[tuple[str, ...], str | None]:
+    """Names that can be asked for here, and why there are none: one of the two is empty. Imports nothing."""
+    missing = [package for package in NEEDS if find_spec(package) is None]
+    if missing:
+        return (), f"{' and '.join(missing)} not installed: {REMEDY}"
+    return NAMES, None
+
+
+def wanted(names: Sequence[str]) -> tuple[str, ...]:
+    """The metrics named, each once, in the order of `METRICS`; "all" names all. SettingError for unknown ones."""
+    unknown = [name for name in names if name not in (*NAMES, "all")]
+    if unknown:
+        raise SettingError(
+            f"expected metrics among {', '.join(NAMES)} or all, came {unknown[0]!r}: PSNR, SSIM and NIQE are always measured"
+        )
+    return NAMES if "all" in names else tuple(name for name in NAMES if name in names)
+
+
+def scorers(names: Sequence[str]) -> dict[str, Score]:
+    """Each metric as a function of (sr, hr), loaded, on a CUDA device where there is one.
+
+    SettingError for a name that is not in `METRICS`, and where packages are missing.
+    """
+    chosen = [metric for metric in METRICS if metric.name in wanted(names)]
+    if not chosen:
+        return {}
+    reason = available()[1]
+    if reason:
+        raise SettingError(f"{', '.join(metric.name for metric in chosen)}: {reason}")
+    return {metric.name: _scorer(metric) for metric in chosen}
+
+
+def _scorer(metric: PerceptualMetric) -> Score:
+    import torch
+
+    from training.stages.rewards import create_metrics
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    (network,) = create_metrics([metric.name], device)
+    if (network.reference, network.higher_is_better) != (metric.reference, metric.higher_is_better):
+        raise SettingError(
+            f"{metric.name}: expected a metric with reference {metric.reference} and higher better {metric.higher_is_better}, came "
+            f"{network.reference} and {network.higher_is_better} from pyiqa: install another version of it"
+        )
+
+    def tensor(picture: np.ndarray) -> torch.Tensor:
+        planes = np.ascontiguousarray(picture.transpose(2, 0, 1)[None])  # (1, 3, H, W)
+        return torch.from_numpy(planes).to(device, torch.float32) / 255
+
+    def score(sr: np.ndarray, hr: np.ndarray) -> float:
+        size = f"{sr.shape[1]}x{sr.shape[0]}"
+        try:
+            value = float(network(tensor(sr), tensor(hr) if metric.reference else None)[0])
+        except Exception as error:  # whatever a third-party model raises, for example on a small picture
+            raise ImageError(
+                f"{metric.name} cannot judge a picture of {size} ({type(error).__name__}: {error}): use larger pictures or leave it out"
+            ) from error
+        if not math.isfinite(value):
+            raise ImageError(
+                f"{metric.name}: expected a finite value for a picture of {size}, came {value}: leave it out"
+            )
+        return value
+
+    return score

@@ -1,0 +1,248 @@
+"""The rows of an accuracy table: every method measured alike on all pairs, with what its figures are worth.
+
+Pictures are compared as 8-bit RGB; pairs come sorted by name, so picture k is the same in every row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from calibration.measure import metrics
+from calibration.measure.gates import REFERENCE
+from calibration.measure.intervals import Difference, Interval, differences, intervals
+from calibration.measure.methods import Method, bicubic
+from calibration.measure.pairs import Pair, read_rgb
+from runtime.errors import ImageError
+from training.metrics.niqe import niqe
+
+Score = Callable[[np.ndarray, np.ndarray], float]
+Group = Callable[[str], str]  # picture name -> what it is a crop of
+Observe = Callable[
+    [str, str, np.ndarray], None
+]  # row ("LR", "HR" or its name), picture name, (H, W, 3) uint8
+
+DIVERSITY_IMAGES, DIVERSITY_SAMPLES = 8, 4
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One picture of one method. sqf: None without weights; checkerboard: None for a picture below 128
+    pixels.
+    """
+
+    name: str
+    psnr: float  # dB, infinite for equal pictures
+    ssim: float
+    sqf: float | None
+    niqe: float
+    colour_shift: tuple[float, float, float]  # R, G, B against bicubic, 1/255
+    checkerboard: float | None  # dB
+    extra: dict[str, float] = field(default_factory=dict)  # metric of `perceptual` -> value
+    group: str = ""  # what it is a crop of; empty: a picture of its own
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: means over all pictures, and the pictures. None: does not apply or was not measured."""
+
+    name: str
+    kind: str
+    psnr: float
+    ssim: float
+    sqf: float | None
+    niqe: float
+    colour_shift: tuple[float, float, float]
+    colour_shift_abs: (
+        float  # mean over pictures and channels of the shift without sign: tints that cancel out in the mean
+    )
+    checkerboard: float | None
+    diversity: float | None  # mean pairwise RMS distance between samples, 1/255
+    parameters: int | None
+    bytes: int | None
+    device: str | None
+    notes: tuple[str, ...]
+    images: tuple[ImageScore, ...]
+    target: str = ""  # "onnx", "coreml"; "torch" for a trained one-step model; empty for everything else
+    seam: float | None = None  # step at the borders of small tiles over steps beside them; 1: no seam
+    extra: dict[str, float] = field(default_factory=dict)  # metric of `perceptual` -> mean
+    intervals: dict[str, Interval] = field(
+        default_factory=dict
+    )  # metric ("psnr", "ssim", "sqf", "niqe", "diversity", extras) -> of its mean; only what was measured
+    differences: dict[str, Difference] = field(default_factory=dict)  # metric -> this row minus fp32
+    milliseconds: float | None = None  # median wall time of one whole picture
+
+    @property
+    def groups(self) -> list[str]:
+        """What each picture is of, for the bootstrap."""
+        return [image.group or image.name for image in self.images]
+
+    @property
+    def columns(self) -> dict[str, list[float]]:
+        """Metric -> its value for each picture; only what was measured of all of them."""
+        found: dict[str, list[float | None]] = {
+            "psnr": [image.psnr for image in self.images],
+            "ssim": [image.ssim for image in self.images],
+            "sqf": [image.sqf for image in self.images],
+            "niqe": [image.niqe for image in self.images],
+            **{name: [image.extra.get(name) for image in self.images] for name in self.extra},
+        }
+        known = {name: [v for v in values if v is not None] for name, values in found.items()}
+        return {name: values for name, values in known.items() if 0 < len(values) == len(self.images)}
+
+
+def measure_row(
+    method: Method,
+    pairs: Sequence[Pair],
+    scale: int,
+    score: Score | None,
+    diversity_images: int = DIVERSITY_IMAGES,
+    diversity_samples: int = DIVERSITY_SAMPLES,
+    tick: Callable[[str], None] | None = None,
+    observe: Observe | None = None,
+    extra: Mapping[str, Score] | None = None,
+    group: Group | None = None,
+) -> Row:
+    """All pictures of one method. score: SQF, None to leave it out; extra: further metrics by name. Diversity and seam are taken
+    on diversity_images pictures, spread evenly over the list.
+    """
+    images, seams = [], []
+    spread: dict[int, float] = {}  # picture -> its diversity
+    some = evenly(len(pairs), diversity_images)
+    for index, pair in enumerate(pairs):
+        lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
+        check_sizes(pair, lr, hr, scale)
+        sr = method.upscale(pair.name, lr)
+        if sr.shape != hr.shape or sr.dtype != np.uint8:
+            raise ImageError(
+                f"{method.name}: {pair.name}: expected {hr.shape} uint8 like HR, got {sr.shape} {sr.dtype}"
+            )
+        image = _score_image(pair.name, sr, hr, bicubic(lr, scale), score, extra or {})
+        images.append(replace(image, group=group(pair.name)) if group else image)
+        if index in some:
+            if method.samples is not None and diversity_samples > 1:
+                spread[index] = metrics.diversity(method.samples(lr, diversity_samples))
+            if method.tiled is not None:
+                cut = method.tiled(lr)
+                seams.append(_known(metrics.seam(cut.picture, cut.rows, cut.columns)))
+        if observe:
+            observe(method.name, pair.name, sr)
+        if tick:
+            tick(method.name)
+    shifts = np.array([image.colour_shift for image in images])
+    red, green, blue = shifts.mean(axis=0).tolist()
+    row = Row(
+        name=method.name,
+        kind=method.kind,
+        psnr=float(np.mean([image.psnr for image in images])),
+        ssim=float(np.mean([image.ssim for image in images])),
+        sqf=mean([image.sqf for image in images]),
+        niqe=float(np.mean([image.niqe for image in images])),
+        colour_shift=(red, green, blue),
+        colour_shift_abs=float(np.abs(shifts).mean()),
+        checkerboard=mean([image.checkerboard for image in images]),
+        diversity=mean(list(spread.values())),
+        parameters=method.parameters,
+        bytes=method.bytes,
+        device=method.device,
+        notes=method.notes,
+        images=tuple(images),
+        target=method.target,
+        seam=mean(seams),
+        extra={name: float(np.mean([image.extra[name] for image in images])) for name in extra or {}},
+    )
+    found = intervals(row.columns, groups=row.groups)
+    if spread:
+        theirs = [row.groups[index] for index in spread]
+        found |= intervals({"diversity": list(spread.values())}, groups=theirs)
+    return replace(row, intervals=found)
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Places in a list of that length, spread evenly from its first to its last, at most as many as wanted."""
+    places: list[int] = np.linspace(0, count - 1, min(wanted, count)).round().astype(int).tolist()
+    return places
+
+
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """The rows with their differences from fp32, where it is among them. A metric of which one picture differs infinitely upwards
+    and another downwards is left out: it has no mean."""
+    reference = next((row for row in rows if row.kind == "model" and row.name == REFERENCE), None)
+    if reference is None:
+        return list(rows)
+    base = reference.columns
+    return [
+        row
+        if row is reference
+        else replace(row, differences=differences(_with_mean(row.columns, base), base, groups=row.groups))
+        for row in rows
+    ]
+
+
+def measure_originals(pairs: Sequence[Pair], observe: Observe | None) -> tuple[float, float | None]:
+    """NIQE and checkerboard of the HR photos themselves; observe is handed LR and HR."""
+    natural, patterns = [], []
+    for pair in pairs:
+        hr = read_rgb(pair.hr)
+        natural.append(niqe(hr))
+        patterns.append(_known(metrics.checkerboard_db(hr)))
+        if observe:
+            observe("HR", pair.name, hr)
+            observe("LR", pair.name, read_rgb(pair.lr))
+    return float(np.mean(natural)), mean(patterns)
+
+
+def check_sizes(pair: Pair, lr: np.ndarray, hr: np.ndarray, scale: int) -> None:
+    """ImageError unless HR is exactly scale times LR."""
+    expected = (lr.shape[0] * scale, lr.shape[1] * scale)
+    if hr.shape[:2] != expected:
+        raise ImageError(
+            f"{pair.name}: HR must be {scale} times LR, expected {expected[1]}x{expected[0]}, "
+            f"got {hr.shape[1]}x{hr.shape[0]}: crop the HR photo or use a bundle of another scale"
+        )
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _score_image(
+    name: str,
+    sr: np.ndarray,
+    hr: np.ndarray,
+    plain: np.ndarray,
+    score: Score | None,
+    extra: Mapping[str, Score],
+) -> ImageScore:
+    return ImageScore(
+        name=name,
+        psnr=metrics.psnr_y(sr, hr),
+        ssim=metrics.ssim_y(sr, hr),
+        sqf=score(sr, hr) if score else None,
+        niqe=niqe(sr),
+        colour_shift=metrics.colour_shift(sr, plain),
+        checkerboard=_known(metrics.checkerboard_db(sr)),
+        extra={metric: judge(sr, hr) for metric, judge in extra.items()},
+    )
+
+
+def _with_mean(
+    columns: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]]
+) -> dict[str, Sequence[float]]:
+    """The columns whose differences from base are not infinite in both directions."""
+
+    def torn(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+        signs = {math.isinf(a) - math.isinf(b) for a, b in zip(ours, theirs, strict=True)}
+        return {-1, 1} <= signs
+
+    return {name: values for name, values in columns.items() if name in base and not torn(values, base[name])}
+
+
+def _known(value: float) -> float | None:
+    """None for NaN."""
+    return None if math.isnan(value) else value

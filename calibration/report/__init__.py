@@ -1,0 +1,1 @@
+"""An accuracy report as one HTML page: tables, plots, crops."""

@@ -1,0 +1,171 @@
+"""Crops for an accuracy report: where to cut, which pictures to show, and the strips they are shown in."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from calibration.measure.accuracy import AccuracyReport, ImageScore, Row
+from calibration.measure.gates import REFERENCE, GateResult
+from calibration.measure.rows import evenly
+from calibration.report.page import name_text
+
+CROP = 160  # side in HR pixels
+
+
+class CropCollector:
+    """Keeps one small crop of every picture of every row; hand it to `evaluate(..., observe=...)`.
+
+    The crop is where HR has most contrast: there the methods differ. size: side in HR pixels.
+    """
+
+    def __init__(self, size: int = CROP) -> None:
+        self.size = size
+        self.crops: dict[str, dict[str, np.ndarray]] = {}  # picture -> row -> (h, w, 3) uint8
+        self._boxes: dict[str, tuple[int, int, int, int]] = {}
+        self._widths: dict[str, int] = {}
+
+    def __call__(self, row: str, picture: str, pixels: np.ndarray) -> None:
+        if row == "HR":
+            self._boxes[picture] = busiest_box(pixels, self.size)
+            self._widths[picture] = pixels.shape[1]
+        scale = self._widths[picture] / pixels.shape[1]  # 1 except for LR
+        top, left, bottom, right = (round(edge / scale) for edge in self._boxes[picture])
+        self.crops.setdefault(picture, {})[row] = pixels[top:bottom, left:right].copy()
+
+
+def busiest_box(pixels: np.ndarray, size: int, grid: int = 8) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of the window of that size with the largest mean gradient, on a grid of 8
+    pixels.
+    """
+    gray = pixels.mean(axis=2)
+    energy = np.zeros(gray.shape)
+    energy[:-1] += np.abs(np.diff(gray, axis=0))
+    energy[:, :-1] += np.abs(np.diff(gray, axis=1))
+    height, width = gray.shape
+    rows, columns = min(size, height), min(size, width)
+    total = np.zeros((height + 1, width + 1))
+    total[1:, 1:] = energy.cumsum(axis=0).cumsum(axis=1)
+    tops, lefts = np.arange(0, height - rows + 1, grid), np.arange(0, width - columns + 1, grid)
+    sums = (
+        total[np.ix_(tops + rows, lefts + columns)]
+        - total[np.ix_(tops, lefts + columns)]
+        - total[np.ix_(tops + rows, lefts)]
+        + total[np.ix_(tops, lefts)]
+    )
+    row, column = np.unravel_index(int(sums.argmax()), sums.shape)
+    top, left = int(tops[row]), int(lefts[column])
+    return top, left, top + rows, left + columns
+
+
+def judged_rows(report: AccuracyReport) -> list[Row]:
+    """The rows whose worst pictures are worth a look: INT8's, and of the gated rows the one nearest its limit or furthest beyond;
+    without either the last model row. One or two.
+    """
+    models = {row.name: row for row in report.rows if row.kind == "model"}
+    gated = [gate for gate in report.gates if gate.row in models and gate.value is not None]
+    names = ["int8"] if "int8" in models else []
+    names += [min(gated, key=_slack).row] if gated else []
+    return [models[name] for name in dict.fromkeys(names)] or (list(models.values()) or list(report.rows))[
+        -1:
+    ]
+
+
+def shown_pictures(report: AccuracyReport, typical: int = 3) -> list[tuple[str, str]]:
+    """(picture, why it is shown): where the judged rows lose most against fp32, where the first of them scores worst, then some
+    spread over the set.
+    """
+    row, *others = judged_rows(report)
+    worst = [*_losses(report, row), *(loss for other in others for loss in _losses(report, other)[:1])]
+    worst.append((f"lowest PSNR of {row.name}", [-image.psnr for image in row.images], 1))
+    if row.sqf is not None:
+        worst.append((f"highest SQF of {row.name}", [image.sqf or 0.0 for image in row.images], 1))
+    worst.append((f"highest NIQE of {row.name}", [image.niqe for image in row.images], 1))
+    reasons: dict[str, list[str]] = {}
+    for reason, badness, count in worst:
+        for index in np.argsort(badness, kind="stable")[::-1][:count]:
+            reasons.setdefault(row.images[index].name, []).append(reason)
+    for index in evenly(len(row.images), typical):
+        reasons.setdefault(row.images[index].name, ["one of those spread evenly over the set"])
+    return [(name, "; ".join(several)) for name, several in reasons.items()]
+
+
+def _losses(report: AccuracyReport, row: Row) -> list[tuple[str, list[float], int]]:
+    """(reason, badness of each picture, how many to show) of a row against fp32, PSNR first; none without fp32 or for itself."""
+    reference = next((r for r in report.rows if r.name == REFERENCE and r is not row), None)
+    if reference is None:
+        return []
+    base = {image.name: image for image in reference.images}
+    pairs = [(image, base[image.name]) for image in row.images if image.name in base]
+    psnr = [_finite(b.psnr - a.psnr) for a, b in pairs]
+    losses = [(f"{row.name} loses most PSNR against {REFERENCE}", psnr, 2)]
+    if all(a.sqf is not None and b.sqf is not None for a, b in pairs):
+        sqf = [(a.sqf or 0.0) - (b.sqf or 0.0) for a, b in pairs]
+        losses.append((f"{row.name} loses most SQF against {REFERENCE}", sqf, 1))
+    return losses
+
+
+def _slack(gate: GateResult) -> float:
+    """What is left of a measured gate's limit, as a share of what it allows; below 0 where it is broken."""
+    value = math.inf if gate.value is None else gate.value
+    left = value - gate.limit if gate.gate.startswith("min_") else gate.limit - value
+    allowed = 1.0 - gate.limit if gate.gate == "min_diversity_ratio" else gate.limit  # a ratio is lost from 1
+    return left / (abs(allowed) or 1.0)
+
+
+def strips(report: AccuracyReport, crops: CropCollector) -> str:
+    """A card per shown picture: its crops side by side, and room for the comparison that the page's script adds."""
+    order = strip_order(report.rows)
+    scores = {(row.name, image.name): image for row in report.rows for image in row.images}
+    cards = []
+    for picture, reason in shown_pictures(report):
+        kept = crops.crops.get(picture, {})
+        figures = "".join(
+            _figure(name, kept[name], _caption(scores.get((name, picture)))) for name in order if name in kept
+        )
+        if figures:
+            cards.append(
+                f'<section class="picture"><h3>{name_text(picture)}</h3><p class="note">{escape(reason)}</p>'
+                f'<div class="crops"><div class="strip">{figures}</div></div></section>'
+            )
+    return "".join(cards)
+
+
+def strip_order(rows: Sequence[Row]) -> list[str]:
+    """LR, bicubic, the model's rows, HR, then what was made elsewhere."""
+    own = [row.name for row in rows if row.kind in ("bicubic", "model")]
+    return ["LR", *own, "HR", *(row.name for row in rows if row.name not in own)]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """(h, w, 3) uint8 as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _figure(name: str, pixels: np.ndarray, caption: str) -> str:
+    data = base64.b64encode(png(pixels)).decode()
+    return (
+        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{data}">'
+        f"<figcaption><b>{name_text(name)}</b>{caption}</figcaption></figure>"
+    )
+
+
+def _caption(image: ImageScore | None) -> str:
+    if image is None:
+        return ""
+    sqf = "" if image.sqf is None else f"<span>SQF {image.sqf:.3f}</span>"
+    psnr = "equal to HR" if math.isinf(image.psnr) else f"{image.psnr:.2f} dB"
+    return f"<span>{psnr}</span>{sqf}<span>NIQE {image.niqe:.2f}</span>"
+
+
+def _finite(value: float) -> float:
+    """A loss to sort by: none where both pictures equal HR."""
+    return 0.0 if math.isnan(value) else value

@@ -1,0 +1,219 @@
+"""The paper's tables in small: preference tuning in many variants from one NAOSD model, each measured in the same way.
+
+    python -m calibration.studies.ablation --base runs/naosd --data PHOTOS --lr DIR --hr DIR --sqf-weights FILE \
+        --out runs/ablation --steps 100
+
+Every row is kept in OUT/results.jsonl as soon as it is measured, and a row that is there already is not run again. "grpo" draws from
+the policy, as it must, so compare it with "policy samples".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.measure import sqf
+from calibration.measure.metrics import psnr_y, ssim_y
+from calibration.measure.onestep import restore
+from calibration.measure.pairs import find_pairs, read_rgb
+from training.data.photos import PhotoSet, find_images, split_photos
+from training.loop.budget import Budget
+from training.loop.validation import Validation, to_pixels
+from training.main import run
+from training.metrics.niqe import niqe
+from training.model.loading import load_model
+from training.settings import with_settings
+from training.stages.presets import PRESETS
+
+log = logging.getLogger("ablation")
+
+# Changes of the gdpo preset. "gdpo" is what the others are compared with.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "gdpo": (),  # LR-conditioned, as the preset says
+    "gdpo, candidate-conditioned": ("condition=candidate",),  # as published
+    "diffusion-dpo": ("objective=dpo", "condition=candidate"),
+    "grpo": ("objective=grpo", "sampler=policy"),
+    "fidelity only": ("metrics=psnr",),
+    "no-reference only": ("metrics=niqe",),
+    "fixed weights": ("weighting=fixed",),
+    "G=2": ("group=2",),
+    "G=4": ("group=4",),
+    "noise of its own": ("shared_noise=false",),
+    "policy samples": ("sampler=policy",),
+}
+HELD_OUT = PRESETS["gdpo"]["pocket"].held_out  # photos, the same that validation during training looks at
+METRICS = ("psnr", "ssim", "sqf", "niqe")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """name, and pairs of LR and HR pictures, uint8."""
+
+    name: str
+    pairs: list[tuple[np.ndarray, np.ndarray]]
+
+
+def held_out_set(paths: Sequence[Path], crop: int) -> TestSet:
+    """The fixed crops that validation during training looks at, degraded as in training."""
+    validation = Validation(PhotoSet(paths), Path(), size=crop)
+    return TestSet(
+        "held out",
+        [(to_pixels(lr), to_pixels(hr)) for lr, hr in zip(validation.lr, validation.hr, strict=True)],
+    )
+
+
+def folder_set(name: str, lr: Path, hr: Path, every: int) -> TestSet:
+    """Every n-th pair of two folders."""
+    pairs = find_pairs(lr, hr)[::every]
+    return TestSet(name, [(read_rgb(pair.lr), read_rgb(pair.hr)) for pair in pairs])
+
+
+def measure(source: Path, sets: Sequence[TestSet], weights: Path, seed: int) -> dict[str, dict[str, float]]:
+    """Means over each set, of one sample of every picture; lower is better for sqf and niqe."""
+    model, score = load_model(source), sqf.scorer(weights)
+    table = {}
+    for test in sets:
+        rows = []
+        for lr, hr in test.pairs:
+            sr = restore(model, lr, seed)
+            rows.append((psnr_y(sr, hr), ssim_y(sr, hr), score(sr, hr), niqe(sr)))
+        means = np.mean(rows, axis=0)
+        table[test.name] = dict(zip(METRICS, (round(float(m), 5) for m in means), strict=True))
+    return table
+
+
+def tune(
+    base: Path, data: Path, photos: PhotoSet, weights: Path, changes: Sequence[str], steps: int, out: Path
+) -> None:
+    """One gdpo run from base on decoded photos."""
+    settings = with_settings(PRESETS["gdpo"]["pocket"], changes)
+    result = run(
+        "gdpo",
+        settings,
+        data,
+        out,
+        Budget(steps=steps),
+        base=str(base),
+        perceptual_weights=weights,
+        photos=photos,
+        validate=False,
+    )
+    if not result["finished"]:
+        raise KeyboardInterrupt
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean over seeds and, behind a ±, the standard deviation between them, for each variant and set."""
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    sets = list(rows[0]["measured"])
+    header = ["variant", "runs", *(f"{test} {metric}" for test in sets for metric in METRICS)]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for name in names:
+        mine = [row["measured"] for row in rows if row["variant"] == name]
+        cells = [name, str(len(mine))]
+        for test in sets:
+            for metric in METRICS:
+                values = [m[test][metric] for m in mine]
+                digits = 2 if metric in ("psnr", "niqe") else 4
+                spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.{digits}f}{spread}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m calibration.studies.ablation", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--base", type=Path, required=True, help="finished naosd run")
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="NAME=RUN", help="measure this model too, untuned"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="training photos")
+    parser.add_argument("--lr", type=Path, required=True, help="small photos of the benchmark")
+    parser.add_argument("--hr", type=Path, required=True, help="large photos of the benchmark")
+    parser.add_argument("--every", type=int, default=5, help="use every n-th pair of the benchmark")
+    parser.add_argument("--sqf-weights", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--variant", action="append", choices=list(VARIANTS), help="only this one; may be repeated"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all variants"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; exit code 0, or 2 when something is missing."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    try:
+        rows = _run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(markdown(rows))
+    return 0
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, int, int, tuple[str, ...]]:
+    """What makes a row another experiment."""
+    return row["variant"], row["base"], row["seed"], row["steps"], tuple(row["changes"])
+
+
+def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = args.out / "results.jsonl"
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    training, held_out = split_photos(find_images(args.data), HELD_OUT)
+    photos = PhotoSet(training)
+    sets = [held_out_set(held_out, 256), folder_set("RealSR", args.lr, args.hr, args.every)]
+
+    def record(variant: str, base: str, seed: int, source: Path, changes: Sequence[str], steps: int) -> None:
+        row = {
+            "variant": variant,
+            "base": base,
+            "seed": seed,
+            "steps": steps,
+            "changes": list(changes),
+            "measured": measure(source, sets, args.sqf_weights, seed),
+        }
+        rows.append(row)
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        log.info("%s, seed %d: %s", variant, seed, row["measured"])
+
+    done = {_key(row) for row in rows}
+    plain = [item.partition("=")[::2] for item in args.also] + [("naosd", str(args.base))]
+    for name, source in plain:
+        for seed in range(args.seeds):
+            if (name, source, seed, 0, ()) not in done:
+                record(name, source, seed, Path(source), (), 0)
+    for seed in range(args.seeds):
+        for variant in args.variant or VARIANTS:
+            changes = (*VARIANTS[variant], *args.set, f"seed={seed}")
+            if (variant, str(args.base), seed, args.steps, changes) in done:
+                continue
+            with tempfile.TemporaryDirectory(dir=args.out) as folder:
+                tune(
+                    args.base, args.data, photos, args.sqf_weights, changes, args.steps, Path(folder) / "run"
+                )
+                record(variant, str(args.base), seed, Path(folder) / "run", changes, args.steps)
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,292 @@
+"""Which of several samples to keep: how well scores without reference agree with SQF against HR, and how much there is to choose.
+
+    python -m calibration.studies.selection --lr LR --hr HR --sqf-weights FILE
+
+Of every pair the bundle's samples are ranked by SQF (as near to people's judgement as weights at hand allow) and by each candidate.
+Agreement is Kendall's tau within a picture, averaged over pictures, so differences between pictures play no part; chance is 0. The
+pictures are split in two halves; a candidate's direction, and the candidate itself, are chosen on one and confirmed on the other.
+With `--first` the same is measured on draws that had no part in a choice. Results: `runtime.image.grain`. 800 samples took 11
+minutes of one core that other work shared.
+
+An earlier bundle (2b090b2a), INT8: the best of 8 samples by SQF is better than the mean sample by 0.0029 (0.57 %; standard deviation
+between samples 0.0019), and most of that comes from the two deepest of SQF's five layers. Even the sample nearest to the mean
+of the others in SQF's own features agrees with SQF no better than chance (tau 0.01 with a standard error of 0.03, samples 8-15): what
+makes one sample better here is mostly luck.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from calibration.measure import sqf
+from calibration.measure.intervals import Interval, interval
+from calibration.measure.metrics import luma, psnr_y
+from calibration.measure.pairs import Pair, find_pairs, read_rgb
+from calibration.studies.candidates import CANDIDATES, Candidate
+from runtime.errors import GdposrError, ImageError
+from runtime.image.grain import NAME
+from runtime.upscale.color import low_pass
+from runtime.upscale.upscaler import Upscaler
+
+SAMPLES: Final = 8
+COMBINATION: Final = "all together"
+WORST: Final = 1e6  # stands for an infinite score, such as NIQE's of a flat picture
+LOW_PASS_LEVELS: Final = (
+    3  # of the a-trous filter, about 8 output pixels: coarser differences would be structure
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Rows are pictures, columns samples. scores: candidate -> (P, S)."""
+
+    sqf: np.ndarray
+    psnr: np.ndarray
+    scores: dict[str, np.ndarray]
+    distance: np.ndarray  # (P,) RMS between two samples, mean over pairs, 1/255
+    low: np.ndarray  # (P,) the same of the low-passed luma
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over pictures, with its interval."""
+
+    mean: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One candidate. sign: 1 where less is better, -1 where more is, as the half `chosen_on` has it; the rest on all given pictures."""
+
+    name: str
+    sign: int
+    chosen: float  # tau on the half that chose the direction
+    confirmed: float  # tau on the other
+    tau: Estimate
+    psnr_tau: float  # agreement with PSNR in place of SQF
+    wins: Estimate  # share of the other samples that the pick beats; chance 0.5
+    gain: Estimate  # SQF of the mean sample minus that of the pick; chance 0
+    share: float  # that gain over the one of picking by SQF itself
+
+    @property
+    def better_than_chance(self) -> bool:
+        return self.tau.interval.low > 0
+
+
+def measure(
+    upscaler: Upscaler,
+    pairs: Sequence[Pair],
+    weights: str | Path,
+    *,
+    samples: int = SAMPLES,
+    first: int = 0,
+    seed: int = 0,
+    candidates: Mapping[str, Candidate] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Samples first to first + samples of every pair. candidates: None = `CANDIDATES`. ImageError where sizes do not match."""
+    if samples < 2:
+        raise ImageError(f"expected at least 2 samples to choose from, came {samples}: ask for more")
+    judge, chosen = sqf.scorer(weights), CANDIDATES if candidates is None else candidates
+    truth, fidelity, distance, low = [], [], [], []
+    scores: dict[str, list[Sequence[float]]] = {name: [] for name in chosen}
+    for done, pair in enumerate(pairs, 1):
+        lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
+        drawn = upscaler.up(lr, seed, samples, first=first)
+        truth.append([judge(sample, hr) for sample in drawn])
+        fidelity.append([psnr_y(sample, hr) for sample in drawn])
+        for name, candidate in chosen.items():
+            scores[name].append(candidate(drawn, lr))
+        planes = [luma(sample).astype(np.float32) for sample in drawn]
+        distance.append(_distance(planes))
+        low.append(_distance([low_pass(plane, LOW_PASS_LEVELS) for plane in planes]))
+        if progress:
+            progress(done, len(pairs))
+    return Measured(
+        np.array(truth),
+        np.array(fidelity),
+        {name: np.nan_to_num(np.array(values, np.float64), posinf=WORST) for name, values in scores.items()},
+        np.array(distance),
+        np.array(low),
+    )
+
+
+def kendall(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Kendall's tau-a between the samples' orders, of each row: (P, S) twice -> (P,). Equal values count as no agreement."""
+    pairs = list(combinations(range(scores.shape[1]), 2))
+    signs = [np.sign(scores[:, i] - scores[:, j]) * np.sign(truth[:, i] - truth[:, j]) for i, j in pairs]
+    return np.mean(signs, axis=0)
+
+
+def halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every second picture in the order of names, so that both halves have the same cameras."""
+    index = np.arange(count)
+    return index[::2], index[1::2]
+
+
+def judged(
+    name: str, scores: np.ndarray, measured: Measured, *, swapped: bool = False, sign: int | None = None
+) -> Verdict:
+    """A candidate's agreement. swapped: the second half chooses. sign: the direction, None = the one that half has."""
+    choosing, confirming = halves(len(scores))[:: -1 if swapped else 1]
+    tau = kendall(scores, measured.sqf)
+    if sign is None:
+        sign = 1 if tau[choosing].mean() >= 0 else -1
+    pick = (sign * scores).argmin(axis=1)  # the first of equals, as the command does
+    chosen = np.take_along_axis(measured.sqf, pick[:, None], axis=1)
+    others = measured.sqf.shape[1] - 1
+    wins = ((measured.sqf > chosen).sum(axis=1) + ((measured.sqf == chosen).sum(axis=1) - 1) / 2) / others
+    gain = measured.sqf.mean(axis=1) - chosen[:, 0]
+    possible = float(best_gain(measured).mean())
+    return Verdict(
+        name,
+        sign,
+        float(sign * tau[choosing].mean()),
+        float(sign * tau[confirming].mean()),
+        _estimate(sign * tau),
+        float(sign * kendall(scores, -measured.psnr).mean()),
+        _estimate(wins),
+        _estimate(gain),
+        float(gain.mean()) / possible if possible else 0.0,
+    )
+
+
+def combined(measured: Measured) -> np.ndarray:
+    """All candidates in one, (P, S), lower is better: standardised within pictures, with weights fitted to SQF by least squares on the
+    half that a picture is not in."""
+    columns = np.stack([_standardised(v) for v in measured.scores.values()], axis=2)  # (P, S, C)
+    target = _standardised(measured.sqf)
+    result = np.zeros_like(target)
+    first, second = halves(len(target))
+    for fitted, tested in ((first, second), (second, first)):
+        matrix = columns[fitted].reshape(-1, columns.shape[2])
+        result[tested] = columns[tested] @ np.linalg.lstsq(matrix, target[fitted].ravel(), rcond=None)[0]
+    return result
+
+
+def best_gain(measured: Measured) -> np.ndarray:
+    """SQF of the mean sample minus that of the best, (P,): what a perfect choice wins."""
+    return np.asarray(measured.sqf.mean(axis=1) - measured.sqf.min(axis=1))
+
+
+def verdicts(measured: Measured, swapped: bool = False) -> list[Verdict]:
+    """Every candidate, best on the half that chooses first; the combination last."""
+    found = [judged(name, values, measured, swapped=swapped) for name, values in measured.scores.items()]
+    found.sort(key=lambda verdict: -verdict.chosen)
+    return [*found, judged(COMBINATION, combined(measured), measured, swapped=swapped, sign=1)]
+
+
+def report(measured: Measured) -> str:
+    """What there is to choose, and the table of candidates, as Markdown."""
+    count, samples = measured.sqf.shape
+    gain = _estimate(best_gain(measured))
+    mean, spread = float(measured.sqf.mean()), float(measured.sqf.std(axis=1, ddof=1).mean())
+    psnr = _estimate(measured.psnr.max(axis=1) - measured.psnr.mean(axis=1))
+    lines = [
+        f"{count} pictures, {samples} samples of each. SQF {mean:.4f}, standard deviation between samples {spread:.4f}.",
+        f"The best by SQF is better than the mean sample by {_shown(gain, 5)}, {100 * gain.mean / mean:.2f} %; the best by PSNR by "
+        f"{_shown(psnr, 4)} dB.",
+        f"Two samples differ by {measured.distance.mean():.2f}/255 (RMS of luma), by {measured.low.mean():.2f}/255 after a low-pass of "
+        f"about 8 pixels ({measured.low.max():.2f} in the picture where they differ most).",
+        "",
+        "| candidate | better | tau, 1st half | tau, 2nd half | tau, all | with PSNR | pick beats | pick gains | of the possible |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for v in verdicts(measured):
+        lines.append(
+            f"| {v.name}{' (chosen)' if v.name == NAME else ''} | {'less' if v.sign > 0 else 'more'} | {v.chosen:+.3f} | "
+            f"{v.confirmed:+.3f} | {_shown(v.tau, 3)} | {v.psnr_tau:+.3f} | {_shown(v.wins, 3)} | {_shown(v.gain, 5)} | "
+            f"{100 * v.share:.0f} % |"
+        )
+    lines.append("")
+    for swapped, half in ((False, "first"), (True, "second")):
+        top = verdicts(measured, swapped)[0]
+        lines.append(
+            f"Best on the {half} half: {top.name}, {top.chosen:+.3f}; on the other {top.confirmed:+.3f}."
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; exit code 0, or 2 when something is missing."""
+    args = _parser().parse_args(argv)
+    try:
+        reason = sqf.unavailable(args.sqf_weights)
+        if reason:
+            raise ImageError(f"SQF ranks the samples, but {reason}")
+        pairs = find_pairs(args.lr, args.hr, args.limit)
+        if len(pairs) < 2:
+            raise ImageError(f"expected at least 2 pairs to split in halves, found {len(pairs)}: give more")
+        with Upscaler(
+            args.bundle, device=args.device, precision=args.precision, threads=args.threads
+        ) as upscaler:
+            measured = measure(
+                upscaler, pairs, args.sqf_weights, samples=args.samples, first=args.first, seed=args.seed,
+                progress=_tell,
+            )  # fmt: skip
+            digest = upscaler.bundle.digest
+            print(
+                f"{upscaler.manifest.name} ({digest}) {upscaler.precision} on {upscaler.device}, seed {args.seed}"
+            )
+    except (GdposrError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report(measured))
+    return 0
+
+
+def _tell(done: int, total: int) -> None:
+    print(f"\r{done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def _estimate(values: np.ndarray) -> Estimate:
+    return Estimate(float(values.mean()), interval(values.tolist()))
+
+
+def _shown(value: Estimate, digits: int) -> str:
+    ends = value.interval
+    return f"{value.mean:+.{digits}f} [{ends.low:+.{digits}f}, {ends.high:+.{digits}f}]"
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """Zero mean and unit deviation of each row; 0 where a row is constant."""
+    centred = values - values.mean(axis=1, keepdims=True)
+    spread = values.std(axis=1, keepdims=True)
+    return np.asarray(centred / np.where(spread > 0, spread, 1.0))
+
+
+def _distance(planes: Sequence[np.ndarray]) -> float:
+    """Root mean square distance of two planes, mean over all pairs."""
+    return float(np.mean([np.sqrt(np.mean((a - b) ** 2)) for a, b in combinations(planes, 2)]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m calibration.studies.selection",
+        description="How well scores without reference agree with SQF on which sample is best.",
+    )
+    parser.add_argument("--lr", type=Path, required=True, help="folder of small photos")
+    parser.add_argument("--hr", type=Path, required=True, help="folder of large photos of the same names")
+    parser.add_argument("--sqf-weights", type=Path, required=True, help="SqueezeNet 1.1 as safetensors")
+    parser.add_argument("--bundle", type=Path, help="a model bundle (default: the built-in one)")
+    parser.add_argument("--device", default="auto", help="default: auto")
+    parser.add_argument("--precision", default="int8", help="default: int8")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="per picture (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first sample (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--limit", type=int, help="only the first pairs")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,141 @@
+"""The command `gdposr export`: arguments in, a bundle or a clear refusal out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from calibration.measure.gates import Gates
+from export.coreml.target import TILE
+from export.onnx.int8.quantize import INT8_PRESETS
+from export.onnx.target import PRECISIONS
+from export.parity import ParityError
+from export.write_bundle import SYSTEMS, Wanted, write_bundle
+from runtime.errors import GdposrError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gdposr export", description="Write a bundle from a checkpoint.")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a student's folder (model.safetensors, config.json), a training run, or a one-step model in diffusers layout",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="bundle folder to write, NAME.gdposr")
+    parser.add_argument(
+        "--targets", default="onnx", help="onnx, coreml, or both: onnx,coreml (default: onnx)"
+    )
+    parser.add_argument("--base", help="of a checkpoint with unet/ and vae/ only: the model with the rest")
+    parser.add_argument("--prompt", help="the prompt folded into a one-step model (default: a general one)")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        help="of the ONNX graphs (default: those that suit the model)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        help="photos for INT8: a folder, or what `python -m calibration.samples` drew (default: those inside scikit-image)",
+    )
+    parser.add_argument(
+        "--int8",
+        choices=list(INT8_PRESETS),
+        default="avx2",
+        help="; ".join(f"{name}: {preset.purpose}" for name, preset in INT8_PRESETS.items())
+        + " (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--float-layer",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="a node that INT8 leaves in floating point; may be repeated",
+    )
+    parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="GATE=VALUE",
+        help="what INT8 may lose, in place of the preset's limit, such as max_psnr_loss=0.05; may be repeated",
+    )
+    parser.add_argument(
+        "--sqf-weights",
+        type=Path,
+        metavar="FILE",
+        help="SqueezeNet 1.1 as .safetensors: INT8 must keep the SQF gate, too",
+    )
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        help="of the Core ML packages (default: those that suit the model)",
+    )
+    parser.add_argument(
+        "--system", choices=SYSTEMS, default="iOS17", help="oldest system that runs the packages"
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=TILE,
+        help="LR pixels a package takes, in height and width (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images", action="store_true", help="packages take and give images instead of arrays"
+    )
+    parser.add_argument(
+        "--accuracy", type=Path, help="JSON report of `gdposr accuracy` to put into the manifest"
+    )
+    return parser
+
+
+def _budget(limits: list[str]) -> Gates | None:
+    """GATE=VALUE texts as limits."""
+    named = (text.partition("=") for text in limits)
+    try:
+        return Gates.from_dict({name: float(value) for name, _, value in named}) if limits else None
+    except ValueError:
+        raise ValueError(f"--budget expects GATE=VALUE with a number, got {', '.join(limits)}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, 1 when a parity floor is missed, 2 for wrong arguments or checkpoints."""
+    args = _parser().parse_args(argv)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        wanted = Wanted(
+            targets=tuple(args.targets.split(",")),
+            precisions=None if args.precision is None else tuple(args.precision),
+            variants=None if args.variant is None else tuple(args.variant),
+            system=args.system,
+            tile=args.tile,
+            images=args.images,
+            calibration=args.calibration,
+            int8=args.int8,
+            float_layers=tuple(args.float_layer),
+            sqf_weights=args.sqf_weights,
+            budget=_budget(args.budget),
+        )
+        report = json.loads(args.accuracy.read_text()) if args.accuracy else None
+        manifest = write_bundle(
+            args.checkpoint, args.out, wanted, base=args.base, prompt=args.prompt, accuracy=report, say=say
+        )
+    except ParityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (GdposrError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    total = sum(file.bytes for file in manifest.files)
+    held = [*manifest.graphs, *(f"Core ML {variant}" for variant in manifest.coreml)]
+    say(f"{args.out}: {', '.join(held)}; {total / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,229 @@
+"""A student that computes with 8-bit weights and 8-bit activations, calibrated on photos: the Core ML variant w8a8.
+
+coremltools.optimize.torch wraps each layer of the residual in quantization, the way Core ML wants it for arithmetic in 8 bits (from
+the A17 Pro and the M4 on): symmetric, one scale per activation, one per output channel of a weight. The picture stays in floating
+point: the base, its sum with the residual, and the photo up to the first layer; so does what passes from encoder to generator.
+
+torch.export has no rule for quantized tensors (torch 2.13), so `export.coreml.convert` traces such a student instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+
+from calibration.samples import LEAST_SAMPLES, Sample
+from export.coreml.package import quiet
+from export.source import BASE, IMAGE, STUDENT, Source
+from runtime.bundle.manifest import GraphSpec
+from runtime.errors import GdposrError, SettingError
+
+if TYPE_CHECKING:
+    from torch.ao.quantization import FakeQuantize
+
+W8A8: Final = "w8a8"
+SAMPLES: Final = 32  # usual size of a calibration set; with 8 the PSNR is the same within 0.2 dB
+BINS: Final = 4096  # of the histogram of an activation's magnitudes
+TRIED: Final = 181  # ranges tried for it, evenly spaced from a tenth of the largest magnitude to all of it
+Arguments = tuple[Tensor, ...]
+
+
+class CalibrationError(GdposrError):
+    """Calibration photos that ranges cannot be measured on, or a model that computes no finite numbers of them."""
+
+
+def quantize_activations(source: Source, samples: Sequence[Sample]) -> Source:
+    """The same student with quantized modules, to be converted with variant w8a8. It runs in torch as well, on the CPU.
+
+    samples: at least 4, better 32; the generator is calibrated on the features of the float encoder. SettingError for a model that
+    is no student, CalibrationError for too few samples or where an operation gives NaN or infinity.
+    """
+    if source.kind != STUDENT:
+        raise SettingError(
+            f"{W8A8}: expected a student, whose activations keep to static ranges, came a {source.kind}; distil it first "
+            "(`gdposr distill`)"
+        )
+    if len(samples) < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"expected at least {LEAST_SAMPLES} calibration samples, came {len(samples)}; draw more, or give a folder with more photos"
+        )
+    images = [torch.from_numpy(sample.lr[None]) for sample in samples]
+    feeds: dict[str, list[Arguments]] = {
+        "encoder": [(image,) for image in images],
+        "generator": [
+            (*source.encode(image), torch.from_numpy(sample.noise[None]))
+            for image, sample in zip(images, samples, strict=True)
+        ],
+    }
+    with quiet():
+        modules = {role: _quantized(source, role, feeds[role]) for role in ("encoder", "generator")}
+    return dataclasses.replace(source, modules=modules)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a module, or one inside it, was made by `quantize_activations`."""
+    return any(isinstance(part, fx.GraphModule) for part in module.modules())
+
+
+def best_bound(counts: Tensor, largest: float, levels: float) -> float:
+    """Where to clip an activation such that clipping and rounding together lose least.
+
+    counts: (bins,) float, how often magnitudes fall into equal bins of [0, largest]; levels: steps between 0 and the bound, 127.5 with
+    a sign and 255 without. Squared error of a bound b: sum over x > b of (x - b)^2, and (b / levels)^2 / 12 for each other x.
+    """
+    centres = (torch.arange(len(counts), dtype=torch.float64) + 0.5) * largest / len(counts)
+    bounds = torch.linspace(0.1, 1.0, TRIED, dtype=torch.float64) * largest
+    over = (centres - bounds[:, None]).clamp(min=0)  # (tried, bins)
+    counts = counts.double()
+    inside = ((over == 0) * counts).sum(dim=1)
+    error = (over.square() * counts).sum(dim=1) + inside * (bounds / levels).square() / 12
+    return float(bounds[error.argmin()])
+
+
+def _quantized(source: Source, role: str, feeds: Sequence[Arguments]) -> nn.Module:
+    try:
+        from coremltools.optimize.torch.quantization import (
+            LinearQuantizer,
+            LinearQuantizerConfig,
+            ModuleLinearQuantizerConfig,
+            ObserverType,
+            QuantizationScheme,
+        )
+        from torch.ao.quantization import disable_fake_quant, disable_observer
+    except ImportError as error:  # torch has announced the end of torch.ao.quantization
+        raise SettingError(
+            f"{W8A8}: expected coremltools.optimize.torch and a torch with torch.ao.quantization, such as 2.13, came torch "
+            f"{torch.__version__} ({error}); install these, or leave the variant out"
+        ) from error
+    config = ModuleLinearQuantizerConfig(
+        weight_observer=ObserverType.min_max,
+        activation_observer=ObserverType.min_max,
+        quantization_scheme=QuantizationScheme.symmetric,
+    )
+    quantizer = LinearQuantizer(source.modules[role], LinearQuantizerConfig(global_config=config))
+    prepared = quantizer.prepare(example_inputs=feeds[0])
+    _keep_picture_in_float(prepared, source.specs[role])
+    prepared.apply(disable_fake_quant)
+    _run(prepared, role, feeds)  # observers of weights and activations find the extremes
+    prepared.apply(disable_observer)
+    _clip(prepared, role, feeds)
+    finished: nn.Module = quantizer.finalize(prepared, inplace=True)
+    return finished.eval()
+
+
+def _keep_picture_in_float(prepared: fx.GraphModule, spec: GraphSpec) -> None:
+    """Remove the observers of what belongs to the picture, so that it is never quantized."""
+    graph = prepared.graph
+    picture = _picture(prepared, spec)
+    for node, observed in list(_observers(prepared)):
+        if observed in picture or all(user in picture or user.op == "output" for user in node.users):
+            node.replace_all_uses_with(observed)
+            graph.erase_node(node)
+    prepared.delete_all_unused_submodules()
+    graph.lint()
+    prepared.recompile()
+
+
+def _picture(prepared: fx.GraphModule, spec: GraphSpec) -> set[fx.Node]:
+    """What stays in floating point: what leads to the base alone, what takes the base, and the photo up to the first layer."""
+    graph = prepared.graph
+    inputs = {node.target: node for node in graph.nodes if node.op == "placeholder"}
+    (end,) = (node for node in graph.nodes if node.op == "output")
+    results = end.args[0] if isinstance(end.args[0], tuple) else (end.args[0],)
+    by_name = dict(zip((tensor.name for tensor in spec.outputs), results, strict=True))
+    found: set[fx.Node] = set()
+    if BASE in by_name:
+        found |= _reached([by_name.pop(BASE)], lambda node: node.all_input_nodes)
+        found -= _reached(by_name.values(), lambda node: node.all_input_nodes)
+    if BASE in inputs:
+        found |= _reached([inputs[BASE]], lambda node: node.users)
+    if IMAGE in inputs:
+        layers = {node for node in graph.nodes if _is_layer(prepared, node)}
+        found |= _reached([inputs[IMAGE]], lambda node: set(node.users) - layers)
+    return found
+
+
+def _is_layer(prepared: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and hasattr(prepared.get_submodule(str(node.target)), "weight")
+
+
+def _reached(start: Iterable[Any], step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """The nodes of start and all that step leads to from there."""
+    found: set[fx.Node] = set()
+    waiting = list(start)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(step(node))
+    return found
+
+
+def _observers(prepared: fx.GraphModule) -> Iterable[tuple[fx.Node, fx.Node]]:
+    """Each node that observes, with the node that it observes."""
+    from torch.ao.quantization import FakeQuantize
+
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and isinstance(prepared.get_submodule(str(node.target)), FakeQuantize):
+            yield node, node.all_input_nodes[0]
+
+
+def _clip(prepared: fx.GraphModule, role: str, feeds: Sequence[Arguments]) -> None:
+    """Narrow the range of each activation from its extremes to what loses least. The extremes are of a few pixels."""
+    quantizers: dict[str, FakeQuantize] = {}
+    largest: dict[str, float] = {}
+    counts: dict[str, Tensor] = {}
+    for node, observed in _observers(prepared):
+        quantizer = prepared.get_submodule(str(node.target))
+        extremes = quantizer.activation_post_process
+        most = max(abs(float(extremes.min_val)), abs(float(extremes.max_val)))
+        if most > 0:  # an activation that is zero everywhere keeps the smallest scale
+            quantizers[observed.name], largest[observed.name] = quantizer, most
+            counts[observed.name] = torch.zeros(BINS, dtype=torch.float64)
+
+    def count(node: fx.Node, value: Tensor) -> None:
+        if node.name in counts:
+            counts[node.name] += torch.histc(value.abs(), BINS, 0, largest[node.name]).double()
+
+    _run(prepared, role, feeds, count)
+    for name, quantizer in quantizers.items():
+        extremes = quantizer.activation_post_process
+        bound = best_bound(counts[name], largest[name], 255.0 if float(extremes.min_val) >= 0 else 127.5)
+        extremes.min_val.clamp_(min=-bound)
+        extremes.max_val.clamp_(max=bound)
+
+
+@torch.no_grad()
+def _run(
+    prepared: fx.GraphModule,
+    role: str,
+    feeds: Sequence[Arguments],
+    look: Callable[[fx.Node, Tensor], None] = lambda node, value: None,
+) -> None:
+    """Run all samples and look at each value; CalibrationError at the first that is not finite."""
+    for number, feed in enumerate(feeds, start=1):
+        _Watched(prepared, f"{role}, calibration sample {number}", look).run(*feed)
+
+
+class _Watched(fx.Interpreter):
+    """Runs a graph node by node and looks at each result."""
+
+    def __init__(self, module: fx.GraphModule, where: str, look: Callable[[fx.Node, Tensor], None]) -> None:
+        super().__init__(module)
+        self._where = where
+        self._look = look
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            if not torch.isfinite(value).all():
+                raise CalibrationError(
+                    f"{self._where}: expected finite numbers, came NaN or infinity first from {n.op} {n.target}; check the photo and "
+                    "the model's weights"
+                )
+            self._look(n, value)
+        return value

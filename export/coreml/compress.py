@@ -1,0 +1,265 @@
+"""Smaller Core ML packages: the weights of a float16 package stored in 8 bits or fewer, by presets.
+
+Arithmetic stays float16; the device unpacks weights as it loads them, so a preset trades accuracy for size on disk and for memory
+traffic. `mixed` gives each weight its own width, see `export.coreml.mixed`. w8a8 computes in 8 bits as well: it is not made from a
+package but from the model, see `export.coreml.activations`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from export.coreml.activations import W8A8
+from export.coreml.convert import FLOOR_DB, IMAGE_FLOOR_DB, PREFIX, TARGETS
+from export.coreml.package import (
+    argument,
+    fresh_names,
+    operations,
+    quiet,
+    read_model,
+    read_spec,
+    weights_folder,
+    write_package,
+)
+from export.mil.tensor import PackageError
+from export.source import IMAGE
+from runtime.errors import SettingError
+
+if TYPE_CHECKING:
+    from coremltools.proto.Model_pb2 import Model
+
+FP16: Final = "fp16"
+MIXED: Final = "mixed"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to store weights, and for `activations` to compute. floor_db: PSNR against torch that the worst sample keeps, encoder and
+    generator in the same variant."""
+
+    name: str
+    method: str  # none, linear, block, palette or activations
+    bits: int | None  # of a weight; None: chosen per weight
+    target: str  # oldest system that reads it
+    floor_db: float
+
+
+# Comments: bytes of both packages whole and PSNR as printed by `gdposr export --checkpoint export/weights/pocket --out build/c.gdposr
+# --targets coreml --variant fp16 linear8 palette8 palette6 w8a8 mixed palette4`; iOS 18: the same with --system iOS18.
+VARIANTS: Final[Mapping[str, Variant]] = {
+    variant.name: variant
+    for variant in (
+        #       name        method     bits  target   floor             bytes      dB
+        Variant(FP16,       "none",    16,   "iOS17", FLOOR_DB[FP16]),  # 1,975,357  72.5
+        Variant("linear8",  "linear",  8,    "iOS17", 59.0),            # 1,016,471  61.2
+        Variant("palette8", "palette", 8,    "iOS17", 61.0),            # 1,017,344  63.3
+        Variant("palette6", "palette", 6,    "iOS17", 49.0),            #   770,095  51.2; iOS 18: 779,001
+        Variant("palette4", "palette", 4,    "iOS17", 37.0),            #   527,215  40.2
+        Variant("linear4",  "block",   4,    "iOS18", 37.0),            #   iOS 18: 546,841  39.5
+        Variant(W8A8,   "activations", 8,    "iOS17", 47.0),            # 1,036,027  49.3; iOS 18: 1,032,382
+        Variant(MIXED,      "palette", None, "iOS17", 43.0),            #   626,477  46.5
+    )
+}  # fmt: skip
+GROUP: Final = 16  # output channels that share a palette from iOS 18 on
+BLOCK: Final = 16  # input channels that share a 4-bit scale
+MIN_ELEMENTS: Final = 1024  # smaller weights stay float16: a palette of 8 bits takes 512 bytes itself
+WIDTHS: Final = (4, 6, 8)  # bits that `plan` chooses from
+_ROUNDS = 300  # of Lloyd's algorithm; a few dozen are typical
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of a program that may be compressed, by the name that the program gives it."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+
+def compress(
+    package: Path,
+    variant: str,
+    out: Path,
+    *,
+    plan: Mapping[str, int] | None = None,
+    floor_db: float | None = None,
+) -> Path:
+    """Write a copy of a float16 package with its weights in a variant; returns out. plan: bits by weight name, for `mixed` only.
+    floor_db: the PSNR that the package promises; None: the variant's; IMAGE_FLOOR_DB at most where it takes or gives pixel buffers."""
+    row, spec = _variant(variant), read_spec(package)
+    if row.method == "activations":
+        raise SettingError(
+            f"{variant}: expected a variant of weights alone, came one whose activations have {row.bits} bits, which takes the model "
+            "and photos; use `export.coreml.activations.quantize_activations` and convert"
+        )
+    if spec.specificationVersion < TARGETS[row.target]:
+        raise SettingError(
+            f"{variant}: expected a package for {row.target} or later, came version {spec.specificationVersion} of the model format; "
+            f"convert with target {row.target}"
+        )
+    if (variant == MIXED) != (plan is not None):
+        raise SettingError(
+            f"{variant}: expected {'a plan' if variant == MIXED else 'no plan'} (bits by weight name), came "
+            f"{'none' if plan is None else 'one'}; `sensitivity` and `plan` make one for {MIXED}"
+        )
+    configs = _configs(row, find_weights(spec), plan or {}, spec.specificationVersion >= TARGETS["iOS18"])
+    floor = row.floor_db if floor_db is None else floor_db
+    about = {
+        "variant": variant,
+        "floor_db": f"{min(floor, IMAGE_FLOOR_DB) if _has_images(spec) else floor:g}",
+    }
+    if not configs:
+        return _write(spec, spec, weights_folder(package), out, about)
+    with quiet(), fresh_names():
+        import coremltools.optimize.coreml as cto
+
+        config = cto.OptimizationConfig(op_name_configs=configs)
+        shrink = cto.palettize_weights if row.method == "palette" else cto.linear_quantize_weights
+        given = read_model(package)
+        model = shrink(given, config)
+    try:
+        return _write(model.get_spec(), spec, Path(model.weights_dir), out, about)
+    finally:  # coremltools would keep both copies in the temporary folder until the process ends
+        for copy in (given, model):
+            if copy.is_temp_package:
+                shutil.rmtree(copy.package_path, ignore_errors=True)
+
+
+def check_variant(name: str, target: str) -> Variant:
+    """The variant of that name; SettingError where there is none, or where a package for target cannot hold it."""
+    row = _variant(name)
+    if TARGETS[target] < TARGETS[row.target]:
+        raise SettingError(
+            f"{name}: expected {row.target} or later, came {target}; choose another variant or --system {row.target}"
+        )
+    return row
+
+
+def find_weights(spec: Model) -> list[Weight]:
+    """Weights that may be compressed, in the program's order: large ones, but not those of a convolution that takes the picture as it
+    is. Those enlarge it bicubically, are exact in float16 or nearly so, and their errors would be seen."""
+    found, used, exact = [], set(), set()
+    makers = {output.name: operation for operation in operations(spec) for output in operation.outputs}
+    if any(operation.type.startswith("constexpr") for operation in makers.values()):
+        raise PackageError(
+            "expected a package with float16 weights, came one that is compressed; give the fp16 package"
+        )
+    pictures = {feature.name for feature in spec.description.input if feature.name == IMAGE}
+    for operation in makers.values():
+        fed = argument(operation, "x")
+        while fed in makers and makers[fed].type in ("cast", "pad", "mul"):
+            fed = argument(makers[fed], "x")
+        if operation.type == "conv" and fed in pictures:
+            exact.add(argument(operation, "weight"))
+    for operation in makers.values():
+        used |= {
+            argument(operation, "weight"),
+            argument(operation, "y") if operation.type == "matmul" else None,
+        }
+    for name, operation in makers.items():
+        if operation.type == "const" and name in used - exact:
+            dimensions = operation.outputs[0].type.tensorType.dimensions
+            weight = Weight(name, tuple(dimension.constant.size for dimension in dimensions))
+            if len(weight.shape) > 1 and weight.parameters >= MIN_ELEMENTS:
+                found.append(weight)
+    return found
+
+
+def palette(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """k-means in one dimension: 2^bits values and, for each element in flat order, the index of its value (uint8).
+
+    Lloyd's algorithm on sorted distinct values. It starts where the cube root of the density puts the points, which is best for many of
+    them (Panter and Dite 1951), so no random start is needed and the same weights give the same palette. Squared error for the shipped
+    student's large weights: within 2 % of the least possible with 4 and 6 bits, 6 % with 8.
+    """
+    values, inverse, counts = np.unique(weight, return_inverse=True, return_counts=True)
+    size, points = 2**bits, values.astype(np.float64)
+    if len(points) <= size:
+        table = np.concatenate([points, np.full(size - len(points), points[-1])])
+        return table.astype(weight.dtype), inverse.ravel().astype(np.uint8)
+    share = np.cumsum(np.cbrt(counts) * np.cbrt(np.gradient(points) ** 2))
+    table = np.interp((np.arange(size) + 0.5) / size, share / share[-1], points)
+    number = np.concatenate([[0.0], np.cumsum(counts)])
+    total = np.concatenate([[0.0], np.cumsum(counts * points)])
+    edges = np.zeros(size + 1, np.int64)
+    for _ in range(_ROUNDS):
+        inner = np.searchsorted(points, (table[1:] + table[:-1]) / 2)
+        moved = np.concatenate([[0], inner, [len(points)]])
+        if np.array_equal(moved, edges):
+            break
+        edges = moved
+        held = number[edges[1:]] - number[edges[:-1]]
+        mean = (total[edges[1:]] - total[edges[:-1]]) / np.maximum(held, 1)
+        table = np.where(held > 0, mean, table)
+    index = np.repeat(np.arange(size), np.diff(edges))[inverse.ravel()]
+    return table.astype(weight.dtype), index.astype(np.uint8)
+
+
+def _has_images(spec: Model) -> bool:
+    features = (*spec.description.input, *spec.description.output)
+    return any(feature.type.WhichOneof("Type") == "imageType" for feature in features)
+
+
+def _variant(name: str) -> Variant:
+    if name not in VARIANTS:
+        raise SettingError(f"variant: expected one of {', '.join(VARIANTS)}, came {name!r}")
+    return VARIANTS[name]
+
+
+def _configs(
+    row: Variant, weights: Sequence[Weight], bits: Mapping[str, int], grouped: bool
+) -> dict[str, Any]:
+    """How coremltools shall compress each weight, by name. Weights that are not named stay as they are."""
+    import coremltools.optimize.coreml as cto
+
+    unknown = sorted(set(bits) - {weight.name for weight in weights})
+    if unknown:
+        raise SettingError(
+            f"plan: expected weights among {', '.join(weight.name for weight in weights)}, came {', '.join(unknown)}; make it anew"
+        )
+    configs: dict[str, Any] = {}
+    for weight in weights:
+        width = row.bits if row.bits is not None else bits.get(weight.name)
+        if row.method == "none" or width is None:
+            continue
+        if row.method == "palette":
+            if width not in WIDTHS:
+                raise SettingError(f"{weight.name}: expected a width of {WIDTHS} bits, came {width}")
+            together = grouped and weight.shape[0] % GROUP == 0 and weight.shape[0] > GROUP
+            configs[weight.name] = cto.OpPalettizerConfig(
+                mode="custom",
+                lut_function=functools.partial(palette, bits=width),
+                granularity="per_grouped_channel" if together else "per_tensor",
+                group_size=GROUP,
+                weight_threshold=0,
+            )
+        else:
+            blocks = row.method == "block" and weight.shape[1] % BLOCK == 0
+            configs[weight.name] = cto.OpLinearQuantizerConfig(
+                mode="linear_symmetric",
+                dtype="int4" if blocks else "int8",
+                granularity="per_block" if blocks else "per_channel",
+                block_size=BLOCK,
+                weight_threshold=0,
+            )
+    return configs
+
+
+def _write(spec: Model, original: Model, weights: Path, out: Path, about: Mapping[str, str]) -> Path:
+    """Write spec with the description of the original: compression changes no input, output or metadata but what about tells."""
+    named = type(spec)()
+    named.CopyFrom(spec)
+    named.description.CopyFrom(original.description)
+    named.description.metadata.userDefined.update({PREFIX + key: value for key, value in about.items()})
+    return write_package(named, weights, out)

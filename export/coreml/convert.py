@@ -1,0 +1,306 @@
+"""Core ML conversion: one graph of a model for one size of LR tile, as an ML program in a package.
+
+**Sizes are fixed**, batch 1: the compiler for the Neural Engine plans memory ahead, and a program of flexible size may leave it. A
+package can list more than one size (`sizes`), but only from iOS 18 on, since below that Core ML takes a single input of enumerated
+shape and a generator has several; the program then declares no sizes inside, so a package per size stays the better choice.
+
+**Arrays are float16** at the border of an fp16 program (iOS 16 and later take them): features pass from encoder to generator without
+a conversion on either side, in half the memory, and the first and last operations need no cast. With `images`, photo and result are
+pixel buffers instead: Core ML hands over the photo's 8-bit RGB times 1/255 and takes the result in 0..255.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.coreml.activations import is_quantized
+from export.coreml.package import SUFFIX, fresh_names, operations, quiet, write_package
+from export.source import BASE, ROLES, STUDENT, Source
+from runtime.bundle.manifest import TensorSpec
+from runtime.errors import GdposrError, SettingError
+
+if TYPE_CHECKING:
+    from coremltools.proto.Model_pb2 import Model
+
+ARRAYS: Final = {"fp16": np.float16, "fp32": np.float32}  # element type of inputs and outputs, by precision
+# Worst PSNR in dB against torch, by precision; the shipped student has 72.5, and with fp32 the very same values.
+FLOOR_DB: Final = {"fp16": 70.0, "fp32": 100.0}
+IMAGE_FLOOR_DB: Final = (
+    50.0  # most that a pixel buffer can promise: rounding to 8 bits alone leaves 58.9 dB, devices add to it
+)
+TARGETS: Final = {"iOS17": 8, "iOS18": 9}  # oldest system, and the version of the model format that it reads
+MAX_RANK: Final = 4  # the Neural Engine runs nothing with more axes
+AUTHOR: Final = "The gdposr authors"
+LICENSE: Final = "Apache-2.0"
+OTHERS: Final = ("see the checkpoint", "that of the checkpoint's weights")  # both, of foreign weights
+PREFIX: Final = "gdposr."  # of the user-defined metadata
+Size = tuple[int, int]  # height and width in LR pixels
+
+
+class ConversionError(GdposrError):
+    """A model cannot be expressed as a Core ML program that suits the Neural Engine."""
+
+
+def convert(
+    source: Source,
+    role: str,
+    folder: Path,
+    *,
+    height: int,
+    width: int,
+    sizes: Sequence[Size] = (),
+    target: str = "iOS17",
+    precision: str = "fp16",
+    images: bool = False,
+    floor_db: float | None = None,
+    variant: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write folder/ROLE.VARIANT.mlpackage for LR tiles of height x width pixels; returns its path.
+
+    sizes: further (height, width) that the same package takes. target: the oldest system that runs it. precision: of weights,
+    arithmetic and arrays. images: pixel buffers for photo and result. floor_db: the PSNR that the package promises; None: that of a
+    student; at most IMAGE_FLOOR_DB with images. variant: what the package is called; None: the precision. metadata: author, license,
+    further user-defined entries. Same model, same bytes.
+    """
+    variant = variant or precision
+    choices = (("role", role, ROLES), ("target", target, TARGETS), ("precision", precision, ARRAYS))
+    for name, value, known in choices:
+        if value not in known:
+            raise SettingError(f"{name}: expected one of {', '.join(known)}, came {value!r}")
+    tiles = tuple(dict.fromkeys([(height, width), *sizes]))
+    _check_tiles(source, tiles, target)
+    with quiet(), fresh_names():
+        model = _model(source, role, tiles, target, precision, images)
+    spec = model.get_spec()
+    _check(spec, source, role)
+    floor = FLOOR_DB[precision] if floor_db is None else floor_db
+    promised = {"floor_db": f"{min(floor, IMAGE_FLOOR_DB) if images else floor:g}"}
+    _describe(spec, source, role, tiles, target, variant, promised | dict(metadata or {}))
+    return write_package(spec, Path(model.weights_dir), folder / f"{role}.{variant}{SUFFIX}")
+
+
+class _Pixels(nn.Module):
+    """A generator whose image is in 0..255, as pixel buffers are."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        image: Tensor = self.module(*inputs)
+        return image * 255.0
+
+
+def _check_tiles(source: Source, tiles: Sequence[Size], target: str) -> None:
+    least, unit = source.size.minimum, source.size.multiple_of
+    for height, width in tiles:
+        if min(height, width) < least or height % unit or width % unit:
+            raise SettingError(
+                f"expected tiles of at least {least} LR pixels each way in multiples of {unit}, came {height}x{width}; choose others"
+            )
+    if len(tiles) > 1 and TARGETS[target] < TARGETS["iOS18"]:
+        raise SettingError(
+            f"expected one tile size for {target}, came {len(tiles)}; write a package per size, or give target iOS18"
+        )
+
+
+def _is_image(tensor: TensorSpec) -> bool:
+    return tensor.channels == 3 and tensor.range == (0.0, 1.0)
+
+
+def _model(
+    source: Source, role: str, tiles: Sequence[Size], target: str, precision: str, images: bool
+) -> Any:
+    """coremltools' model of a graph."""
+    import coremltools as ct
+
+    spec, module = source.specs[role], source.modules[role]
+    if images and _is_image(spec.outputs[0]):
+        module = _Pixels(module).eval()
+    array, layout = ARRAYS[precision], ct.colorlayout.RGB
+    inputs = []
+    for tensor in spec.inputs:
+        shapes = [source.shape(tensor, *tile) for tile in tiles]
+        shape = shapes[0] if len(shapes) == 1 else ct.EnumeratedShapes(shapes, default=shapes[0])
+        if images and _is_image(tensor):
+            inputs.append(ct.ImageType(name=tensor.name, shape=shape, scale=1 / 255.0, color_layout=layout))
+        else:
+            inputs.append(ct.TensorType(name=tensor.name, shape=shape, dtype=array))
+    outputs = [
+        ct.ImageType(name=tensor.name, color_layout=layout)
+        if images and _is_image(tensor)
+        else ct.TensorType(name=tensor.name, dtype=array)
+        for tensor in spec.outputs
+    ]
+    try:
+        return ct.convert(
+            _program(source, module, spec.inputs, tiles),
+            source="pytorch",
+            convert_to="mlprogram",
+            inputs=inputs,
+            outputs=outputs,
+            minimum_deployment_target=getattr(ct.target, target),
+            compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+            skip_model_load=True,
+        )
+    except (OSError, MemoryError):
+        raise  # says nothing about the model
+    except Exception as error:  # torch.export and coremltools raise whatever their operations happen to raise
+        raise ConversionError(_explain(role, error)) from error
+
+
+def _program(
+    source: Source, module: nn.Module, tensors: Sequence[TensorSpec], tiles: Sequence[Size]
+) -> torch.export.ExportedProgram | torch.jit.ScriptModule:
+    """The graph as torch exports it, undecomposed: its pixel shuffles would become reshapes of six axes. A side that differs between
+    the tiles is a multiple of one symbol. A module with quantized activations is traced, for torch.export cannot."""
+    largest = tuple(max(sides) for sides in zip(*tiles, strict=True))
+    example = tuple(torch.zeros(source.shape(tensor, *largest)) for tensor in tensors)
+    if is_quantized(module):
+        traced: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)
+        return traced
+    unit = source.size.multiple_of
+    symbols: list[Any] = [None, None]
+    shapes: Any = None
+    for axis, name in enumerate(("rows", "columns")):
+        cells = [tile[axis] // unit for tile in tiles]
+        if len(set(cells)) > 1:
+            symbols[axis] = torch.export.Dim(name, min=min(cells), max=max(cells))
+    dynamic = tuple(
+        {
+            2 + axis: round(unit * tensor.scale) * symbol
+            for axis, symbol in enumerate(symbols)
+            if symbol is not None
+        }
+        for tensor in tensors
+    )
+    if symbols != [None, None]:
+        shapes = (
+            (dynamic,) if isinstance(module, _Pixels) else dynamic
+        )  # its inputs are one variadic argument
+    exported = torch.export.export(module, example, dynamic_shapes=shapes)
+    return exported.run_decompositions({})
+
+
+def _explain(role: str, error: Exception) -> str:
+    """What went wrong, with the name of the operation where coremltools tells it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    named = re.search(r"for op '([^']+)'|[Uu]nsupported (?:fx node|operation)[^\w]*(\w+)", text)
+    op = next((name for name in (named.groups() if named else ()) if name), None)
+    came = f"{op}, which it lacks" if op else f"what coremltools refuses: {text[:200]}"
+    return (
+        f"{role}: expected operations that Core ML has, on tensors of at most {MAX_RANK} axes, came {came}; express it with others "
+        "(convolution, pixel shuffle, elementwise arithmetic, matmul) in the module"
+    )
+
+
+def _check(spec: Model, source: Source, role: str) -> None:
+    """The promised names, and no tensor with more axes than the Neural Engine takes."""
+    graph, description = source.specs[role], spec.description
+    for what, expected, came in (
+        ("inputs", graph.inputs, description.input),
+        ("outputs", graph.outputs, description.output),
+    ):
+        names = [tensor.name for tensor in expected]
+        if [feature.name for feature in came] != names:
+            raise ConversionError(
+                f"{role}: expected {what} {names}, came {[feature.name for feature in came]}; give the source's specs in that order"
+            )
+    for operation in operations(spec):
+        for output in operation.outputs:
+            if not operation.type.startswith("const") and output.type.tensorType.rank > MAX_RANK:
+                raise ConversionError(
+                    f"{role}: expected tensors of at most {MAX_RANK} axes, came {output.type.tensorType.rank} in {operation.type} "
+                    f"{output.name}; reshape to {MAX_RANK} axes in the module"
+                )
+
+
+def _describe(
+    spec: Model,
+    source: Source,
+    role: str,
+    tiles: Sequence[Size],
+    target: str,
+    variant: str,
+    metadata: Mapping[str, str],
+) -> None:
+    """Fill in what people and programs read about a package."""
+    graph, description = source.specs[role], spec.description
+    about, given = description.metadata, dict(metadata)
+    author, license = (AUTHOR, LICENSE) if source.kind == STUDENT else OTHERS
+    about.author, about.license = given.pop("author", author), given.pop("license", license)
+    about.versionString = _version()
+    about.shortDescription = (
+        f"{source.kind}, {role}: {source.scale}x super-resolution of tiles of {_sizes(tiles, ' or ')} pixels. "
+        "The encoder runs once per photo, the generator once per sample."
+    )
+    for features, tensors in ((description.input, graph.inputs), (description.output, graph.outputs)):
+        for feature, tensor in zip(features, tensors, strict=True):
+            shapes = [source.shape(tensor, *tile) for tile in tiles]
+            form = _form(feature.type.WhichOneof("Type"), tensor, shapes)
+            feature.shortDescription = f"{_meaning(source, tensor)} {form}"
+    entries = {key if key.startswith(PREFIX) else PREFIX + key: text for key, text in given.items()}
+    entries |= {
+        PREFIX + key: str(value)
+        for key, value in {
+            "kind": source.kind,
+            "role": role,
+            "scale": source.scale,
+            "tile": _sizes(tiles, ","),
+            "target": target,
+            "variant": variant,
+            "t_n": "none" if source.t_n is None else source.t_n,
+            "t_d": "none" if source.t_d is None else source.t_d,
+            "checkpoint_sha256": source.checkpoint_sha256,
+            "noise_version": source.noise.version,
+            "noise_channels": source.noise.channels,
+            "noise_downscale": source.noise.downscale,
+        }.items()
+    }
+    about.userDefined.update(entries)
+
+
+def _meaning(source: Source, tensor: TensorSpec) -> str:
+    """What a tensor holds, for people."""
+    first, last = source.specs["encoder"].inputs[0], source.specs["generator"].inputs[-1]
+    if tensor.name == first.name:
+        return "LR image, RGB."
+    if tensor.name == last.name:
+        return (
+            f"Normal deviates, mean 0, variance 1: noise field version {source.noise.version} (Philox4x32-10, runtime/noise.py, "
+            "docs/noise.md), a function of seed, sample and the place in the whole image."
+        )
+    if tensor in source.specs["generator"].outputs:
+        return f"SR image, RGB, {source.scale} times as high and wide as the LR image."
+    if tensor.name == BASE:
+        return f"Bicubic enlargement by {source.scale} before its pixel shuffle, handed to the generator unchanged."
+    return "Features, handed to the generator unchanged."
+
+
+def _form(kind: str, tensor: TensorSpec, shapes: Sequence[tuple[int, ...]]) -> str:
+    """Shape and range of a feature."""
+    if kind == "imageType":
+        sizes = " or ".join(f"{shape[3]} wide and {shape[2]} high" for shape in shapes)
+        return f"Pixel buffer, {sizes}, 8 bits per channel."
+    span = "unbounded" if tensor.range is None else f"in [{tensor.range[0]:g}, {tensor.range[1]:g}]"
+    return f"Array (n, channels, height, width) = {' or '.join(map(str, shapes))}, {span}."
+
+
+def _sizes(tiles: Sequence[Size], between: str) -> str:
+    return between.join(f"{height}x{width}" for height, width in tiles)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("gdposr")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # run from a folder that was never installed

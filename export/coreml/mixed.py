@@ -1,0 +1,39 @@
+"""How much each weight of a Core ML package suffers from few bits, in rows that `calibration.sensitivity.plan` chooses widths from."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from calibration.sensitivity import LayerNoise, measure
+from export.coreml.compress import MIXED, WIDTHS, compress, find_weights
+from export.coreml.package import SUFFIX, read_spec
+
+
+def weight_noise(
+    package: Path,
+    evaluate: Callable[[Path], float],
+    bits: Sequence[int] = (4, 6),
+    *,
+    say: Callable[[int, int], None] | None = None,
+) -> list[LayerNoise]:
+    """Measure each weight of a float16 package at each width: evaluate gives the PSNR in dB of a package. cost: bytes of the weight
+    with its palette. The widest palette counts as free of noise unless it was measured. say(done, total) is called after each
+    weight."""
+    parameters = {weight.name: weight.parameters for weight in find_weights(read_spec(package))}
+
+    def cost(name: str, width: int) -> float:
+        return parameters[name] * width / 8 + 2 * 2**width
+
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def alone(name: str, width: int) -> float:
+            return evaluate(compress(package, MIXED, Path(scratch) / f"alone{SUFFIX}", plan={name: width}))
+
+        rows = measure(list(parameters), bits, alone, cost, say)
+    widest = max(WIDTHS)
+    if widest not in bits:
+        rows += [LayerNoise(name, widest, math.inf, cost(name, widest)) for name in parameters]
+    return rows

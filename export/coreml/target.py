@@ -1,0 +1,184 @@
+"""The Core ML packages of a bundle, by variant, each proven against torch by the reference evaluator."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibration.samples import Sample
+from calibration.sensitivity import LayerNoise, plan, predicted_db
+from export.parity import OTHER_PHOTOS, check_parity, noise_for, samples
+from export.source import ROLES, STUDENT, Source, file_sha256, psnr
+from runtime.bundle.entries import Package, PackageFile
+from runtime.errors import SettingError
+
+Say = Callable[[str], None]
+
+TILE = 128  # LR pixels: the fixed size of a package
+STUDENT_VARIANTS = ("fp16", "w8a8", "palette6", "mixed")  # written unless others are asked for
+ONE_STEP_VARIANTS = ("fp16", "palette6")
+MIXED_ROLE_DB = 51.5  # what a mixed plan aims at for encoder and generator, each with the other uncompressed
+# Of one-step models; the pocket one has 71.5, 53.6 and 41.9 dB. Those of a student stand beside the variants in export.coreml.compress.
+ONE_STEP_FLOOR_DB = {"fp16": 40.0, "linear8": 40.0, "palette6": 35.0}
+
+
+def write_coreml(
+    source: Source,
+    folder: Path,
+    variants: Sequence[str],
+    system: str,
+    tile: int,
+    images: bool,
+    metadata: Mapping[str, str],
+    say: Say,
+    *,
+    calibration: Sequence[Sample] | None = None,
+) -> tuple[dict[str, dict[str, Package]], dict[str, Any]]:
+    """Write the packages of each variant for LR tiles of tile x tile pixels, for system (iOS17 or iOS18) and later; returns them with
+    what was measured. That is the worst PSNR of each, encoder and generator in a chain, and for `mixed` the noise of each weight
+    and the bits it got. ParityError where a variant misses its floor. calibration: what w8a8 finds its ranges on; None: openly
+    licensed photos.
+    """
+    from export.coreml.activations import SAMPLES, W8A8, quantize_activations
+    from export.coreml.compress import FP16, MIXED, check_variant, compress
+    from export.coreml.convert import IMAGE_FLOOR_DB, convert
+    from export.mil.pair import PackagePair
+
+    floors = {name: check_variant(name, system).floor_db for name in (FP16, *variants)}
+    if source.kind != STUDENT:
+        unknown = [name for name in floors if name not in ONE_STEP_FLOOR_DB]
+        if unknown:
+            raise SettingError(
+                f"variant: expected one of {', '.join(ONE_STEP_FLOOR_DB)} for a one-step model, came {unknown[0]!r}, whose floor "
+                "was never measured; distil the model to a student for smaller ones"
+            )
+        floors = {name: ONE_STEP_FLOOR_DB[name] for name in floors}
+    if images:
+        floors = {name: min(floor, IMAGE_FLOOR_DB) for name, floor in floors.items()}
+
+    def converted(source: Source, name: str) -> dict[str, Path]:
+        return {
+            role: convert(
+                source,
+                role,
+                folder,
+                height=tile,
+                width=tile,
+                target=system,
+                images=images,
+                floor_db=floors[name],
+                variant=name,
+                metadata=metadata,
+            )
+            for role in ROLES
+        }
+
+    say(f"converting to Core ML ({system}, tiles of {tile}x{tile})")
+    whole = converted(source, FP16)
+    written: dict[str, dict[str, Package]] = {}
+    parity: dict[str, float] = {}
+    measured: dict[str, Any] = {"coreml_parity_db": parity}
+    for name in variants:
+        pair = whole
+        if name == W8A8:
+            photos = samples(source, SAMPLES, seed=0) if calibration is None else calibration
+            say(f"quantizing: {name}, calibrated on {len(photos)} samples")
+            pair = converted(quantize_activations(source, photos), name)
+        elif name != FP16:
+            say(f"compressing: {name}")
+            plans: dict[str, dict[str, int]] = {}
+            if name == MIXED:
+                plans, rows = mixed_plans(source, whole, tile, say)
+                measured["mixed_bits"] = plans
+                measured["sensitivity"] = {"coreml": [row.to_dict() for row in rows]}
+            pair = {
+                role: compress(
+                    path,
+                    name,
+                    folder / f"{role}.{name}.mlpackage",
+                    plan=plans.get(role),
+                    floor_db=floors[name],
+                )
+                for role, path in whole.items()
+            }
+        say(f"evaluating {name} against torch")
+        worst = check_parity(
+            source,
+            PackagePair(pair, source.specs),
+            f"Core ML {name}",
+            floors[name],
+            sizes=((tile, tile),),
+            remedy="Leave this variant out with --variant",
+        )
+        parity[name] = round(worst, 1)
+        say(f"  at least {worst:.1f} dB (floor {floors[name]:g} dB)")
+        written[name] = {
+            role: _package(path, tile, system, floors[name], images) for role, path in pair.items()
+        }
+    if FP16 not in variants:
+        for path in whole.values():
+            shutil.rmtree(path)
+    return written, measured
+
+
+def mixed_plans(
+    source: Source,
+    packages: Mapping[str, Path],
+    tile: int,
+    say: Say,
+    floor_db: float = MIXED_ROLE_DB,
+) -> tuple[dict[str, dict[str, int]], list[LayerNoise]]:
+    """Bits by weight name for each role, and what they follow from: the PSNR of the whole model when one weight alone is compressed, on
+    one photo, named by role and weight."""
+    from export.coreml.mixed import weight_noise
+    from export.mil.pair import PackagePair
+
+    (photo,) = samples(source, 1, seed=4, size=tile, first=OTHER_PHOTOS)
+    image, noise = photo.lr[None], noise_for(source, tile, tile, seed=4)
+    expected = source(torch.from_numpy(image), torch.from_numpy(noise)).numpy()
+
+    def score(pair: Mapping[str, Path]) -> float:
+        return psnr(PackagePair(pair, source.specs)(image, noise), expected)
+
+    plans, found, reference = {}, list[LayerNoise](), score(packages)
+    for role in ROLES:
+        say(f"  measuring each weight of the {role}")
+
+        def alone(path: Path, role: str = role) -> float:
+            return score({**packages, role: path})
+
+        rows = weight_noise(
+            packages[role], alone, say=lambda done, total: say(f"    weight {done} of {total}")
+        )
+        plans[role] = plan(rows, floor_db, reference_db=reference)
+        found += [replace(row, layer=f"{role}/{row.layer}") for row in rows if math.isfinite(row.psnr)]
+        say(
+            f"  bits {plans[role]}, expected {predicted_db(rows, plans[role], reference_db=reference):.1f} dB"
+        )
+    return plans, found
+
+
+def default_variants(source: Source) -> tuple[str, ...]:
+    """Those that suit the model; `export.coreml.compress` has them all."""
+    return STUDENT_VARIANTS if source.kind == STUDENT else ONE_STEP_VARIANTS
+
+
+def _package(path: Path, tile: int, system: str, floor: float, images: bool) -> Package:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return Package(
+        tuple(
+            PackageFile(f"{path.name}/{f.relative_to(path).as_posix()}", f.stat().st_size, file_sha256(f))
+            for f in files
+        ),
+        tile,
+        tile,
+        system,
+        floor,
+        images,
+    )

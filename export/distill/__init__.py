@@ -1,0 +1,1 @@
+"""The student's training from photos and from a one-step teacher."""

@@ -1,0 +1,202 @@
+"""A teacher's samples of the first items of a training stream, kept on disk: made once, learnt from again and again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from export.distill.recipe import DistillConfig
+from export.distill.teacher import SAMPLES, Teacher, to_bytes
+from training.loop.budget import Interrupt
+from training.settings import differences
+
+FORMAT_VERSION = 2
+CACHE_FILE = "cache.json"
+SHARD = 64  # items of a file
+BATCH = 4  # items the teacher gets at once; a shard is whole batches, so that a resumed fill computes the same batches
+
+
+class Row(NamedTuple):
+    """An item of a stream with a teacher. samples: (2, 3, 4h, 4w) uint8, empty where the teacher has yet to run. As a batch,
+    drawn is (n,) bool."""
+
+    item: int
+    lr: Tensor
+    hr: Tensor
+    drawn: Any  # True for a card instead of a photo
+    noise: Tensor  # (2, C, h/f, w/f)
+    samples: Tensor
+
+
+def load_rows(rows: Dataset[Any], workers: int, **how: Any) -> DataLoader[Any]:
+    return DataLoader(rows, num_workers=workers, prefetch_factor=8 if workers else None, **how)
+
+
+def by_sample(x: Tensor) -> Tensor:
+    """(n, 2, ...) -> (2n, ...), first samples first."""
+    return x.transpose(0, 1).flatten(0, 1).contiguous()
+
+
+def cache_facts(
+    teacher: Teacher, config: DistillConfig, photos: Sequence[Path], root: Path
+) -> dict[str, Any]:
+    """What the items of a cache depend on. Photos count by their place below root and their size."""
+    listing = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in photos]
+    return {
+        "teacher": teacher.digest,
+        "precision": teacher.precision,
+        "photos": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+        "crop": config.crop,
+        "mild_share": config.mild_share,
+        "plain_share": config.plain_share,
+        "graphics_share": config.graphics_share,
+        "recolour_share": config.recolour_share,
+        "seed": config.seed,
+        "noise": {"channels": teacher.noise_channels, "fold": teacher.fold, "samples": SAMPLES},
+    }
+
+
+class TeacherCache:
+    """The first `items` items of a training stream with the teacher's samples, in a folder: files of 64 items, lr (n, 3, h, w),
+    hr (n, 3, 4h, 4w) and samples (n, 2, 3, 4h, 4w), all uint8, drawn (n,) bool, and cache.json with what they were made for.
+
+    About 340 kB an item of 192 pixels. A longer cache of the same facts goes on from a shorter one."""
+
+    def __init__(self, folder: Path, items: int, made_for: Mapping[str, Any]) -> None:
+        if items < 1:
+            raise ValueError(f"a cache holds at least 1 item, got --cache-items {items}")
+        self.folder, self.items = folder, items
+        document = {"format_version": FORMAT_VERSION, "made_for": dict(made_for)}
+        path = folder / CACHE_FILE
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is not JSON ({error}): give another --cache") from None
+            changed = differences(found, document)
+            if changed:
+                raise ValueError(
+                    f"{folder} holds samples that were made for something else ({'; '.join(changed)}): give another --cache, or the "
+                    "settings, photos and teacher it was made for"
+                )
+            return
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(
+                f"{folder} holds other files, expected a cache or a new folder: give another --cache"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(path, lambda fresh: fresh.write_text(json.dumps(document, indent=2) + "\n"))
+
+    def read(self, item: int) -> dict[str, Tensor]:
+        """lr, hr and samples of an item, uint8; drawn, bool."""
+        try:
+            with safe_open(self._path(item // SHARD), "pt") as file:
+                return {name: file.get_slice(name)[item % SHARD] for name in ("lr", "hr", "samples", "drawn")}
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(item // SHARD, error) from error
+
+    def rows(self, shard: int) -> int:
+        """Finished items of a shard."""
+        if not self._path(shard).is_file():
+            return 0
+        try:
+            with safe_open(self._path(shard), "pt") as file:
+                return int(file.get_slice("samples").get_shape()[0])
+        except SafetensorError as error:
+            raise self._damaged(shard, error) from error
+
+    def missing(self) -> list[list[int]]:
+        """Items yet to be made, in the batches in which the teacher gets them."""
+        batches = []
+        for first in range(0, self.items, SHARD):
+            have, want = self.rows(first // SHARD), min(SHARD, self.items - first)
+            begin = have - have % BATCH if have < want else want
+            batches += [
+                [first + k for k in range(b, min(b + BATCH, want))] for b in range(begin, want, BATCH)
+            ]
+        return batches
+
+    def fill(
+        self,
+        rows: Dataset[Row],
+        teacher: Teacher,
+        *,
+        workers: int = 1,
+        on_progress: Callable[[int, int, float], None] | None = None,
+    ) -> None:
+        """Make what is missing of `rows` (item k is row k). on_progress: items done, items in all, items a second.
+
+        KeyboardInterrupt after Ctrl-C and OSError when the disk is full: what was made by then stays and is not made again."""
+        batches = self.missing()
+        done, begun = self.items - sum(map(len, batches)), time.monotonic()
+        before, pending = done, []
+        with Interrupt() as interrupt:
+            try:
+                for items, row in zip(batches, load_rows(rows, workers, batch_sampler=batches), strict=True):
+                    samples = teacher.samples(row.lr, by_sample(row.noise), items)
+                    pair = samples.unflatten(0, (SAMPLES, len(items))).transpose(0, 1)
+                    made = {
+                        "lr": to_bytes(row.lr),
+                        "hr": to_bytes(row.hr),
+                        "samples": pair,
+                        "drawn": row.drawn,
+                    }
+                    pending.append((items, made))
+                    done += len(items)
+                    if on_progress:
+                        on_progress(done, self.items, (done - before) / (time.monotonic() - begun))
+                    if (items[-1] + 1) % SHARD == 0 or items[-1] + 1 == self.items:
+                        finished, pending = pending, []
+                        self._append(finished)
+                    if interrupt.asked:
+                        raise KeyboardInterrupt(
+                            f"{done} of {self.items} items are in {self.folder}; the same command goes on from there"
+                        )
+            finally:
+                if pending:
+                    self._append(pending)
+
+    def _append(self, parts: Sequence[tuple[list[int], dict[str, Tensor]]]) -> None:
+        """Put batches of one shard behind what it holds up to the first of them."""
+        shard, begin = divmod(parts[0][0][0], SHARD)
+        columns = [values for _, values in parts]
+        if begin:
+            columns.insert(0, {k: v[:begin] for k, v in load_file(self._path(shard)).items()})
+        tensors = {name: torch.cat([values[name] for values in columns]) for name in columns[0]}
+        try:
+            _replace(self._path(shard), lambda fresh: save_file(tensors, fresh))
+        except (OSError, SafetensorError) as error:
+            whole = sum(self.rows(k) for k in range(-(-self.items // SHARD)))
+            raise OSError(
+                f"could not write to the cache {self.folder} ({error}); the {whole} items there stay usable. Free some space and "
+                f"repeat the command, or ask for fewer: --cache-items {max(1, whole)}"
+            ) from error
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.safetensors"
+
+    def _damaged(self, shard: int, error: Exception) -> ValueError:
+        return ValueError(
+            f"{self._path(shard)} is damaged or missing ({error}): delete it and repeat the command, which makes it again"
+        )
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside path and put it in place when it is whole."""
+    fresh = path.with_name(path.name + ".new")
+    try:
+        write(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -1,0 +1,206 @@
+"""How faithful a student is to its teacher, on the same noise: while it learns, and afterwards by
+
+python -m export.distill.fidelity --student DIR --teacher RUN --lr LR --hr HR [--every 5] [--seeds 4] [--json] [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibration.measure.diversity import DIVERSITY_FLOOR, agreement
+from calibration.measure.metrics import psnr_y
+from calibration.measure.onestep import restore
+from calibration.measure.pairs import Pair, find_pairs, read_rgb
+from export.distill.teacher import SAMPLES, Teacher
+from export.student.network import Student, StudentConfig, load_student
+from runtime.errors import GdposrError
+from runtime.noise import noise_field
+
+PICTURES = 4  # sampled at once in a comparison
+LOGGED = ("teacher_psnr", "diversity", "texture_diversity", "follows")
+
+
+def validation_noise(lr: Tensor, k: int, channels: int, fold: int) -> Tensor:
+    """Noise of sample k of validation pictures (n, 3, h, w)."""
+    shape = (len(lr), channels, lr.shape[2] // fold, lr.shape[3] // fold)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(k))
+
+
+class Comparison:
+    """The teacher's samples of the validation pictures, made once; calling it sets a student's of the same noise beside them.
+
+    ValueError where the teacher's samples do not differ."""
+
+    def __init__(self, teacher: Teacher, config: StudentConfig, lr: Tensor) -> None:
+        self.lr = lr
+        self.noise = [validation_noise(lr, k, teacher.noise_channels, teacher.fold) for k in range(SAMPLES)]
+        self._teacher = self._pictures(teacher)
+        self.noise = [noise[:, : config.noise_channels] for noise in self.noise]
+        agreement(zip(self._teacher, self._teacher, strict=True))
+
+    @torch.no_grad()
+    def __call__(self, student: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """student: (lr, noise) -> samples, on any device. Returns teacher_psnr, diversity, texture_diversity and follows, see
+        `calibration.measure.diversity.Agreement`."""
+        found = agreement(zip(self._pictures(student), self._teacher, strict=True)).to_dict()
+        return {name: found[name] for name in LOGGED}
+
+    def _pictures(self, model: Callable[[Tensor, Tensor], Tensor]) -> list[list[np.ndarray]]:
+        """For each picture its samples, (H, W, 3) float32 in [0, 255]."""
+        by_sample = [
+            torch.cat(
+                [model(*part) for part in zip(self.lr.split(PICTURES), noise.split(PICTURES), strict=True)]
+            )
+            for noise in self.noise
+        ]
+        levels = [(255 * sr).permute(0, 2, 3, 1).cpu().numpy() for sr in by_sample]
+        return [list(samples) for samples in zip(*levels, strict=True)]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Means over pictures and seeds; agreement as in `calibration.measure.diversity.Agreement`."""
+
+    pictures: int
+    seeds: int
+    student_psnr: float  # dB, Y, to HR
+    teacher_psnr: float
+    agreement: dict[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """The student kept the diversity that it must."""
+        return self.agreement["diversity"] >= DIVERSITY_FLOOR
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "pictures": self.pictures,
+            "seeds": self.seeds,
+            "psnr_y_student": self.student_psnr,
+            "psnr_y_teacher": self.teacher_psnr,
+            **self.agreement,
+            "ok": self.ok,
+        }
+
+    def __str__(self) -> str:
+        a = self.agreement
+        rows = [
+            ("PSNR (Y) to HR, student", f"{self.student_psnr:.2f} dB"),
+            ("PSNR (Y) to HR, teacher", f"{self.teacher_psnr:.2f} dB"),
+            ("PSNR (RGB) student to teacher, same noise", f"{a['teacher_psnr']:.2f} dB"),
+            ("distance between seeds, student", f"{a['distance']:.2f} / 255"),
+            ("distance between seeds, teacher", f"{a['teacher_distance']:.2f} / 255"),
+            ("diversity kept", f"{a['diversity']:.1%} (at least {DIVERSITY_FLOOR:.0%} wanted)"),
+            ("diversity kept, texture alone", f"{a['texture_diversity']:.1%}"),
+            ("follows the teacher's seeds", f"{a['follows']:.3f}"),
+            ("follows the teacher's seeds, texture alone", f"{a['texture_follows']:.3f}"),
+        ]
+        lines = [f"{name:44}{value}" for name, value in rows]
+        return "\n".join([f"{self.pictures} pictures, {self.seeds} seeds", *lines])
+
+
+def sample(student: Student, lr: np.ndarray, seed: int) -> np.ndarray:
+    """One sample of an LR picture (h, w, 3) uint8 -> (4h, 4w, 3) uint8, with the runtime's noise, as
+    `calibration.measure.onestep.restore`."""
+    c = student.config
+    height, width = lr.shape[:2]
+    padded = np.pad(lr, ((0, -height % c.fold), (0, -width % c.fold), (0, 0)), mode="symmetric")
+    rows, columns = (side // c.fold for side in padded.shape[:2])
+    noise = torch.from_numpy(noise_field(seed, 0, rows, columns, channels=c.noise_channels))[None]
+    with torch.inference_mode():
+        sr = student(torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255, noise)[0]
+    pixels = (sr * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(pixels[: height * c.scale, : width * c.scale])
+
+
+def measure(
+    student: Student,
+    teacher: Teacher,
+    pairs: Sequence[Pair],
+    seeds: int = 4,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Sample every pair's LR with seeds 0, 1, ... by both models and compare. seeds: at least 2."""
+    if seeds < 2:
+        raise ValueError(f"diversity needs at least 2 seeds, got --seeds {seeds}")
+    teacher.check(student.config, teacher.model.size_multiple)
+    psnr: dict[str, list[float]] = {"student": [], "teacher": []}
+
+    def pictures() -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+        for k, pair in enumerate(pairs):
+            lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
+            made = {
+                "student": [sample(student, lr, seed) for seed in range(seeds)],
+                "teacher": [restore(teacher.model, lr, seed) for seed in range(seeds)],
+            }
+            for name, samples in made.items():
+                psnr[name] += [psnr_y(sr, hr) for sr in samples]
+            if on_progress:
+                on_progress(k + 1, len(pairs))
+            yield made["student"], made["teacher"]
+
+    found = agreement(pictures()).to_dict()
+    return Report(
+        pictures=len(pairs),
+        seeds=seeds,
+        student_psnr=float(np.mean(psnr["student"])),
+        teacher_psnr=float(np.mean(psnr["teacher"])),
+        agreement=found,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.distill.fidelity",
+        description="Set a student's samples beside its teacher's of the same noise.",
+    )
+    parser.add_argument("--student", type=Path, required=True, help="student checkpoint")
+    parser.add_argument("--teacher", required=True, help="training run, model folder or hub name")
+    parser.add_argument(
+        "--teacher-base", help="where the teacher's text encoder and scheduler come from, if it has none"
+    )
+    parser.add_argument("--lr", type=Path, required=True, help="folder of small photos")
+    parser.add_argument("--hr", type=Path, required=True, help="folder of large photos of the same names")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth pair")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"exit code 1 when less than {DIVERSITY_FLOOR:.0%}% of the diversity is kept",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0; 1 when --check does not hold; 2 when it cannot be measured."""
+    args = _parser().parse_args(argv)
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{done} of {total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    try:
+        if args.every < 1:
+            raise ValueError(f"--every must be at least 1, got {args.every}")
+        student, _ = load_student(args.student)
+        teacher = Teacher.load(args.teacher, args.teacher_base)
+        report = measure(student, teacher, find_pairs(args.lr, args.hr)[:: args.every], args.seeds, show)
+    except (ValueError, OSError, GdposrError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+    return 1 if args.check and not report.ok else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

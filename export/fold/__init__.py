@@ -1,0 +1,1 @@
+"""The one-step diffusion model folded into two lean graphs."""

@@ -1,0 +1,228 @@
+"""The one-step diffusion model folded into two lean graphs: adapters merged, prompt and timestep turned into constants.
+
+The encoder enlarges and encodes a photo once; the generator adds noise, removes it in one step and decodes (GDPO-SR, Sec. 3.2). Text
+encoder, time embedding and the projections of the prompt are gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.fold.attention import FoldError, require
+from export.fold.unet import FoldedUnet, KlDecoder, KlEncoder, TinyDecoder, TinyEncoder
+from export.source import FEATURES, IMAGE, NOISE, SR, Source, file_sha256, psnr
+from export.student.network import bicubic_weight
+from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
+from training.model.loading import MODEL_FILE, find_model, load_model, read_model_file
+from training.model.one_step import OneStepModel, base_module
+from training.model.text import DEFAULT_PROMPT
+
+KIND = "gdposr one-step model"
+FOLD_FLOOR_DB = 80.0  # PSNR of the folded graphs against the model they were folded from, float32
+TILE = 128  # LR pixels; a UNet's attention grows with the fourth power of a tile's side
+BLEND = 16  # LR pixels; normalisation sees whole tiles, so that neighbours differ slightly and are blended
+VAES = {"AutoencoderKL": (KlEncoder, KlDecoder), "AutoencoderTiny": (TinyEncoder, TinyDecoder)}
+
+
+class Enlarge(nn.Module):
+    """Bicubic upscale as one convolution and a pixel shuffle, the same as `training.model.one_step.enlarge`: (n, 3, h, w) in [0, 1] ->
+    (n, 3, scale h, scale w) in [0, 1].
+
+    Where the kernel hangs over the border, the taps inside are scaled up to a sum of 1: a convolution with zeros around the image,
+    divided by that of an image of ones.
+    """
+
+    weight: Tensor
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("weight", bicubic_weight(scale))
+
+    def forward(self, image: Tensor) -> Tensor:
+        picture = F.pixel_shuffle(F.conv2d(image, self.weight, padding=2), self.scale)
+        ones = torch.ones_like(image[:, :1])
+        share = F.conv2d(ones, self.weight[: self.scale**2, :1], padding=2)  # of the kernel inside the image
+        return (picture / F.pixel_shuffle(share, self.scale)).clamp(0.0, 1.0)
+
+
+class TeacherEncoder(nn.Module):
+    """image (n, 3, h, w) in [0, 1] -> features: the latent (n, C, scale h / f, scale w / f) of the enlarged image."""
+
+    def __init__(self, scale: int, vae: nn.Module) -> None:
+        super().__init__()
+        self.enlarge = Enlarge(scale)
+        self.vae = vae
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.vae(self.enlarge(image))
+        return out
+
+
+class TeacherGenerator(nn.Module):
+    """features (n, C, H, W) and noise (n, C / repeats, H, W) -> sr (n, 3, f H, f W) in [0, 1].
+
+    z_n = sqrt(a_n) z + sqrt(1 - a_n) eps; z_0 = keep z_n + unet(z_n), with the factors of the closed form in `keep` and in the last
+    convolution of the UNet.
+    """
+
+    def __init__(
+        self, signal: float, sigma: float, keep: float, repeats: int, unet: nn.Module, decoder: nn.Module
+    ) -> None:
+        super().__init__()
+        self.signal, self.sigma, self.keep, self.repeats = signal, sigma, keep, repeats
+        self.unet = unet
+        self.decoder = decoder
+
+    def forward(self, features: Tensor, noise: Tensor) -> Tensor:
+        spread = torch.cat([noise] * self.repeats, dim=1) if self.repeats > 1 else noise
+        noisy = self.signal * features + self.sigma * spread
+        restored = self.keep * noisy + self.unet(noisy)
+        out: Tensor = self.decoder(restored)
+        return out.clamp(0.0, 1.0)
+
+
+@torch.no_grad()
+def fold(model: OneStepModel, prompt: str | None = None) -> tuple[TeacherEncoder, TeacherGenerator]:
+    """Encoder and generator of a merged model, float32, for one prompt (None: the default one).
+
+    Weights are shared with the model where nothing is folded into them and the model is float32: do not train it afterwards.
+    """
+    for name, part in (("vae", model.vae), ("unet", model.unet)):
+        if base_module(part) is not part:
+            raise FoldError(
+                f"the {name} still carries an adapter: merge it first (training.model.adapters.merge)"
+            )
+    if model.device.type != "cpu":
+        raise FoldError(f"expected the model on the CPU, it is on {model.device}: load it with device='cpu'")
+    require(type(model.vae).__name__ in VAES, "vae", " or ".join(VAES), type(model.vae).__name__)
+    condition = model.condition([DEFAULT_PROMPT if prompt is None else prompt], 1)
+    vae = model.vae
+    encoder, decoder = VAES[type(vae).__name__]
+    share_n, share_d = (
+        float(model.schedule.alpha_bar[t]) for t in (model.noise_timestep, model.denoise_timestep)
+    )
+    keep, factor = _closed_form(share_d, model.schedule.prediction)
+    unet = FoldedUnet(model.unet, model.denoise_timestep, condition, factor)
+    repeats = model.latent_channels // model.noise_channels
+    generator = TeacherGenerator(
+        math.sqrt(share_n), math.sqrt(1 - share_n), keep, repeats, unet, decoder(vae)
+    )
+    return TeacherEncoder(model.scale, encoder(vae)).eval(), generator.eval()
+
+
+def _closed_form(share: float, prediction: str) -> tuple[float, float]:
+    """(keep, factor) such that z_0 = keep z_n + factor output; share: alpha-bar at the timestep that the network is told."""
+    if prediction == "v_prediction":
+        return math.sqrt(share), -math.sqrt(1 - share)
+    return 1 / math.sqrt(share), -math.sqrt((1 - share) / share)
+
+
+def one_step_source(
+    model: OneStepModel,
+    training: Mapping[str, Any],
+    checkpoint_sha256: str,
+    prompt: str | None = None,
+) -> Source:
+    """A one-step model with the two graphs it folds into."""
+    encoder, generator = fold(model, prompt)
+    multiple = model.size_multiple
+    cell = model.vae_factor / model.scale  # LR pixels per latent pixel
+    if cell != int(cell):
+        raise FoldError(
+            f"the VAE shrinks an image {model.vae_factor} times and the model enlarges it {model.scale} times: "
+            "a noise cell would not be a whole number of LR pixels"
+        )
+    image = TensorSpec(IMAGE, 3, 1.0, (0.0, 1.0))
+    features = TensorSpec(FEATURES, model.latent_channels, 1 / cell)
+    noise = TensorSpec(NOISE, model.noise_channels, 1 / cell)
+    sr = TensorSpec(SR, 3, float(model.scale), (0.0, 1.0))
+    blend = _rounded(BLEND, multiple)
+    return Source(
+        kind=KIND,
+        modules={"encoder": encoder, "generator": generator},
+        specs={
+            "encoder": GraphSpec((image,), (features,)),
+            "generator": GraphSpec((features, noise), (sr,)),
+        },
+        scale=model.scale,
+        size=SizeRule(
+            multiple_of=multiple,
+            minimum=_rounded(16, multiple),
+            tile=_rounded(TILE, multiple),
+            context=blend,
+            overlap=blend,
+        ),
+        noise=NoiseSpec(1, model.noise_channels, int(cell)),
+        parameters=sum(p.numel() for module in (encoder, generator) for p in module.parameters()),
+        checkpoint_sha256=checkpoint_sha256,
+        training=training,
+        t_n=model.noise_timestep,
+        t_d=model.denoise_timestep,
+        prompt=(DEFAULT_PROMPT if prompt is None else prompt) if model.has_cross_attention else None,
+    )
+
+
+def _rounded(pixels: int, multiple: int) -> int:
+    """The next multiple from pixels on."""
+    return -(-pixels // multiple) * multiple
+
+
+def load_one_step(checkpoint: Path, base: str | Path | None, prompt: str | None) -> Source:
+    """What `training.model.loading.load_model` reads, adapters merged, as a source; provenance as its model.json tells it."""
+    model = load_model(checkpoint, base=base)
+    folder = find_model(checkpoint)
+    training: Mapping[str, Any] = {}
+    if (folder / MODEL_FILE).is_file():
+        training = read_model_file(folder).get("provenance", {})
+    source = one_step_source(model, training, weights_sha256(checkpoint_folders(folder, base)), prompt)
+    return replace(source, folded_db=round(check_folded(source, model), 1))
+
+
+@torch.no_grad()
+def check_folded(source: Source, model: OneStepModel) -> float:
+    """PSNR in dB (peak 1) of the folded graphs against the model they came from, on a random picture; FoldError below the floor."""
+    side = _rounded(32, source.size.multiple_of)
+    (image,) = source.examples("encoder", side, side)
+    noise = source.examples("generator", side, side)[-1]
+    prompts = None if source.prompt is None else [source.prompt]
+    expected = model(image, noise, prompts).float().clamp(0, 1)
+    came = psnr(source(image, noise).numpy(), expected.numpy())
+    if came < FOLD_FLOOR_DB:
+        raise FoldError(
+            f"expected the folded graphs within {FOLD_FLOOR_DB:g} dB of the model, came {came:.1f} dB: this kind of UNet or VAE is not "
+            "folded rightly, please report it with its config.json files"
+        )
+    return came
+
+
+def checkpoint_folders(folder: Path, base: str | Path | None) -> tuple[Path, ...]:
+    """The folders whose weights make up a model: its own, and those that adapters or a missing text encoder lead to."""
+    folders = [folder]
+    if (folder / MODEL_FILE).is_file():
+        document = read_model_file(folder)
+        for stored in (document.get("base"), document.get("text_base")):
+            if stored is not None:  # relative to the folder where it starts with a dot, else a hub name
+                below = find_model(folder.resolve() / stored if stored.startswith(".") else stored)
+                folders += checkpoint_folders(below, None)
+    if base is not None:
+        folders.append(find_model(base))
+    return tuple(folders)
+
+
+def weights_sha256(folders: Sequence[Path]) -> str:
+    """SHA-256 over the names and contents of all weights and configs below these folders, each folder's sorted by name."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
+            digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()

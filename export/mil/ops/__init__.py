@@ -1,0 +1,1 @@
+"""The operations of MIL, as the reference evaluator computes them."""

@@ -1,0 +1,1 @@
+"""ONNX graphs: conversion, half precision, compressed weights."""

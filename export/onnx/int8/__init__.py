@@ -1,0 +1,1 @@
+"""INT8 graphs by NNCF, under accuracy control."""

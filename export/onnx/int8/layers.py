@@ -1,0 +1,106 @@
+"""The layers of an ONNX graph that may be quantized, the work each does, and a quantized graph with one of them alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+
+from export.onnx.int8.integer_form import LAYOUT, drop_unused
+from export.onnx.ranges import float_values, watched
+
+FLOAT_BITS: Final = 32
+WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
+SUMS: Final = ("Add",)
+_PASSIVE: Final = (*LAYOUT, "Relu", "LeakyRelu", "Pad", "Concat", "Identity")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node by its name. work: multiply-accumulates, of a sum additions, per pixel of the LR image. whole: integer kernels can compute
+    it, which give integers; where its result leaves the graph, it must be in floating point."""
+
+    name: str
+    kind: str
+    work: float
+    whole: bool
+
+    def cost(self, bits: int) -> float:
+        """Bit operations per LR pixel; an operation on quantized inputs that no integer kernel takes saves nothing."""
+        return self.work * (bits if self.whole else FLOAT_BITS)
+
+
+def find_layers(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], pixels: int) -> list[Layer]:
+    """Every weighted node and every sum of two computed tensors, in the graph's order. feed: an input that the work is counted on,
+    of so many pixels of the LR image."""
+    weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    floats = float_values(model)
+    found = [
+        node
+        for node in model.graph.node
+        if (node.op_type in WEIGHTED and node.output[0] in floats)
+        or (node.op_type in SUMS and all(name in floats and name not in weights for name in node.input))
+    ]
+    values = watched(model, [node.output[0] for node in found])(feed)
+    layers = []
+    for node in found:
+        shape = values[node.output[0]].shape
+        count = float(math.prod(shape))
+        if node.op_type in WEIGHTED:
+            known = [weights[name] for name in node.input[:2] if name in weights]
+            channel = shape[1] if node.op_type == "Conv" else shape[-1]
+            count *= (known[0] / channel) if known else 1.0
+        layers.append(Layer(node.name, node.op_type, count / pixels, not _leaves(model.graph, node)))
+    return layers
+
+
+def _leaves(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
+    """Whether a node's result is an output of the graph, as it is, moved or clipped."""
+    outputs, waiting = {value.name for value in graph.output}, list(node.output)
+    while waiting:
+        name = waiting.pop()
+        if name in outputs:
+            return True
+        takers = [other for other in graph.node if name in other.input]
+        waiting += [out for other in takers if other.op_type in (*LAYOUT, "Clip") for out in other.output]
+    return False
+
+
+def passive(node: onnx.NodeProto) -> bool:
+    """Whether a quantizer may move through it without any quantization of its own."""
+    return node.op_type in _PASSIVE
+
+
+def quantized_alone(quantized: onnx.ModelProto, source: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """A copy of NNCF's graph in which that layer alone takes quantized inputs; every other node has those of the source again.
+
+    Nodes that merely pass a quantized value on to the layer keep theirs, too."""
+    model = onnx.ModelProto()
+    model.CopyFrom(quantized)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    kept, waiting = set(), [name]
+    nodes = {node.name: node for node in model.graph.node}
+    while waiting:
+        kept.add(waiting[0])
+        takes = (makers.get(value) for value in nodes[waiting.pop(0)].input)
+        waiting += [node.name for node in takes if node is not None and passive(node)]
+    constants = {tensor.name: tensor for tensor in source.graph.initializer}
+    added: dict[str, onnx.TensorProto] = {}
+    for original in source.graph.node:
+        if original.name in kept:
+            continue
+        inputs = []
+        for value in original.input:
+            if value in constants:  # NNCF may have corrected the bias that has this name
+                added[value] = onnx.TensorProto.FromString(constants[value].SerializeToString())
+                added[value].name = f"{value}/source"
+            inputs.append(added[value].name if value in added else value)
+        del nodes[original.name].input[:]
+        nodes[original.name].input.extend(inputs)
+    model.graph.initializer.extend(added.values())
+    drop_unused(model.graph)
+    return model

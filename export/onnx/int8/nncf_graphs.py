@@ -1,0 +1,195 @@
+"""NNCF at work on a pair of graphs: what goes into them, each layer alone in INT8, and chosen layers together."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from calibration.samples import Sample, SampleSets
+from export.onnx.convert import OnnxPair, save_checked
+from export.onnx.int8.integer_form import integer_form
+from export.onnx.int8.layers import find_layers, passive, quantized_alone
+from export.onnx.ranges import reduced
+from export.source import ROLES
+from runtime.bundle.manifest import GraphSpec
+from runtime.errors import GdposrError
+
+Feed = Mapping[str, np.ndarray]
+
+
+class QuantizationError(GdposrError):
+    """The graphs cannot be quantized, or not within their budget."""
+
+
+class Workbench:
+    """The graphs, what goes into them, and what the fp32 model makes of it."""
+
+    def __init__(
+        self, graphs: Mapping[str, Path], sets: SampleSets, specs: Mapping[str, GraphSpec], weight_bits: int
+    ) -> None:
+        self.specs, self.sets, self.weight_bits = specs, sets, weight_bits
+        self.reference = OnnxPair(specs, graphs)
+        self.models = {role: onnx.load(path) for role, path in graphs.items()}
+        self.feeds = self._feeds(sets.calibration)
+        for role, path in graphs.items():
+            check_finite(role, path, self.models[role], self.feeds[role])
+        pixels = int(np.prod(sets.calibration[0].lr.shape[1:]))
+        self.layers = {role: find_layers(self.models[role], self.feeds[role][0], pixels) for role in graphs}
+        self._expected = [self.reference(s.lr[None], s.noise[None]) for s in sets.validation]
+        self._graphs = dict(graphs)
+
+    def _feeds(self, samples: Sequence[Sample]) -> dict[str, list[Feed]]:
+        image, noise = self.specs["encoder"].inputs[0].name, self.specs["generator"].inputs[-1].name
+        return {
+            "encoder": [{image: s.lr[None]} for s in samples],
+            "generator": [self.reference.encode(s.lr[None]) | {noise: s.noise[None]} for s in samples],
+        }
+
+    def alone(self, names: Sequence[str]) -> Callable[[str, int], float]:
+        """A function of one of these layers: the PSNR in dB of the model against fp32, over all validation samples, with that layer
+        alone in INT8. It ignores the bits."""
+        roles = {layer.name: role for role in ROLES for layer in self.layers[role] if layer.name in names}
+        whole = {
+            role: self._all(role, [n for n in names if roles[n] == role]) for role in set(roles.values())
+        }
+
+        def psnr(name: str, bits: int) -> float:
+            role = roles[name]
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / "alone.onnx"
+                onnx.save(quantized_alone(whole[role], self.models[role], name), path)
+                try:
+                    pair = OnnxPair(self.specs, {**self._graphs, role: path})
+                except Exception as error:  # ONNX Runtime's exceptions have no common base but this
+                    raise _refused(name, self.models[role], "ONNX Runtime", error) from error
+                errors = [
+                    np.mean(np.square(pair(s.lr[None], s.noise[None]) - expected))
+                    for s, expected in zip(self.sets.validation, self._expected, strict=True)
+                ]
+            power = float(np.mean(errors))
+            if not math.isfinite(power):
+                raise QuantizationError(
+                    f"node {name} in INT8: expected finite pictures, came NaN or infinity; "
+                    f"leave it in floating point with --float-layer {name}"
+                )
+            return -10 * math.log10(max(power, 1e-20))
+
+        return psnr
+
+    def _all(self, role: str, names: Sequence[str]) -> onnx.ModelProto:
+        """NNCF's graph with all of these layers in INT8. Where NNCF fails, each is tried alone to find the one that it refuses."""
+        try:
+            return self._quantized(role, set(names))
+        except QuantizationError:
+            for name in names:
+                self._quantized(role, {name})
+            raise
+
+    def write(self, folder: Path, bits: Mapping[str, int]) -> dict[str, Path]:
+        """Both graphs with these layers in INT8."""
+        paths = {}
+        for role, model in self.models.items():
+            names = {layer.name for layer in self.layers[role] if bits.get(layer.name) == 8}
+            paths[role] = folder / f"{role}.int8.onnx"
+            if names:
+                graph = self._quantized(role, names)
+                save_checked(integer_form(graph, model, self.feeds[role]), paths[role])
+            else:
+                save_checked(model, paths[role])
+        return paths
+
+    def _quantized(self, role: str, names: set[str]) -> onnx.ModelProto:
+        """NNCF's graph with these layers in INT8."""
+        import nncf
+
+        model = self.models[role]
+        others = [node.name for node in model.graph.node if node.name not in names and not passive(node)]
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        try:
+            with _quiet():
+                return nncf.quantize(
+                    copy,
+                    nncf.Dataset(self.feeds[role]),
+                    preset=nncf.QuantizationPreset.MIXED,
+                    subset_size=len(self.feeds[role]),
+                    fast_bias_correction=True,
+                    ignored_scope=nncf.IgnoredScope(names=others),
+                    advanced_parameters=_parameters(self.weight_bits),
+                )
+        except Exception as error:  # whatever NNCF meets in a graph that it does not know
+            name = min(names)
+            if len(names) > 1:
+                raise QuantizationError(
+                    f"NNCF failed on the {role}: {_line(error)}; leave INT8 out"
+                ) from error
+            raise _refused(name, model, "NNCF", error) from error
+
+
+def check_finite(role: str, path: Path, model: onnx.ModelProto, feeds: Sequence[Feed]) -> None:
+    """QuantizationError with the name of the first node that gives NaN or infinity for one of the feeds."""
+    largest = reduced(path, model, feeds, "ReduceMax")
+    for node in model.graph.node:
+        if any(not math.isfinite(largest.get(name, 0.0)) for name in node.output):
+            raise QuantizationError(
+                f"{role}: expected finite activations, came NaN or infinity out of node {node.name} ({node.op_type}) on the "
+                "calibration samples; check the checkpoint's weights and the photos"
+            )
+
+
+def _parameters(weight_bits: int) -> Any:
+    """Ranges from the smallest to the largest value seen: NNCF's default, a mean over samples, cuts off the strongest details (38
+    instead of 46 dB for the worst photo)."""
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+    from nncf.quantization.range_estimator import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
+
+    return AdvancedQuantizationParameters(
+        overflow_fix=OverflowFix.ENABLE if weight_bits == 7 else OverflowFix.DISABLE,
+        activations_range_estimator_params=RangeEstimatorParameters(
+            min=StatisticsCollectorParameters(
+                statistics_type=StatisticsType.MIN, aggregator_type=AggregatorType.MIN
+            ),
+            max=StatisticsCollectorParameters(
+                statistics_type=StatisticsType.MAX, aggregator_type=AggregatorType.MAX
+            ),
+        ),
+    )
+
+
+def _refused(name: str, model: onnx.ModelProto, who: str, error: Exception) -> QuantizationError:
+    kind = next(node.op_type for node in model.graph.node if node.name == name)
+    return QuantizationError(
+        f"{who} cannot take node {name} ({kind}) in INT8: {_line(error)}; leave it in floating point with --float-layer {name}"
+    )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without NNCF's progress bars and its log."""
+    import nncf
+
+    level = logging.getLogger("nncf").level
+    nncf.set_log_level(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.getLogger("nncf").setLevel(level)

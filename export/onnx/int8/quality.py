@@ -1,0 +1,75 @@
+"""What a converted pair of graphs loses against fp32 on photos with known HR, in the terms of the accuracy gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from calibration.measure.gates import Gates
+from calibration.measure.metrics import diversity, psnr_y
+from calibration.samples import Sample, as_pixels
+from runtime.errors import GdposrError
+
+Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image, noise -> sr, as export.parity
+Score = Callable[[np.ndarray, np.ndarray], float]
+JUDGED = ("max_psnr_loss", "min_diversity_ratio", "max_sqf_rise")  # gates that `losses` speaks of
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over the samples. psnr: dB on Y of the 8-bit picture; diversity: mean RMS distance between samples of one photo, 1/255."""
+
+    psnr: float
+    diversity: float | None  # None: one sample per photo
+    sqf: float | None
+
+
+def judge(run: Run, samples: Sequence[Sample], sqf: Score | None = None) -> Quality:
+    """Measure a model on samples; those that follow each other with the same LR picture are samples of one photo."""
+    psnr, spread, distances = [], [], []
+    for _, group in groupby(samples, key=lambda sample: sample.lr.tobytes()):
+        pictures = []
+        for sample in group:
+            sr = run(sample.lr[None], sample.noise[None])[0]
+            if not np.isfinite(sr).all():
+                raise GdposrError(
+                    f"sample of {sample.photo}: expected finite values, came NaN or infinity; check the weights"
+                )
+            pictures.append(as_pixels(sr))
+            hr = as_pixels(sample.hr)
+            psnr.append(psnr_y(pictures[-1], hr))
+            if sqf is not None:
+                distances.append(sqf(pictures[-1], hr))
+        if len(pictures) > 1:
+            spread.append(diversity(pictures))
+    return Quality(
+        float(np.mean(psnr)),
+        float(np.mean(spread)) if spread else None,
+        float(np.mean(distances)) if distances else None,
+    )
+
+
+def losses(came: Quality, reference: Quality) -> dict[str, float]:
+    """By gate what came is worse by; what was not measured is left out."""
+    lost = {"max_psnr_loss": reference.psnr - came.psnr}
+    if came.diversity is not None and reference.diversity:
+        lost["min_diversity_ratio"] = came.diversity / reference.diversity
+    if came.sqf is not None and reference.sqf:
+        lost["max_sqf_rise"] = came.sqf / reference.sqf - 1
+    return lost
+
+
+def broken(budget: Gates, lost: Mapping[str, float]) -> list[str]:
+    """The gates of a budget that are not kept, each with its limit and what came; gates that were not measured are left out."""
+    missed = []
+    for gate, value in lost.items():
+        limit = getattr(budget, gate)
+        if limit is None:
+            continue
+        kept = value >= limit if gate.startswith("min_") else value <= limit
+        if not kept:
+            missed.append(f"{gate} {limit:g}, came {value:.4f}")
+    return missed

@@ -1,0 +1,153 @@
+"""INT8 ONNX graphs by NNCF, under accuracy control.
+
+Each layer is measured alone in INT8. What leaves a graph stays in floating point, since no integer kernel gives floats; of the rest
+`calibration.sensitivity.plan` keeps in floating point what saves least work per noise, until the predicted noise is small enough. The
+result is judged on photos that calibration never saw, and as long as it breaks its budget the noisiest layer goes back to floating
+point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from calibration.measure.gates import INT8_GATES, Gates
+from calibration.samples import SampleSets
+from calibration.sensitivity import LayerNoise, measure, noisiest, plan, predicted_db
+from export.onnx.convert import OnnxPair
+from export.onnx.int8.layers import FLOAT_BITS, Layer
+from export.onnx.int8.nncf_graphs import QuantizationError, Workbench
+from export.onnx.int8.quality import JUDGED, Score, broken, judge, losses
+from export.source import ROLES
+from runtime.bundle.manifest import GraphSpec
+
+Say = Callable[[str], None]
+
+PLAN_DB: Final = 49.0  # noise that adds 0.03 dB to the error of a picture at 27 dB; the budget is 0.1
+LEAST_SHARE: Final = 0.5  # of the work that must be in INT8, or the graphs are not worth their name
+
+
+@dataclass(frozen=True)
+class Int8Preset:
+    """How INT8 graphs are made. weight_bits: 7 keeps half the range free. budget: what they may lose against fp32."""
+
+    weight_bits: int
+    purpose: str
+    budget: Gates = INT8_GATES
+
+
+# Both keep 46 dB against torch and take the same time on a CPU with VNNI (docs/accuracy.md). Without it 8 bits leave 38.9 dB, so the
+# preset that is right on every CPU ships and the runtime need not choose.
+INT8_PRESETS: Final[Mapping[str, Int8Preset]] = {
+    #                                                                                  worst dB, time beside fp32
+    "avx2": Int8Preset(7, "any x86: without VNNI two products are added in 16 bits"),  # 46.5     0.383
+    "vnni": Int8Preset(8, "CPUs that add products in 32 bits: x86 with VNNI, ARM"),    # 46.9     0.382
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Int8Request:
+    """What INT8 graphs are calibrated on and judged by. budget: None = the preset's. keep_float: nodes that stay in floating point
+    whatever they bear. sqf: a scorer; without it the budget's SQF gate is not checked."""
+
+    sets: SampleSets
+    preset: str = "avx2"
+    budget: Gates | None = None
+    keep_float: tuple[str, ...] = ()
+    sqf: Score | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset not in INT8_PRESETS:
+            raise QuantizationError(f"preset: expected one of {', '.join(INT8_PRESETS)}, got {self.preset!r}")
+
+    @property
+    def limits(self) -> Gates:
+        """The budget that holds."""
+        return INT8_PRESETS[self.preset].budget if self.budget is None else self.budget
+
+
+@dataclass(frozen=True)
+class Int8Graphs:
+    """What was written and why. rows: the noise of each layer alone; bits: of each layer, 32 for float."""
+
+    paths: dict[str, Path]
+    rows: tuple[LayerNoise, ...]
+    bits: dict[str, int]
+    preset: str
+    losses: dict[str, float]  # by gate, on the validation samples
+    unchecked: tuple[str, ...]  # gates of the budget that were not measured
+    samples: int  # of validation
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "preset": self.preset,
+            "weight_bits": INT8_PRESETS[self.preset].weight_bits,
+            "float_layers": [layer for layer, bits in self.bits.items() if bits == FLOAT_BITS],
+            "validation": {name: round(value, 5) for name, value in self.losses.items()}
+            | {"samples": self.samples, "unchecked": list(self.unchecked)},
+        }
+
+
+def quantize_int8(
+    graphs: Mapping[str, Path],
+    folder: Path,
+    specs: Mapping[str, GraphSpec],
+    request: Int8Request,
+    say: Say = lambda text: None,
+) -> Int8Graphs:
+    """Quantize both fp32 graphs; writes encoder.int8.onnx and generator.int8.onnx into folder.
+
+    QuantizationError, naming the node, where activations are not finite and where NNCF or ONNX Runtime refuses a node; also where the
+    budget is broken even with half of the work in floating point.
+    """
+    bench = Workbench(graphs, request.sets, specs, INT8_PRESETS[request.preset].weight_bits)
+    layers = {layer.name: layer for role in ROLES for layer in bench.layers[role]}
+    unknown = [name for name in request.keep_float if name not in layers]
+    if unknown:
+        raise QuantizationError(
+            f"float layer: expected some of {', '.join(layers)}, got {unknown[0]!r}; correct it"
+        )
+    measured = [name for name in layers if name not in request.keep_float]
+    say(f"  measuring {len(measured)} layers alone")
+    rows = measure(measured, (8,), bench.alone(measured), lambda name, bits: layers[name].cost(bits))
+    free = [LayerNoise(name, FLOAT_BITS, math.inf, layers[name].cost(FLOAT_BITS)) for name in measured]
+    bits = plan([*rows, *free], PLAN_DB) | dict.fromkeys(request.keep_float, FLOAT_BITS)
+    expected = predicted_db([*rows, *free], {name: bits[name] for name in measured})
+    floats = [name for name, width in bits.items() if width == FLOAT_BITS]
+    say(f"  in floating point: {', '.join(floats) or 'nothing'}; expected {expected:.1f} dB")
+    unchecked = tuple(
+        gate
+        for gate in request.limits.to_dict()
+        if gate not in JUDGED or (gate == "max_sqf_rise" and not request.sqf)
+    )
+    if unchecked:
+        say(
+            f"  not checked here: {', '.join(unchecked)} (SQF needs --sqf-weights); `gdposr accuracy --check` does"
+        )
+    samples = request.sets.validation
+    reference = judge(bench.reference, samples, request.sqf)
+    while True:
+        paths = bench.write(folder, bits)
+        lost = losses(judge(OnnxPair(specs, paths), samples, request.sqf), reference)
+        say("  on photos held back: " + ", ".join(f"{name} {value:.4f}" for name, value in lost.items()))
+        missed = "; ".join(broken(request.limits, lost))
+        if not missed:
+            return Int8Graphs(paths, tuple(rows), bits, request.preset, lost, unchecked, len(samples))
+        layer = noisiest(rows, bits)
+        if layer is None or share(layers, bits | {layer: FLOAT_BITS}) < LEAST_SHARE:
+            raise QuantizationError(
+                f"INT8 breaks its budget ({missed}) with only {share(layers, bits):.0%} of the work in INT8; "
+                "calibrate on other photos, allow more, or leave INT8 out"
+            )
+        say(f"  {missed}: back to floating point: {layer}")
+        bits[layer] = FLOAT_BITS
+
+
+def share(layers: Mapping[str, Layer], bits: Mapping[str, int]) -> float:
+    """Part of the graphs' work that is done in INT8, 0-1."""
+    done = math.fsum(layer.work for name, layer in layers.items() if bits[name] != FLOAT_BITS)
+    return done / math.fsum(layer.work for layer in layers.values())

@@ -1,0 +1,135 @@
+"""The ONNX graphs of a bundle, by precision, each proven against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.onnx.convert import OnnxPair, data_file, export_fp32
+from export.onnx.half import convert_fp16
+from export.onnx.int8.quantize import Int8Request, quantize_int8
+from export.onnx.weight_only import BITS, compress_pair
+from export.parity import OTHER_PHOTOS, check_parity, samples
+from export.source import STUDENT, Source, file_sha256
+from runtime.bundle.entries import Graph, WeightFile
+
+Say = Callable[[str], None]
+
+PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
+STUDENT_PRECISIONS = ("fp32", "fp16", "int8")
+ONNX_FLOOR_DB = {
+    "fp32": 100.0,
+    "fp16": 50.0,
+    "int8": 42.0,
+    "w8": 48.0,
+    "w4": 44.0,
+}  # worst PSNR against torch over sizes, photos, seeds
+W4_TARGET_DB = 46.0  # what the widths of a 4-bit pair are planned for, on other photos than the floor's
+W4_SIDE = 32  # LR pixels of those photos: each layer takes a run
+
+
+def write_onnx(
+    source: Source,
+    folder: Path,
+    precisions: Sequence[str],
+    int8: Int8Request | None,
+    metadata: Mapping[str, str],
+    say: Say,
+) -> tuple[dict[str, dict[str, Graph]], dict[str, Any]]:
+    """Write the graphs of each precision; returns them with what was measured.
+
+    That is the worst PSNR of each precision and, for fp16, the PSNR with values stored in half precision, which ONNX Runtime on a CPU
+    does not do, and the nodes kept in fp32.
+    """
+    say("converting to ONNX")
+    paths = {"fp32": export_fp32(source, folder, metadata)}
+    measured: dict[str, Any] = {"parity_db": {}}
+    if "fp16" in precisions:
+        say("converting to half precision")
+        feeds = _feeds(source, paths["fp32"], samples(source, 2, seed=3))
+        halves = {
+            role: convert_fp16(path, folder / f"{role}.fp16.onnx", feeds[role])
+            for role, path in paths["fp32"].items()
+        }
+        paths["fp16"] = {role: half.path for role, half in halves.items()}
+        measured["fp16_emulated_db"] = {role: round(half.psnr, 1) for role, half in halves.items()}
+        islands = {role: list(half.islands) for role, half in halves.items() if half.islands}
+        if islands:
+            measured["fp32_islands"] = islands
+    if "int8" in precisions:
+        if int8 is None:
+            raise ValueError("precision int8: expected samples to calibrate with, got none")
+        say(f"quantizing to INT8 ({int8.preset})")
+        made = quantize_int8(paths["fp32"], folder, source.specs, int8, say)
+        paths["int8"] = made.paths
+        measured["int8"] = made.to_dict()
+        measured["sensitivity"] = {"onnx": [row.to_dict() for row in made.rows]}
+    for precision in sorted(BITS.keys() & set(precisions)):
+        paths[precision] = _weight_only(source, folder, paths["fp32"], precision, measured, say)
+    kept = {precision: paths[precision] for precision in PRECISIONS if precision in precisions}
+    for precision, pair in kept.items():
+        say(f"checking {precision} against torch")
+        floor = ONNX_FLOOR_DB[precision]
+        worst = check_parity(
+            source,
+            OnnxPair(source.specs, pair),
+            precision,
+            floor,
+            remedy="Leave this precision out with --precision, or calibrate on more photos",
+        )
+        measured["parity_db"][precision] = round(worst, 1)
+        say(f"  at least {worst:.1f} dB (floor {floor:g} dB)")
+    if "fp32" not in kept:
+        for path in paths["fp32"].values():
+            path.unlink()
+            data_file(path).unlink(missing_ok=True)
+    return {p: {role: _graph(path) for role, path in pair.items()} for p, pair in kept.items()}, measured
+
+
+def default_precisions(source: Source) -> tuple[str, ...]:
+    """INT8 is for students: the activations of a diffusion network need more than static ranges."""
+    return STUDENT_PRECISIONS if source.kind == STUDENT else ("fp32", "fp16")
+
+
+def _weight_only(
+    source: Source,
+    folder: Path,
+    graphs: Mapping[str, Path],
+    precision: str,
+    measured: dict[str, Any],
+    say: Say,
+) -> dict[str, Path]:
+    """Graphs with weights in 8 or 4 bits; adds to measured which layers of w4 keep 8 bits and, where it was needed, why."""
+    say(f"compressing weights ({precision})")
+    photos = samples(source, 2, seed=3, size=W4_SIDE, first=OTHER_PHOTOS)
+    made = compress_pair(source, graphs, folder, precision, photos, W4_TARGET_DB, say)
+    if precision == "w4":
+        measured["w4"] = made.to_dict()
+    if made.rows:
+        rows = [
+            row.to_dict() for row in made.rows if row.bits < 8
+        ]  # 8 bits are what the others have meanwhile
+        measured.setdefault("sensitivity", {})[precision] = rows
+    return made.paths
+
+
+def _feeds(
+    source: Source, paths: Mapping[str, Path], photos: Sequence[Any]
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Real inputs of both graphs, the generator's with the features of the encoder."""
+    pair = OnnxPair(source.specs, paths)
+    images = [{source.specs["encoder"].inputs[0].name: photo.lr[None]} for photo in photos]
+    noise = source.specs["generator"].inputs[-1].name
+    return {
+        "encoder": images,
+        "generator": [pair.encode(photo.lr[None]) | {noise: photo.noise[None]} for photo in photos],
+    }
+
+
+def _graph(path: Path) -> Graph:
+    data = data_file(path)
+    weights = WeightFile(data.name, data.stat().st_size, file_sha256(data)) if data.exists() else None
+    return Graph(path.name, path.stat().st_size, file_sha256(path), weights)

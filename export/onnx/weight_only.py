@@ -1,0 +1,285 @@
+"""Weights stored in 8 or 4 bits, arithmetic in float32: graphs of a quarter or a sixth of the size for models up to Stable Diffusion's.
+
+In a 4-bit pair small layers keep 8 bits, and more where measurement says so. On the pocket one-step model: all layers in 4 bits 33.2 dB
+and 7.42 MB; the small ones in 8 bits 44.3 dB and 7.58 MB; a measured one more, the UNet's last convolution, 47.9 dB for 6 kB; all in 8
+bits 51.6 dB and 12.5 MB. At Stable Diffusion 2.1's size, with random weights: 8 bits 49.8 dB and 0.90 GB; 4 bits 28.9 dB and 0.54 GB
+with the small layers in 8 bits, 46.4 dB and 0.56 GB with 31 measured ones more. How a weight is stored: `export.onnx.packed`.
+
+ONNX Runtime restores each weight in every call, just before its use. On a CPU such a generator took 37 MB for the 121 MB of the
+float32 one, and 1.4 to 1.6 of its time. With `session.disable_quant_qdq` set to 1 it restores them once, as it loads: time and memory
+are the float32 one's.
+
+A plain DequantizeLinear stands in front of each weight. NNCF 3.4 (`nncf.compress_weights`) does not serve: in a folded model every
+weight is a convolution's, and for those it writes scales of three axes, which pass the checker but ONNX Runtime refuses at the first
+run, and falls back to 8 bits when asked for 4.
+
+Weights of MatMul stay float32: ONNX Runtime 1.32 turns such a pair of nodes into MatMulNBits, which rounds the activations to 8 bits as
+well. Folded models have none.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, numpy_helper
+
+from calibration.samples import Sample
+from calibration.sensitivity import LayerNoise, measure, noisiest, plan
+from export.onnx.convert import INSIDE_BYTES, OnnxPair, check_file, data_file, save_checked
+from export.onnx.packed import BLOCK, Packed, quantize4, quantize8
+from export.source import Source, psnr
+
+Say = Callable[[str], None]
+
+BITS = {"w8": 8, "w4": 4}  # by precision
+OPSET_4 = 21  # the first with 4-bit tensors and blocks
+IR_VERSION = 10  # the first with 4-bit tensors
+MIN_ELEMENTS = 1024  # smaller weights stay float32
+PICTURE_CHANNELS = 3  # layers that read or write no more stay float32: their errors do not average out
+SMALL_SHARE = 1e-3  # layers with less of a pair's weights keep 8 bits: 4 would save next to nothing
+# Inputs and outputs among a weight's axes.
+_AXES = {"Conv": (1, 0), "ConvTranspose": (0, 1), "Gemm": (0, 1)}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of a graph that may be compressed, and which of its axes hold input and output channels."""
+
+    name: str
+    shape: tuple[int, ...]
+    inputs: int
+    outputs: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def narrowest(self) -> int:
+        """Bits that it bears by its shape; a 4-bit block wants enough channels."""
+        return 4 if self.shape[self.inputs] >= BLOCK else 8
+
+    def quantize(self, value: np.ndarray, bits: int) -> Packed:
+        """value in 8 bits per output channel, or in 4 bits per block of input channels."""
+        return quantize8(value, self.outputs) if bits == 8 else quantize4(value, self.inputs)
+
+
+@dataclass(frozen=True)
+class WeightOnly:
+    """A compressed pair. wide: layers (ROLE/WEIGHT) of a 4-bit pair that keep 8 bits; rows: the noise measured to choose them."""
+
+    paths: dict[str, Path]
+    wide: tuple[str, ...]
+    rows: tuple[LayerNoise, ...]  # empty: the narrowest pair was good enough
+    psnr: float  # worst against torch over the photos, dB
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"wide": list(self.wide), "psnr": round(self.psnr, 1)}
+
+
+def compress_pair(
+    source: Source,
+    graphs: Mapping[str, Path],
+    folder: Path,
+    precision: str,
+    photos: Sequence[Sample],
+    target_db: float,
+    say: Say,
+) -> WeightOnly:
+    """Write ROLE.w8.onnx or ROLE.w4.onnx for both fp32 graphs. target_db: PSNR against torch on the photos that w4 is planned for, by
+    8 bits where they are needed most; PlanError where 8 bits everywhere miss it."""
+    bits = BITS[precision]
+    layers = {
+        f"{role}/{name}": weight
+        for role, path in graphs.items()
+        for name, weight in find_weights(onnx.load(path, load_external_data=False)).items()
+    }
+    expected = [source(*_tensors(photo)).numpy() for photo in photos]
+
+    def write(wide: Collection[str]) -> WeightOnly:
+        paths = {}
+        for role, path in graphs.items():
+            own = {name.removeprefix(f"{role}/") for name in wide if name.startswith(f"{role}/")}
+            paths[role] = compress_onnx(path, folder / f"{role}.{precision}.onnx", bits, wide=own)
+        pair = OnnxPair(source.specs, paths)
+        came = [pair(photo.lr[None], photo.noise[None]) for photo in photos]
+        return WeightOnly(paths, tuple(sorted(wide)), (), _worst(came, expected))
+
+    if bits == 8:
+        return write(())
+    few = SMALL_SHARE * sum(weight.size for weight in layers.values())
+    own = _parameters(source)
+    measurable = {name: weight for name, weight in layers.items() if name in own}
+    free = [name for name, weight in measurable.items() if weight.size >= few and weight.narrowest == 4]
+    fixed = layers.keys() - set(free)
+    made = write(fixed)
+    if made.psnr >= target_db:
+        return made
+    say(f"  {made.psnr:.1f} dB, expected {target_db:g} dB: measuring which layers need 8 bits")
+    reference_db, rows = layer_noise(source, measurable, free, photos, say)
+    chosen = plan(rows, target_db, reference_db=reference_db)
+    narrow = [row for row in rows if row.bits == 4]
+    while True:
+        made = write(fixed | {name for name, width in chosen.items() if width == 8})
+        worst = noisiest(narrow, chosen)
+        if made.psnr >= target_db or worst is None:
+            return replace(made, rows=tuple(rows))
+        chosen[worst] = 8  # the noises together came to more than their sum
+
+
+def layer_noise(
+    source: Source, layers: Mapping[str, Weight], free: Sequence[str], photos: Sequence[Sample], say: Say
+) -> tuple[float, list[LayerNoise]]:
+    """PSNR in dB of the model with all layers in 8 bits, and rows of the free ones, each alone in 4 bits among those; layers: by
+    ROLE/PARAMETER.
+
+    Runs in torch, where another weight takes no new session, on a second copy of the model.
+    """
+    trial = replace(source, modules={role: copy.deepcopy(module) for role, module in source.modules.items()})
+    whole, changed = _parameters(source), _parameters(trial)
+    inputs = [_tensors(photo) for photo in photos]
+    expected = [source(*pair).numpy() for pair in inputs]
+
+    def put(layer: str, bits: int) -> None:
+        packed = layers[layer].quantize(whole[layer].numpy(), bits)
+        changed[layer].copy_(torch.from_numpy(packed.restore()))
+
+    def score(features: Sequence[tuple[torch.Tensor, ...]]) -> float:
+        came = [trial.generate(f, noise).numpy() for f, (_, noise) in zip(features, inputs, strict=True)]
+        return _worst(came, expected)
+
+    def encode() -> list[tuple[torch.Tensor, ...]]:
+        return [trial.encode(image) for image, _ in inputs]
+
+    for layer in layers:
+        put(layer, 8)
+    features = encode()  # as long as only the generator changes
+    reference_db = score(features)
+
+    def alone(layer: str, bits: int) -> float:
+        if bits == 8:
+            return reference_db
+        put(layer, bits)
+        value = score(encode() if layer.startswith("encoder/") else features)
+        put(layer, 8)
+        return value
+
+    def progress(done: int, total: int) -> None:
+        if done % 20 == 0 or done == total:
+            say(f"  {done} of {total} layers")
+
+    rows = measure(free, (4, 8), alone, lambda layer, bits: layers[layer].size * bits / 8, progress)
+    return reference_db, rows
+
+
+def compress_onnx(
+    source: Path,
+    target: Path,
+    bits: int,
+    *,
+    wide: Collection[str] = (),
+    inside_bytes: int = INSIDE_BYTES,
+) -> Path:
+    """Write a copy of the float32 graph at source with its weights in 8 or 4 bits; returns target. wide: weights that keep 8 bits.
+
+    Small weights, biases, norms and all other constants stay float32. Weights above inside_bytes go to a file beside target.
+    """
+    if bits not in BITS.values():
+        raise ValueError(f"expected weights of 4 or 8 bits, came {bits}")
+    model = onnx.load(source, load_external_data=False)
+    weights = find_weights(model)
+    unknown = sorted(set(wide) - set(weights))
+    if unknown:
+        raise ValueError(
+            f"wide: expected weights that can be compressed, came {unknown[0]}; `find_weights` lists them"
+        )
+    widths = {name: 8 if name in wide else max(bits, weight.narrowest) for name, weight in weights.items()}
+    if 4 in widths.values():
+        model = onnx.version_converter.convert_version(model, OPSET_4)
+        model.ir_version = max(model.ir_version, IR_VERSION)
+    before: dict[str, list[onnx.NodeProto]] = {}  # by weight
+    beside: list[onnx.TensorProto] = []
+    for tensor in model.graph.initializer:  # one at a time: a large graph is never whole in memory as float32
+        value = numpy_helper.to_array(tensor, base_dir=str(source.parent))
+        name = tensor.name
+        if name not in weights:
+            tensor.CopyFrom(numpy_helper.from_array(value, name))
+            continue
+        packed = weights[name].quantize(value, widths[name])
+        stored, *others = packed.tensors(name)
+        tensor.CopyFrom(stored)
+        beside += others
+        before[name] = packed.nodes(name)
+    model.graph.initializer.extend(beside)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        for name in node.input:
+            nodes += before.pop(name, ())  # just before its first use, so that few are in memory at once
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _write(model, target, inside_bytes)
+    return target
+
+
+def find_weights(model: onnx.ModelProto) -> dict[str, Weight]:
+    """The weights of convolutions and linear layers that may be compressed, by name, in the order of their first use."""
+    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    found: dict[str, Weight] = {}
+    others: set[str] = set()  # also or only used in another way
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name not in shapes:
+                continue
+            shape = shapes[name]
+            if index != 1 or node.op_type not in _AXES:
+                others.add(name)
+                continue
+            inputs, outputs = _AXES[node.op_type]
+            if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
+                inputs, outputs = outputs, inputs
+            weight = Weight(name, shape, inputs, outputs)
+            if found.setdefault(name, weight) != weight:
+                others.add(name)
+    return {
+        name: weight
+        for name, weight in found.items()
+        if name not in others
+        and weight.size >= MIN_ELEMENTS
+        and min(weight.shape[weight.inputs], weight.shape[weight.outputs]) > PICTURE_CHANNELS
+    }
+
+
+def _write(model: onnx.ModelProto, target: Path, inside_bytes: int) -> None:
+    data_file(target).unlink(missing_ok=True)
+    if sum(tensor.ByteSize() for tensor in model.graph.initializer) <= inside_bytes:
+        save_checked(model, target)
+        return
+    onnx.save(model, target, save_as_external_data=True, location=data_file(target).name, size_threshold=1024)
+    check_file(target)
+
+
+def _tensors(photo: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and noise of a photo, each a batch of one."""
+    return torch.from_numpy(photo.lr[None]), torch.from_numpy(photo.noise[None])
+
+
+def _parameters(source: Source) -> dict[str, torch.Tensor]:
+    """Parameters by ROLE/NAME, outside of any gradient."""
+    return {
+        f"{role}/{name}": parameter.detach()
+        for role, module in source.modules.items()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def _worst(came: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    return min(psnr(value, wanted) for value, wanted in zip(came, expected, strict=True))

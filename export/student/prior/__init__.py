@@ -1,0 +1,1 @@
+"""A published network as the student's teacher, and its pictures on disk."""

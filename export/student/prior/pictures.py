@@ -1,0 +1,210 @@
+"""A prior's pictures of degraded photos, kept on disk: made once, learnt from again and again.
+
+realesrgan-x4plus takes ten seconds of a CPU core for an LR picture of 128x128 pixels, a thousand times the student's own time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from export.student.prior.network import Prior
+from training.checkpoint import read_json
+from training.data.cards import draw_card, recoloured
+from training.data.everyday import degrade_everyday
+from training.data.photos import CropParams, Pair, PhotoSet, random_crop
+from training.loop.budget import Interrupt
+from training.settings import differences
+
+log = logging.getLogger("train")
+
+FORMAT_VERSION = 1
+ABOUT = "pictures.json"
+
+
+@dataclass(frozen=True)
+class PictureParams:
+    """What the pictures of a cache are."""
+
+    size: int = 384
+    """HR pixels a side."""
+    seed: int = 0
+    drawn_share: float = 0.1
+    """Part that is drawn, see `training.data.cards`."""
+    recolour_share: float = 0.1
+    """Part of the photos in gray or other colours."""
+    zoom_min: float = 0.5
+    """Photos are shrunk by a random factor from here to 1 before they are cropped."""
+
+    def __post_init__(self) -> None:
+        if self.size % 16 or self.size < 64:
+            raise ValueError(f"size must be a multiple of 16 of at least 64 HR pixels, got {self.size}")
+
+
+class PictureCache:
+    """Items in a folder, one file each: lr (3, s/4, s/4), target and hr (3, s, s), all uint8. target is the prior's picture of lr."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / ABOUT
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.folder} is no folder of a teacher's pictures ({ABOUT} is missing): make one with gdposr train pictures"
+            )
+        self.about: dict[str, Any] = read_json(path)
+        version = self.about.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: expected a teacher's pictures of format {FORMAT_VERSION}, got {version!r}: make them again with "
+                "gdposr train pictures"
+            )
+        self.files = sorted(self.folder.glob("*.safetensors"))
+        if not self.files:
+            raise ValueError(f"{self.folder} holds no pictures yet: make some with gdposr train pictures")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int, top: int, left: int, side: int) -> dict[str, Tensor]:
+        """Windows of an item, uint8: lr (3, side, side) at (top, left), target and hr four times that."""
+        path = self.files[index]
+        try:
+            with safe_open(path, "pt") as file:
+                y, x = slice(top, top + side), slice(left, left + side)
+                large = slice(4 * top, 4 * (top + side)), slice(4 * left, 4 * (left + side))
+                found = {"lr": file.get_slice("lr")[:, y, x]}
+                return found | {name: file.get_slice(name)[:, *large] for name in ("target", "hr")}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it and make it again with gdposr train pictures"
+            ) from error
+
+    def side(self) -> int:
+        """LR pixels of an item."""
+        return int(self.about["made_for"]["pictures"]["size"]) // 4
+
+
+class CachedPairs:
+    """Endless training pairs cut from one or more caches, turned and mirrored: item k is a pure function of (seed, k).
+
+    crop: HR pixels a side, at most those of the smallest picture."""
+
+    def __init__(self, caches: Sequence[PictureCache], crop: int, seed: int = 0) -> None:
+        for cache in caches:
+            if crop // 4 > cache.side():
+                raise ValueError(
+                    f"crop={crop} is larger than the pictures of {cache.folder}: at most {4 * cache.side()}"
+                )
+        self.caches, self.crop, self.seed = tuple(caches), crop, seed
+        self.places = [(cache, k) for cache in self.caches for k in range(len(cache))]
+
+    @property
+    def photos(self) -> list[tuple[PictureCache, int]]:
+        return self.places
+
+    def item(self, index: int) -> Pair:
+        rng = np.random.default_rng([self.seed, index])
+        cache, k = self.places[int(rng.integers(len(self.places)))]
+        side = self.crop // 4
+        top, left = (int(x) for x in rng.integers(0, cache.side() - side + 1, 2))
+        found = cache.read(k, top, left, side)
+        turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+        lr, hr, target = (_turned(found[name], turns, mirrored) for name in ("lr", "hr", "target"))
+        return Pair(lr, hr, cache.files[k], False, target)
+
+
+def _turned(x: Tensor, turns: int, mirrored: bool) -> Tensor:
+    x = torch.rot90(x, turns, (1, 2))
+    return (x.flip(2) if mirrored else x).contiguous().float() / 255
+
+
+def make_pictures(
+    photos: PhotoSet,
+    prior: Prior,
+    folder: Path,
+    items: int,
+    params: PictureParams,
+    *,
+    device: str | torch.device = "cpu",
+    on_progress: Callable[[int, int, float], None] | None = None,
+) -> int:
+    """Make the items of a cache that are missing; returns how many there are now. Ctrl-C ends it after an item; what was made stays.
+
+    ValueError where the folder holds pictures of another prior, other photos or other settings."""
+    _open(folder, photos, prior, params)
+    prior = prior.to(device=device, memory_format=torch.channels_last)
+    begun, made = time.monotonic(), 0
+    with Interrupt() as interrupt:
+        for k in range(items):
+            path = folder / f"{k:06d}.safetensors"
+            if path.is_file():
+                continue
+            if interrupt.asked:
+                break
+            lr, hr = picture_pair(photos, params, k)
+            target = prior(lr[None].to(device, memory_format=torch.channels_last))[0].cpu()
+            tensors = {name: _bytes(x) for name, x in (("lr", lr), ("hr", hr), ("target", target))}
+            fresh = path.with_suffix(".new")
+            save_file(tensors, fresh)
+            os.replace(fresh, path)
+            made += 1
+            if on_progress:
+                on_progress(k + 1, items, made / (time.monotonic() - begun))
+    return len(list(folder.glob("*.safetensors")))
+
+
+def picture_pair(photos: PhotoSet, params: PictureParams, item: int) -> tuple[Tensor, Tensor]:
+    """lr (3, s/4, s/4) and hr (3, s, s) of an item, float32 in [0, 1]."""
+    rng = np.random.default_rng([params.seed, item])
+    photo = photos[int(rng.integers(len(photos)))]
+    pixels = random_crop(photo, rng, CropParams(params.size, (params.zoom_min, 1.0)))
+    if rng.random() < params.drawn_share:
+        pixels = draw_card(rng, params.size)
+    elif rng.random() < params.recolour_share:
+        pixels = recoloured(pixels, rng)
+    hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return degrade_everyday(hr, rng), hr
+
+
+def _open(folder: Path, photos: PhotoSet, prior: Prior, params: PictureParams) -> None:
+    listing = [[path.name, path.stat().st_size] for path in photos.paths]
+    made_for = {
+        "prior": prior.name,
+        "weights_sha256": prior.digest,
+        "photos": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+        "pictures": asdict(params),
+    }
+    document = {"format_version": FORMAT_VERSION, "made_for": made_for}
+    path = folder / ABOUT
+    if path.is_file():
+        changed = differences(read_json(path), document)
+        if changed:
+            raise ValueError(
+                f"{folder} holds pictures made for something else ({'; '.join(changed)}): choose another folder"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} holds other files, expected a new folder or one of a teacher's pictures: choose another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(document, indent=2) + "\n")
+    os.replace(fresh, path)
+
+
+def _bytes(image: Tensor) -> Tensor:
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).contiguous()

@@ -1,0 +1,249 @@
+"""Write a bundle from a checkpoint: convert, quantize, compress, prove each file equal to torch, and put it in place whole.
+
+    gdposr export --checkpoint export/weights/pocket --out build/pocket.gdposr --targets onnx,coreml
+
+The checkpoint is a student, a training run, or a one-step model in diffusers layout. The new bundle is built beside the target and
+swapped in at the end, so an interrupted export leaves what stood there before. The same checkpoint and tools give the same
+bytes on one kind of processor.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from calibration.measure.gates import INT8_GATES, REFERENCE, Gates
+from calibration.measure.sqf import scorer
+from calibration.samples import SampleSets, as_pixels, check_fit, draw_sets, load_sets
+from export.coreml.target import TILE, default_variants, write_coreml
+from export.load import load_source
+from export.onnx.int8.quantize import INT8_PRESETS, Int8Request
+from export.onnx.target import PRECISIONS, default_precisions, write_onnx
+from export.parity import noise_for, samples
+from export.source import Source, file_sha256
+from runtime.bundle.entries import MANIFEST_NAME, Graph, GraphFile, Package
+from runtime.bundle.manifest import FORMAT_VERSION, Manifest, Probe
+from runtime.bundle.reader import Bundle
+from runtime.errors import GdposrError
+from training.checkpoint import replace_folder
+
+TARGETS = ("onnx", "coreml")
+PROBE_FLOOR_DB = {
+    "fp32": 50.0,
+    "fp16": 45.0,
+    "int8": 32.0,
+    "w8": 40.0,
+    "w4": 30.0,
+}  # of the 8-bit probe against torch, on any device
+PROBE_INPUT, PROBE_OUTPUT, PROBE_SEED = "probe_lr.png", "probe_sr.png", 7
+DEFAULT_PRECISION = {"cpu": "int8", "cuda": "fp16", "ane": "fp16", "openvino": "int8"}
+SYSTEMS = ("iOS17", "iOS18")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a bundle is to hold."""
+
+    targets: tuple[str, ...] = ("onnx",)
+    precisions: tuple[str, ...] | None = None  # of the ONNX graphs; None: those that suit the model
+    variants: tuple[str, ...] | None = None  # of the Core ML packages; None: those that suit the model
+    system: str = "iOS17"  # oldest system that is to run the packages
+    tile: int = TILE  # LR pixels a package takes, in height and width
+    images: bool = False  # packages take and give images instead of arrays
+    calibration: Path | None = (
+        None  # folder of photos, or samples drawn from one; None: the photos inside scikit-image
+    )
+    int8: str = "avx2"  # preset of `export.onnx.int8.quantize`
+    float_layers: tuple[str, ...] = ()  # nodes that INT8 leaves in floating point whatever they bear
+    sqf_weights: Path | None = None  # SqueezeNet 1.1, for the SQF gate of INT8; None: without that gate
+    budget: Gates | None = None  # limits of INT8 in place of the preset's
+
+    def __post_init__(self) -> None:
+        for name, known in (("targets", TARGETS), ("precisions", PRECISIONS)):
+            for value in getattr(self, name) or ():
+                if value not in known:
+                    raise ValueError(f"{name}: expected some of {', '.join(known)}, got {value!r}")
+        if not self.targets or () in (self.precisions, self.variants):
+            raise ValueError("expected at least one target, precision and variant, got none")
+        if self.int8 not in INT8_PRESETS:
+            raise ValueError(f"int8: expected one of {', '.join(INT8_PRESETS)}, got {self.int8!r}")
+        if self.system not in SYSTEMS:
+            raise ValueError(f"system: expected one of {', '.join(SYSTEMS)}, got {self.system!r}")
+
+
+def write_bundle(
+    checkpoint: Path,
+    out: Path,
+    wanted: Wanted | None = None,
+    *,
+    base: str | Path | None = None,
+    prompt: str | None = None,
+    name: str | None = None,
+    accuracy: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Manifest:
+    """Export a checkpoint folder to a bundle folder; returns the manifest. ParityError when a file misses its floor.
+
+    base and prompt are for one-step models: where text encoder and scheduler come from if the checkpoint has none, and the prompt
+    that is folded in (None: the default one). accuracy: a report of `gdposr accuracy` to store with the bundle.
+    """
+    _check_place(out)
+    wanted = wanted or Wanted()
+    source = load_source(checkpoint, base=base, prompt=prompt)
+    precisions = wanted.precisions or default_precisions(source)
+    if "int8" in precisions and "int8" not in default_precisions(source):
+        raise ValueError(
+            "precision: int8 is for students, whose activations keep to static ranges: leave it out for a one-step model, or distil it "
+            "first (`gdposr distill`)"
+        )
+    variants = wanted.variants or default_variants(source)
+    with_int8 = "onnx" in wanted.targets and "int8" in precisions
+    with_w8a8 = "coreml" in wanted.targets and "w8a8" in variants
+    sets = _sets(source, wanted) if with_int8 or with_w8a8 else None
+    int8 = _int8_request(sets, wanted) if sets and with_int8 else None
+    if not with_int8 and (wanted.float_layers or wanted.sqf_weights or wanted.budget):
+        raise ValueError(
+            "float layers, SQF weights and a budget are for INT8 graphs, and none are wanted: leave them out"
+        )
+    if source.folded_db is not None:
+        say(f"folded: {source.folded_db:.1f} dB against the model as it was")
+    metadata = {"model": source.kind, "checkpoint_sha256": source.checkpoint_sha256}
+    fresh = out.with_name(f"{out.name}.{os.getpid()}.new")
+    fresh.mkdir(parents=True)
+    try:
+        graphs: dict[str, dict[str, Graph]] = {}
+        packages: dict[str, dict[str, Package]] = {}
+        measured: dict[str, Any] = {} if source.folded_db is None else {"folded_db": source.folded_db}
+        if "coreml" in wanted.targets:  # first: it is quick to refuse a wrong variant or tile
+            packages, found = write_coreml(
+                source,
+                fresh,
+                variants,
+                wanted.system,
+                wanted.tile,
+                wanted.images,
+                metadata,
+                say,
+                calibration=sets.calibration if sets else None,
+            )
+            measured |= found
+        if "onnx" in wanted.targets:
+            graphs, found = write_onnx(source, fresh, precisions, int8, metadata, say)
+            layers = {**measured.pop("sensitivity", {}), **found.pop("sensitivity", {})}
+            measured |= found | ({"sensitivity": layers} if layers else {})
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            name=name or out.name.removesuffix(".gdposr"),
+            scale=source.scale,
+            encoder=source.specs["encoder"],
+            generator=source.specs["generator"],
+            graphs=graphs,
+            coreml=packages,
+            size=source.size,
+            noise=source.noise,
+            t_n=source.t_n,
+            t_d=source.t_d,
+            color_fix="none",
+            default_precision={
+                d: p if p in graphs else next(iter(graphs)) for d, p in DEFAULT_PRECISION.items()
+            }
+            if graphs
+            else {},
+            probe=_write_probe(source, fresh, tuple(graphs)),
+            provenance={
+                "training": dict(source.training),
+                "parameters": source.parameters,
+                "tools": _tools(wanted.targets),
+                **({"prompt": source.prompt} if source.prompt is not None else {}),
+                **metadata,
+            },
+            accuracy={**(accuracy or {}), **measured},  # a report's copy of what export measured is older
+            budgets={row: gates.to_dict() for row, gates in _budgets(graphs, packages, int8).items()},
+        )
+        (fresh / MANIFEST_NAME).write_text(json.dumps(manifest.to_dict(), indent=2, sort_keys=True) + "\n")
+        Bundle.open(fresh).verify()
+        replace_folder(fresh, out)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _sets(source: Source, wanted: Wanted) -> SampleSets:
+    """Samples to calibrate on and to judge by, drawn or read."""
+    noise = source.noise
+    if wanted.calibration is not None and wanted.calibration.is_file():
+        sets = load_sets(wanted.calibration)
+        check_fit(sets, multiple=source.size.multiple_of, channels=noise.channels, downscale=noise.downscale)
+        return sets
+    return draw_sets(wanted.calibration, channels=noise.channels, downscale=noise.downscale)
+
+
+def _int8_request(sets: SampleSets, wanted: Wanted) -> Int8Request:
+    score = None if wanted.sqf_weights is None else scorer(wanted.sqf_weights)
+    own = INT8_PRESETS[wanted.int8].budget
+    budget = own if wanted.budget is None else own.overridden(wanted.budget)
+    return Int8Request(sets, wanted.int8, budget, wanted.float_layers, score)
+
+
+def _budgets(
+    graphs: Mapping[str, Any], packages: Mapping[str, Any], int8: Int8Request | None
+) -> dict[str, Gates]:
+    """What each row of an accuracy table may lose against fp32. INT8 was judged by its own at export; `gdposr accuracy` judges all."""
+    rows = [name for name in graphs if name != REFERENCE] + [f"coreml {name}" for name in packages]
+    return {row: int8.limits if row == "int8" and int8 else INT8_GATES for row in rows}
+
+
+def _check_place(out: Path) -> None:
+    """out must be free, or hold a bundle and nothing else: it is replaced as a whole."""
+    if not out.exists():
+        return
+    try:
+        manifest = Bundle.open(out).manifest if out.is_dir() else None
+    except GdposrError:
+        manifest = None
+    if manifest is None:
+        raise FileExistsError(f"{out} exists and is not a bundle; choose another --out")
+    named = {file.file for file in manifest.files} | {MANIFEST_NAME}
+    strangers = sorted(
+        name
+        for path in out.rglob("*")
+        if path.is_file() and (name := path.relative_to(out).as_posix()) not in named
+    )
+    if strangers:
+        raise FileExistsError(
+            f"{out} holds {strangers[0]}, which is not of the bundle there and would be lost; move it, or choose another --out"
+        )
+
+
+def _write_probe(source: Source, folder: Path, precisions: Sequence[str]) -> Probe:
+    """A degraded photo and torch's own result for it, as 8-bit PNG files."""
+    (sample,) = samples(source, 1, seed=2)
+    Image.fromarray(as_pixels(sample.lr)).save(folder / PROBE_INPUT)
+    height, width = sample.lr.shape[1:]
+    noise = noise_for(source, height, width, seed=PROBE_SEED)
+    sr = source(torch.from_numpy(sample.lr[None]), torch.from_numpy(noise))[0].numpy()
+    Image.fromarray(as_pixels(sr)).save(folder / PROBE_OUTPUT)
+    floors = {precision: PROBE_FLOOR_DB[precision] for precision in precisions}
+    return Probe(_entry(folder / PROBE_INPUT), _entry(folder / PROBE_OUTPUT), PROBE_SEED, floors)
+
+
+def _entry(path: Path) -> GraphFile:
+    return GraphFile(path.name, path.stat().st_size, file_sha256(path))
+
+
+def _tools(targets: Sequence[str]) -> dict[str, str]:
+    """Versions of the packages that wrote the files."""
+    names = ["torch"]
+    names += ["onnx", "onnxruntime", "onnxscript", "nncf"] if "onnx" in targets else []
+    names += ["coremltools"] if "coreml" in targets else []
+    return {name: importlib.metadata.version(name) for name in names}

@@ -1,0 +1,1 @@
+"""What `gdposr accuracy` compares, and the limits that it checks."""

@@ -1,0 +1,125 @@
+"""Trained one-step models as rows of an accuracy table: run in torch on the CPU, with the runtime's noise, timed beside the others.
+
+They are what a bundle was made from or is measured against, so they have no budget: a row is compared and no more.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gdposr.console import UsageError
+from gdposr.stage import STAGE_PACKAGES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from calibration.measure.methods import Method
+    from training.model.one_step import OneStepModel
+
+TARGET = "torch"
+NOTE = "a one-step model in torch, float32; parameters and size are those of UNet and VAE, with the files of adapters"
+
+
+@dataclass(frozen=True)
+class OneStepRow:
+    """A loaded model and what it is called. parameters, bytes: of UNet and VAE; bytes: of the files that they were read from."""
+
+    name: str
+    model: OneStepModel
+    parameters: int
+    bytes: int
+
+    def upscale(self, lr: np.ndarray, seed: int, sample: int = 0) -> np.ndarray:
+        """One sample of a picture of any size, (h, w, 3) uint8 -> (4h, 4w, 3) uint8."""
+        from calibration.measure.onestep import restore
+
+        return restore(self.model, lr, seed, sample)
+
+
+@contextmanager
+def open_rows(named: Sequence[tuple[str, str]], scale: int, threads: int) -> Iterator[list[OneStepRow]]:
+    """The models of --onestep, (row, folder or hub name) each, all in memory at once. Inside the context torch has that many threads.
+    UsageError where one cannot be loaded or enlarges by another factor than scale."""
+    if not named:
+        yield []
+        return
+    with _explained(named[0][0]):
+        import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield [_load(name, source, scale) for name, source in named]
+    finally:
+        torch.set_num_threads(before)
+
+
+def onestep_methods(rows: Sequence[OneStepRow], seed: int) -> list[Method]:
+    """One method of kind "peer" and target "torch" for each row; seed and sample mean the noise that they mean in a bundle."""
+    return [_method(row, seed) for row in rows]
+
+
+def onestep_calls(rows: Sequence[OneStepRow], picture: np.ndarray) -> dict[str, Callable[[], object]]:
+    """The timed call of each row, by name: one picture (h, w, 3) uint8 from bytes to bytes, noise included."""
+    return {row.name: _call(row, picture) for row in rows}
+
+
+def _method(row: OneStepRow, seed: int) -> Method:
+    from calibration.measure.methods import Method
+
+    return Method(
+        name=row.name,
+        kind="peer",
+        upscale=lambda name, lr: row.upscale(lr, seed),
+        samples=lambda lr, count: [row.upscale(lr, seed, sample) for sample in range(count)],
+        parameters=row.parameters,
+        bytes=row.bytes,
+        device=str(row.model.device),
+        notes=(NOTE,),
+        target=TARGET,
+    )
+
+
+def _call(row: OneStepRow, picture: np.ndarray) -> Callable[[], object]:
+    return lambda: row.upscale(picture, 0)
+
+
+def _load(name: str, source: str, scale: int) -> OneStepRow:
+    with _explained(name):
+        import torch
+
+        from calibration.measure.onestep import count_weights, weight_files
+        from training.model.loading import load_model
+
+        model = load_model(source)
+        for part in (model.vae, model.unet):  # a third less time on a CPU, and what a teacher is run with
+            part.to(memory_format=torch.channels_last)
+        size = sum(file.stat().st_size for file in weight_files(source))
+    if model.scale != scale:
+        raise UsageError(
+            f"--onestep {name}: expected a model that enlarges {scale} times, as the bundle does, {source} enlarges {model.scale} "
+            "times: give another model or bundle"
+        )
+    return OneStepRow(name, model, count_weights(model), size)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What hinders loading, as a UsageError that says which row it is about."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing in STAGE_PACKAGES:
+            raise  # a fault of ours, not a missing extra
+        raise UsageError(
+            f'--onestep needs the package {missing!r}, which is not installed for {sys.executable}: pip install "gdposr[train]"'
+        ) from error
+    except OSError as error:
+        raise UsageError(f"--onestep {name}: {error}") from error
+    except ValueError as error:
+        remedy = "where a base is missing, merge the model with it by `gdposr train merge`"
+        raise UsageError(f"--onestep {name}: {error}; {remedy}") from error

@@ -1,0 +1,179 @@
+"""Reading ahead and writing behind: while one photo is computed, the next is read and the last one written.
+
+At most one photo is ahead and one picture behind, and no more than HELD bytes wait for the writer. Pictures reach their files
+as bands of rows while they are computed, in the same order and with the same bytes as without threads.
+"""
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.image.strips import Strips
+
+T = TypeVar("T")
+HELD = 32 << 20  # bytes of finished rows that may wait for the writer
+
+
+class Abandoned(Exception):
+    """The rest of a picture will not come: whatever computed it failed or was interrupted."""
+
+
+class Passage:
+    """A picture's bands on their way from the thread that computes them to the one that writes them."""
+
+    def __init__(self, limit: int = HELD) -> None:
+        self._limit, self._held = limit, 0
+        self._waiting: deque[NDArray[Any]] = deque()
+        self._complete = self._stopped = False
+        self._change = threading.Condition()
+
+    def put(self, band: "NDArray[Any]") -> bool:
+        """Hand a band over; waits while more than the limit is on the way. False: nobody takes it any more."""
+        with self._change:
+            while self._waiting and self._held + band.nbytes > self._limit and not self._stopped:
+                self._change.wait()
+            if self._stopped:
+                return False
+            self._waiting.append(band)
+            self._held += band.nbytes
+            self._change.notify_all()
+            return True
+
+    def end(self) -> None:
+        """All bands have been put."""
+        with self._change:
+            self._complete = True
+            self._change.notify_all()
+
+    def stop(self) -> None:
+        """One side gives up: `put` returns False from now on, and the taker of an incomplete picture gets Abandoned."""
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
+
+    def bands(self) -> Iterator["NDArray[Any]"]:
+        """The bands, for the writing thread."""
+        while True:
+            with self._change:
+                while not (self._waiting or self._complete or self._stopped):
+                    self._change.wait()
+                if self._stopped and not self._complete:
+                    raise Abandoned
+                if not self._waiting:
+                    return
+                band = self._waiting.popleft()
+                self._held -= band.nbytes
+                self._change.notify_all()
+            yield band
+
+
+class Writer:
+    """Writes pictures in the order they come in, in a thread of its own where `overlap` is true.
+
+    Leaving its block waits for pictures that are complete and gives up the one that is not.
+    """
+
+    def __init__(self, overlap: bool = True) -> None:
+        self._pool = ThreadPoolExecutor(1, "gdposr-write") if overlap else None
+        self._pending: set[Future[None]] = set()
+        self._open = Passage()
+
+    def stream(
+        self, strips: "Strips", save: Callable[["Strips"], None], meanwhile: Callable[[], None]
+    ) -> Future[None]:
+        """Make the bands of a picture here while `save` takes them there. meanwhile: called here after each band.
+
+        Errors of making the bands are raised here; those of `save` too where they show in time, else by the Future.
+        """
+        if self._pool is None:
+            return _done(lambda: save(strips))
+        self._wait(1)
+        self._open = passage = Passage()
+        future = self._submit(lambda: save(dataclasses.replace(strips, bands=passage.bands())), passage)
+        try:
+            for band in strips.bands:
+                if not passage.put(band):
+                    future.result()
+                    break
+                meanwhile()
+            else:
+                passage.end()
+        except BaseException:
+            passage.stop()
+            raise
+        return future
+
+    def whole(self, save: Callable[[], None]) -> Future[None]:
+        """Run `save`, which holds a whole picture, when all earlier ones are written."""
+        if self._pool is None:
+            return _done(save)
+        self._wait(0)
+        return self._submit(save, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.stop()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    def _submit(self, save: Callable[[], None], passage: Passage | None) -> Future[None]:
+        def run() -> None:
+            try:
+                save()
+            finally:
+                if passage is not None:
+                    passage.stop()  # whoever still computes it learns that it is not wanted
+
+        assert self._pool is not None
+        future = self._pool.submit(run)
+        self._pending.add(future)
+        return future
+
+    def _wait(self, most: int) -> None:
+        """Until at most that many pictures are still to be written."""
+        self._pending = {future for future in self._pending if not future.done()}
+        while len(self._pending) > most:
+            self._pending = wait(self._pending, return_when=FIRST_COMPLETED).not_done
+
+
+class Reader(Generic[T]):
+    """Reads things in order, each while the one before it is worked on, where `ahead` allows that.
+
+    read: called with the number of a thing, in a thread of its own or in the caller's. ahead: may this one be read early?
+    """
+
+    def __init__(self, count: int, read: Callable[[int], T], ahead: Callable[[int], bool]) -> None:
+        self._count, self._read, self._may = count, read, ahead
+        self._pool = ThreadPoolExecutor(1, "gdposr-read")
+        self._next: Future[T] | None = None
+
+    def take(self, number: int) -> T:
+        """What read(number) gives or raises; numbers come one after the other. The next one is started."""
+        early, self._next = self._next, None
+        try:
+            return self._read(number) if early is None else early.result()
+        finally:
+            if number + 1 < self._count and self._may(number + 1):
+                self._next = self._pool.submit(self._read, number + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _done(action: Callable[[], None]) -> Future[None]:
+    """The Future of something done at once, in this thread; raises what it raises."""
+    action()
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future

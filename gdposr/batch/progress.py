@@ -1,0 +1,108 @@
+"""How far a folder of photos is: a bar with the time left on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from gdposr.console import say
+
+Show = Callable[[str, float, str], None]  # what is worked on, share of all work in [0, 1], time left as text
+LINE_SECONDS = 30.0  # between two lines where stderr is no terminal
+FIXED_PIXELS = 20_000  # what opening and closing a file weighs beside its pixels
+
+
+class Meter:
+    """Progress over photos of different sizes; the time left supposes that a photo's work grows with its pixels.
+
+    pixels: of each photo, None = not known. show: called with every change. clock: seconds, only differences count.
+    """
+
+    def __init__(
+        self, pixels: Sequence[int | None], show: Show, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._weights = [FIXED_PIXELS + (count or 0) for count in pixels]
+        self._show, self._clock, self._begin = show, clock, clock()
+        self._index, self._name = -1, ""
+
+    def start(self, name: str) -> None:
+        """The next photo is taken up."""
+        self._index += 1
+        self._name = name
+        self.part(0, 1)
+
+    def part(self, done: int, total: int) -> None:
+        """done of total steps of this photo are done."""
+        weights = self._weights
+        share = (sum(weights[: self._index]) + weights[self._index] * done / total) / sum(weights)
+        spent = self._clock() - self._begin
+        left = f"{duration(spent * (1 - share) / share)} left" if share > 0 and spent >= 1 else ""
+        self._show(f"{self._index + 1}/{len(weights)} {self._name}", share, left)
+
+
+def duration(seconds: float) -> str:
+    """40 -> "40 s", 100 -> "2 min", 4000 -> "1 h 07 min"."""
+    if seconds < 59.5:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def occasional_lines(clock: Callable[[], float] = time.monotonic) -> Show:
+    """A `Show` that says a line every LINE_SECONDS at most, none before that."""
+    last = clock()
+
+    def show(name: str, share: float, left: str) -> None:
+        nonlocal last
+        now = clock()
+        if now - last >= LINE_SECONDS:
+            last = now
+            say(f"{name}, {share:.0%} of all done{', ' if left else ''}{left}")
+
+    return show
+
+
+@contextmanager
+def photo_progress(pixels: Sequence[int | None]) -> Iterator[Meter]:
+    """A `Meter` that shows itself on stderr."""
+    if not sys.stderr.isatty():
+        yield Meter(pixels, occasional_lines())
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[left]}"),
+    )
+    # stdout is left alone: its lines of JSON would otherwise go to the terminal instead of down the pipe.
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", total=1.0, left="")
+
+        def show(name: str, share: float, left: str) -> None:
+            bar.update(task, completed=share, description=name, left=left)
+
+        yield Meter(pixels, show)
+
+
+def header_pixels(path: Path) -> int | None:
+    """Pixels of a photo by its header, without decoding it; None where that cannot be told."""
+    import warnings
+
+    from PIL import Image
+
+    from runtime.image.decode import READ_FORMATS
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's size limit; `read_photo` has its own
+            Image.init()
+            with Image.open(path, formats=[name for name in READ_FORMATS if name in Image.OPEN]) as image:
+                return image.width * image.height
+    except (
+        Exception
+    ):  # Pillow's readers raise what they like; the damage is reported when the photo's turn comes
+        return None

@@ -1,0 +1,278 @@
+"""A run over many photos: each is read, computed and written, and whatever goes wrong with one never stops the rest."""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gdposr import __version__
+from gdposr.batch.overlap import HELD, Reader, Writer
+from gdposr.batch.plan import Job
+from gdposr.batch.progress import Meter
+from gdposr.console import debugging, one_line, say
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.image.files import Photo
+    from runtime.image.strips import Strips
+    from runtime.upscale.job import Job as Picture
+    from runtime.upscale.upscaler import Upscaler
+
+ATTEMPTS = 3  # at a picture whose memory does not suffice
+AHEAD_PIXELS = (
+    25_000_000  # a larger photo is not read before its turn, so that memory stays that of one photo
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be made of every photo."""
+
+    seed: int
+    samples: int
+    select: str  # all, sheet or best
+    scale: float
+    quality: int
+    digest: str  # of the bundle
+    only: int | None = None  # this one sample, named as in a run of many; None: samples 0, 1, ...
+    max_pixels: int | None = None  # of an input; None: the reader's own limit
+
+    @property
+    def numbers(self) -> list[int]:
+        """The samples that are computed."""
+        return list(range(self.samples)) if self.only is None else [self.only]
+
+    @property
+    def parts(self) -> list[str]:
+        """Every name part that an output may carry, one per sample unless they share a sheet."""
+        if self.select == "sheet":
+            return ["_sheet"]
+        alone = self.samples == 1 and self.only is None
+        return [""] if alone else [f"_s{number}" for number in self.numbers]
+
+    @property
+    def pictures(self) -> int:
+        """Files written per photo."""
+        return len(self.numbers) if self.select == "all" else 1
+
+
+@dataclass
+class Outcome:
+    """What became of one photo; grows while it is worked on, so that an interrupted run can still tell."""
+
+    input: str
+    status: str = "unfinished"  # then "ok", "skipped" or "failed"
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+    seconds: float = 0.0  # from taking it up to its last file
+
+
+@dataclass
+class Task:
+    """A photo in work."""
+
+    job: Job
+    outcome: Outcome
+    pixels: int | None = None  # by its header; None: not known
+    begin: float = 0.0  # seconds of time.perf_counter
+    end: float = 0.0
+    writes: list[tuple[Future[None], dict[str, Any]]] = field(default_factory=list)  # with the report's entry
+    error: Exception | None = None
+    computed: bool = False  # nothing but its last writes can still be missing
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was taken up in this run."""
+        return self.begin > 0
+
+
+class Batch:
+    """Photos through one Upscaler.
+
+    settled: called with each photo's outcome in the order of the tasks, as soon as the photo is done, always in the thread
+    of `run`. overlap: read ahead and write behind; the files are the same without.
+    """
+
+    def __init__(
+        self,
+        wish: Wish,
+        upscaler: "Upscaler",
+        meter: Meter,
+        settled: Callable[[Outcome], None],
+        overlap: bool = True,
+    ) -> None:
+        self._wish, self._upscaler, self._meter = wish, upscaler, meter
+        self._settled, self._overlap = settled, overlap
+        self._behind: deque[Task] = deque()  # begun and not settled, the oldest first
+        self._deaf: Exception | None = None  # raised by `settled`: nobody listens, which is no photo's fault
+        self._writer = Writer(overlap)
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """All of them. What ends the run early, such as KeyboardInterrupt, is raised when nothing is being written any more."""
+
+        def read(number: int) -> "Photo":
+            return self._read(tasks[number])
+
+        def ahead(number: int) -> bool:
+            pixels = tasks[number].pixels
+            return self._overlap and pixels is not None and pixels <= AHEAD_PIXELS
+
+        try:
+            with Reader(len(tasks), read, ahead) as reader, self._writer:
+                for number, task in enumerate(tasks):
+                    task.begin = time.perf_counter()
+                    self._behind.append(task)
+                    self._attempt(task, lambda number=number: reader.take(number))  # type: ignore[misc]
+                    self._settle()
+                    if self._deaf is not None:
+                        break
+        finally:
+            while self._behind:  # the writer has stopped
+                self._close(self._behind.popleft())
+        if self._deaf is not None:
+            raise self._deaf
+
+    def _attempt(self, task: Task, take: "Callable[[], Photo]") -> None:
+        self._meter.start(task.job.source.name)
+        try:
+            try:
+                photo = take()
+            finally:
+                for note in task.outcome.notes:
+                    say(note)
+            self._make(task, photo)
+        except Exception as error:
+            if debugging():
+                raise
+            task.error = error
+        task.end = time.perf_counter()
+        task.computed = True
+
+    def _read(self, task: Task) -> "Photo":
+        from runtime.image.files import read_photo
+
+        limit = {} if self._wish.max_pixels is None else {"max_pixels": self._wish.max_pixels}
+        return read_photo(task.job.source, **limit, notify=task.outcome.notes.append)
+
+    def _make(self, task: Task, photo: "Photo") -> None:
+        """Compute what is wished of a photo and hand it to the writer."""
+        wish = self._wish
+        picture = self._upscaler.picture(
+            photo.pixels,
+            seed=wish.seed,
+            scale=wish.scale,
+            samples=len(wish.numbers),
+            progress=self._meter.part,
+        )
+        if wish.select == "all":
+            for number, part in zip(wish.numbers, wish.parts, strict=True):
+                self._stream(task, photo, picture, number, part)
+        elif wish.select == "best":
+            from runtime.image.grain import NAME
+
+            score, number, pixels = self._best(picture)
+            part = wish.parts[wish.numbers.index(number)]
+            best = dataclasses.replace(photo, pixels=pixels)
+            self._whole(task, best, number, part, **{NAME: round(score, 4)})
+        else:
+            from gdposr.batch.sheet import contact_sheet
+            from runtime.image.files import Photo
+
+            labels = [f"seed {wish.seed} sample {number}" for number in wish.numbers]
+            sheet = contact_sheet([picture.sample(number) for number in wish.numbers], labels)
+            self._whole(task, Photo(sheet), None, "_sheet")
+
+    def _best(self, picture: "Picture") -> tuple[float, int, "NDArray[Any]"]:
+        """The sample with the lowest score, of the first ones where several have it; no other is kept."""
+        from runtime.image.grain import score
+
+        best: tuple[float, int, NDArray[Any]] | None = None
+        for number in self._wish.numbers:
+            pixels = picture.sample(number)
+            value = score(pixels)
+            if best is None or value < best[0]:
+                best = value, number, pixels
+            del pixels  # before the next one is made
+            self._settle()
+        assert best is not None
+        return best
+
+    def _stream(self, task: Task, photo: "Photo", picture: "Picture", number: int, part: str) -> None:
+        """Write a sample while it is computed."""
+        from runtime.errors import OutOfMemory
+
+        def save(arriving: "Strips") -> None:
+            self._save(task, dataclasses.replace(photo, pixels=arriving), number, part)
+
+        for attempt in range(ATTEMPTS):
+            strips = picture.strips(number)
+            try:
+                write = self._writer.stream(strips, save, self._settle)
+                break
+            except OutOfMemory:  # after rows that cannot be taken back; the next attempt has smaller tiles
+                if attempt + 1 == ATTEMPTS:
+                    raise
+        task.writes.append((write, self._entry(task, strips.shape, number, part)))
+
+    def _whole(self, task: Task, photo: "Photo", number: int | None, part: str, **scores: float) -> None:
+        """Write a picture that is there. number: None = all samples on one sheet."""
+        write = self._writer.whole(lambda: self._save(task, photo, number, part))
+        if photo.pixels.nbytes > HELD:
+            write.result()  # not a second one beside the next photo's
+        task.writes.append((write, self._entry(task, photo.pixels.shape, number, part) | scores))
+
+    def _save(self, task: Task, photo: "Photo", number: int | None, part: str) -> None:
+        """Write one picture with what is needed to make it again; in the writer's thread."""
+        from runtime.image.files import write_photo
+
+        wish, target = self._wish, task.job.target(part)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = {
+            "Software": f"gdposr {__version__}",
+            "gdposr-seed": str(wish.seed),
+            "gdposr-sample": str(number) if number is not None else f"0-{wish.samples - 1}",
+            "gdposr-bundle": wish.digest,
+            "gdposr-precision": self._upscaler.precision,
+        }
+        write_photo(target, photo, quality=wish.quality, text=text)
+        task.end = time.perf_counter()
+
+    def _entry(self, task: Task, shape: tuple[int, ...], number: int | None, part: str) -> dict[str, Any]:
+        """What the report says of a picture."""
+        height, width = shape[:2]
+        return {"path": str(task.job.target(part)), "sample": number, "width": width, "height": height}
+
+    def _settle(self) -> None:
+        """Close the oldest photos that have all their files."""
+        while self._behind and self._behind[0].computed:
+            if not all(write.done() for write, _ in self._behind[0].writes):
+                return
+            self._close(self._behind.popleft())
+
+    def _close(self, task: Task) -> None:
+        outcome = task.outcome
+        for write, entry in task.writes:
+            failure = write.exception()
+            if failure is None:
+                outcome.outputs.append(entry)
+            elif debugging():
+                raise failure
+            elif isinstance(failure, Exception):
+                task.error = task.error or failure
+        outcome.seconds = round((task.end or time.perf_counter()) - task.begin, 3)
+        if task.error is not None:
+            outcome.status, outcome.error = "failed", one_line(task.error)
+            told = outcome.error if outcome.input in outcome.error else f"{outcome.input}: {outcome.error}"
+            say(f"failed: {told}")
+        elif task.computed:
+            outcome.status = "ok"
+        try:
+            if self._deaf is None:
+                self._settled(outcome)
+        except Exception as error:
+            self._deaf = error

@@ -1,0 +1,96 @@
+"""What of a whole picture is spent outside the model: its calls are timed inside the very picture that is timed."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from gdposr.console import say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from runtime.backends.base import Backend, Features, Floats
+    from runtime.bundle.reader import Bundle
+
+Span = tuple[float, float]  # when a model call began and ended, seconds
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a timed call may give back: the share of its time that was not spent in model calls."""
+
+    share: float
+
+
+class TimedBackend:
+    """A backend that notes when each call began and ended. spans: where, shared by all backends of one picture."""
+
+    def __init__(self, backend: "Backend", spans: list[Span]) -> None:
+        self._backend, self._spans = backend, spans
+        self.device, self.precision = backend.device, backend.precision
+        self.placement, self.largest = backend.placement, backend.largest
+
+    def encode(self, image: "Floats") -> "Features":
+        with self._noted():
+            return self._backend.encode(image)
+
+    def generate(self, features: "Features", noise: "Floats") -> "Floats":
+        with self._noted():
+            return self._backend.generate(features, noise)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._spans.append((begin, time.perf_counter()))  # several threads append: that is atomic
+
+
+class TimedPicture:
+    """What `Upscaler.up` does with a picture, the same bytes, with every model call timed.
+
+    pixels: (h, w, 3) uint8. Loading the model is no part of a call.
+    """
+
+    def __init__(
+        self, bundle: "Bundle", device: str, precision: str, threads: int, pixels: "np.ndarray"
+    ) -> None:
+        from runtime.backends.base import open_backend
+        from runtime.upscale.lanes import Engine
+
+        self._manifest, self._pixels = bundle.manifest, pixels
+        self._spans: list[Span] = []
+
+        def open(threads: int) -> TimedBackend:
+            return TimedBackend(open_backend(bundle, device, precision, threads), self._spans)
+
+        self._engine = Engine(open(threads), threads, open, say)
+
+    def enlarge(self) -> "np.ndarray":
+        """(scale h, scale w, 3) uint8."""
+        from runtime.image.arrays import as_picture
+        from runtime.upscale.job import Job, Wish
+
+        manifest = self._manifest
+        wish = Wish(0, float(manifest.scale), 1, manifest.color_fix, manifest.size.tile, None)
+        return Job(self._engine, manifest, as_picture(self._pixels), wish, None).sample(0)
+
+    def __call__(self) -> Overhead:
+        self._spans.clear()
+        begin = time.perf_counter()
+        self.enlarge()
+        return Overhead(overhead(self._spans, time.perf_counter() - begin))
+
+
+def overhead(spans: Sequence[Span], whole: float) -> float:
+    """1 - time inside model calls / (whole * calls that ever run at once). Seconds.
+
+    So a lane that prepares, rounds or waits counts, though another one is in the model meanwhile.
+    """
+    if not spans or whole <= 0:
+        return 1.0
+    moments = sorted([(begin, 1) for begin, _ in spans] + [(end, -1) for _, end in spans])
+    at_once = max(accumulate(change for _, change in moments))
+    return 1.0 - sum(end - begin for begin, end in spans) / (whole * at_once)

@@ -1,0 +1,204 @@
+"""What `gdposr bench` measured: as text, as a table in Markdown, and as a page with a plot for each size."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from gdposr.console import table
+
+WIDTH, LEFT, RIGHT, ROW = 760, 250, 90, 26  # of a plot, in its own units
+COLUMNS = {
+    "encoder": "encoder_ms",
+    "generator": "generator_ms",
+    "first sample": "first_sample_ms",
+    "further sample": "further_sample_ms",
+    "picture": "picture_ms",
+}
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    machine, bundle = result["machine"], result["bundle"]
+    flags = " ".join(flag if present else f"no-{flag}" for flag, present in machine["cpu_flags"].items())
+    lines = [
+        f"{bundle['name']} ({bundle['digest']}) on {result['device']}, {result['threads']} threads, "
+        f"{result['size']}x{result['size']} input, {result['rounds']} rounds",
+        f"{machine['cpu']}: {flags}; load {machine['load']}; {_versions(machine)}",
+        "",
+    ]
+    rows: list[tuple[str, ...]] = [("ms, median [quartiles]", *COLUMNS, "overhead", "peak memory")]
+    for label, figures in result["precisions"].items():
+        peak = figures["peak_memory_mb"]
+        memory = "unknown" if peak is None else f"{peak:.0f} MB"
+        shown = [_shown(figures[column]) for column in COLUMNS.values()]
+        rows.append((label, *shown, _percent(figures["overhead"]), memory))
+    rows += [(name, "", "", _shown(peer["ms"]), "", "", "", "") for name, peer in result["peers"].items()]
+    for block in result["pictures"]:
+        for name, ms in block["ms"].items():
+            share = _percent(block["overhead"].get(name))
+            rows.append((f"{name}, {_sides(block)}", "", "", "", "", _shown(ms), share, ""))
+    ratios = [(name, f"{value:.3f}") for name, value in all_ratios(result).items()]
+    return "\n".join([*lines, table(rows), "", table([("ratio of time", ""), *ratios])])
+
+
+def whole_pictures(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """By size: whole pictures, ours through the whole pipeline. {"size", "rounds", "ms": {name: median and quartiles},
+    "overhead": {ours: the same}, "ratios"}."""
+    own, peers = result["precisions"], result["peers"]
+    ms = {name: row["picture_ms"] for name, row in own.items()}
+    ms |= {name: row["ms"] for name, row in peers.items()}
+    first = {
+        "size": result["size"],
+        "rounds": result["rounds"],
+        "ms": ms,
+        "overhead": {name: row["overhead"] for name, row in own.items()},
+        "ratios": result["picture_ratios"],
+    }
+    return [first, *result["pictures"]]
+
+
+def all_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """Of the model's calls, then of whole pictures of each size."""
+    return result["ratios"] | {
+        f"{name}, {_sides(block)} picture": value
+        for block in whole_pictures(result)
+        for name, value in block["ratios"].items()
+    }
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """A table per size: whole pictures, and how many times as fast as each peer."""
+    lines = []
+    for block in whole_pictures(result):
+        head, *rows = picture_table(result, block)
+        lines += [
+            f"{_heading(block)}, {_conditions(result)}, {block['rounds']} rounds:",
+            "",
+            f"| {' | '.join(head)} |",
+            "|---" * len(head) + "|",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def picture_table(result: Mapping[str, Any], block: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of a size's table, header first; a dash where something does not apply."""
+    peers = list(result["peers"])
+    head = ["model", "ms, median [quartiles]", "of fp32's time", "outside the model"]
+    rows = [[*head, *(f"times as fast as {peer}" for peer in peers)]]
+    for name, ms in block["ms"].items():
+        against = [value for pair, value in block["ratios"].items() if pair in _fp32_pairs(name)]
+        factors = (block["ratios"].get(f"{name} / {peer}") for peer in peers)
+        faster = ["-" if factor is None else f"{1 / factor:.1f}" for factor in factors]
+        share = _percent(block["overhead"].get(name)) or "-"
+        rows.append([name, _shown(ms), f"{against[0]:.2f}" if against else "-", share, *faster])
+    return rows
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The same as one HTML file that needs nothing else."""
+    from calibration.report.page import document
+
+    title = f"Speed: {result['bundle']['name']}"
+    machine = result["machine"]
+    facts = (
+        f"{_conditions(result)}; bundle {result['bundle']['digest']}; {machine.get('system', '')}, Python "
+        f"{machine.get('python', '')}, {_versions(machine)}"
+    )
+    scale = (
+        "Milliseconds on a logarithmic scale, median; the thin line spans the quartiles. Shorter is faster. Ours from array to array, "
+        "tiles, noise and rounding included, the peers in their model alone and in one piece, which favours them. Outside the model: "
+        "the share of the time that is not spent in model calls."
+    )
+    parts = [f'<header><h1>{escape(title)}</h1><p class="note">{escape(facts)}</p></header>']
+    for block in whole_pictures(result):
+        head, *rows = picture_table(result, block)
+        parts.append(
+            f'<h2>{_heading(block)}</h2><div class="card">{plot(block["ms"], ours=list(result["precisions"]))}'
+            f'<p class="note">{scale} {block["rounds"]} rounds.</p>{_html(head, rows)}</div>'
+        )
+    figures = [
+        [name, *(_shown(row[column]) for column in COLUMNS.values())]
+        for name, row in result["precisions"].items()
+    ]
+    sides = _sides(whole_pictures(result)[0])
+    parts.append(
+        f'<h2>The two graphs at {sides}, ms</h2><div class="card">{_html(["model", *COLUMNS], figures)}</div>'
+    )
+    ratios = [[name, f"{value:.3f}"] for name, value in all_ratios(result).items()]
+    parts.append(
+        f'<h2>Ratios of time</h2><div class="card">{_html(["ratio", "median over the rounds"], ratios)}</div>'
+    )
+    return document(title, parts, script=False)
+
+
+def plot(ms: Mapping[str, Mapping[str, float]], ours: Sequence[str]) -> str:
+    """Horizontal bars of the medians, on a logarithmic axis, as an SVG."""
+    low = min(row["low"] for row in ms.values()) / 2
+    high = max(row["high"] for row in ms.values()) * 1.1
+
+    def at(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * math.log(value / low) / math.log(high / low)
+
+    height = 30 + ROW * len(ms)
+    parts = []
+    for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1):
+        x = at(10.0**power)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="20" y2="{height}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="13" text-anchor="middle">{10.0**power:g} ms</text>')
+    for index, (name, row) in enumerate(ms.items()):
+        y, end = 26 + ROW * index, at(row["median"])
+        series = "s1" if name in ours else "s0"
+        middle = y + ROW / 2 - 4
+        parts += [
+            f'<text x="{LEFT - 8}" y="{middle + 4:.1f}" text-anchor="end" font-size="12">{escape(name)}</text>',
+            f'<rect class="series {series}" x="{LEFT}" y="{y}" width="{end - LEFT:.1f}" height="{ROW - 8}" rx="2"/>',
+            f'<line stroke="currentColor" x1="{at(row["low"]):.1f}" x2="{at(row["high"]):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>',
+            f'<text x="{at(row["high"]) + 6:.1f}" y="{middle + 4:.1f}" font-size="12">{row["median"]:.1f}</text>',
+        ]
+    return f'<svg viewBox="0 0 {WIDTH} {height}" width="100%" role="img" aria-label="milliseconds per picture">{"".join(parts)}</svg>'
+
+
+def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    return (
+        f'<div class="wide tight"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _fp32_pairs(label: str) -> tuple[str, ...]:
+    """How a ratio to fp32 on the same device may be named: devices stand in labels where there are several."""
+    device, _, _ = label.rpartition(" ")
+    return f"{label} / fp32", f"{label} / {device} fp32"
+
+
+def _heading(block: Mapping[str, Any]) -> str:
+    return f"Whole picture, {_sides(block)} to {4 * block['size']}x{4 * block['size']}"
+
+
+def _sides(block: Mapping[str, Any]) -> str:
+    return f"{block['size']}x{block['size']}"
+
+
+def _shown(figure: Mapping[str, float]) -> str:
+    return f"{figure['median']:.1f} [{figure['low']:.1f} {figure['high']:.1f}]"
+
+
+def _percent(share: Mapping[str, float] | None) -> str:
+    return "" if share is None else f"{share['median']:.1%}"
+
+
+def _versions(machine: Mapping[str, Any]) -> str:
+    return " ".join(f"{name} {version}" for name, version in machine["packages"].items())
+
+
+def _conditions(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    flags = ", ".join(name for name, present in machine["cpu_flags"].items() if present)
+    return f"{result['threads']} threads of {machine['cpu']} ({flags}), {result['device']}, load {machine['load']}"

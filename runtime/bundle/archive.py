@@ -1,0 +1,128 @@
+"""Reading the files of a bundle out of a .zip that a stranger may have made. Nothing is ever extracted to the disk.
+
+The archive is refused as a whole where any of its entries is what no tool makes of a bundle folder: a name that climbs out, a link,
+a name twice, a password, an unusual compression, a size that no honest file was packed from.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from ..checks import shortened
+from ..errors import BundleError
+from .entries import check_size, open_plain
+
+MAX_ENTRIES: Final = 1000
+MAX_DIRECTORY_BYTES: Final = (
+    1 << 20
+)  # of the list of entries, which is read whole before one can be looked at
+MAX_RATIO: Final = (
+    100  # unpacked to packed bytes; weights reach about 2, descriptions of Core ML programs about 10
+)
+SMALL_BYTES: Final = 16 << 20  # what may unpack from any ratio
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # unpacking LZMA may take 4 GB
+_KINDS: Final = (0, stat.S_IFREG, stat.S_IFDIR)  # 0: packed on a system without Unix modes
+_ENCRYPTED: Final = 0x1  # of an entry's flags
+_FAULTS: Final = (  # what Python's zipfile raises on a damaged archive
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError,
+    LookupError, OverflowError, MemoryError,
+)  # fmt: skip
+
+
+class Archive:
+    """A .zip with one bundle at its top or in one folder. marker: the file that shows where. Holds no open file."""
+
+    def __init__(self, path: Path, marker: str) -> None:
+        self.path, self.marker = path, marker
+
+    def read(self, name: str, expected: int | None) -> bytes:
+        """The file of that name in the bundle. expected: its bytes; None: as many as a manifest may have."""
+        try:
+            with _ListedFile(open_plain(self.path)) as file, zipfile.ZipFile(file) as archive:
+                file.listed = True
+                entry = self._find(archive, name, file.seek(0, io.SEEK_END))
+                check_size(f"{self.path}: {name}", expected, entry.file_size)
+                with archive.open(entry) as stream:
+                    content = stream.read(entry.file_size + 1)
+        except _FAULTS as error:
+            raise BundleError(
+                f"{self.path}: expected a bundle as .zip, came something else ({shortened(str(error))}); get the bundle again"
+            ) from error
+        check_size(f"{self.path}: {name}", expected, len(content))
+        return content
+
+    def _find(self, archive: zipfile.ZipFile, name: str, size: int) -> zipfile.ZipInfo:
+        """The entry of a plain name, after a look at all of them. size: of the whole archive."""
+        entries = archive.infolist()
+        if len(entries) > MAX_ENTRIES:
+            raise self._error(f"at most {MAX_ENTRIES} entries", str(len(entries)))
+        for entry in entries:
+            self._check(entry, size)
+        for path, count in Counter(entry.filename for entry in entries).items():
+            if count > 1:
+                raise self._error(f"one entry {shortened(path)}", str(count))
+        found = {entry.filename: entry for entry in entries}
+        tops = [path.removesuffix(self.marker) for path in found if _holds(path, self.marker)]
+        if len(tops) != 1:
+            raise BundleError(
+                f"{self.path}: expected one {self.marker} at the top or in one folder, came {len(tops)}; zip one bundle folder"
+            )
+        if tops[0] + name not in found:
+            raise self._error(f"the entry {shortened(tops[0] + name)}", "none")
+        return found[tops[0] + name]
+
+    def _check(self, entry: zipfile.ZipInfo, size: int) -> None:
+        shown = shortened(entry.orig_filename)
+        if _climbs(entry.orig_filename):
+            raise self._error("names inside the bundle", f"the entry {shown}")
+        if stat.S_IFMT(entry.external_attr >> 16) not in _KINDS:
+            raise self._error("plain files and folders", f"the entry {shown}, a link or a device")
+        if entry.flag_bits & _ENCRYPTED:
+            raise self._error("files without a password", f"the entry {shown} with one")
+        if entry.compress_type not in _METHODS:
+            raise self._error(
+                "entries stored or deflated", f"{shown} with compression method {entry.compress_type}"
+            )
+        packed = min(entry.compress_size, size)
+        if entry.file_size > max(SMALL_BYTES, MAX_RATIO * packed):
+            raise self._error(
+                f"at most {MAX_RATIO} times the packed size",
+                f"{shown} of {entry.file_size} bytes from {packed}",
+            )
+
+    def _error(self, expected: str, came: str) -> BundleError:
+        return BundleError(f"{self.path}: expected {expected}, came {came}; get the bundle again")
+
+
+class _ListedFile(io.BufferedReader):
+    """An open file of which a reader takes small pieces only until `listed`: the list of entries cannot fill the memory."""
+
+    listed = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if not self.listed:
+            here = self.tell()
+            rest = self.seek(0, io.SEEK_END) - here
+            self.seek(here)
+            if (rest if size is None or size < 0 else min(size, rest)) > MAX_DIRECTORY_BYTES:
+                raise zipfile.BadZipFile(f"a list of entries of more than {MAX_DIRECTORY_BYTES} bytes")
+        return super().read(size)
+
+
+def _climbs(path: str) -> bool:
+    """Whether a zip path may lead out of the folder it is unpacked in, on any system."""
+    parts = path.removesuffix("/").split("/")
+    return "\\" in path or "\0" in path or path[1:2] == ":" or ".." in parts or "" in parts
+
+
+def _holds(path: str, name: str) -> bool:
+    """Whether a zip path is name itself or name inside one folder."""
+    parts = path.split("/")
+    return parts[-1] == name and len(parts) <= 2

@@ -1,0 +1,208 @@
+"""The files of a bundle as its manifest names them: plain files, graphs with weights beside them, Core ML packages."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
+
+from ..checks import Plain, arguments, check_mapping, check_real, check_whole, fail
+from ..errors import BundleError
+
+MANIFEST_NAME: Final = "manifest.json"
+MAX_MANIFEST_BYTES: Final = 1 << 20
+MAX_WEIGHT_BYTES: Final = 1 << 34  # every file is read whole into memory, where its hash is taken
+ROLES: Final = ("encoder", "generator")
+PACKAGE_FILES: Final = (  # of an .mlpackage; no other is read or written
+    "Manifest.json",
+    "Data/com.apple.CoreML/model.mlmodel",
+    "Data/com.apple.CoreML/weights/weight.bin",
+)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
+_PACKAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,116}\.mlpackage")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DEVICE_NAME = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
+)  # of Windows, in every folder
+
+
+@dataclass(frozen=True)
+class GraphFile(Plain):
+    """One file of the bundle, by its plain name, its size in bytes and its SHA-256 in lower-case hex."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+    MAX_BYTES: ClassVar[int] = 2**31 - 1  # a protobuf cannot be larger
+
+    def __post_init__(self) -> None:
+        self._check_name()
+        check_whole(f"{self.file}: bytes", self.bytes, 1, self.MAX_BYTES)
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise fail(f"{self.file}: sha256", "64 lower-case hex digits", self.sha256)
+
+    def _check_name(self) -> None:
+        plain = isinstance(self.file, str) and _PLAIN_NAME.fullmatch(self.file)
+        # Windows ends a name before its last dots, and macOS takes MANIFEST.JSON for manifest.json.
+        if not plain or self.file.endswith(".") or self.file.lower() == MANIFEST_NAME:
+            raise fail("file", "a plain file name without folders", self.file)
+        if _DEVICE_NAME.fullmatch(self.file):
+            raise fail("file", "a name that is no device of Windows", self.file)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "file") -> Self:
+        return cls(**arguments(cls, where, data))
+
+
+@dataclass(frozen=True)
+class WeightFile(GraphFile):
+    """The weights of a graph too large to hold them itself (ONNX external data)."""
+
+    MAX_BYTES: ClassVar[int] = MAX_WEIGHT_BYTES
+
+
+@dataclass(frozen=True)
+class Graph(GraphFile):
+    """An ONNX graph. data: the one file its weights stand in; None: inside the graph."""
+
+    data: WeightFile | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is not None and not isinstance(self.data, WeightFile):
+            raise fail(f"{self.file}: data", "a file or nothing", self.data)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.bytes + (self.data.bytes if self.data else 0)
+
+    @property
+    def files(self) -> tuple[GraphFile, ...]:
+        """The graph without its data, and the data if there is any."""
+        return (GraphFile(self.file, self.bytes, self.sha256), *((self.data,) if self.data else ()))
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        return values if self.data else {key: values[key] for key in values if key != "data"}
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "graph") -> Self:
+        values = arguments(cls, where, data)
+        if values.get("data") is not None:
+            values["data"] = WeightFile.from_dict(values["data"], f"{where}.data")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class PackageFile(GraphFile):
+    """A file of a Core ML package, PACKAGE.mlpackage/PATH with one of the paths in `PACKAGE_FILES`."""
+
+    MAX_BYTES: ClassVar[int] = MAX_WEIGHT_BYTES
+
+    def _check_name(self) -> None:
+        name, _, path = self.file.partition("/") if isinstance(self.file, str) else ("", "", "")
+        if not _PACKAGE_NAME.fullmatch(name) or _DEVICE_NAME.fullmatch(name) or path not in PACKAGE_FILES:
+            raise fail("file", "NAME.mlpackage/ and one of " + ", ".join(PACKAGE_FILES), self.file)
+
+    @property
+    def package(self) -> str:
+        return self.file.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Package(Plain):
+    """A Core ML package: a folder inside the bundle, for a fixed size of the LR image. floor_db: least PSNR against torch."""
+
+    files: tuple[PackageFile, ...]
+    height: int
+    width: int
+    target: str  # the oldest system that runs it, such as iOS17
+    floor_db: float
+    images: bool = False  # it takes and gives pixel buffers instead of arrays
+
+    def __post_init__(self) -> None:
+        files = self.files
+        if not isinstance(files, tuple) or not files or not all(isinstance(f, PackageFile) for f in files):
+            raise fail("package.files", "one or more files", files)
+        if len({file.package for file in files}) > 1 or len({file.file for file in files}) < len(files):
+            raise fail("package.files", "different files of one package", [file.file for file in files])
+        missing = {f"{self.name}/{path}" for path in PACKAGE_FILES[:2]} - {file.file for file in files}
+        if missing:
+            raise fail("package.files", f"also {min(missing)}", [file.file for file in files])
+        for name in ("height", "width"):
+            check_whole(f"{self.name}: {name}", getattr(self, name), 1, 65536)
+        check_real(f"{self.name}: floor_db", self.floor_db)
+        if not isinstance(self.images, bool):
+            raise fail(f"{self.name}: images", "true or false", self.images)
+        if not isinstance(self.target, str) or not re.fullmatch(r"(iOS|macOS)\d{2}", self.target):
+            raise fail(f"{self.name}: target", "a system such as iOS17", self.target)
+
+    @property
+    def name(self) -> str:
+        return self.files[0].package
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "package") -> Self:
+        values = arguments(cls, where, data)
+        if not isinstance(values["files"], list):
+            raise fail(f"{where}.files", "a list of files", values["files"])
+        values["files"] = tuple(
+            PackageFile.from_dict(file, f"{where}.files[{i}]") for i, file in enumerate(values["files"])
+        )
+        return cls(**values)
+
+
+def open_plain(path: Path) -> io.FileIO:
+    """A plain file, opened to read; BundleError for a folder, pipe or device, none of which is waited for."""
+    file = io.FileIO(path, opener=_opened) if _is_plain(os.stat(path)) else None
+    if file is not None and _is_plain(os.fstat(file.fileno())):  # it may have been replaced in between
+        return file
+    if file is not None:
+        file.close()
+    raise BundleError(f"{path}: expected a plain file, came a folder, pipe or device; get the bundle again")
+
+
+def check_size(what: str, expected: int | None, came: int) -> None:
+    """BundleError unless a file has the expected bytes; None: at most MAX_MANIFEST_BYTES."""
+    if came > MAX_MANIFEST_BYTES if expected is None else came != expected:
+        wanted = f"at most {MAX_MANIFEST_BYTES}" if expected is None else str(expected)
+        raise BundleError(f"{what}: expected {wanted} bytes, came {came}; get the bundle again")
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+
+
+def _is_plain(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
+
+
+def read_pairs(kind: Any, where: str, data: object) -> dict[str, dict[str, Any]]:
+    """{precision or variant: {role: entry}} of a manifest, each entry read by kind.from_dict."""
+    return {
+        name: {
+            role: kind.from_dict(entry, f"{where}.{name}.{role}")
+            for role, entry in check_mapping(f"{where}.{name}", pair).items()
+        }
+        for name, pair in check_mapping(where, data).items()
+    }
+
+
+def check_pairs(kind: Any, where: str, data: object) -> dict[str, dict[str, Any]]:
+    """The same after reading: both roles everywhere, nothing else."""
+    pairs = check_mapping(where, data)
+    for name, pair in pairs.items():
+        if set(check_mapping(f"{where}.{name}", pair)) != set(ROLES):
+            raise fail(f"{where}.{name}", "exactly the keys encoder and generator", sorted(pair))
+        if not all(isinstance(entry, kind) for entry in pair.values()):
+            raise fail(f"{where}.{name}", "two files", pair)
+    return pairs

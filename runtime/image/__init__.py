@@ -1,0 +1,1 @@
+"""Pictures in and out: files of every format, metadata, arrays of pixels."""

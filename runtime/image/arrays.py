@@ -1,0 +1,204 @@
+"""Pictures as callers hold them, seen as planes of float32 rows, and such rows back as the caller's kind of picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ..errors import ImageError
+
+Floats = NDArray[np.float32]
+_LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}  # the value of full intensity
+_STORE_ROWS: Final = 64  # rows rounded at a time, so that they stay in the processor's cache
+_CHECK_ROWS: Final = 256  # rows looked at a time, so that checks of large pictures take little memory
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A checked input. color: (h, w, 1 or 3) and alpha: (h, w) or None, in the caller's dtype; flat: no channel axis."""
+
+    color: NDArray[Any]
+    alpha: NDArray[Any] | None
+    flat: bool
+
+    @property
+    def height(self) -> int:
+        return self.color.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.color.shape[1]
+
+    @property
+    def level(self) -> np.float32:
+        return np.float32(_LEVELS[self.color.dtype.name])
+
+    def rgb(self, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> Floats:
+        """A window as (3, h, w) float32 in [0, 1]; gray is repeated."""
+        window = self.color[y0:y1, x0:x1]
+        planes = np.empty((3, *window.shape[:2]), np.float32)
+        for channel in range(3):
+            source = window[..., min(channel, window.shape[2] - 1)]
+            np.divide(source, self.level, out=planes[channel], dtype=np.float32)
+        return np.clip(planes, 0.0, 1.0, out=planes)
+
+    def alpha_rows(self, y0: int, y1: int) -> Floats:
+        """Rows of the alpha channel as (1, h, w) float32 in [0, 1]."""
+        assert self.alpha is not None
+        return np.clip(self.alpha[None, y0:y1].astype(np.float32) / self.level, 0.0, 1.0)
+
+    def empty(self, height: int, width: int) -> NDArray[Any]:
+        """An uninitialised (height, width, C) array of this picture's kind."""
+        channels = self.color.shape[2] + (self.alpha is not None)
+        return np.empty((height, width, channels), self.color.dtype)
+
+    def store(self, target: NDArray[Any], rgb: Floats, alpha: Floats | None) -> bool:
+        """Write float32 rows (3, n, W), and (1, n, W) alpha, into rows of `empty`: averaged for gray, clipped, rounded.
+
+        Returns whether every value was finite; where one is not, what stands in target means nothing.
+        """
+        if self.color.shape[2] == 1:
+            rgb = ((rgb[0] + rgb[1] + rgb[2]) / np.float32(3))[None]
+        planes = [*rgb, *(() if alpha is None else alpha)]
+        level = None if self.color.dtype == np.float32 else self.level
+        scratch = np.empty((min(_STORE_ROWS, target.shape[0]), target.shape[1]), np.float32)
+        for top in range(0, target.shape[0], _STORE_ROWS):
+            rows = target[top : top + _STORE_ROWS]
+            block = scratch[: len(rows)]
+            for channel, plane in enumerate(planes):
+                values = plane[top : top + _STORE_ROWS]
+                low, high = float(values.min()), float(values.max())  # either is NaN where a value is
+                if not math.isfinite(low + high):
+                    return False
+                if low < 0.0 or high > 1.0:
+                    values = np.clip(values, 0.0, 1.0, out=block)
+                if level is not None:
+                    values = np.multiply(values, level, out=block)
+                    values += np.float32(0.5)
+                np.copyto(rows[..., channel], values, casting="unsafe")
+        return True
+
+
+def as_picture(image: NDArray[Any] | Image.Image) -> Picture:
+    """Check an array (h, w) or (h, w, 1..4) of uint8, uint16 or float32 in [0, 1], or a Pillow image, and split off alpha."""
+    pixels = _from_pillow(image) if isinstance(image, Image.Image) else image
+    if not isinstance(pixels, np.ndarray):
+        raise ImageError(
+            f"expected a numpy array or a Pillow image, came {type(image).__name__}; read files with runtime.image.files.read_photo"
+        )
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[2] > 4):
+        raise ImageError(
+            f"expected an image (h, w) or (h, w, 1..4) with at least one pixel, came shape {pixels.shape}; "
+            "pass one image at a time, channels last"
+        )
+    if pixels.dtype.name not in _LEVELS:
+        raise ImageError(
+            f"expected uint8, uint16 or float32, came {pixels.dtype}; convert it, for example with .astype(np.float32)"
+        )
+    if not pixels.dtype.isnative:
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+    if pixels.dtype == np.float32:
+        _check_range(pixels)
+    flat = pixels.ndim == 2
+    planes = pixels[..., None] if flat else pixels
+    if planes.shape[2] in (1, 3):
+        return Picture(planes, None, flat)
+    color, alpha = planes[..., :-1], planes[..., -1]
+    return Picture(fill_transparent(color, alpha), alpha, flat)
+
+
+def fill_transparent(color: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+    """color (h, w, C) with the pixels of alpha 0 replaced by the visible colours near them.
+
+    What is stored under full transparency is arbitrary, often black; a model that looks at it drags it into the visible edge.
+    Averages over 2, 4, 8, ... pixels, weighted by alpha, fill the gaps from the finest that sees anything (pull-push).
+    """
+    hidden = alpha == 0
+    if not hidden.any() or hidden.all():
+        return color
+    levels = [_first_level(color, alpha)]
+    while max(levels[-1][1].shape) > 1:
+        levels.append(_halved(*levels[-1]))
+    weighted, weight = levels.pop()
+    fill = weighted / weight[..., None]
+    while levels:
+        weighted, weight = levels.pop()
+        height, width = weight.shape
+        fill = fill.repeat(2, axis=0)[:height].repeat(2, axis=1)[:, :width]
+        seen = weight > 0
+        fill[seen] = weighted[seen] / weight[seen][:, None]
+    filled = color.copy()
+    for top in range(0, len(color), _CHECK_ROWS):
+        gaps = hidden[top : top + _CHECK_ROWS]
+        rows, columns = np.nonzero(gaps)
+        values = fill[(top + rows) // 2, columns // 2]
+        filled[top : top + _CHECK_ROWS][gaps] = (
+            values if color.dtype == np.float32 else values + np.float32(0.5)
+        )
+    return filled
+
+
+def _first_level(color: NDArray[Any], alpha: NDArray[Any]) -> tuple[Floats, Floats]:
+    """`_halved` of colours times alpha, (h, w, C), and of alpha, (h, w), band by band: neither exists whole as floats."""
+    height, width = ((length + 1) // 2 for length in alpha.shape)
+    weighted, weight = (
+        np.empty((height, width, color.shape[2]), np.float32),
+        np.empty((height, width), np.float32),
+    )
+    for top in range(0, len(color), _CHECK_ROWS):  # an even number of rows, so that pairs stay together
+        band = slice(top, top + _CHECK_ROWS)
+        half = slice(top // 2, (top + _CHECK_ROWS) // 2)
+        products = np.multiply(color[band], alpha[band, :, None], dtype=np.float32)
+        weighted[half], weight[half] = _halved(products, alpha[band].astype(np.float32))
+    return weighted, weight
+
+
+def _halved(weighted: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """Sums over 2x2 pixels of (h, w, C) and (h, w); an odd last row or column stands alone. Scaled by 1/4 against overflow."""
+    bottom, right = weight.shape[0] % 2, weight.shape[1] % 2
+    weighted = np.pad(weighted, ((0, bottom), (0, right), (0, 0)))
+    weight = np.pad(weight, ((0, bottom), (0, right)))
+    weighted = (weighted[::2] + weighted[1::2]) * np.float32(0.25)
+    weight = (weight[::2] + weight[1::2]) * np.float32(0.25)
+    return weighted[:, ::2] + weighted[:, 1::2], weight[:, ::2] + weight[:, 1::2]
+
+
+def _check_range(pixels: Floats) -> None:
+    """Floats must lie in [0, 1] up to the small overshoot of resamplers, which is clipped."""
+    for top in range(0, pixels.shape[0], _CHECK_ROWS):
+        rows = pixels[top : top + _CHECK_ROWS]
+        low, high = float(rows.min()), float(rows.max())
+        if not (low >= -0.1 and high <= 1.1):  # NaN fails too
+            raise ImageError(
+                f"expected float32 in [0, 1], came {low:g} to {high:g}; divide by the largest level first"
+            )
+
+
+def _from_pillow(image: Image.Image) -> NDArray[Any]:
+    """Pixels of a Pillow image, upright; palettes, CMYK and 1-bit pictures converted, 16-bit gray kept."""
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            return np.asarray(image).astype(np.uint16)
+        if image.mode in ("I", "F"):
+            raise ImageError(
+                f"expected a Pillow image of 8 bits or mode I;16, came mode {image.mode}; pass an array of uint16 or float32"
+            )
+        if image.mode in ("1", "L", "LA", "RGB", "RGBA"):
+            mode = "L" if image.mode == "1" else image.mode
+        elif image.mode in ("La", "RGBa"):
+            mode = image.mode.upper()
+        elif image.mode in ("P", "PA") and (image.mode == "PA" or "transparency" in image.info):
+            mode = "RGBA"
+        else:
+            mode = "RGB"
+        return np.array(image.convert(mode))
+    except (OSError, SyntaxError) as error:  # a truncated file is only noticed when its pixels are decoded
+        raise ImageError(
+            f"expected a readable picture, came: {error}; copy it again from its source"
+        ) from error

@@ -1,0 +1,149 @@
+"""Writing pictures: what each format can hold, checked beforehand, and how its metadata are passed on."""
+
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import ImageError
+from .blocks import block_rows, row_blocks
+from .deep import to_8_bits
+from .exif import revised_exif
+from .png import write_png
+from .strips import Strips
+from .tiff import LARGEST_FILE, raw_bytes, write_tiff
+
+WRITE_FORMATS = {
+    ".avif": "AVIF", ".bmp": "BMP", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG",
+    ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
+}  # fmt: skip
+DEEP_FORMATS: Final = ("PNG", "TIFF")  # with 16 bits per channel
+OPAQUE_FORMATS: Final = ("JPEG", "BMP")
+# Pixels of the longer side: of libjpeg, WebP and what AVIF decoders accept; PNG's numbers have 31 bits.
+LARGEST_SIDE: Final = {
+    "JPEG": 65500,
+    "WEBP": 16383,
+    "AVIF": 32768,
+    "BMP": 2**31 - 1,
+    "PNG": 2**31 - 1,
+    "TIFF": 2**31 - 1,
+}
+_BMP_LARGEST: Final = 2**32 - 1024  # bytes of pixels
+_JPEG_EXIF: Final = 65533  # bytes of a JPEG segment
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+Tell = Callable[[str], None]
+
+
+def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """The format of a path's suffix; ImageError where it cannot hold a picture (H, W, C) of dtype, whatever its pixels.
+
+    Worth asking before hours are spent on the pixels.
+    """
+    file_format = WRITE_FORMATS.get(path.suffix.lower())
+    if file_format is None:
+        raise ImageError(
+            f"{path}: cannot write {path.suffix or 'a name without suffix'}: use {', '.join(WRITE_FORMATS)}"
+        )
+    if file_format == "AVIF":
+        Image.init()
+        if "AVIF" not in Image.SAVE:
+            raise ImageError(
+                f"{path}: this Pillow writes no AVIF: install Pillow 11.3 or newer, or write .png"
+            )
+    height, width = shape[:2]
+    channels = shape[2] if len(shape) == 3 else 1
+    if channels in (2, 4) and file_format in OPAQUE_FORMATS:
+        raise ImageError(f"{path}: {file_format} cannot hold transparency: write .png, .tif or .webp")
+    side = LARGEST_SIDE[file_format]
+    if max(height, width) > side:
+        raise ImageError(
+            f"{path}: {file_format} cannot hold {width}x{height} pixels, its limit is {side} a side: write .png"
+        )
+    size, most = raw_bytes(shape, dtype), LARGEST_FILE - (64 << 20)  # the rest is left for profile and EXIF
+    if file_format == "TIFF" and size > most:
+        raise ImageError(
+            f"{path}: TIFF cannot hold {size / 1e9:.1f} GB of pixels, its limit is {most / 1e9:.1f} GB: write .png"
+        )
+    if file_format == "BMP" and (width * 3 + 3) * height > _BMP_LARGEST:
+        raise ImageError(f"{path}: BMP cannot hold {width}x{height} pixels, its limit is 4 GB: write .png")
+    return file_format
+
+
+def encode(
+    path: Path,
+    stream: IO[bytes],
+    pixels: NDArray[Any] | Strips,
+    *,
+    exif: bytes | None,
+    icc: bytes | None,
+    dpi: tuple[float, float] | None,
+    quality: int,
+    text: Mapping[str, str],
+    tell: Tell,
+) -> None:
+    """Write a picture in the format of path's suffix to a seekable stream. Rows are taken once, from top to bottom."""
+    file_format = check_output(path, pixels.shape, pixels.dtype)
+    height, width = pixels.shape[:2]
+    text_in_exif = {} if file_format == "PNG" else text
+    dpi_in_exif = dpi if file_format in ("WEBP", "AVIF") else None  # which have no other place for it
+    exif = revised_exif(exif, width, height, text_in_exif, dpi_in_exif)
+    if file_format == "PNG":
+        write_png(stream, pixels, icc=icc, exif=exif, dpi=dpi, text=text)
+        return
+    if file_format == "TIFF":
+        write_tiff(stream, pixels, icc=icc, exif=exif, dpi=dpi)
+        return
+    if file_format == "JPEG" and exif is not None and len(exif) > _JPEG_EXIF:
+        tell(f"{path}: the EXIF block of {len(exif)} bytes is too long for JPEG and is left out")
+        exif = revised_exif(None, width, height, text)
+    if pixels.dtype == np.uint16:
+        tell(
+            f"{path}: {file_format} holds 8 bits per channel, the picture has 16: write .png or .tif to keep them"
+        )
+    image = _filled(pixels)
+    options = _save_options(file_format, exif, icc, dpi, quality)
+    try:
+        image.save(stream, file_format, **options)
+    except (ValueError, RuntimeError, struct.error) as error:
+        raise ImageError(f"{path}: {file_format} cannot hold this picture ({error}): write .png") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise  # a full or broken disk, reported by the caller
+        raise ImageError(f"{path}: {file_format} cannot hold this picture ({error}): write .png") from error
+
+
+def _filled(pixels: NDArray[Any] | Strips) -> Image.Image:
+    """A Pillow image of 8 bits, filled block by block: Pillow has its own copy, of 4 bytes a pixel for colour."""
+    height, width = pixels.shape[:2]
+    channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
+    image = Image.new(MODES[channels], (width, height))
+    top = 0
+    for block in row_blocks(pixels, block_rows(width, channels * pixels.dtype.itemsize)):
+        rows = to_8_bits(block) if block.dtype == np.uint16 else np.ascontiguousarray(block)
+        image.paste(Image.fromarray(rows[..., 0] if channels == 1 else rows), (0, top))
+        top += len(rows)
+    return image
+
+
+def _save_options(
+    file_format: str, exif: bytes | None, icc: bytes | None, dpi: tuple[float, float] | None, quality: int
+) -> dict[str, Any]:
+    """Pillow's options for JPEG, WebP, AVIF or BMP; those that have no place in a format are left out."""
+    options: dict[str, Any] = {}
+    if dpi is not None and file_format in ("JPEG", "BMP"):
+        options["dpi"] = dpi
+    if file_format == "BMP":
+        return options
+    options |= {"quality": quality} | ({"icc_profile": icc} if icc is not None else {})
+    options |= {"exif": exif} if exif is not None else {}
+    if file_format == "JPEG":
+        options |= {"subsampling": 0 if quality >= 90 else 2, "optimize": False}
+    elif file_format == "WEBP":
+        options |= {"method": 4}
+    else:
+        options |= {"subsampling": "4:4:4" if quality >= 90 else "4:2:0"}
+    return options

@@ -1,0 +1,1 @@
+"""A picture enlarged: tiles, memory, the model at work, colour."""

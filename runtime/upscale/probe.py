@@ -1,0 +1,116 @@
+"""The probe: run a bundle's small test picture on a device and compare with the result that the exporter stored.
+
+Accelerators sometimes compute something else without an error; a device that fails the probe must not be used in silence.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..backends.base import Backend
+from ..backends.devices import core_ml_packages
+from ..bundle.entries import GraphFile
+from ..bundle.reader import Bundle
+from ..errors import BundleError
+from ..image.arrays import as_picture
+from ..noise import noise_field
+from .tiling import pad_edge, padded_size
+
+IDENTICAL_DB: Final = 99.0  # reported where not one 8-bit value differs, so that reports stay valid JSON
+# A package's floor is that of its numbers; a device sums in half precision besides, and rounding to 8 bits alone leaves 56 dB.
+PACKAGE_MARGIN_DB: Final = 3.0
+PACKAGE_FLOOR_DB: Final = 45.0
+FILLED_FLOOR_DB: Final = 25.0  # where all of the result depends on what a tile was filled up with
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """psnr_db: of the 8-bit result against the stored one, all channels. ok: it reaches the floor of this precision."""
+
+    psnr_db: float
+    floor_db: float
+    ok: bool
+
+
+def run_probe(bundle: Bundle, backend: Backend) -> ProbeResult:
+    """Run the probe picture as one tile, without colour fix.
+
+    Where a tile has a fixed size, the picture is cut or filled up to it, which changes the result near its right and lower edge: only
+    what lies beyond the model's context from there is compared.
+    """
+    probe, scale = bundle.manifest.probe, bundle.manifest.scale
+    image, expected = read_rgb(bundle, probe.input), read_rgb(bundle, probe.output)
+    height, width = image.shape[:2]
+    if expected.shape != (height * scale, width * scale, 3):
+        raise BundleError(
+            f"{bundle.path}: {probe.output.file}: expected a picture of shape {(height * scale, width * scale, 3)}, came "
+            f"{expected.shape}; export the bundle again"
+        )
+    image = image[: backend.largest, : backend.largest]
+    rows, columns, floor = *image.shape[:2], floor_db(bundle, backend)
+    if backend.largest is not None:
+        rows, columns = (_reliable(bundle, side) for side in (rows, columns))
+        if not rows or not columns:
+            rows, columns, floor = *image.shape[:2], min(floor, FILLED_FLOOR_DB)
+    result = probe_output(bundle, backend, image, probe.seed)
+    part = np.s_[: rows * scale, : columns * scale]
+    psnr = psnr_db(result[part], expected[part])
+    return ProbeResult(psnr, floor, psnr >= floor)
+
+
+def floor_db(bundle: Bundle, backend: Backend) -> float:
+    """The PSNR that a backend owes the probe."""
+    packages = core_ml_packages(bundle, backend.device, backend.precision)
+    if packages is None:
+        return bundle.manifest.probe.floor_db[backend.precision]
+    return min(PACKAGE_FLOOR_DB, min(package.floor_db for package in packages.values()) - PACKAGE_MARGIN_DB)
+
+
+def _reliable(bundle: Bundle, side: int) -> int:
+    """LR pixels, from the top or left, that nothing beyond side reaches; 0 where tiles of the model never agree exactly."""
+    rule = bundle.manifest.size
+    return 0 if rule.overlap else max(0, side - rule.context)
+
+
+def probe_output(bundle: Bundle, backend: Backend, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    """What a backend makes of a picture: (h, w, 3) uint8 -> (scale h, scale w, 3) uint8, sample 0, one tile.
+
+    The exporter writes the probe's expected output with this very function.
+    """
+    rule, noise, scale = bundle.manifest.size, bundle.manifest.noise, bundle.manifest.scale
+    height, width = image.shape[:2]
+    rows, columns = padded_size(height, rule), padded_size(width, rule)
+    features = backend.encode(pad_edge(as_picture(image).rgb(0, height), rows, columns)[None])
+    cells = (rows // noise.downscale, columns // noise.downscale)
+    output = backend.generate(features, noise_field(seed, 0, *cells, channels=noise.channels)[None])
+    crop = np.nan_to_num(output[0, :, : height * scale, : width * scale], nan=0.0)
+    return (np.clip(crop, 0.0, 1.0).transpose(1, 2, 0) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+
+
+def psnr_db(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """PSNR of two 8-bit pictures over all channels; IDENTICAL_DB where they are equal."""
+    mse = float(np.mean(np.square(a.astype(np.float64) - b)))
+    return IDENTICAL_DB if mse == 0.0 else 10.0 * math.log10(255.0**2 / mse)
+
+
+def read_rgb(bundle: Bundle, file: GraphFile) -> NDArray[np.uint8]:
+    """A picture of the bundle as (h, w, 3) uint8."""
+    try:
+        with Image.open(io.BytesIO(bundle.read(file)), formats=["PNG"]) as image:
+            if image.mode != "RGB" or image.width * image.height > 1 << 24:
+                raise BundleError(
+                    f"{bundle.path}: {file.file}: expected a small 8-bit RGB PNG, came {image.mode} {image.size}; "
+                    "export the bundle again"
+                )
+            return np.array(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BundleError(
+            f"{bundle.path}: {file.file}: expected a PNG, came something else ({error}); export the bundle again"
+        ) from error

@@ -1,0 +1,217 @@
+"""The public way to enlarge a picture: a bundle is loaded and checked once, each picture is a `Job`.
+
+The same picture, seed, bundle, device and precision give the same bytes, for every tile size and number of threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..backends.base import Backend, open_backend, placement_note
+from ..backends.devices import choices, resolve, usable_processors
+from ..bundle.manifest import Manifest
+from ..bundle.reader import Bundle
+from ..checks import setting
+from ..errors import DeviceError, GdposrError, SettingError
+from ..image.arrays import as_picture
+from ..image.strips import Strips
+from .color import COLOR_FIXES
+from .job import Job, Progress, Wish
+from .lanes import Engine
+from .probe import run_probe
+
+if TYPE_CHECKING:
+    from ..image.files import Photo
+
+# With a limit given, tiles may be so many times the bundle's best side: the larger, the smaller the share of context. Processor time
+# per megapixel of INT8 on one thread: tiles of 256 1.2 s, 384 0.93 s, 512 0.88 s; of fp32: 256 2.9 s, 512 2.3 s.
+ROOMY: Final = 2
+
+
+class Upscaler:
+    """A loaded bundle on a device. Safe to use from several threads.
+
+    device, precision: "auto" or one by name. threads: None = all processors. tile: LR pixels of a tile's core, None = the
+    bundle's best. max_memory: bytes this process may take, the picture, the result and the program included, from which the tiles
+    follow; None = tiles of the bundle's best size. color_fix: None = the bundle's. check: run the bundle's probe first; a device
+    that fails it is refused, or replaced where "auto" leaves a choice. notify: called with each note, such as a fallback; they
+    also stand in `notes`.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | Bundle | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        tile: int | None = None,
+        max_memory: int | None = None,
+        color_fix: str | None = None,
+        check: bool = True,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.manifest: Manifest = self.bundle.manifest
+        self.scale = self.manifest.scale
+        self.color_fix = self.manifest.color_fix if color_fix is None else color_fix
+        if self.color_fix not in COLOR_FIXES:
+            raise SettingError(
+                f"color_fix: expected one of {', '.join(COLOR_FIXES)}, came {self.color_fix!r}"
+            )
+        self.tile = self.manifest.size.tile if tile is None else setting("tile", tile, 1)
+        self._roomy = tile is None and max_memory is not None
+        self.max_memory = None if max_memory is None else setting("max_memory", max_memory, 1)
+        self.threads = usable_processors() if threads is None else setting("threads", threads, 1)
+        self._notes: list[str] = []
+        self._notify = notify
+        backend = self._load(device, precision, check)
+        self.device, self.precision = backend.device, backend.precision
+        self.placement = backend.placement  # graph nodes by provider; None: not known
+        self._engine: Engine | None = Engine(backend, self.threads, self._open, self._note)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the choice of device and precision."""
+        return tuple(self._notes)
+
+    def up(
+        self,
+        image: NDArray[Any] | Image.Image,
+        seed: int = 0,
+        samples: int = 1,
+        scale: float | None = None,
+        *,
+        first: int = 0,
+        progress: Progress | None = None,
+    ) -> list[NDArray[Any]]:
+        """Samples first to first + samples of an image, as `samples` below, in a list."""
+        return list(self.samples(image, seed, samples, scale, first=first, progress=progress))
+
+    def samples(
+        self,
+        image: NDArray[Any] | Image.Image,
+        seed: int = 0,
+        samples: int = 1,
+        scale: float | None = None,
+        *,
+        first: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[NDArray[Any]]:
+        """Enlarged versions of an image, one by one as they are asked for.
+
+        image: (h, w) or (h, w, 1..4) uint8, uint16 or float32 in [0, 1], or a Pillow image (turned upright by its EXIF
+        orientation). Each result: the same dtype and channels, round(h * scale) x round(w * scale), at least 1x1.
+        seed in [0, 2**64); sample k is the same picture whatever `first` and `samples` are. scale in (0, the model's scale],
+        None = the model's: the model's output is reduced by an antialiased Lanczos filter.
+        """
+        count = setting("samples", samples, 1)
+        first = setting("first", first, 0, 2**32 - count)
+        job = self.picture(image, seed, scale, count, progress)
+        job.prepare(whole=True)
+        return (job.sample(k) for k in range(first, first + count))
+
+    def strips(
+        self,
+        image: NDArray[Any] | Image.Image,
+        seed: int = 0,
+        sample: int = 0,
+        scale: float | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Strips:
+        """One sample as bands of rows, computed while they are taken: for results larger than memory. The same bytes as `up`."""
+        return self.picture(image, seed, scale, 1, progress).strips(sample)
+
+    def picture(
+        self,
+        image: NDArray[Any] | Image.Image,
+        seed: int = 0,
+        scale: float | None = None,
+        samples: int = 1,
+        progress: Progress | None = None,
+    ) -> Job:
+        """An image ready to be enlarged: `.strips(sample)` and `.sample(sample)`. samples: how many will be asked for; from two on
+        the encoder's features are kept where they fit. progress: called with (tiles done, tiles of all samples).
+        """
+        engine = self._engine
+        if engine is None:
+            raise GdposrError("expected an open Upscaler, came a closed one; make a new one")
+        seed, samples = setting("seed", seed, 0, 2**64 - 1), setting("samples", samples, 1, 2**32)
+        factor = float(self.scale if scale is None else scale)
+        if not 0.0 < factor <= self.scale:  # NaN fails too
+            raise SettingError(
+                f"scale: expected above 0 and at most {self.scale}, came {scale!r}; choose one in that range"
+            )
+        tile = self.tile * (ROOMY if self._roomy else 1)
+        wish = Wish(seed, factor, samples, self.color_fix, tile, self.max_memory)
+        return Job(engine, self.manifest, as_picture(image), wish, progress)
+
+    def up_photo(
+        self,
+        photo: Photo,
+        seed: int = 0,
+        samples: int = 1,
+        scale: float | None = None,
+        *,
+        first: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[Photo]:
+        """As `samples`, from a photo to photos with its metadata."""
+        results = self.samples(photo.pixels, seed, samples, scale, first=first, progress=progress)
+        return (dataclasses.replace(photo, pixels=pixels) for pixels in results)
+
+    def close(self) -> None:
+        """Let go of the model; samples already being computed still finish."""
+        self._engine = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, threads: int) -> Backend:
+        """A further backend of the same kind, whose calls use so many threads."""
+        return open_backend(self.bundle, self.device, self.precision, threads)
+
+    def _load(self, device: str, precision: str, check: bool) -> Backend:
+        """The first choice of device and precision that loads and passes the probe."""
+        options = choices(self.bundle, device, precision)
+        for note in resolve(self.bundle, device, precision)[2]:
+            self._note(note)
+        for i, (name, kind) in enumerate(options):
+            try:
+                backend = open_backend(self.bundle, name, kind, self.threads)
+                if check:
+                    self._check(backend)
+            except DeviceError as error:
+                if i + 1 == len(options):
+                    raise
+                self._note(f"{error}; using {' '.join(options[i + 1])} instead")
+            else:
+                warning = placement_note(backend)
+                if warning is not None:
+                    self._note(warning)
+                return backend
+        raise AssertionError("choices returns at least one pair")
+
+    def _check(self, backend: Backend) -> None:
+        result = run_probe(self.bundle, backend)
+        if not result.ok:
+            raise DeviceError(
+                f"{backend.device} {backend.precision} does not compute the model rightly: expected at least "
+                f"{result.floor_db:.1f} dB on the bundle's probe, came {result.psnr_db:.1f} dB; "
+                "use another device or precision, or update the driver"
+            )
+
+    def _note(self, note: str) -> None:
+        self._notes.append(note)
+        if self._notify is not None:
+            self._notify(note)

@@ -1,0 +1,101 @@
+"""Batches of training pairs: item numbers dealt out to processes, with file names and prompts in the order of the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from training.data.photos import Pair
+from training.model.text import PromptSource
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-step's pictures, float32 RGB in [0, 1], and what belongs to each, in one order."""
+
+    items: tuple[int, ...]
+    """Numbers of the pairs in the run."""
+    lr: Tensor
+    """(B, 3, h, w)"""
+    hr: Tensor
+    """(B, 3, 4h, 4w)"""
+    prompts: tuple[str, ...]
+    names: tuple[str, ...]
+    """Files of the photos."""
+    drawn: Tensor | None = None
+    """(B,) bool, True for a drawn picture in place of a photo."""
+    target: Tensor | None = None
+    """A teacher's pictures of lr, (B, 3, 4h, 4w); None where there is no teacher."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The pictures on a device, in the memory order that convolutions are fastest in."""
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, memory_format=torch.channels_last)
+
+        drawn = None if self.drawn is None else self.drawn.to(device)
+        return replace(self, lr=moved(self.lr), hr=moved(self.hr), target=moved(self.target), drawn=drawn)
+
+
+class ItemSampler(Sampler[list[int]]):
+    """Endless lists of item numbers. Micro-step m of process r of P takes items (m P + r) B to (m P + r + 1) B - 1, so a step of P
+    processes uses the very items of one process with P times the batch."""
+
+    def __init__(self, batch: int, start: int = 0, process: int = 0, processes: int = 1) -> None:
+        self.batch, self.start, self.process, self.processes = batch, start, process, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        micro = self.start
+        while True:
+            first = (micro * self.processes + self.process) * self.batch
+            yield list(range(first, first + self.batch))
+            micro += 1
+
+
+class Pairs(Protocol):
+    """Endless numbered training pairs: item k is a pure function of k."""
+
+    @property
+    def photos(self) -> Sized: ...
+
+    def item(self, index: int) -> Pair: ...
+
+
+class _Items(torch.utils.data.Dataset[dict[str, Any]]):
+    """The pairs together with their numbers and the photos they come from."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self.pairs.item(index)
+        found = {"items": index, "lr": pair.lr, "hr": pair.hr, "names": str(pair.photo), "drawn": pair.drawn}
+        return found if pair.target is None else found | {"target": pair.target}
+
+
+def batches(
+    pairs: Pairs,
+    prompts: PromptSource | None,
+    batch: int,
+    *,
+    start: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    workers: int = 1,
+) -> Iterator[Batch]:
+    """Endless batches from micro-step `start` on. prompts: None for models without text."""
+    loader = DataLoader(
+        _Items(pairs),
+        batch_sampler=ItemSampler(batch, start, process, processes),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    for found in loader:
+        names = tuple(found.pop("names"))
+        texts = tuple(prompts.prompt_for(name) for name in names) if prompts else ("",) * len(names)
+        yield Batch(tuple(found.pop("items").tolist()), prompts=texts, names=names, **found)

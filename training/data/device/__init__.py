@@ -1,0 +1,1 @@
+"""Degradation in batches on a device, with the distributions of the CPU's."""

@@ -1,0 +1,61 @@
+"""A data path that keeps a GPU busy: processes cut and draw HR pictures, which is cheap, and the device does the rest in batches.
+
+pairs = hr_pairs(photos, CropParams(160), Variety(0.1, 0.1), seed=0)   # for the trainer, in place of a `PairDataset`
+prepare = DevicePreparation(seed=0, prior=Prior.load("x4plus"))        # for `Stage.prepare`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training.data.batches import Batch
+from training.data.cards import Variety
+from training.data.device.degradation import degrade_batch
+from training.data.photos import CropParams, PairDataset, PhotoSet
+
+
+def hr_pairs(
+    photos: PhotoSet,
+    crop: CropParams,
+    variety: Variety = Variety(),  # noqa: B008  (frozen)
+    seed: int = 0,
+) -> PairDataset:
+    """Pairs whose HR pictures are those of a `PairDataset` and whose LR pictures are empty, for `DevicePreparation` to fill."""
+    return PairDataset(photos, crop, variety=variety, seed=seed, reduce=unreduced)
+
+
+def unreduced(hr: Tensor, rng: np.random.Generator) -> Tensor:
+    """An LR picture in shape alone."""
+    return hr.new_zeros(hr.shape[0], hr.shape[1] // 4, hr.shape[2] // 4)
+
+
+class DevicePreparation:
+    """What a stage computes of a batch on its device: LR pictures of the HR ones and, with a prior, its pictures of them as target.
+
+    prior: (n, 3, h, w) -> (n, 3, 4h, 4w); a module is moved to where the first batch lies. half: it runs in float16 where that is
+    no CPU.
+    """
+
+    def __init__(
+        self, seed: int, prior: Callable[[Tensor], Tensor] | None = None, *, half: bool = True
+    ) -> None:
+        self.seed, self.prior, self.half = seed, prior, half
+        self._device: torch.device | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Batch:
+        lr = degrade_batch(batch.hr, self.seed, batch.items)
+        lr = lr.contiguous(memory_format=torch.channels_last)
+        if self.prior is None:
+            return replace(batch, lr=lr)
+        device = batch.hr.device
+        if isinstance(self.prior, nn.Module) and device != self._device:
+            self.prior.to(device=device, memory_format=torch.channels_last)
+            self._device = device
+        with torch.autocast(device.type, torch.float16, enabled=self.half and device.type != "cpu"):
+            return replace(batch, lr=lr, target=self.prior(lr).float())

@@ -1,0 +1,200 @@
+"""What is drawn for a picture before it is degraded on a device: every parameter of `training.data.everyday`, and no pixel.
+
+The draws are those of the CPU's functions, from the same ranges. A plan is a pure function of (seed, item), so a resumed run sees the
+same plans whatever its batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.data import everyday
+from training.data.degradation import (
+    FILTERS,
+    MILD,
+    PAPER,
+    RESIZE_MODES,
+    DegradationParams,
+    StageParams,
+    random_resize_factor,
+)
+from training.data.device.resize import SUPPORT
+from training.data.everyday import KINDS
+from training.data.kernels import gaussian_kernel, random_kernel, sinc_kernel
+from training.randomness import generator
+
+PILLOW = tuple(SUPPORT)  # in the order of `FILTERS`
+COMPRESSED_PROB = 0.6  # of the kinds blur and sensor, as in `training.data.everyday`
+ANTIALIASED = {"area": "area", "bilinear": "triangle", "bicubic": "cubic"}
+assert len(PILLOW) == len(FILTERS)
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Compression:
+    """JPEG once, or twice on another grid of blocks."""
+
+    quality: int
+    earlier: tuple[int, int, int] | None
+    """Rows and columns that the picture is rolled by for an earlier compression, and its quality."""
+
+
+@dataclass(frozen=True)
+class SensorNoise:
+    """Parameters of `training.data.everyday.sensor_noise`."""
+
+    shot: float
+    read: float
+    """Of [0, 1]."""
+    grain: np.ndarray | None
+    """Kernel (5, 5) that makes the noise coarse."""
+    chroma: float
+    sharpen: float | None
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The kinds clean, jpeg, blur and sensor."""
+
+    kind: str
+    item: int
+    filter: str
+    kernel: np.ndarray | None
+    noise: SensorNoise | None
+    compression: Compression | None
+
+
+@dataclass(frozen=True)
+class Screenshot:
+    item: int
+    size: Size
+    """Shown on the screen."""
+    filter: str
+    """From the screen to the LR picture."""
+    compression: Compression | None
+    kind: str = "screenshot"
+
+
+@dataclass(frozen=True)
+class StageNoise:
+    """Of one order of the published degradation."""
+
+    gaussian: bool
+    gray: bool
+    strength: float
+    """Standard deviation in 8-bit levels, or the scale of Poisson noise."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One order of the published degradation."""
+
+    kernel: np.ndarray | None
+    size: Size
+    filter: str
+    noise: StageNoise
+    quality: int
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The kinds camera and heavy: `training.data.degradation.degrade`."""
+
+    kind: str
+    item: int
+    first: Order
+    second: Order
+    sharpen: tuple[float, float] | None
+    """Sigma and amount."""
+    jpeg_first: bool
+    """The second compression comes before the last resize."""
+    last_filter: str
+    sinc: np.ndarray | None
+
+
+Plan = Reduced | Screenshot | Chain
+
+
+def draw(seed: int, item: int, size: Size, kind: str | None = None) -> Plan:
+    """The plan of an item. size: of the HR picture; kind: one of `KINDS`, None draws one. ValueError where either is wrong."""
+    rng = generator(seed, item, "degradation")
+    kind = kind or KINDS[int(rng.integers(len(KINDS)))]
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if size[0] % 4 or size[1] % 4:
+        raise ValueError(f"HR size must be a multiple of 4, got {size}")
+    if kind in ("camera", "heavy"):
+        return _chain(rng, kind, item, size, MILD if kind == "camera" else PAPER)
+    if kind == "screenshot":
+        return _screenshot(rng, item, (size[0] // 4, size[1] // 4))
+    name = PILLOW[int(rng.integers(len(PILLOW)))]
+    kernel = _soft(rng) if kind == "blur" else None
+    noise = _sensor(rng) if kind == "sensor" else None
+    packed = kind == "jpeg" or (kind in ("blur", "sensor") and rng.random() < COMPRESSED_PROB)
+    return Reduced(kind, item, name, kernel, noise, _compression(rng) if packed else None)
+
+
+def _soft(rng: np.random.Generator) -> np.ndarray:
+    first = rng.uniform(*everyday.BLUR_SIGMA)
+    second = first if rng.random() < 0.5 else rng.uniform(0.3, first)
+    return gaussian_kernel(11, first, second, rng.uniform(0, np.pi))
+
+
+def _sensor(rng: np.random.Generator) -> SensorNoise:
+    shot, read = rng.uniform(*everyday.SHOT_RANGE), rng.uniform(*everyday.READ_RANGE) / 255
+    sigma = rng.uniform(*everyday.GRAIN_SIGMA)
+    grain = gaussian_kernel(5, sigma) if sigma > 0.3 else None
+    chroma = rng.uniform(*everyday.CHROMA_SHARE)
+    return SensorNoise(shot, read, grain, chroma, rng.uniform(0.2, 1.0) if rng.random() < 0.3 else None)
+
+
+def _compression(rng: np.random.Generator) -> Compression:
+    low, high = everyday.JPEG_RANGE
+    earlier = None
+    if rng.random() < everyday.TWICE_PROB:
+        dy, dx = (int(k) for k in rng.integers(0, 8, 2))
+        earlier = (dy, dx, int(rng.integers(low, high + 1)))
+    return Compression(int(rng.integers(low, high + 1)), earlier)
+
+
+def _screenshot(rng: np.random.Generator, item: int, lr: Size) -> Screenshot:
+    factor = rng.uniform(*everyday.SCREEN_RANGE)
+    shown = (max(8, round(lr[0] * factor)), max(8, round(lr[1] * factor)))
+    way = "triangle" if rng.random() < 0.5 else "cubic"
+    return Screenshot(item, shown, way, _compression(rng) if rng.random() < 0.5 else None)
+
+
+def _chain(rng: np.random.Generator, kind: str, item: int, hr: Size, params: DegradationParams) -> Chain:
+    lr = (hr[0] // 4, hr[1] // 4)
+    first = _order(rng, params.first, hr, params.antialias)
+    second = _order(rng, params.second, lr, params.antialias)
+    sharpen = None
+    if params.sharpen_prob > 0 and rng.random() < params.sharpen_prob:
+        sharpen = (rng.uniform(*params.sharpen_sigma), rng.uniform(*params.sharpen_amount))
+    jpeg_first = bool(rng.random() < 0.5)
+    last = _filter(rng, params.antialias)
+    sinc = None
+    if rng.random() < params.final_sinc_prob:
+        sinc = sinc_kernel(params.final_kernel_size, rng.uniform(np.pi / 3, np.pi))
+    return Chain(kind, item, first, second, sharpen, jpeg_first, last, sinc)
+
+
+def _order(rng: np.random.Generator, stage: StageParams, size: Size, antialias: bool) -> Order:
+    kernel = random_kernel(rng, stage.kernel) if rng.random() < stage.blur_prob else None
+    factor = random_resize_factor(rng, stage.resize_prob, stage.resize_range)
+    smaller = (max(1, int(size[0] * factor)), max(1, int(size[1] * factor)))
+    name = _filter(rng, antialias)
+    gaussian = bool(rng.random() < stage.gaussian_prob)
+    gray = bool(rng.random() < stage.gray_noise_prob)
+    strength = rng.uniform(*(stage.noise_range if gaussian else stage.poisson_range))
+    low, high = stage.jpeg_range
+    quality = int(rng.integers(low, high + 1))
+    return Order(kernel, smaller, name, StageNoise(gaussian, gray, strength), quality)
+
+
+def _filter(rng: np.random.Generator, antialias: bool) -> str:
+    name = RESIZE_MODES[int(rng.integers(len(RESIZE_MODES)))]
+    return ANTIALIASED[name] if antialias else name

@@ -1,0 +1,204 @@
+"""Training pairs from any folder of photos: crop, augment, degrade. Sample k of a seed is the same picture in every run.
+
+Photos are decoded once and kept in memory as uint8 up to a budget; afterwards a crop costs a slice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from training.data.cards import Variety, draw_card, recoloured
+from training.data.degradation import MILD, PAPER, DegradationParams, degrade, reduce_plainly
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All images below folder, sorted by path. FileNotFoundError when there is no folder or no image in it."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"expected a folder of photos, got {root}, which is not a folder")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not paths:
+        raise FileNotFoundError(
+            f"no image below {root}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+        )
+    return paths
+
+
+def load_rgb(path: Path) -> np.ndarray:
+    """Decode an image upright as uint8 (h, w, 3)."""
+    with Image.open(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+class PhotoSet:
+    """The readable photos of a list, cached decoded. A broken file is logged and left out when the set is made.
+
+    cache_bytes bounds the decoded photos kept in memory; of the rest only the header is looked at now, and they are decoded at each
+    use.
+    """
+
+    def __init__(self, paths: Sequence[Path], cache_bytes: int = 4 << 30) -> None:
+        self.paths: list[Path] = []
+        self._cache: dict[int, np.ndarray] = {}
+        left = cache_bytes
+        for path in paths:
+            try:
+                if left > 0:
+                    pixels = load_rgb(path)
+                    left -= pixels.nbytes
+                    if left >= 0:
+                        self._cache[len(self.paths)] = pixels
+                else:
+                    Image.open(path).close()
+            except UNREADABLE as error:
+                log.warning("skipping %s: %s", path, error)
+                continue
+            self.paths.append(path)
+        if not self.paths:
+            raise ValueError(f"none of the {len(paths)} images could be read")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """(h, w, 3) uint8, see `read`."""
+        return self.read(index)[1]
+
+    def read(self, index: int) -> tuple[Path, np.ndarray]:
+        """A photo's path and pixels (h, w, 3) uint8. For a file that broke since the set was made the next photo stands in, which is
+        logged."""
+        for k in range(len(self.paths)):
+            place = (index + k) % len(self.paths)
+            path = self.paths[place]
+            if place in self._cache:
+                return path, self._cache[place]
+            try:
+                return path, load_rgb(path)
+            except UNREADABLE as error:
+                log.warning("%s cannot be read any more (%s): another photo stands in for it", path, error)
+        raise OSError(f"none of the {len(self.paths)} photos can be read any more: is the disk still there?")
+
+
+def split_photos(paths: Sequence[Path], held_out: int) -> tuple[list[Path], list[Path]]:
+    """(training, validation) paths; every n-th photo of the sorted list is held out, so the split needs no random state."""
+    if not 0 <= held_out < len(paths):
+        raise ValueError(
+            f"held_out must be from 0 to {len(paths) - 1} for {len(paths)} photos, got {held_out}"
+        )
+    chosen = {int((k + 0.5) * len(paths) / held_out) for k in range(held_out)}
+    return [p for k, p in enumerate(paths) if k not in chosen], [
+        p for k, p in enumerate(paths) if k in chosen
+    ]
+
+
+@dataclass(frozen=True)
+class CropParams:
+    """size: HR crop in pixels. zoom_range: the photo is shrunk by a random factor in it before the crop is taken."""
+
+    size: int = 192
+    zoom_range: tuple[float, float] = (0.5, 1.0)
+    augment: bool = True  # flips and quarter turns
+
+
+def random_crop(photo: np.ndarray, rng: np.random.Generator, params: CropParams) -> np.ndarray:
+    """Random window of (h, w, 3) uint8 -> (size, size, 3). A photo smaller than the window is mirrored at its border."""
+    want = round(params.size / rng.uniform(*params.zoom_range))
+    want = max(params.size, min(want, *photo.shape[:2]))
+    short = [(0, max(0, want - side)) for side in photo.shape[:2]]
+    if any(after for _, after in short):
+        photo = np.pad(photo, (*short, (0, 0)), mode="symmetric")
+    y, x = (int(rng.integers(0, side - want + 1)) for side in photo.shape[:2])
+    crop = photo[y : y + want, x : x + want]
+    if want != params.size:
+        crop = np.asarray(Image.fromarray(crop).resize((params.size, params.size), Image.Resampling.LANCZOS))
+    if params.augment:
+        crop = np.rot90(crop, int(rng.integers(4)))
+        crop = crop[:, ::-1] if rng.random() < 0.5 else crop
+    return np.array(crop)
+
+
+class Pair(NamedTuple):
+    """lr: (3, s/4, s/4), hr: (3, s, s) float32 in [0, 1]; photo: where they were cut from; drawn: a card stands in for the photo.
+    target: a teacher's picture of lr, shaped as hr; None where no teacher has looked at it."""
+
+    lr: Tensor
+    hr: Tensor
+    photo: Path
+    drawn: bool
+    target: Tensor | None = None
+
+
+class PairDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed, k).
+
+    So any number of workers gives the same stream, and a resumed run goes on where it stopped by starting at a later k.
+    mild_share, plain_share: parts of the pairs, 0-1, that go through `MILD` or `reduce_plainly` instead of `degradation`. variety:
+    part that are drawn or recoloured. reduce: makes all LR pictures instead of these three.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoSet,
+        crop: CropParams,
+        degradation: DegradationParams = PAPER,
+        *,
+        mild_share: float = 0.0,
+        plain_share: float = 0.0,
+        variety: Variety = Variety(),  # noqa: B008  (frozen)
+        reduce: Callable[[Tensor, np.random.Generator], Tensor] | None = None,
+        seed: int = 0,
+        start: int = 0,
+        length: int = 1 << 40,
+    ) -> None:
+        self.photos, self.crop, self.degradation = photos, crop, degradation
+        self.mild_share, self.plain_share = mild_share, plain_share
+        self.variety, self.seed, self.start, self.length = variety, seed, start, length
+        self.reduce = reduce
+
+    def __len__(self) -> int:
+        return self.length
+
+    def item(self, index: int) -> Pair:
+        """The pair and where it comes from."""
+        rng = np.random.default_rng([self.seed, self.start + index])
+        path, photo = self.photos.read(int(rng.integers(len(self.photos))))
+        pixels, drawn = self._varied(random_crop(photo, rng, self.crop), rng)
+        hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+        return Pair(self._reduced(hr, rng), hr, path, drawn)
+
+    def _reduced(self, hr: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        if self.reduce is not None:
+            return self.reduce(hr, rng)
+        draw = rng.random() if self.mild_share + self.plain_share > 0 else 1.0
+        if draw < self.mild_share:
+            return degrade(hr, rng, MILD)
+        if draw < self.mild_share + self.plain_share:
+            return reduce_plainly(hr, rng, self.degradation.scale)
+        return degrade(hr, rng, self.degradation)
+
+    def _varied(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """The picture, and whether it is a drawn one."""
+        if self.variety.graphics > 0 and rng.random() < self.variety.graphics:
+            return draw_card(rng, self.crop.size), True
+        if self.variety.recolour > 0 and rng.random() < self.variety.recolour:
+            return recoloured(pixels, rng), False
+        return pixels, False
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pair = self.item(index)
+        return pair.lr, pair.hr

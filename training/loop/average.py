@@ -1,0 +1,82 @@
+"""The trained weights of a stage as a state, and their moving average."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from training.loop.stage import Stage
+
+
+class Trained:
+    """The trained parameters and the buffers of a stage as a state: a frozen base is not written again."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.groups = stage.groups()
+        wanted = {id(p) for parameters, _ in self.groups.values() for p in parameters}
+        self.parameters = {name: p for name, p in stage.named_parameters() if id(p) in wanted}
+        self.buffers = dict(stage.named_buffers())
+
+    def of(self, phases: tuple[str, ...]) -> dict[str, nn.Parameter]:
+        """Those that the named phases train."""
+        wanted = {id(p) for phase in phases for p in self.groups[phase][0]}
+        return {name: p for name, p in self.parameters.items() if id(p) in wanted}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in (self.parameters | self.buffers).items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """ValueError where names or shapes are not those of this stage."""
+        _copy(state, self.state_dict())
+
+
+class Average:
+    """Exponential moving average of parameters, with the decay warmed up so that early steps count less."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.values = {name: p.detach().clone() for name, p in parameters.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in self.values.items():
+            value.lerp_(self.parameters[name].detach(), 1.0 - decay)
+
+    @contextlib.contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """The averaged weights stand in the model inside the `with`."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, value in self.values.items():
+            kept = value.clone()
+            value.copy_(self.parameters[name])
+            self.parameters[name].copy_(kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.values)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        _copy(state, self.values)
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name in sorted({*source, *target}):
+        have = tuple(source[name].shape) if name in source else None
+        want = tuple(target[name].shape) if name in target else None
+        if have != want:
+            raise ValueError(
+                f"the state is that of a model of another size: {name} has shape {have}, expected {want}. Resume with the "
+                "settings and the base it began with"
+            )
+        target[name].copy_(source[name])

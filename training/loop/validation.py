@@ -1,0 +1,112 @@
+"""Validation on held-out photos: distances, the effect of the noise, and a sheet to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from training.data.degradation import degrade
+from training.data.photos import CropParams, PhotoSet, random_crop
+from training.metrics.niqe import niqe
+from training.metrics.squeezenet import SqueezeFeatures, squared_feature_distance
+from training.model.one_step import enlarge
+
+CELL = 8  # pixels; what differs between samples at this size and above is structure, not texture
+
+
+def bicubic(lr: Tensor) -> Tensor:
+    """(n, 3, h, w) -> (n, 3, 4h, 4w), clamped to [0, 1]."""
+    return enlarge(lr, 4)
+
+
+class Sampler(Protocol):
+    def __call__(self, lr: Tensor, hr: Tensor, k: int) -> Tensor: ...
+
+
+class Validation:
+    """One fixed crop of each held-out photo, degraded with a fixed seed. Calling it measures two samples of every picture.
+
+    features: None leaves SQF out. size: HR pixels of a crop. batch: pictures that are sampled at once.
+    reduce: makes the LR picture of an HR one.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoSet,
+        folder: Path,
+        features: SqueezeFeatures | None = None,
+        size: int = 256,
+        batch: int = 16,
+        reduce: Callable[[Tensor, np.random.Generator], Tensor] = degrade,
+    ) -> None:
+        self.features, self.folder, self.batch = features, folder, batch
+        pairs = []
+        for k in range(len(photos)):
+            rng = np.random.default_rng([1, k])
+            crop = random_crop(photos[k], rng, CropParams(size, zoom_range=(1.0, 1.0), augment=False))
+            hr = torch.from_numpy(crop).permute(2, 0, 1).float() / 255.0
+            pairs.append((reduce(hr, rng), hr))
+        self.lr, self.hr = (torch.stack(side) for side in zip(*pairs, strict=True))
+        self.paths = photos.paths
+        self.sheet: np.ndarray | None = None  # what was last drawn, (h, w, 3) uint8
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        sample: Sampler,
+        step: int,
+        plain: Callable[[Tensor], Tensor] = bicubic,
+    ) -> dict[str, float]:
+        """sample(lr, hr, k) gives sample number k of some pictures; plain(lr) what it is set beside.
+
+        PSNR (RGB, dB), SQF and NIQE of a sample; rms of sample - plain, of the difference between two samples, and of that
+        difference's low-pass part, in 1/255."""
+        first, second = (self._all(partial(sample, k=k)) for k in range(2))
+        base = self._all(lambda lr, _: plain(lr))
+        values = {"psnr": float((-10 * (first - self.hr).square().mean((1, 2, 3)).log10()).mean())}
+        if self.features is not None:
+            values["sqf"] = float(np.mean([self._sqf(*pair) for pair in zip(first, self.hr, strict=True)]))
+        values |= {
+            "niqe": float(np.mean([niqe(to_pixels(x)) for x in first])),
+            "residual": 255 * _rms(first - base),
+            "samples_differ": 255 * _rms(first - second),
+            "structure_differs": 255 * _rms(F.avg_pool2d(first - second, CELL)),
+        }
+        self._sheet(base, first, second, step)
+        return values
+
+    def _all(self, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        parts = zip(self.lr.split(self.batch), self.hr.split(self.batch), strict=True)
+        return torch.cat([function(lr, hr).float().cpu() for lr, hr in parts]).clamp(0, 1)
+
+    def _sqf(self, sr: Tensor, hr: Tensor) -> float:
+        assert self.features is not None
+        device = self.features.mean.device
+        return float(squared_feature_distance(*(self.features.maps(x[None].to(device)) for x in (sr, hr))))
+
+    def _sheet(self, base: Tensor, first: Tensor, second: Tensor, step: int, rows: int = 6) -> None:
+        """Rows of plain, sample 1, sample 2, photo."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        columns = (base, first, second, self.hr)
+        grid = np.concatenate(
+            [np.concatenate([to_pixels(c[k]) for c in columns], axis=1) for k in range(min(rows, len(first)))]
+        )
+        self.sheet = grid
+        Image.fromarray(grid).save(self.folder / f"{step:07d}.png")
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, h, w) in [0, 1] -> (h, w, 3) uint8."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())

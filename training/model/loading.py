@@ -1,0 +1,226 @@
+"""Find and load one-step models. Weights are safetensors, the rest is JSON; a pickle is never opened.
+
+`load_model` reads four kinds of source:
+
+- a diffusers folder or hub name: unet/ vae/ scheduler/ and, for a UNet with cross-attention, text_encoder/ tokenizer/
+- the layout of the public GDPO-SR checkpoint: merged unet/ and vae/ only; `base` names the model with the rest
+- a training run, RUN or RUN/model: model.json, which names a base, and adapters, which are merged into it in float32
+- a folder that `saving.save_merged` wrote: the diffusers layout with a model.json that keeps the two timesteps
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.checkpoint import read_json
+from training.model.adapters import load_adapter, merge
+from training.model.one_step import OneStepModel
+from training.model.schedule import NoiseSchedule
+from training.model.text import TextConditioner, load_text
+
+MODEL_FILE = "model.json"
+FORMAT_VERSION = 1
+ADAPTERS, MERGED = "adapters", "merged"  # kinds of model.json
+UNET_ADAPTER, VAE_ADAPTER = "unet_adapter", "vae_adapter"
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+PART_CLASSES = {"unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL", "AutoencoderTiny")}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+LAYOUTS = (
+    "expected a diffusers folder (unet/ vae/ scheduler/ and, for prompts, text_encoder/ tokenizer/), a folder with merged unet/ and "
+    f"vae/, or a training run with model/{MODEL_FILE}"
+)
+# What a download fetches: no pickles, and of the weights float32 only.
+HUB_FILES = (
+    "*/config.json",
+    f"unet/{WEIGHTS}*",  # and, of a file in several pieces, the index
+    "unet/*-of-*.safetensors",
+    f"vae/{WEIGHTS}",
+    "text_encoder/model.safetensors",
+    "tokenizer/*.json",
+    "tokenizer/*.txt",
+    "scheduler/*.json",
+    MODEL_FILE,
+    "*_adapter/adapter_*",
+)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    noise_timestep: int | None = None,
+    denoise_timestep: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> OneStepModel:
+    """The model at source, merged, frozen and in evaluation mode.
+
+    source: a folder or a hub name ("owner/name"); base: where text encoder and scheduler come from if source has none.
+    Timesteps: None means what model.json says, else 250 and 100.
+    """
+    model = _load(find_model(source), base, seen=())
+    model.set_timesteps(
+        model.noise_timestep if noise_timestep is None else noise_timestep,
+        model.denoise_timestep if denoise_timestep is None else denoise_timestep,
+    )
+    return model.freeze().to(device=device, dtype=dtype)
+
+
+def find_model(source: str | Path) -> Path:
+    """The local folder of a model: source itself, its model/ if source is a training run, or the downloaded files of a hub name."""
+    path = Path(source)
+    old = Path(f"{path.absolute()}.old")  # what an interrupted save leaves
+    for candidate in (path, old):
+        if candidate.is_dir():
+            return _inside_run(candidate)
+    if path.exists():
+        raise ValueError(f"{path} is a file; {LAYOUTS}")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+        return _download(str(source))
+    raise FileNotFoundError(f"no model at {path}; {LAYOUTS}, or a hub name such as owner/name")
+
+
+def _inside_run(folder: Path) -> Path:
+    for name in ("model", "model.old"):
+        if not (folder / MODEL_FILE).is_file() and (folder / name / MODEL_FILE).is_file():
+            return folder / name
+    return folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # any of many network errors: the user needs to know what was tried
+        raise FileNotFoundError(
+            f"no folder {name} here, and as a hub name it cannot be loaded ({type(error).__name__}: {error}). Give the path of a "
+            "folder, or check the name and the network"
+        ) from error
+
+
+def read_model_file(folder: str | Path) -> dict[str, Any]:
+    """The model.json of a run's model folder or of a merged model: kind, timesteps, provenance and, for a run, the base."""
+    path = Path(folder) / MODEL_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict) or document.get("kind") not in (ADAPTERS, MERGED):
+        raise ValueError(f"{path} describes no model: kind must be {ADAPTERS} or {MERGED}")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version {document.get('format_version')!r}, this program reads {FORMAT_VERSION}: update it"
+        )
+    wanted = ["noise_timestep", "denoise_timestep"] + ["base", "adapters"] * (document["kind"] == ADAPTERS)
+    missing = [key for key in wanted if document.get(key) is None]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    return document
+
+
+def _load(folder: Path, base: str | Path | None, seen: tuple[Path, ...]) -> OneStepModel:
+    if folder.resolve() in seen:
+        raise ValueError(f"{folder / MODEL_FILE} leads back to itself as its base")
+    if not (folder / MODEL_FILE).is_file():
+        return _load_parts(folder, base)
+    document = read_model_file(folder)
+    if document["kind"] == MERGED:
+        model = _load_parts(folder, base)
+    else:
+        model = _load_run(folder, document, base, (*seen, folder.resolve()))
+    model.set_timesteps(document["noise_timestep"], document["denoise_timestep"])
+    if "noise_channels" in document:  # else those of its base, or as many as the latent has
+        model.set_noise_channels(document["noise_channels"])
+    return model
+
+
+def _load_run(
+    folder: Path, document: Mapping[str, Any], base: str | Path | None, seen: tuple[Path, ...]
+) -> OneStepModel:
+    try:
+        below = find_model(_resolve(document["base"], folder))
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"the base of {folder}, {document['base']!r}, is not to be had: {error}") from error
+    text_base = document.get("text_base")
+    model = _load(below, base if text_base is None else _resolve(text_base, folder), seen)
+    for name in document["adapters"]:
+        if name == VAE_ADAPTER:
+            model.vae = merge(load_adapter(model.vae, folder / name))
+        elif name == UNET_ADAPTER:
+            model.unet = merge(load_adapter(model.unet, folder / name))
+        else:
+            raise ValueError(
+                f"{folder / MODEL_FILE} names an adapter {name!r}; known: {VAE_ADAPTER}, {UNET_ADAPTER}"
+            )
+    return model
+
+
+def _load_parts(folder: Path, base: str | Path | None) -> OneStepModel:
+    vae, unet = _load_part(folder, "vae"), _load_part(folder, "unet")
+    rest = [folder] if base is None else [folder, find_model(base)]
+    scheduler = next((place for place in rest if (place / SCHEDULER_FILE).is_file()), None)
+    if scheduler is None:
+        raise ValueError(
+            f"{' and '.join(map(str, rest))} have no {SCHEDULER_FILE}: with base=, name the model that {folder} was trained from "
+            "(a folder or a hub name)"
+        )
+    schedule = NoiseSchedule.from_config(read_json(scheduler / SCHEDULER_FILE))
+    texts = next((place for place in rest if (place / "text_encoder").is_dir()), None)
+    text: TextConditioner | None = None if texts is None else load_text(texts)
+    model = OneStepModel(vae, unet, text, schedule)
+    if model.has_cross_attention and text is None:
+        raise ValueError(
+            f"the UNet in {folder} has cross-attention, but there is no text_encoder/ and tokenizer/: with base=, name the model that "
+            "it was trained from (a folder or a hub name)"
+        )
+    return model
+
+
+def _load_part(folder: Path, part: str) -> nn.Module:
+    """unet/ or vae/ of a diffusers folder in float32; every weight must be there, and none too many."""
+    import diffusers
+
+    path = folder / part
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no model: {part}/config.json is missing; {LAYOUTS}")
+    name = read_json(path / "config.json").get("_class_name")
+    if name not in PART_CLASSES[part]:
+        raise ValueError(f"{path} holds a {name}, expected {' or '.join(PART_CLASSES[part])}")
+    if not (path / WEIGHTS).is_file() and not (path / f"{WEIGHTS}.index.json").is_file():
+        there = ", ".join(
+            sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".safetensors"))
+        )
+        raise FileNotFoundError(
+            f"{path / WEIGHTS} is missing (weights found: {there or 'none'}). Pickles and half-precision variants are not read: save "
+            "the model once with save_pretrained, in float32 and safetensors"
+        )
+    try:
+        module, report = getattr(diffusers, name).from_pretrained(
+            str(path),
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: the weights do not fit the config: {error}") from error
+    for kind in ("missing", "unexpected"):
+        keys = sorted(report[f"{kind}_keys"])
+        if keys:
+            raise ValueError(
+                f"{path}: {len(keys)} {kind} weights, such as {keys[0]}: config and weights are not of the same model"
+            )
+    return module
+
+
+def _resolve(stored: str, folder: Path) -> str | Path:
+    """A source as a model.json stores it: relative to the folder it stands in, starting with a dot, or a hub name."""
+    return folder.resolve() / stored if stored.startswith(".") else stored

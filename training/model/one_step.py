@@ -1,0 +1,236 @@
+"""The one-step diffusion model: VAE, UNet, text encoder and schedule, with the noise as an explicit input.
+
+Noise-aware one-step diffusion (GDPO-SR, Sec. 3.2): the latent of the enlarged LR image is noised at `noise_timestep` and denoised
+in one step as if it stood at `denoise_timestep`. Nothing here draws a random number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.model.schedule import NoiseSchedule
+from training.model.text import DEFAULT_PROMPT, TextConditioner
+
+NOISE_TIMESTEP = 250
+DENOISE_TIMESTEP = 100
+
+
+def base_module(module: nn.Module) -> Any:
+    """The diffusers model itself, whether or not a PeftModel is wrapped around it. Its layers carry the adapter either way."""
+    get_base_model = getattr(module, "get_base_model", None)
+    return module if get_base_model is None else get_base_model()
+
+
+def base_config(module: nn.Module) -> Mapping[str, Any]:
+    """The diffusers config of a model that may be wrapped in a PeftModel."""
+    return base_module(module).config
+
+
+def enlarge(lr: Tensor, scale: int) -> Tensor:
+    """Bicubic upscale (B, 3, h, w) in [0, 1] -> (B, 3, scale h, scale w) in [0, 1], float32.
+
+    antialias=True makes no difference to enlarging but for the kernel: Keys' with a = -0.5, which is Pillow's, instead of -0.75.
+    """
+    size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
+    return F.interpolate(lr.float(), size=size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+class OneStepModel(nn.Module):
+    """vae: AutoencoderKL or AutoencoderTiny; unet: UNet2DConditionModel; each plain or in a PeftModel. text: None for a UNet
+    without cross-attention.
+
+    noise_channels: of the noise it is given, as many as its latent has or a divisor of that. Fewer are repeated over the latent's
+    channels, so that a student whose time goes into noise can be given all that decides a sample."""
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        unet: nn.Module,
+        text: TextConditioner | None,
+        schedule: NoiseSchedule,
+        *,
+        noise_timestep: int = NOISE_TIMESTEP,
+        denoise_timestep: int = DENOISE_TIMESTEP,
+        noise_channels: int | None = None,
+        scale: int = 4,
+    ) -> None:
+        super().__init__()
+        self.vae, self.unet, self.text = vae, unet, text
+        self.schedule = schedule
+        self.scale = scale
+        self.set_timesteps(noise_timestep, denoise_timestep)
+        self._check_parts()
+        self.set_noise_channels(noise_channels or self.latent_channels)
+
+    def _check_parts(self) -> None:
+        vae, unet = base_config(self.vae), base_config(self.unet)
+        channels = vae["latent_channels"]
+        if unet["in_channels"] != channels or unet["out_channels"] != channels:
+            raise ValueError(
+                f"the VAE's latent has {channels} channels, but the UNet takes {unet['in_channels']} and gives "
+                f"{unet['out_channels']}: vae and unet belong to different models"
+            )
+        width = unet["cross_attention_dim"]
+        if self.text is not None and self.has_cross_attention and width != self.text.width:
+            raise ValueError(
+                f"the text encoder gives {self.text.width} channels, the UNet's cross-attention takes {width}: they belong to "
+                "different models"
+            )
+
+    def set_timesteps(self, noise_timestep: int, denoise_timestep: int) -> None:
+        """Where noise is added and which timestep the UNet is told."""
+        for timestep in (noise_timestep, denoise_timestep):
+            self.schedule.check_timestep(timestep)
+        self.noise_timestep, self.denoise_timestep = noise_timestep, denoise_timestep
+
+    def set_noise_channels(self, channels: int) -> None:
+        """How many channels of noise `start` takes. ValueError where they do not divide the latent's."""
+        if channels < 1 or self.latent_channels % channels:
+            raise ValueError(
+                f"noise_channels must divide the {self.latent_channels} channels of the latent, got {channels}"
+            )
+        self.noise_channels = channels
+
+    @property
+    def latent_channels(self) -> int:
+        return int(base_config(self.vae)["latent_channels"])
+
+    @property
+    def has_cross_attention(self) -> bool:
+        """True when the UNet looks at a text condition."""
+        return any(getattr(block, "has_cross_attention", False) for block in base_module(self.unet).modules())
+
+    @property
+    def device(self) -> torch.device:
+        return self._weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the UNet's own weights; an adapter's may be finer."""
+        return self._weight.dtype
+
+    @property
+    def _weight(self) -> Tensor:
+        return next(base_module(self.unet).time_embedding.parameters())
+
+    @property
+    def _vae_dtype(self) -> torch.dtype:
+        return next(base_module(self.vae).decoder.parameters()).dtype  # the decoder has no adapter
+
+    @property
+    def vae_factor(self) -> int:
+        """Image pixels per latent pixel."""
+        config = base_config(self.vae)
+        blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
+        return 2 ** (len(blocks) - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of an LR image must be multiples of this, in LR pixels, so that every level of VAE and UNet is whole."""
+        cell = self.vae_factor * 2 ** (len(base_config(self.unet)["down_block_types"]) - 1)
+        return math.lcm(cell, self.scale) // self.scale
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latent for an LR image of height x width pixels."""
+        multiple = self.size_multiple
+        if height < 1 or width < 1 or height % multiple or width % multiple:
+            raise ValueError(
+                f"LR height and width must be multiples of {multiple}, got {height}x{width}: pad or crop the image"
+            )
+        factor = self.vae_factor
+        return self.latent_channels, self.scale * height // factor, self.scale * width // factor
+
+    def noise_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(noise_channels, H, W) of the noise for an LR image of height x width pixels."""
+        return self.noise_channels, *self.latent_shape(height, width)[1:]
+
+    def encode(self, lr: Tensor) -> Tensor:
+        """LR image (B, 3, h, w) in [0, 1] -> latent z (B, C, 4h/f, 4w/f): enlarge, encode, posterior mode, scale."""
+        self.latent_shape(*lr.shape[-2:])
+        return self.encode_image(enlarge(lr, self.scale))
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [0, 1] at full size -> latent (B, C, H/f, W/f)."""
+        vae, config = base_module(self.vae), base_config(self.vae)
+        encoded = vae.encode((2 * image - 1).to(self._vae_dtype))
+        latent = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return ((latent - (config.get("shift_factor") or 0.0)) * config["scaling_factor"]).to(self.dtype)
+
+    def spread(self, noise: Tensor) -> Tensor:
+        """Noise (B, noise_channels, H, W) repeated over the latent's channels, (B, C, H, W)."""
+        return noise.repeat(1, self.latent_channels // self.noise_channels, 1, 1)
+
+    def start(self, latent: Tensor, noise: Tensor) -> Tensor:
+        """z_n = sqrt(a_n) z + sqrt(1 - a_n) eps at noise_timestep. latent: (B, C, H, W), noise: (B, noise_channels, H, W)."""
+        wanted = (len(latent), self.noise_channels, *latent.shape[2:])
+        if noise.shape != wanted:
+            raise ValueError(f"noise must have the shape {wanted} for this latent, got {tuple(noise.shape)}")
+        return self.schedule.add_noise(latent, self.spread(noise).to(latent), self.noise_timestep)
+
+    def predict(
+        self, noisy: Tensor, condition: Tensor | None, timestep: int | Tensor | None = None
+    ) -> Tensor:
+        """The UNet's output for noisy (B, C, H, W), told timestep, int or (B,); None: denoise_timestep."""
+        told = self.denoise_timestep if timestep is None else timestep
+        return self.unet(noisy, told, encoder_hidden_states=condition).sample
+
+    def restore(self, latent: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """z_0 = (z_n - sqrt(1 - a_d) UNet(z_n, t_d, c)) / sqrt(a_d), the restored latent (B, C, H, W) (GDPO-SR, Sec. 3.2)."""
+        noisy = self.start(latent, noise)
+        return self.schedule.denoise(noisy, self.predict(noisy, condition), self.denoise_timestep)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent (B, C, H, W) -> image (B, 3, fH, fW), [0, 1] but for overshoot, which is left in."""
+        vae, config = base_module(self.vae), base_config(self.vae)
+        latent = latent / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+        return vae.decode(latent.to(self._vae_dtype)).sample / 2 + 0.5
+
+    def condition(self, prompts: Sequence[str] | Tensor | None, batch: int) -> Tensor | None:
+        """What the UNet's cross-attention looks at, (batch, L, D), or None for a UNet without.
+
+        prompts: one text for each image; None: the default prompt for all; or ready embeddings (batch, L, D). A model without
+        cross-attention takes prompts too and ignores them, so that callers need not ask.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"expected a list with one prompt for each image, got the text {prompts!r}")
+        if prompts is not None and len(prompts) != batch:
+            raise ValueError(f"expected {batch} prompts, one for each image, got {len(prompts)}")
+        if not self.has_cross_attention:
+            return None
+        if isinstance(prompts, Tensor):
+            return prompts.to(self.device, self.dtype)
+        if self.text is None:
+            raise ValueError(
+                "the UNet has cross-attention, but this model has no text encoder: pass embeddings (B, L, D) as prompts"
+            )
+        return self.text([DEFAULT_PROMPT] * batch if prompts is None else prompts).to(self.device, self.dtype)
+
+    def forward(self, lr: Tensor, noise: Tensor, prompts: Sequence[str] | Tensor | None = None) -> Tensor:
+        """lr (B, 3, h, w) in [0, 1], noise (B, *noise_shape(h, w)) -> SR (B, 3, 4h, 4w), [0, 1] but for overshoot."""
+        return self.decode(self.restore(self.encode(lr), noise, self.condition(prompts, len(lr))))
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks by name: vae, unet and, if there is one, text."""
+        named = {"vae": self.vae, "unet": self.unet, "text": self.text}
+        return {name: part for name, part in named.items() if part is not None}
+
+    def freeze(self) -> OneStepModel:
+        """No gradients for any weight, adapters included, and evaluation mode."""
+        for part in self.parts().values():
+            part.requires_grad_(False).eval()
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, more time, same result."""
+        base_module(self.unet).enable_gradient_checkpointing()
+        vae = base_module(self.vae)
+        vae.enable_gradient_checkpointing()
+        if "encoder_block_out_channels" in vae.config:
+            # AutoencoderTiny's encoder leaves out its step from [-1, 1] to [0, 1] when checkpointed (diffusers 0.42)
+            vae.encoder.gradient_checkpointing = False

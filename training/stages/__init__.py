@@ -1,0 +1,1 @@
+"""The stages of training: pretraining, NAOSD, GDPO, with their settings and rewards."""

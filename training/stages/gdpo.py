@@ -1,0 +1,230 @@
+"""GDPO, group direct preference optimization (GDPO-SR, Sec. 3.3), with Diffusion-DPO and a GRPO-style objective beside it.
+
+For every LR picture a group of samples is drawn online with different noise and scored; the policy learns to prefer what scored
+well over what scored badly, measured against the frozen NAOSD model. Only a LoRA of the UNet learns; the reference is the same UNet
+with that LoRA switched off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.data.batches import Batch
+from training.loop.stage import Carry, Losses, RunSettings, Stage
+from training.model.adapters import disabled, unet_lora
+from training.model.one_step import OneStepModel
+from training.model.saving import save_run_model
+from training.randomness import normal
+from training.stages.naosd import in_float32, sample_for_validation
+from training.stages.preference import (
+    best_worst_advantage,
+    gaussian_kl,
+    gaussian_log_ratio,
+    group_advantage,
+    grpo_loss,
+    preference_accuracy,
+    preference_loss,
+    squared_error,
+)
+from training.stages.rewards import WEIGHTINGS, Metric, group_rewards
+
+OBJECTIVES = ("gdpo", "dpo", "grpo")
+CONDITIONS = ("candidate", "lr")
+SAMPLERS = ("reference", "policy")
+
+
+@dataclass(frozen=True)
+class GdpoSettings(RunSettings):
+    """The paper's settings of the objective; those of the run (rate, batch, crop) stand in the presets."""
+
+    objective: str = "gdpo"  # gdpo: all of the group; dpo: best against worst (Diffusion-DPO); grpo: clipped policy gradient
+    condition: str = (
+        "candidate"  # what the UNet sees in the loss: the candidate's latent, noised, or the LR's, noised
+    )
+    group: int = 6
+    sampler: str = "reference"  # who draws the group: the frozen reference or the policy itself
+    shared_noise: bool = (
+        True  # one noise in the loss for all of a group, as in Diffusion-DPO; false: one for each candidate
+    )
+    weight: float = 2500.0  # w: the published 5000 with its factor 1/2
+    metrics: tuple[str, ...] = ("psnr", "maniqa", "musiq")
+    weighting: str = (
+        "attribute"  # of the fidelity and the no-reference part: by the HR's detail, or fixed halves
+    )
+    rank: int = 4
+    grpo_sigma: float = 0.1  # of the Gaussian policy around the one-step latent
+    grpo_clip: float = 0.2
+    grpo_kl: float = 0.0
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (
+            ("objective", OBJECTIVES),
+            ("condition", CONDITIONS),
+            ("sampler", SAMPLERS),
+            ("weighting", WEIGHTINGS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("weight", "grpo_sigma", "grpo_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.group < 2:
+            raise ValueError(f"group must be at least 2 samples, got {self.group}")
+        if not self.metrics:
+            raise ValueError("metrics must name at least one metric, for example psnr,niqe")
+
+
+@dataclass(frozen=True)
+class Group:
+    """latent: the LR's (B, C, h, w). noise: (B, G, noise channels, h, w). means, candidates: (B, G, C, h, w): means are the one-step
+    z_0, candidates what was decoded and scored (the same, except for GRPO, which explores around them). advantage: (B, G).
+    statistics: means over the batch."""
+
+    latent: Tensor
+    condition: Tensor | None
+    noise: Tensor
+    means: Tensor
+    candidates: Tensor
+    advantage: Tensor
+    statistics: dict[str, Tensor]
+
+
+class Gdpo(Stage):
+    """One phase, "policy"."""
+
+    def __init__(
+        self,
+        model: OneStepModel,
+        settings: GdpoSettings,
+        metrics: list[Metric],
+        base: str,
+        text_base: str | None = None,
+    ) -> None:
+        """model: the finished NAOSD model, adapters merged. base and text_base: where it came from, for the saved model."""
+        super().__init__()
+        self.settings, self.metrics = settings, metrics
+        self.base, self.text_base = base, text_base
+        model.freeze()
+        model.unet = unet_lora(model.unet, settings.rank, train_conv_in=False, seed=settings.seed)
+        if settings.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        self.model = model
+        in_float32(self)
+
+    def phases(self, progress: float) -> tuple[str, ...]:
+        return ("policy",)
+
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        return {"policy": ([p for p in self.model.parameters() if p.requires_grad], self.settings.lr)}
+
+    def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        group = self.draw(batch)
+        losses = self._grpo(group) if self.settings.objective == "grpo" else self._preference(group, batch)
+        return losses | group.statistics, {}
+
+    @torch.no_grad()
+    def draw(self, batch: Batch) -> Group:
+        """Sample and score a group for every LR picture; the encoder runs once for each."""
+        s, model = self.settings, self.model
+        condition = model.condition(batch.prompts, len(batch.lr))
+        latent = model.encode(batch.lr)
+        noise = normal(s.seed, batch.items, (s.group, *model.noise_shape(*batch.lr.shape[-2:])), "group").to(
+            latent
+        )
+        with disabled(model.unet) if s.sampler == "reference" else contextlib.nullcontext():
+            means = torch.stack(
+                [model.restore(latent, noise[:, i], condition) for i in range(s.group)], dim=1
+            )
+        candidates = means
+        if s.objective == "grpo":  # the policy is a Gaussian around the one-step latent
+            shape = (s.group, *latent.shape[1:])
+            candidates = means + s.grpo_sigma * normal(s.seed, batch.items, shape, "exploration").to(latent)
+        sr = torch.stack([model.decode(candidates[:, i]).float() for i in range(s.group)], dim=1)
+        report = group_rewards(sr, batch.hr, self.metrics, s.weighting)
+        rewards = report.rewards
+        advantage = best_worst_advantage(rewards) if s.objective == "dpo" else group_advantage(rewards)
+        statistics = {"reward_spread": rewards.std(dim=1, unbiased=False).mean()}
+        for name, scores in report.scores.items():
+            statistics[name] = scores.mean()
+            statistics[f"{name}_spread"] = scores.std(dim=1, unbiased=False).mean()
+        return Group(latent, condition, noise, means, candidates, advantage, statistics)
+
+    def _preference(self, group: Group, batch: Batch) -> Losses:
+        """-log sigmoid(-w sum_i A_i (e_i - e_ref_i)), where e is the error of the network on candidate i."""
+        with torch.no_grad(), disabled(self.model.unet):
+            reference = self._errors(group, batch)
+        policy = self._errors(group, batch)
+        s = self.settings
+        return {
+            "loss": preference_loss(policy, reference, group.advantage, s.weight),
+            "preferred": preference_accuracy(policy.detach(), reference, group.advantage),
+        }
+
+    def _errors(self, group: Group, batch: Batch) -> Tensor:
+        """(B, G) errors: of the noise in the noised candidates, or of the candidates as targets for the noised LR latent."""
+        s, model = self.settings, self.model
+        repeats = 1 if s.shared_noise else s.group
+        shape = (repeats, *model.noise_shape(*batch.lr.shape[-2:]))
+        noise = normal(s.seed, batch.items, shape, "loss").to(
+            group.latent
+        )  # (B, 1 or G, noise channels, h, w)
+        if s.condition == "candidate":
+            candidates = group.candidates.flatten(0, 1)
+            noise = noise.expand(-1, s.group, -1, -1, -1).flatten(0, 1)
+            output = model.predict(model.start(candidates, noise), _repeat(group.condition, s.group))
+            target = model.schedule.target(candidates, model.spread(noise), model.noise_timestep)
+            return squared_error(output.unflatten(0, (-1, s.group)), target.unflatten(0, (-1, s.group)))
+        latent = group.latent.repeat_interleave(repeats, dim=0)
+        clean = model.restore(latent, noise.flatten(0, 1), _repeat(group.condition, repeats))
+        clean = clean.unflatten(0, (-1, repeats)).expand_as(group.candidates)
+        return squared_error(clean, group.candidates)
+
+    def _grpo(self, group: Group) -> Losses:
+        s = self.settings
+        new = self._means(group, reference=False, grad=True)
+        log_ratio = gaussian_log_ratio(group.candidates, group.means, new, s.grpo_sigma)
+        kl = None
+        if s.grpo_kl > 0:
+            kl = gaussian_kl(new, self._means(group, reference=True, grad=False), s.grpo_sigma)
+        return {"loss": grpo_loss(log_ratio, group.advantage, s.grpo_clip, kl, s.grpo_kl)}
+
+    def _means(self, group: Group, *, reference: bool, grad: bool) -> Tensor:
+        """(B, G, C, h, w) one-step latents of the group's noise."""
+        flat = group.latent.repeat_interleave(self.settings.group, dim=0)
+        with (
+            torch.set_grad_enabled(grad),
+            disabled(self.model.unet) if reference else contextlib.nullcontext(),
+        ):
+            means = self.model.restore(
+                flat, group.noise.flatten(0, 1), _repeat(group.condition, self.settings.group)
+            )
+        return means.unflatten(0, (-1, self.settings.group))
+
+    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+        return sample_for_validation(self.model, lr, k, self.settings.prompt)
+
+    def save(self, folder: Path, provenance: dict[str, Any]) -> None:
+        """The UNet's adapter in peft's format, naming the NAOSD model below it."""
+        save_run_model(
+            folder,
+            base=self.base,
+            text_base=self.text_base,
+            noise_timestep=self.model.noise_timestep,
+            denoise_timestep=self.model.denoise_timestep,
+            unet_adapter=self.model.unet,
+            vae_adapter=None,
+            provenance=provenance,
+        )
+
+
+def _repeat(condition: Tensor | None, times: int) -> Tensor | None:
+    """(B, L, D) -> (B times, L, D), each picture's copies side by side."""
+    return None if condition is None else condition.repeat_interleave(times, dim=0)

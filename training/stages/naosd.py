@@ -1,0 +1,210 @@
+"""NAOSD, noise-aware one-step diffusion (GDPO-SR, Sec. 3.2): LR latent, noised at t_n, denoised in one step as if at t_d.
+
+Loss: L1 + 2 LPIPS + VSD. The variational score distillation is OSEDiff's (Wu et al. 2024): the frozen base scores the generator's
+latents against a LoRA copy of it that learns the generator's own distribution.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.data.batches import Batch
+from training.loop.stage import Carry, Losses, RunSettings, Stage
+from training.metrics.squeezenet import Perceptual
+from training.model.adapters import disabled, unet_lora, vae_encoder_lora
+from training.model.one_step import OneStepModel, base_module
+from training.model.saving import save_merged, save_run_model
+from training.model.text import NEGATIVE_PROMPT
+from training.randomness import integers, normal
+
+ADAPT = ("lora", "full")
+
+
+@dataclass(frozen=True)
+class NaosdSettings(RunSettings):
+    """A weight of 0 switches a loss off, and with vsd = 0 no score network is made."""
+
+    adapt: str = (
+        "lora"  # lora: rank `rank` on UNet and VAE encoder, conv_in whole; full: all of both (a small base)
+    )
+    rank: int = 4
+    noise_timestep: int = 250  # t_n
+    denoise_timestep: int = 100  # t_d; equal to t_n for the paper's comparison
+    noise_channels: int = 0  # fewer than the latent has are repeated over them; 0: as many as the latent has
+    l1: float = 1.0  # on images in [-1, 1]
+    perceptual: float = 2.0
+    vsd: float = 1.0
+    vsd_low: float = 0.02  # timesteps of the score difference, as a part of all
+    vsd_high: float = 0.5
+    cfg: float = 7.5  # classifier-free guidance of the base's score; 1 for a base without text
+    score_lr: float = 5e-5  # of the LoRA score network
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapt not in ADAPT:
+            raise ValueError(f"adapt must be one of {', '.join(ADAPT)}, got {self.adapt!r}")
+        if self.noise_channels < 0:
+            raise ValueError(f"noise_channels must be at least 0, got {self.noise_channels}")
+        for name in ("l1", "perceptual", "vsd"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.vsd_low < self.vsd_high <= 1:
+            raise ValueError(f"expected 0 <= vsd_low < vsd_high <= 1, got {self.vsd_low} and {self.vsd_high}")
+
+
+class Naosd(Stage):
+    """Phase "generator" trains the one-step model, phase "score" the LoRA score network on the generator's latents."""
+
+    def __init__(
+        self,
+        model: OneStepModel,
+        settings: NaosdSettings,
+        perceptual: Perceptual | None,
+        base: str,
+        text_base: str | None = None,
+    ) -> None:
+        """model: the base, whose weights are adapted in place. base and text_base: where it came from, for the saved model."""
+        super().__init__()
+        if settings.perceptual > 0 and perceptual is None:
+            raise ValueError("perceptual > 0 needs a perceptual network: see --perceptual-weights")
+        if settings.vsd > 0 and settings.cfg != 1 and model.text is None:
+            raise ValueError(
+                f"cfg is {settings.cfg}, but this base has no text to guide by: set cfg=1 (or vsd=0)"
+            )
+        self.settings, self.perceptual = settings, perceptual
+        self.base, self.text_base = base, text_base
+        model.set_timesteps(settings.noise_timestep, settings.denoise_timestep)
+        model.set_noise_channels(settings.noise_channels or model.latent_channels)
+        model.freeze()
+        self.score = (
+            unet_lora(copy.deepcopy(model.unet), settings.rank, seed=settings.seed + 1)
+            if settings.vsd > 0
+            else None
+        )
+        if settings.adapt == "lora":
+            model.unet = unet_lora(model.unet, settings.rank, seed=settings.seed, train_conv_in=True)
+            model.vae = vae_encoder_lora(model.vae, settings.rank, seed=settings.seed)
+        else:
+            model.unet.requires_grad_(True)
+            model.vae.encoder.requires_grad_(True)
+        if settings.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+            if self.score is not None:
+                base_module(self.score).enable_gradient_checkpointing()
+        self.model = model
+        in_float32(self)
+
+    def phases(self, progress: float) -> tuple[str, ...]:
+        return ("generator",) if self.score is None else ("generator", "score")
+
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        groups = {"generator": (_trainable(self.model), self.settings.lr)}
+        if self.score is not None:
+            groups["score"] = (_trainable(self.score), self.settings.score_lr)
+        return groups
+
+    def averaged(self) -> tuple[str, ...]:
+        return ("generator",)
+
+    def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        return self._generate(batch) if phase == "generator" else (self._learn_score(batch, carry), {})
+
+    def _generate(self, batch: Batch) -> tuple[Losses, Carry]:
+        s, model = self.settings, self.model
+        condition = model.condition(batch.prompts, len(batch.lr))
+        latent = model.encode(batch.lr)  # (B, C, h, w)
+        noise = normal(s.seed, batch.items, model.noise_shape(*batch.lr.shape[-2:]), "start").to(latent)
+        clean = model.restore(latent, noise, condition)
+        sr = model.decode(clean).float()
+        losses = {"l1": 2 * (sr - batch.hr).abs().mean()}
+        total = s.l1 * losses["l1"]
+        if self.perceptual is not None and s.perceptual > 0:
+            losses["perceptual"] = self.perceptual(sr, batch.hr)
+            total = total + s.perceptual * losses["perceptual"]
+        if self.score is not None:
+            losses["vsd"] = self._vsd(clean, condition, batch)
+            total = total + s.vsd * losses["vsd"]
+        return losses | {"loss": total}, {"clean": clean.detach()}
+
+    def _vsd(self, clean: Tensor, condition: Tensor | None, batch: Batch) -> Tensor:
+        """Pulls the latent z along (z_real - z_fake) / mean |z - z_real| (Yin et al. 2024): the mean square distance to z moved by that
+        vector, as in the published code of OSEDiff, so the gradient is twice the vector over the number of elements."""
+        assert self.score is not None
+        s, schedule = self.settings, self.model.schedule
+        low, high = int(s.vsd_low * schedule.steps), int(s.vsd_high * schedule.steps)
+        t = integers(s.seed, batch.items, low, high, "vsd timestep")
+        with torch.no_grad():
+            z = clean.detach().float()
+            t = t.to(z.device)
+            noisy = schedule.add_noise(z, normal(s.seed, batch.items, z.shape[1:], "vsd noise").to(z), t)
+            fake = schedule.denoise(noisy, self._score(noisy, t, condition), t)
+            with disabled(self.score):
+                output = self._score(noisy, t, condition)
+                if s.cfg != 1:
+                    negative = self.model.condition((NEGATIVE_PROMPT,) * len(z), len(z))
+                    unguided = self._score(noisy, t, negative)
+                    output = unguided + s.cfg * (output - unguided)
+            real = schedule.denoise(noisy, output, t)
+            scale = (z - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
+            target = z - (fake - real) / scale
+        return F.mse_loss(clean.float(), target)
+
+    def _learn_score(self, batch: Batch, carry: Carry) -> Losses:
+        """Diffusion loss of the score network on the generator's latents."""
+        s, schedule = self.settings, self.model.schedule
+        z = carry["clean"].float()
+        t = integers(s.seed, batch.items, 0, schedule.steps, "score timestep").to(z.device)
+        noise = normal(s.seed, batch.items, z.shape[1:], "score noise").to(z)
+        condition = self.model.condition(batch.prompts, len(z))
+        output = self._score(schedule.add_noise(z, noise, t), t, condition)
+        return {"loss": F.mse_loss(output, schedule.target(z, noise, t))}
+
+    def _score(self, noisy: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        assert self.score is not None
+        return self.score(noisy.to(self.model.dtype), t, encoder_hidden_states=condition).sample.float()
+
+    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+        return sample_for_validation(self.model, lr, k, self.settings.prompt)
+
+    def save(self, folder: Path, provenance: dict[str, Any]) -> None:
+        """LoRA: adapters in peft's format, naming the base. Full: the whole model in diffusers layout."""
+        if self.settings.adapt == "full":
+            save_merged(self.model, folder, provenance)
+            return
+        save_run_model(
+            folder,
+            base=self.base,
+            text_base=self.text_base,
+            noise_timestep=self.model.noise_timestep,
+            denoise_timestep=self.model.denoise_timestep,
+            noise_channels=self.model.noise_channels,
+            unet_adapter=self.model.unet,
+            vae_adapter=self.model.vae,
+            provenance=provenance,
+        )
+
+
+def sample_for_validation(model: OneStepModel, lr: Tensor, k: int, prompt: str = "") -> Tensor:
+    """SR of LR pictures with noise number k and one prompt for all; empty: the model's default."""
+    shape = model.noise_shape(*lr.shape[-2:])
+    noise = normal(k, range(len(lr)), shape, "validation").to(lr)
+    return model(lr, noise, (prompt,) * len(lr) if prompt else None)
+
+
+def in_float32(stage: nn.Module) -> None:
+    """What is trained is kept in float32, whatever the frozen weights around it are in."""
+    for parameter in stage.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]

