@@ -14,8 +14,8 @@ pytest.importorskip(
     "skimage", reason="needs the extra `export`, whose scikit-image holds the calibration photos"
 )
 
-from export import bundle as writer  # noqa: E402  (after importorskip)
-from export import command as command_line  # noqa: E402
+from export import cli as command_line  # noqa: E402
+from export import write_bundle as writer  # noqa: E402  (after importorskip)
 from export.load import load_source, student_source  # noqa: E402
 from export.onnx.convert import OnnxPair  # noqa: E402
 from export.onnx.target import ONNX_FLOOR_DB, STUDENT_PRECISIONS  # noqa: E402

@@ -12,8 +12,8 @@ pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
-from export import bundle as writer  # noqa: E402  (after importorskip)
-from export import command as command_line  # noqa: E402
+from export import cli as command_line  # noqa: E402
+from export import write_bundle as writer  # noqa: E402  (after importorskip)
 from export.coreml.compress import VARIANTS, find_weights  # noqa: E402
 from export.coreml.convert import convert  # noqa: E402
 from export.coreml.package import read_spec  # noqa: E402

@@ -19,7 +19,7 @@ ct = pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 from coremltools.converters.mil import Builder as mb  # noqa: E402  (after importorskip)
 from test_mil_evaluate import save  # noqa: E402
 
-from export import command as command_line  # noqa: E402
+from export import cli as command_line  # noqa: E402
 from export.load import load_source  # noqa: E402
 from export.mil import device  # noqa: E402
 from export.mil.cli import main  # noqa: E402

@@ -23,7 +23,7 @@ from onnx import numpy_helper  # noqa: E402
 from calibration.measure.gates import INT8_GATES, Gates  # noqa: E402
 from calibration.samples import SampleSets, draw_sets  # noqa: E402
 from calibration.sensitivity import predicted_db  # noqa: E402
-from export import command as command_line  # noqa: E402
+from export import cli as command_line  # noqa: E402
 from export.load import student_source  # noqa: E402
 from export.onnx.convert import OnnxPair, export_fp32  # noqa: E402
 from export.onnx.int8 import quantize  # noqa: E402

@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime", reason="needs the base dependency onnxruntime
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402  (after importorskip)
 
 from calibration.sensitivity import PlanError, read_rows  # noqa: E402
-from export import bundle as writer  # noqa: E402
+from export import write_bundle as writer  # noqa: E402
 from export.load import student_source  # noqa: E402
 from export.onnx.convert import data_file, export_fp32  # noqa: E402
 from export.onnx.packed import BLOCK, quantize4, quantize8  # noqa: E402
