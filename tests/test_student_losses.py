@@ -13,6 +13,7 @@ from export.student.losses import (  # noqa: E402
     grid_loss,
     low_pass_loss,
     texture_weight,
+    with_coarse_part_of,
     with_colours_of,
     without_grain,
 )
@@ -137,6 +138,17 @@ def test_gradient_loss_sees_softness_and_no_offset() -> None:
     soft = torch.nn.functional.avg_pool2d(edge, 3, 1, 1, count_include_pad=False)
     assert gradient_loss(soft, edge) > 0.01
     assert gradient_loss(edge * 1.0 + 0.1, edge) < 1e-6
+
+
+def test_with_coarse_part_of_keeps_the_detail_and_takes_what_cells_say() -> None:
+    picture, photo = grain(0.05, 2, 0), 0.1 + grain(0.05, 2, 1)
+    both = with_coarse_part_of(picture, photo)
+    torch.testing.assert_close(fine_part(both), fine_part(picture), atol=0.02, rtol=0)
+    assert (low_pass(both, 4) - low_pass(photo, 4)).abs().mean() < 0.3 * (
+        low_pass(picture - photo, 4)
+    ).abs().mean()
+    torch.testing.assert_close(with_coarse_part_of(picture, photo, 0.0), picture.clamp(0, 1))
+    torch.testing.assert_close(with_coarse_part_of(photo, photo), photo.clamp(0, 1))
 
 
 def test_with_colours_of_takes_a_tint_away_and_leaves_the_detail() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
 from export.student import cli  # noqa: E402
 from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started, with_noise  # noqa: E402
-from export.student.losses import with_colours_of  # noqa: E402
+from export.student.losses import gradient_loss, low_pass_loss, with_colours_of  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
 from export.student.prior.pictures import CachedPairs, PictureCache  # noqa: E402
@@ -110,10 +110,21 @@ def test_core_learns_the_teacher_and_no_noise(pictures: Path) -> None:
 def test_crispness_moves_the_target_away_from_the_enlargement(pictures: Path) -> None:
     batch = a_batch(pictures, 2)
     enlarged = torch.full_like(batch.hr, 0.5)
-    own, crisp, soft = (core(adversary=0.0, crispness=c)._target(batch, enlarged) for c in (1.0, 1.5, 0.5))
+    own, crisp, soft = (
+        core(adversary=0.0, crispness=c, truth=0.0)._target(batch, enlarged) for c in (1.0, 1.5, 0.5)
+    )
     torch.testing.assert_close(own, with_colours_of(batch.target, batch.lr))
     torch.testing.assert_close(soft - enlarged, (own - enlarged) / 2)
     torch.testing.assert_close(crisp, (enlarged + 1.5 * (own - enlarged)).clamp(0, 1))
+
+
+def test_what_is_coarse_in_the_target_is_the_photos(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    enlarged = torch.full_like(batch.hr, 0.5)
+    dark = replace(batch, target=batch.target * 0.5)
+    without, target = (core(adversary=0.0, truth=t)._target(dark, enlarged) for t in (0.0, 1.0))
+    assert low_pass_loss(target, batch.hr, 4) < 0.3 * low_pass_loss(without, batch.hr, 4)
+    assert gradient_loss(target, batch.hr) > 0
 
 
 def test_adversary_joins_late_pulls_by_its_share_and_learns_to_tell(pictures: Path, weights: Path) -> None:
@@ -236,6 +247,7 @@ def test_noise_begins_with_samples_that_differ_a_little() -> None:
         (lambda: CoreSettings(crop=72), "multiple of 16"),
         (lambda: CoreSettings(feature=-1.0), "feature must be at least 0"),
         (lambda: CoreSettings(crispness=0.0), "crispness must be above 0"),
+        (lambda: CoreSettings(truth=1.5), "truth must be from 0 to 1"),
         (lambda: CoreSettings(adversary_from=2.0), "from 0 to 1"),
         (lambda: CoreSettings(feature_layers=(1.0,)), "feature_layers must be 5"),
         (lambda: NoiseSettings(samples=1), "at least 2"),

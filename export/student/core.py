@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.student.losses import chroma_loss, gradient_loss, low_pass_loss, with_colours_of
+from export.student.losses import (
+    chroma_loss,
+    gradient_loss,
+    low_pass_loss,
+    with_coarse_part_of,
+    with_colours_of,
+)
 from export.student.network import Student, StudentConfig, load_student, save_student, widened
 from export.student.objectives import PatchDiscriminator, discriminator_loss, generator_loss
 from training.data.batches import Batch
@@ -46,6 +52,8 @@ class CoreSettings(RunSettings):
     crispness: float = 1.15
     """The target's distance from the bicubic enlargement times this. A small network learns something like the median of what the prior
     might draw, which is softer than any of it."""
+    truth: float = 1.0
+    """Share of the photo in what is coarse in the target, means over 4x4 pixels; 0: all of it is the prior's."""
     pixel: float = 1.0
     """L1 to the target."""
     gradient: float = 1.0
@@ -72,8 +80,9 @@ class CoreSettings(RunSettings):
         for name in ("pixel", "gradient", "chroma", "feature", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.adversary_from <= 1:
-            raise ValueError(f"adversary_from must be from 0 to 1, got {self.adversary_from}")
+        for name in ("adversary_from", "truth"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if len(self.feature_layers) != len(LAYERS):
             raise ValueError(f"feature_layers must be {len(LAYERS)} weights, got {len(self.feature_layers)}")
 
@@ -227,12 +236,13 @@ class StudentCore(StudentStage):
         return losses, {name: value[seen] for name, value in shown.items()}
 
     def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
-        """What the picture is to be, (n, 3, 4h, 4w) in [0, 1]: the prior's in the input's mean colour, made crisper; without a prior
-        the photo."""
+        """What the picture is to be, (n, 3, 4h, 4w) in [0, 1]: the prior's in the input's mean colour, made crisper, with what is
+        coarse from the photo; without a prior the photo."""
         if batch.target is None:
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)
-        return torch.lerp(enlarged.detach(), target, self.settings.crispness).clamp(0, 1)
+        crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness).clamp(0, 1)
+        return with_coarse_part_of(crisp, batch.hr.float(), self.settings.truth)
 
     def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor) -> Losses:
         s = self.settings
