@@ -132,7 +132,7 @@ def test_configs_it_cannot_follow_are_refused(change: dict, says: str) -> None:
 
 
 def test_needs_torch_only(root: Path) -> None:
-    tree = ast.parse((root / "training" / "schedule.py").read_text(encoding="utf-8"))
+    tree = ast.parse((root / "training" / "model" / "schedule.py").read_text(encoding="utf-8"))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.partition(".")[0] for name in names} <= {"torch", *sys.stdlib_module_names}
