@@ -54,7 +54,7 @@ class NoiseSettings(RunSettings):
     """Drawn of each input."""
     score: float = 5.0
     """Energy score of the fine parts."""
-    edges: float = 1.0
+    edges: float = 0.6
     """L1 and L1 of differences to the core's picture where it has edges."""
     structure: float = 2.0
     """L1 of 8x8 means to the core's."""
