@@ -50,8 +50,9 @@ def fine_part(image: Tensor, cell: int = 4) -> Tensor:
 def with_coarse_part_of(picture: Tensor, photo: Tensor, share: float = 1.0) -> Tensor:
     """The picture's detail on what an LR picture can hold of the photo: (n, 3, h, w) twice -> same, in [0, 1].
 
-    A teacher of crisp edges also blackens lines, bleaches skin and wipes grass away, which shows in means over 4x4 pixels; those are
-    the photo's to tell. share: of the photo in them, the rest is the picture's own."""
+    One step of back-projection (Irani & Peleg 1991), to the photo instead of its LR picture. A teacher of crisp edges also blackens
+    lines, bleaches skin and wipes grass away, which shows in means over 4x4 pixels; those are the photo's to tell. share: of the photo
+    in them, the rest is the picture's own."""
     coarse = (photo - fine_part(photo)) - (picture - fine_part(picture))
     return (picture + share * coarse).clamp(0, 1)
 

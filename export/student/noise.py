@@ -33,8 +33,7 @@ from training.metrics.detail import flat_mask
 from training.randomness import normal
 
 NOISE_START = 0.1
-"""Of the usual spread of a convolution's first weights: samples some levels apart. At zero nothing tells them apart, and from twenty
-levels the price on flat parts closes the gate for good."""
+"""Of the usual spread of a convolution's first weights: samples some levels apart. At zero they agree and nothing tells them apart."""
 
 
 @dataclass(frozen=True)
