@@ -25,7 +25,7 @@ from training.metrics.likeness import band_energies, smoothness, texture_likenes
 from training.stages.rewards import MetricError, create_metrics, group_rewards  # noqa: E402
 
 TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
-SETTINGS = CriticSettings(batch=4, crop=48, width=8, lr=1e-2, warmup_steps=5, held_out=1, ema=0.9, grain=0.8)
+SETTINGS = CriticSettings(batch=4, crop=48, width=8, lr=3e-3, warmup_steps=5, held_out=1, ema=0.9, grain=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,12 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(clean: Path, student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a critic, some seconds long."""
+    """A run of a critic, long enough that every seed of it learns the flaws: 140 steps were not, on some machines."""
     out = tmp_path_factory.mktemp("critic") / "run"
     stage = CriticStage(student, SETTINGS)
     validation = Validation(PhotoSet(find_images(clean)[:2]), out / "samples", size=96)
     pairs = PairDataset(PhotoSet(find_images(clean)), CropParams(64))
-    Trainer(stage, SETTINGS, pairs, out, Budget(steps=140), validation=validation, workers=0).run()
+    Trainer(stage, SETTINGS, pairs, out, Budget(steps=300), validation=validation, workers=0).run()
     return out
 
 
@@ -86,7 +86,7 @@ def blurred(image: "torch.Tensor") -> "torch.Tensor":
 def test_critic_prefers_photos_to_photos_with_grain(trained: Path, clean: Path) -> None:
     critic = load_critic(trained)
     pairs = PairDataset(PhotoSet(find_images(clean)), CropParams(64), seed=9)
-    hr = next(batches(pairs, None, 16, workers=0)).hr
+    hr = next(batches(pairs, None, 48, workers=0)).hr
     rng = np.random.default_rng(1)
     grainy = torch.stack([spoil(x, rng, "grain") for x in hr])
     wins = (critic.score(hr) > critic.score(grainy)).float().mean()
