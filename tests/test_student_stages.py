@@ -127,6 +127,13 @@ def test_what_is_coarse_in_the_target_is_the_photos(pictures: Path) -> None:
     assert gradient_loss(fine_part(target), fine_part(without)) < 0.5 * gradient_loss(batch.hr, without)
 
 
+def test_a_drawn_card_is_its_own_target(pictures: Path) -> None:
+    batch = replace(a_batch(pictures, 2), drawn=torch.tensor([True, False]))
+    target = core(adversary=0.0)._target(batch, torch.full_like(batch.hr, 0.5))
+    assert torch.equal(target[0], batch.hr[0])
+    assert not torch.equal(target[1], batch.hr[1])
+
+
 def test_adversary_joins_late_pulls_by_its_share_and_learns_to_tell(pictures: Path, weights: Path) -> None:
     stage = StudentCore(
         a_student(),

@@ -70,8 +70,8 @@ def test_pictures_for_something_else_are_refused(
 
 def test_pictures_of_another_format_are_named(pictures: Path) -> None:
     about = pictures / "pictures.json"
-    about.write_text(about.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(ValueError, match=r"pictures\.json: expected a teacher's pictures of format 1, got 2"):
+    about.write_text(about.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(ValueError, match=r"pictures\.json: expected a teacher's pictures of format 2, got 1"):
         PictureCache(pictures)
 
 
@@ -93,3 +93,17 @@ def test_cached_pairs_are_a_pure_function_of_seed_and_number_and_fit_each_other(
     assert not torch.equal(first.item(0).lr, CachedPairs([PictureCache(pictures)], 64, seed=2).item(0).lr)
     with pytest.raises(ValueError, match="larger than the pictures"):
         CachedPairs([PictureCache(pictures)], 128)
+
+
+def test_cards_are_drawn_anew_and_are_their_own_target(pictures: Path) -> None:
+    caches = [PictureCache(pictures)]
+    cards = CachedPairs(caches, 64, seed=1, cards=1.0)
+    first, again, other = cards.item(0), cards.item(0), cards.item(1)
+    assert first.drawn
+    assert first.lr.shape == (3, 16, 16)
+    assert first.target is not None
+    assert torch.equal(first.target, first.hr)
+    assert torch.equal(first.lr, again.lr)
+    assert not torch.equal(first.hr, other.hr)
+    mixed = CachedPairs(caches, 64, seed=1, cards=0.2)
+    assert 5 <= sum(mixed.item(k).drawn for k in range(60)) <= 20

@@ -111,21 +111,27 @@ def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | 
     return DevicePreparation(settings.seed, sources.prior) if sources.degraded_on_device else None
 
 
-def cached_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
+def cached_pairs(settings: RunSettings, sources: Sources) -> Pairs:
+    """Those of a teacher's pictures, a tenth of them drawn."""
+    caches = [PictureCache(folder) for folder in sources.pictures]
+    return CachedPairs(caches, settings.crop, settings.seed, cards=VARIETY.graphics)
+
+
+def core_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
     if sources.prior is not None and not sources.pictures:
         return undegraded_pairs(settings, sources)
     if not sources.pictures:
         raise ValueError(
             "the core learns from a teacher's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
         )
-    return CachedPairs([PictureCache(folder) for folder in sources.pictures], settings.crop, settings.seed)
+    return cached_pairs(settings, sources)
 
 
 def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:
     """The pairs of a teacher's pictures, which lie ready, or else photos degraded now."""
     if not sources.pictures:
         return photo_pairs(settings, sources)
-    return CachedPairs([PictureCache(folder) for folder in sources.pictures], settings.crop, settings.seed)
+    return cached_pairs(settings, sources)
 
 
 def noise_pairs(settings: RunSettings, sources: Sources) -> Pairs:
@@ -171,7 +177,7 @@ CORE = Kind(
         ),
     },
     build_core,
-    cached_pairs,
+    core_pairs,
 )
 NOISE = Kind(
     "the texture that the noise draws, on a finished core",

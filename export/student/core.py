@@ -237,12 +237,15 @@ class StudentCore(StudentStage):
 
     def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
         """What the picture is to be, (n, 3, 4h, 4w) in [0, 1]: the prior's in the input's mean colour, made crisper, with what is
-        coarse from the photo; without a prior the photo."""
+        coarse from the photo; the photo without a prior, and a drawn card, which a prior gets wrong, itself."""
         if batch.target is None:
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)
         crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness).clamp(0, 1)
-        return with_coarse_part_of(crisp, batch.hr.float(), self.settings.truth)
+        mixed = with_coarse_part_of(crisp, batch.hr.float(), self.settings.truth)
+        return (
+            mixed if batch.drawn is None else torch.where(batch.drawn[:, None, None, None], batch.hr, mixed)
+        )
 
     def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor) -> Losses:
         s = self.settings

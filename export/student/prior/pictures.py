@@ -31,7 +31,7 @@ from training.settings import differences
 
 log = logging.getLogger("train")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 held drawn cards, too
 ABOUT = "pictures.json"
 
 
@@ -42,8 +42,6 @@ class PictureParams:
     size: int = 384
     """HR pixels a side."""
     seed: int = 0
-    drawn_share: float = 0.1
-    """Part that is drawn, see `training.data.cards`."""
     recolour_share: float = 0.1
     """Part of the photos in gray or other colours."""
     zoom_min: float = 0.5
@@ -100,15 +98,18 @@ class PictureCache:
 class CachedPairs:
     """Endless training pairs cut from one or more caches, turned and mirrored: item k is a pure function of (seed, k).
 
-    crop: HR pixels a side, at most those of the smallest picture."""
+    crop: HR pixels a side, at most those of the smallest picture. cards: part, 0-1, that is drawn now instead (`training.data.cards`)
+    and is its own target: small letters and fine patterns are what a prior gets wrong."""
 
-    def __init__(self, caches: Sequence[PictureCache], crop: int, seed: int = 0) -> None:
+    def __init__(
+        self, caches: Sequence[PictureCache], crop: int, seed: int = 0, *, cards: float = 0.0
+    ) -> None:
         for cache in caches:
             if crop // 4 > cache.side():
                 raise ValueError(
                     f"crop={crop} is larger than the pictures of {cache.folder}: at most {4 * cache.side()}"
                 )
-        self.caches, self.crop, self.seed = tuple(caches), crop, seed
+        self.caches, self.crop, self.seed, self.cards = tuple(caches), crop, seed, cards
         self.places = [(cache, k) for cache in self.caches for k in range(len(cache))]
 
     @property
@@ -118,6 +119,9 @@ class CachedPairs:
     def item(self, index: int) -> Pair:
         rng = np.random.default_rng([self.seed, index])
         cache, k = self.places[int(rng.integers(len(self.places)))]
+        if rng.random() < self.cards:
+            hr = _unit(draw_card(rng, self.crop))
+            return Pair(degrade_everyday(hr, rng), hr, Path("card"), True, hr)
         side = self.crop // 4
         top, left = (int(x) for x in rng.integers(0, cache.side() - side + 1, 2))
         found = cache.read(k, top, left, side)
@@ -171,11 +175,9 @@ def picture_pair(photos: PhotoSet, params: PictureParams, item: int) -> tuple[Te
     rng = np.random.default_rng([params.seed, item])
     photo = photos[int(rng.integers(len(photos)))]
     pixels = random_crop(photo, rng, CropParams(params.size, (params.zoom_min, 1.0)))
-    if rng.random() < params.drawn_share:
-        pixels = draw_card(rng, params.size)
-    elif rng.random() < params.recolour_share:
+    if rng.random() < params.recolour_share:
         pixels = recoloured(pixels, rng)
-    hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    hr = _unit(pixels)
     return degrade_everyday(hr, rng), hr
 
 
@@ -204,6 +206,11 @@ def _open(folder: Path, photos: PhotoSet, prior: Prior, params: PictureParams) -
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(document, indent=2) + "\n")
     os.replace(fresh, path)
+
+
+def _unit(pixels: np.ndarray) -> Tensor:
+    """(h, w, 3) uint8 -> (3, h, w) float32 in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
 def _bytes(image: Tensor) -> Tensor:
