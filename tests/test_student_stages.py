@@ -149,7 +149,7 @@ def test_adversary_joins_late_pulls_by_its_share_and_learns_to_tell(pictures: Pa
     assert stage.phases(0.3) == ("student", "adversary")
     losses, carry = stage("student", batch, {})
     losses["loss"].backward()
-    assert all(p.grad is None for p in stage.discriminator.parameters())  # a phase moves its own alone
+    assert all(p.grad is None for p in stage.adversary.parameters())  # a phase moves its own alone
     assert any(p.grad is not None and p.grad.any() for p in stage.student.parameters())
     optimizer = torch.optim.Adam(stage.groups()["adversary"][0], 1e-2)
     told = []
@@ -191,6 +191,24 @@ def test_noise_trains_the_generator_alone_and_spreads_samples(pictures: Path) ->
     assert late["structure"] < 0.02
     first, second = (stage.sample(batch.lr, batch.hr, k) for k in range(2))
     assert not torch.equal(first, second)
+
+
+def test_an_adversary_joins_the_noise_late_and_pushes_the_generator_alone(pictures: Path) -> None:
+    stage = noise_stage(adversary=0.5, adversary_from=0.3, discriminator_width=8)
+    batch = a_batch(pictures, 2)
+    assert stage.phases(0.2) == ("noise",)
+    without, _ = stage("noise", batch, {})
+    assert stage.phases(0.3) == ("noise", "adversary")
+    losses, carry = stage("noise", batch, {})
+    assert "push" not in without
+    assert float(losses["loss"]) != float(without["loss"])
+    losses["loss"].backward()
+    assert all(p.grad is None for p in stage.adversary.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in stage.student.generator.parameters())
+    told, _ = stage("adversary", batch, carry)
+    told["loss"].backward()
+    assert all(p.grad is not None for p in stage.adversary.parameters())
+    assert stage.averaged() == ("noise",)
 
 
 def test_noise_of_other_channels_begins_anew_and_the_core_stays() -> None:

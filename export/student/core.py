@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.student.adversary import Adversary
 from export.student.losses import (
     chroma_loss,
     gradient_loss,
@@ -22,7 +23,6 @@ from export.student.losses import (
     with_colours_of,
 )
 from export.student.network import Student, StudentConfig, load_student, save_student, widened
-from export.student.objectives import PatchDiscriminator, discriminator_loss, generator_loss
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings, Stage
 from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature_distance
@@ -185,8 +185,7 @@ class StudentCore(StudentStage):
         self.settings, self.student, self.features = settings, student, features
         nn.init.zeros_(student.generator.noise.weight)  # no say for the noise until the next stage
         self.adversary_on = False
-        self.discriminator = PatchDiscriminator(settings.discriminator_width, images=2)
-        self.discriminator.requires_grad_(settings.adversary > 0)
+        self.adversary = Adversary(settings.discriminator_width).requires_grad_(settings.adversary > 0)
         self.history = history or []
         self._prepare = prepare
 
@@ -200,12 +199,6 @@ class StudentCore(StudentStage):
         self.adversary_on = self.settings.adversary > 0 and progress >= self.settings.adversary_from
         return self.adversary_on
 
-    def train(self, mode: bool = True) -> StudentCore:
-        """The discriminator is always in training: elsewhere its spectral norms would not follow its weights."""
-        super().train(mode)
-        self.discriminator.train()
-        return self
-
     def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
         features, base = self.student.encode(lr)
         return self.student.generator(features, base, silence(self.student, features))
@@ -213,7 +206,7 @@ class StudentCore(StudentStage):
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         found = {"student": (list(self.student.parameters()), self.settings.lr)}
         if self.settings.adversary > 0:
-            found["adversary"] = (list(self.discriminator.parameters()), self.settings.discriminator_lr)
+            found["adversary"] = (list(self.adversary.parameters()), self.settings.discriminator_lr)
         return found
 
     def averaged(self) -> tuple[str, ...]:
@@ -221,9 +214,7 @@ class StudentCore(StudentStage):
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
         if phase == "adversary":
-            real = self.discriminator(carry["target"], carry["enlarged"])
-            fake = self.discriminator(carry["picture"], carry["enlarged"])
-            return {"loss": discriminator_loss(real.float(), fake.float())}, {}
+            return {"loss": self.adversary.loss(carry["target"], carry["picture"], carry["enlarged"])}, {}
         features, base = self.student.encode(batch.lr)
         residual = self.student.generator.residual(features, silence(self.student, features))
         scale = self.student.config.scale
@@ -262,11 +253,6 @@ class StudentCore(StudentStage):
             losses["feature"] = squared_feature_distance(near, far, s.feature_layers)
             total = total + s.feature * losses["feature"]
         if self.adversary_on and torch.is_grad_enabled():
-            self.discriminator.requires_grad_(False)
-            push = generator_loss(self.discriminator(picture[half], enlarged[half]).float())
-            pull = torch.autograd.grad(anchor, picture, retain_graph=True)[0].norm()
-            pushed = torch.autograd.grad(push, picture, retain_graph=True)[0].norm()
-            total = total + s.adversary * (pull / pushed.clamp_min(1e-12)).detach() * push
-            self.discriminator.requires_grad_(True)
-            losses["push"] = push
+            losses["push"], push = self.adversary.push(picture, enlarged, anchor, half)
+            total = total + s.adversary * push
         return {"loss": total} | {name: value.detach() for name, value in losses.items()}

@@ -2,7 +2,8 @@
 
 The core cannot regress texture, since many textures fit one input. Two samples of each input are scored by the energy score of their
 fine parts against the photo's own, where the core has no strong edge; edges, structure and colour stay the core's. The score is
-smallest where the samples are distributed as the truth is, so the noise neither dies out nor grows beyond it. Where the photo is flat
+smallest where the samples are distributed as the truth is, so the noise neither dies out nor grows beyond it; what a texture looks
+like beyond its strength, an adversary that joins later may ask for. Where the photo is flat
 the truth is the core's: a camera's grain is nothing to imitate, and grain on a sky is worse than a meadow without it. A gate, which
 the features open, lets the noise in: added to the features alone it cannot be silenced again.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.student.adversary import Adversary
 from export.student.core import StudentStage, silence, with_noise
 from export.student.losses import (
     chroma_loss,
@@ -64,6 +66,12 @@ class NoiseSettings(RunSettings):
     score of distances hardly minds a few strong ones."""
     grid: float = 5.0
     """L1 of patterns of eight pixels' period to the core's: the noise's cells must not show."""
+    adversary: float = 0.0
+    """Its gradient at the pixels, relative to that of all the others together."""
+    adversary_from: float = 0.3
+    """Part of the run after which the adversary joins."""
+    discriminator_width: int = 32
+    discriminator_lr: float = 2e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,13 +81,16 @@ class NoiseSettings(RunSettings):
             raise ValueError(f"noise_channels must be at least 1, got {self.noise_channels}")
         if self.samples < 2:
             raise ValueError(f"samples must be at least 2, got {self.samples}: the score compares them")
-        for name in ("score", "edges", "structure", "chroma", "flat", "grid"):
+        for name in ("score", "edges", "structure", "chroma", "flat", "grid", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.adversary_from <= 1:
+            raise ValueError(f"adversary_from must be from 0 to 1, got {self.adversary_from}")
 
 
 class StudentNoise(StudentStage):
-    """One phase, "noise", that trains the generator; the encoder is the core's, and so is the reference that edges are bound to."""
+    """Phase "noise" trains the generator, and "adversary" once it has joined; the encoder is the core's, and so is the reference that
+    edges are bound to."""
 
     def __init__(
         self,
@@ -102,6 +113,8 @@ class StudentNoise(StudentStage):
             with torch.no_grad():
                 nn.init.kaiming_uniform_(noise.weight, a=5**0.5)
                 noise.weight.mul_(NOISE_START)
+        self.adversary_on = False
+        self.adversary = Adversary(settings.discriminator_width).requires_grad_(settings.adversary > 0)
         self.history = history or []
         self._prepare = prepare
 
@@ -109,12 +122,21 @@ class StudentNoise(StudentStage):
         return batch if self._prepare is None else self._prepare(batch)
 
     def phases(self, progress: float) -> tuple[str, ...]:
-        return ("noise",)
+        self.adversary_on = self.settings.adversary > 0 and progress >= self.settings.adversary_from
+        return ("noise", "adversary") if self.adversary_on else ("noise",)
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        return {"noise": (list(self.student.generator.parameters()), self.settings.lr)}
+        found = {"noise": (list(self.student.generator.parameters()), self.settings.lr)}
+        if self.settings.adversary > 0:
+            found["adversary"] = (list(self.adversary.parameters()), self.settings.discriminator_lr)
+        return found
+
+    def averaged(self) -> tuple[str, ...]:
+        return ("noise",)
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        if phase == "adversary":
+            return {"loss": self.adversary.loss(carry["truth"], carry["sample"], carry["core"])}, {}
         s, n = self.settings, len(batch.lr)
         with torch.no_grad():
             features, base = self.student.encode(batch.lr)
@@ -141,9 +163,13 @@ class StudentNoise(StudentStage):
             "grid": grid_loss(pictures, cores),
         }
         total = torch.stack([getattr(s, name) * loss for name, loss in losses.items()]).sum()
-        return {"loss": total} | {name: loss.detach() for name, loss in losses.items()} | {
-            "spread": _spread(samples)
-        }, {}
+        if self.adversary_on and torch.is_grad_enabled():
+            judged = slice(0, n)  # the first samples; the discriminator sees the second ones
+            losses["push"], push = self.adversary.push(pictures, cores, total, judged)
+            total = total + s.adversary * push
+        found = {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
+        shown = {"sample": samples[1].detach().clamp(0, 1), "truth": truth, "core": core}
+        return found | {"spread": _spread(samples)}, shown
 
 
 def _spread(samples: Tensor) -> Tensor:
