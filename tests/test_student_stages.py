@@ -201,7 +201,7 @@ def test_an_adversary_joins_the_noise_late_and_pushes_the_generator_alone(pictur
     assert stage.phases(0.3) == ("noise", "adversary")
     losses, carry = stage("noise", batch, {})
     assert "push" not in without
-    assert float(losses["loss"]) != float(without["loss"])
+    assert float(losses["loss"].detach()) != float(without["loss"].detach())
     losses["loss"].backward()
     assert all(p.grad is None for p in stage.adversary.parameters())
     assert any(p.grad is not None and p.grad.any() for p in stage.student.generator.parameters())
