@@ -17,7 +17,7 @@ from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
 from export.student import cli  # noqa: E402
 from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started, with_noise  # noqa: E402
-from export.student.losses import fine_part, gradient_loss, low_pass_loss, with_colours_of  # noqa: E402
+from export.student.losses import fine_part, gradient_loss, low_pass_loss, told_by, with_colours_of  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
 from export.student.prior.pictures import CachedPairs, PictureCache  # noqa: E402
@@ -122,9 +122,25 @@ def test_what_is_coarse_in_the_target_is_the_photos(pictures: Path) -> None:
     batch = a_batch(pictures, 2)
     enlarged = torch.full_like(batch.hr, 0.5)
     dark = replace(batch, target=batch.target * 0.5)
-    without, target = (core(adversary=0.0, truth=t)._target(dark, enlarged) for t in (0.0, 1.0))
+    without, target = (
+        core(adversary=0.0, truth=t, truth_error=1e4)._target(dark, enlarged) for t in (0.0, 1.0)
+    )
     assert low_pass_loss(target, batch.hr, 4) < 0.3 * low_pass_loss(without, batch.hr, 4)
     assert gradient_loss(fine_part(target), fine_part(without)) < 0.5 * gradient_loss(batch.hr, without)
+
+
+def test_an_input_that_tells_less_of_the_photo_leaves_more_to_the_prior(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    clean = torch.nn.functional.avg_pool2d(batch.hr, 4)
+    level = torch.full((2, 1, 1, 1), 5 / 255)
+    told = [told_by(clean + k * level, batch.hr, 5 / 255).flatten().tolist() for k in (0, 1, 3)]
+    assert told == [pytest.approx([share] * 2, abs=1e-4) for share in (1.0, 0.5, 0.1)]
+    enlarged = torch.full_like(batch.hr, 0.5)
+    dark = replace(batch, target=batch.target * 0.5)
+    known, vague = (
+        core(adversary=0.0)._target(replace(dark, lr=clean + shift), enlarged) for shift in (0.0, 0.1)
+    )
+    assert low_pass_loss(known, batch.hr, 4) < 0.5 * low_pass_loss(vague, batch.hr, 4)
 
 
 def test_a_drawn_card_is_its_own_target(pictures: Path) -> None:
@@ -273,6 +289,7 @@ def test_noise_begins_with_samples_that_differ_a_little() -> None:
         (lambda: CoreSettings(feature=-1.0), "feature must be at least 0"),
         (lambda: CoreSettings(crispness=0.0), "crispness must be above 0"),
         (lambda: CoreSettings(truth=1.5), "truth must be from 0 to 1"),
+        (lambda: CoreSettings(truth_error=0.0), "truth_error must be above 0"),
         (lambda: CoreSettings(adversary_from=2.0), "from 0 to 1"),
         (lambda: CoreSettings(feature_layers=(1.0,)), "feature_layers must be 5"),
         (lambda: NoiseSettings(samples=1), "at least 2"),

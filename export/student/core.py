@@ -19,6 +19,7 @@ from export.student.losses import (
     chroma_loss,
     gradient_loss,
     low_pass_loss,
+    told_by,
     with_coarse_part_of,
     with_colours_of,
 )
@@ -53,7 +54,10 @@ class CoreSettings(RunSettings):
     """The target's distance from the bicubic enlargement times this. A small network learns something like the median of what the prior
     might draw, which is softer than any of it."""
     truth: float = 1.0
-    """Share of the photo in what is coarse in the target, means over 4x4 pixels; 0: all of it is the prior's."""
+    """Share of the photo in what is coarse in the target, means over 4x4 pixels, as far as the input tells them; 0: all of it is the
+    prior's."""
+    truth_error: float = 5.0
+    """Levels between an input and those means at which their share is half of `truth`: it is high for clean inputs alone."""
     pixel: float = 1.0
     """L1 to the target."""
     gradient: float = 1.0
@@ -75,8 +79,9 @@ class CoreSettings(RunSettings):
         super().__post_init__()
         if self.crop % 16:
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
-        if not self.crispness > 0:
-            raise ValueError(f"crispness must be above 0, got {self.crispness}")
+        for name in ("crispness", "truth_error"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("pixel", "gradient", "chroma", "feature", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -228,12 +233,14 @@ class StudentCore(StudentStage):
 
     def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
         """What the picture is to be, (n, 3, 4h, 4w) in [0, 1]: the prior's in the input's mean colour, made crisper, with what is
-        coarse from the photo; the photo without a prior, and a drawn card, which a prior gets wrong, itself."""
+        coarse from the photo as far as the input tells it. Without a prior the photo, and a drawn card is its own target."""
         if batch.target is None:
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)
         crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness).clamp(0, 1)
-        mixed = with_coarse_part_of(crisp, batch.hr.float(), self.settings.truth)
+        hr = batch.hr.float()
+        share = self.settings.truth * told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
+        mixed = with_coarse_part_of(crisp, hr, share)
         return (
             mixed if batch.drawn is None else torch.where(batch.drawn[:, None, None, None], batch.hr, mixed)
         )
