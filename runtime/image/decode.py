@@ -158,7 +158,7 @@ def _deep(path: Path, data: bytes, image: Image.Image, tell: Tell) -> NDArray[An
         deep = read_deep_ppm(data)
         if deep is not None:
             return deep
-    bits = hidden_depth(data, image, lambda: max((tags or {}).get(258, (8,))))
+    bits = hidden_depth(data, image, lambda: 8 if tags is None else max(tags.get(258, (8,))))
     if bits > 8:
         because = f" ({reason})" if reason else ""
         tell(
@@ -182,7 +182,7 @@ def _tiff_tags(data: bytes) -> Tags | None:
         return None
     try:
         return tiff_tags(data)
-    except (struct.error, ValueError):
+    except (struct.error, SyntaxError):
         return None
 
 
