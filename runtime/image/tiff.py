@@ -15,7 +15,6 @@ from typing import IO, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import block_rows, row_blocks, side_by_side
 from .exif import (
     EXIF_HEADER,
     LONG,
@@ -34,7 +33,7 @@ from .exif import (
     is_sound,
     packed_directory,
 )
-from .strips import Strips
+from .strips import Strips, block_rows, row_blocks, side_by_side
 
 LARGEST_FILE: Final = 2**32 - 1  # bytes; offsets have 32 bits
 LEVEL: Final = 6
