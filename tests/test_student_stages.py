@@ -251,6 +251,17 @@ def test_the_gate_begins_open_at_some_places() -> None:
     assert float(opened.max()) < 0.98
 
 
+def test_a_dirty_input_asks_for_less_texture(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    clean = torch.nn.functional.avg_pool2d(batch.hr, 4)
+    core = torch.full_like(batch.hr, 0.5)
+    near, far = (
+        float((noise_stage()._truth(replace(batch, lr=lr), core) - core).abs().mean())
+        for lr in (clean, clean + 24 / 255)
+    )
+    assert far == pytest.approx(near / 10, rel=0.01)
+
+
 def test_a_closed_gate_silences_the_noise() -> None:
     generator = noise_stage().student.generator
     torch.manual_seed(0)
@@ -293,6 +304,7 @@ def test_noise_begins_with_samples_that_differ_a_little() -> None:
         (lambda: CoreSettings(adversary_from=2.0), "from 0 to 1"),
         (lambda: CoreSettings(feature_layers=(1.0,)), "feature_layers must be 5"),
         (lambda: NoiseSettings(samples=1), "at least 2"),
+        (lambda: NoiseSettings(truth_error=0.0), "truth_error must be above 0"),
         (lambda: NoiseSettings(noise_channels=0), "noise_channels must be at least 1"),
         (lambda: NoiseSettings(score=-1.0), "score must be at least 0"),
     ],

@@ -4,7 +4,8 @@ The core cannot regress texture, since many textures fit one input. Two samples 
 fine parts against the photo's own, where the core has no strong edge; edges, structure and colour stay the core's. The score is
 smallest where the samples are distributed as the truth is, so the noise neither dies out nor grows beyond it; what a texture looks
 like beyond its strength, an adversary that joins later may ask for. Where the photo is flat
-the truth is the core's: a camera's grain is nothing to imitate, and grain on a sky is worse than a meadow without it. A gate, which
+the truth is the core's: a camera's grain is nothing to imitate, and grain on a sky is worse than a meadow without it. Where the input
+tells little of the photo, it is nearly the core's, too: on a blotchy JPEG any texture looks like the file's own dirt. A gate, which
 the features open, lets the noise in: added to the features alone it cannot be silenced again.
 """
 
@@ -26,6 +27,7 @@ from export.student.losses import (
     grid_loss,
     low_pass_loss,
     texture_weight,
+    told_by,
     without_grain,
 )
 from export.student.network import Generator, Student
@@ -55,6 +57,8 @@ class NoiseSettings(RunSettings):
     """Drawn of each input."""
     score: float = 5.0
     """Energy score of the fine parts."""
+    truth_error: float = 8.0
+    """Levels between an input and the photo's means over 4x4 pixels at which half of the photo's texture is asked for."""
     edges: float = 0.6
     """L1 and L1 of differences to the core's picture where it has edges."""
     structure: float = 2.0
@@ -84,6 +88,8 @@ class NoiseSettings(RunSettings):
         for name in ("score", "edges", "structure", "chroma", "flat", "grid", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not self.truth_error > 0:
+            raise ValueError(f"truth_error must be above 0, got {self.truth_error}")
         if not 0 <= self.adversary_from <= 1:
             raise ValueError(f"adversary_from must be from 0 to 1, got {self.adversary_from}")
 
@@ -143,7 +149,7 @@ class StudentNoise(StudentStage):
             core = self.core(features, base, silence(self.student, features)).float()
             weight = texture_weight(core)
             flat = flat_mask(batch.hr.float())
-            truth = without_grain(batch.hr, core)
+            truth = self._truth(batch, core)
         shape = (s.samples, self.student.config.noise_channels, *features.shape[2:])
         noise = normal(s.seed, batch.items, shape, "noise").to(features).transpose(0, 1).flatten(0, 1)
         residual = self.student.generator.residual(features.repeat(s.samples, 1, 1, 1), noise)
@@ -170,6 +176,13 @@ class StudentNoise(StudentStage):
         found = {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
         shown = {"sample": samples[1].detach().clamp(0, 1), "truth": truth, "core": core}
         return found | {"spread": _spread(samples)}, shown
+
+    def _truth(self, batch: Batch, core: Tensor) -> Tensor:
+        """What samples are scored against, (n, 3, 4h, 4w): the photo where it has texture and as far as the input tells it, elsewhere
+        the core's picture."""
+        hr = batch.hr.float()
+        told = told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
+        return torch.lerp(core, without_grain(hr, core), told)
 
 
 def _spread(samples: Tensor) -> Tensor:
