@@ -1,4 +1,7 @@
-"""From the bytes of a picture file to upright pixels, 8 or 16 bits per channel as the file has them."""
+"""From the bytes of a picture file to upright pixels, 8 or 16 bits per channel as the file has them.
+
+A colour profile (ICC) is kept where it fits the pixels, and used where the colours must be converted.
+"""
 
 import importlib
 import io
@@ -6,11 +9,11 @@ import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ..errors import ImageError
 from .deep import (
@@ -24,13 +27,14 @@ from .deep import (
     without_limit,
 )
 from .deep_tiff import Tags, is_deep_tiff, opened_as_8_bit, read_deep_tiff, tiff_tags
-from .icc import cmyk_to_rgb, profile_fault
 
 # Nothing else is tried: some of Pillow's readers start other programs. JPEG includes MPO, HEIF comes with pillow-heif.
 READ_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 STACKED_FORMATS = ("MPO", "HEIF")  # a photo with a preview or further views behind it: the first is the photo
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_PROFILE_HEADER: Final = 128  # bytes
+_PROFILE_SPACES: Final = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}  # by the channels of the pixels
 Tell = Callable[[str], None]
 
 
@@ -106,7 +110,7 @@ def decoded(path: Path, data: bytes, image: Image.Image, tell: Tell) -> tuple[ND
         else:
             image, icc = to_mode(path, image, icc, tell)
             pixels = to_array(image)
-    fault = None if icc is None else profile_fault(icc, pixels.shape[2])
+    fault = None if icc is None else _profile_fault(icc, pixels.shape[2])
     if fault is not None:
         tell(f"{path}: the colour profile {fault}; it is dropped and the colours are taken as sRGB")
         icc = None
@@ -123,13 +127,45 @@ def to_mode(
     if mode in ("1", "L"):
         return image.convert("LA" if has_key else "L"), icc
     if mode == "CMYK":
-        return cmyk_to_rgb(path, image, icc, tell), None
+        return _cmyk_to_rgb(path, image, icc, tell), None
     if mode in ("P", "PA", "La", "RGBa", "RGBX", "RGB", "YCbCr"):
         alpha = has_key or mode in ("PA", "La", "RGBa")
         return image.convert("RGBA" if alpha else "RGB"), icc
     raise ImageError(
         f"{path}: pixels of kind {mode!r} are not supported: convert it to RGB or gray of 8 or 16 bits first"
     )
+
+
+def _profile_fault(icc: bytes, channels: int) -> str | None:
+    """Why a profile cannot belong to pixels of 1..4 channels (gray, with alpha, RGB, with alpha); None: it can.
+
+    Looks at the header alone (ICC.1:2022, Sec. 7.2): size, colour space, signature.
+    """
+    if (
+        len(icc) < _PROFILE_HEADER
+        or icc[36:40] != b"acsp"
+        or not _PROFILE_HEADER <= int.from_bytes(icc[:4]) <= len(icc)
+    ):
+        return "is damaged"
+    space = icc[16:20]
+    if space != _PROFILE_SPACES[channels]:
+        names = [name.decode("latin-1").strip() for name in (space, _PROFILE_SPACES[channels])]
+        return f"is for {names[0]} and the pixels are {names[1]}"
+    return None
+
+
+def _cmyk_to_rgb(path: Path, image: Image.Image, icc: bytes | None, tell: Tell) -> Image.Image:
+    """CMYK -> sRGB through the embedded profile where there is one; else by Pillow's plain formula."""
+    if icc is not None:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            target = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError, ImportError):
+            tell(f"{path}: the CMYK profile cannot be used; colours are converted without it")
+    return image.convert("RGB")
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
