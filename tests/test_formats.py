@@ -614,6 +614,20 @@ def test_tiff_begins_with_the_exif_block(
     assert again.dpi == (240, 240)
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".jpg", ".png", ".webp"])
+def test_names_in_any_alphabet_survive(tmp_path: Path, make_pixels: Pixels, suffix: str) -> None:
+    tags, name = Image.Exif(), "Düne 砂丘".encode()
+    for tag in (0x010E, 0x010F, 0x0110, 0x013B, 0x8298):  # description, maker, model, author, copyright
+        tags[tag] = name
+    write_photo(tmp_path / f"a{suffix}", Photo(make_pixels(8, 8), tags.tobytes()))
+    again = silent_read(tmp_path / f"a{suffix}").exif
+    assert again is not None
+    assert again.count(name + b"\0") == 5
+    assert all(
+        tags_of(again)[0][tag].encode("latin-1") == name for tag in (0x010E, 0x010F, 0x0110, 0x013B, 0x8298)
+    )
+
+
 # ---- HEIC and AVIF
 
 

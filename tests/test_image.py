@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 import runtime.image.encode
 import runtime.image.files
 from runtime.errors import ImageError
-from runtime.image.exif import ORIENTATION, PIXEL_WIDTH, patch_exif, read_tag
+from runtime.image.exif import ORIENTATION, PIXEL_WIDTH, upright_exif
 from runtime.image.files import Photo, find_photos, read_photo, write_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -137,7 +137,10 @@ def test_orientation_is_applied_once_and_reset(tmp_path: Path, orientation: int,
     assert photo.pixels.shape == shown.shape
     assert np.abs(photo.pixels.astype(int) - shown).mean() < 4
     assert photo.exif is not None
-    assert read_tag(photo.exif) == 1
+    assert upright_exif(photo.exif) == (photo.exif, 1)
+    tags = Image.Exif()
+    tags.load(photo.exif)
+    assert tags.get(ORIENTATION, 1) == 1
     write_photo(tmp_path / "again.png", photo)
     np.testing.assert_array_equal(read_photo(tmp_path / "again.png").pixels, photo.pixels)
 
@@ -167,12 +170,13 @@ def test_exif_names_the_new_size_and_keeps_the_rest(tmp_path: Path) -> None:
 
 def test_patching_exif_changes_nothing_else_and_survives_damage() -> None:
     block = exif_block(6)
-    patched = patch_exif(block, {ORIENTATION: 1})
+    patched, orientation = upright_exif(block)
+    assert orientation == 6
+    assert upright_exif(patched) == (patched, 1)
     assert len(patched) == len(block)
     assert sum(a != b for a, b in zip(block, patched, strict=True)) == 1
     for end in range(len(block)):
-        patch_exif(block[:end], {ORIENTATION: 1})
-        read_tag(block[:end])
+        upright_exif(block[:end])
 
 
 def test_notes_are_written_where_the_format_has_a_place(tmp_path: Path) -> None:

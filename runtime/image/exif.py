@@ -4,6 +4,9 @@ An EXIF block is a small TIFF file after the header "Exif\\0\\0": a byte order m
 12-byte entries (tag, type, count, value). Offsets count from the byte order mark, so a maker note that is not
 moved stays valid: a number that fits is overwritten in its entry, and a directory that grows is written anew
 at the end.
+
+Not Pillow's Image.Exif: it writes the block anew, so that maker notes move, non-ASCII letters become question marks and
+entries of unknown type are lost, and it raises on damaged blocks (8 % of those with three wrong bytes; Pillow 13.0).
 """
 
 import struct
@@ -19,7 +22,7 @@ ORIENTATION = 0x0112
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003
 IMAGE_WIDTH, IMAGE_HEIGHT = 0x0100, 0x0101
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
-INTEROP_DIRECTORY = 0xA005  # given as an offset into the file it came from
+_LEFT_OUT: Final = (0xA005, ORIENTATION)  # the first is given as an offset into the file it came from
 SOFTWARE, USER_COMMENT = 0x0131, 0x9286
 # Worth carrying out of a TIFF: ImageDescription, Make, Model, Software, DateTime, Artist, Copyright.
 TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
@@ -85,26 +88,16 @@ def is_sound(exif: bytes) -> bool:
     return True
 
 
-def read_tag(exif: bytes, tag: int = ORIENTATION, default: int = 1) -> int:
-    """Value of a SHORT or LONG tag of an EXIF block, `default` where it is missing or of another type."""
-    body = exif.removeprefix(EXIF_HEADER)
-    for found, kind, offset, order in _entries(body):
-        if found == tag and kind in (SHORT, LONG):
-            return int(struct.unpack_from(order + ("H" if kind == SHORT else "I"), body, offset)[0])
-    return default
-
-
-def patch_exif(exif: bytes, values: dict[int, int]) -> bytes:
-    """The same EXIF block with the named SHORT or LONG tags overwritten where they are present and wide
-    enough.
-    """
+def upright_exif(exif: bytes) -> tuple[bytes, int]:
+    """The same EXIF block with orientation 1, and the orientation it stated; of a damaged block, what can be read."""
     body = bytearray(exif.removeprefix(EXIF_HEADER))
-    for tag, kind, offset, order in list(_entries(bytes(body))):
-        value = values.get(tag)
-        if value is None or kind not in (SHORT, LONG) or (kind == SHORT and value > 0xFFFF):
-            continue
-        struct.pack_into(order + ("H" if kind == SHORT else "I"), body, offset, value)
-    return exif[: len(exif) - len(body)] + bytes(body)
+    stated: list[int] = []
+    for tag, kind, offset, order in _entries(bytes(body)):
+        if tag == ORIENTATION and kind in (SHORT, LONG):
+            number = struct.Struct(order + ("H" if kind == SHORT else "I"))
+            stated += number.unpack_from(body, offset)
+            number.pack_into(body, offset, 1)
+    return exif[: len(exif) - len(body)] + bytes(body), (stated or [1])[0]
 
 
 def exif_dpi(exif: bytes) -> tuple[float, float] | None:
@@ -180,9 +173,12 @@ def tiff_exif(tags: Image.Exif) -> bytes | None:
     kept = Image.Exif()
     for tag in TIFF_TAGS:
         if tag in tags:
-            kept[tag] = tags[tag]
+            value = tags[
+                tag
+            ]  # text in UTF-8 comes as Latin-1 letters, which Pillow would write as question marks
+            kept[tag] = value.encode("latin-1") if isinstance(value, str) else value
     for name in (EXIF_DIRECTORY, GPS_DIRECTORY):
-        content = {tag: value for tag, value in tags.get_ifd(name).items() if tag != INTEROP_DIRECTORY}
+        content = {tag: value for tag, value in tags.get_ifd(name).items() if tag not in _LEFT_OUT}
         if content:
             kept[name] = content
     return kept.tobytes() if len(kept) else None

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import ImageError
 from .decode import check_still, decoded, open_photo, upright
 from .encode import MODES, WRITE_FORMATS, check_output, encode
-from .exif import EXIF_HEADER, ORIENTATION, exif_dpi, is_sound, patch_exif, read_tag, tiff_exif
+from .exif import EXIF_HEADER, ORIENTATION, exif_dpi, is_sound, tiff_exif, upright_exif
 from .strips import Strips
 
 __all__ = [
@@ -198,18 +198,16 @@ def _content(path: Path, max_pixels: int) -> bytes:
 def _exif(path: Path, image: Image.Image, tell: Callable[[str], None]) -> tuple[bytes | None, int]:
     """The EXIF block of an opened picture with orientation 1, and the orientation it had."""
     if image.format == "TIFF":
-        exif = tiff_exif(image.getexif())
-        orientation = image.getexif().get(ORIENTATION, 1)
-    else:
-        exif = image.info.get("exif")
-        orientation = image.getexif().get(ORIENTATION, 1) if exif is None else read_tag(exif)
-    if exif is None:
-        return None, orientation
-    exif = EXIF_HEADER + bytes(exif).removeprefix(EXIF_HEADER)
+        tags = image.getexif()
+        return tiff_exif(tags), tags.get(ORIENTATION, 1)
+    stored = image.info.get("exif")
+    if stored is None:
+        return None, image.getexif().get(ORIENTATION, 1)
+    exif, orientation = upright_exif(EXIF_HEADER + bytes(stored).removeprefix(EXIF_HEADER))
     if not is_sound(exif):
         tell(f"{path}: the EXIF block is damaged and dropped")
         return None, orientation
-    return patch_exif(exif, {ORIENTATION: 1}), orientation
+    return exif, orientation
 
 
 def _dpi(value: Any) -> tuple[float, float] | None:
