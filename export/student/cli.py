@@ -100,10 +100,10 @@ def photo_pairs(settings: RunSettings, sources: Sources) -> Pairs:
     )
 
 
-def undegraded_pairs(settings: RunSettings, sources: Sources) -> Pairs:
+def undegraded_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
     """The same photos, whose LR pictures the device makes."""
     crop = CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0))
-    return hr_pairs(sources.photos, crop, VARIETY, settings.seed)
+    return hr_pairs(sources.photos, crop, replace(VARIETY, graphics=cards), settings.seed)
 
 
 def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | None:
@@ -111,20 +111,20 @@ def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | 
     return DevicePreparation(settings.seed, sources.prior) if sources.degraded_on_device else None
 
 
-def cached_pairs(settings: RunSettings, sources: Sources) -> Pairs:
-    """Those of a teacher's pictures, a tenth of them drawn."""
+def cached_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
+    """Those of a teacher's pictures, and drawn ones."""
     caches = [PictureCache(folder) for folder in sources.pictures]
-    return CachedPairs(caches, settings.crop, settings.seed, cards=VARIETY.graphics)
+    return CachedPairs(caches, settings.crop, settings.seed, cards=cards)
 
 
 def core_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
     if sources.prior is not None and not sources.pictures:
-        return undegraded_pairs(settings, sources)
+        return undegraded_pairs(settings, sources, settings.cards)
     if not sources.pictures:
         raise ValueError(
             "the core learns from a teacher's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
         )
-    return cached_pairs(settings, sources)
+    return cached_pairs(settings, sources, settings.cards)
 
 
 def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:

@@ -58,6 +58,8 @@ class CoreSettings(RunSettings):
     prior's."""
     truth_error: float = 5.0
     """Levels between an input and those means at which their share is half of `truth`: it is high for clean inputs alone."""
+    cards: float = 0.2
+    """Part of the pairs that is drawn: letters and patterns as small as an LR picture can hold, which a prior gets wrong."""
     pixel: float = 1.0
     """L1 to the target."""
     gradient: float = 1.0
@@ -85,7 +87,7 @@ class CoreSettings(RunSettings):
         for name in ("pixel", "gradient", "chroma", "feature", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("adversary_from", "truth"):
+        for name in ("adversary_from", "truth", "cards"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if len(self.feature_layers) != len(LAYERS):
@@ -240,7 +242,7 @@ class StudentCore(StudentStage):
         crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness).clamp(0, 1)
         hr = batch.hr.float()
         share = self.settings.truth * told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
-        mixed = with_coarse_part_of(crisp, hr, share)
+        mixed = with_colours_of(with_coarse_part_of(crisp, hr, share), batch.lr)  # bright parts were clipped
         return (
             mixed if batch.drawn is None else torch.where(batch.drawn[:, None, None, None], batch.hr, mixed)
         )

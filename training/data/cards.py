@@ -80,7 +80,9 @@ def _text(rng: np.random.Generator, size: int) -> np.ndarray:
     side = 2 * FINE * size  # room to turn
     image = Image.new("L", (side, side))
     draw = ImageDraw.Draw(image)
-    em = int(FINE * np.exp(rng.uniform(np.log(SMALLEST_TEXT), np.log(64))))
+    em = int(
+        FINE * SMALLEST_TEXT * (64 / SMALLEST_TEXT) ** (rng.uniform() ** 2)
+    )  # the small ones are the hard ones
     step = round(em * rng.uniform(1.0, 1.6))
     for top in range(0, side, step):
         letters = rng.choice(list(LETTERS + 12 * " "), size=4 * side // em)
