@@ -20,7 +20,7 @@ class Adversary(nn.Module):
         return super().train(True)
 
     def push(
-        self, pictures: Tensor, condition: Tensor, other: Tensor, part: slice = slice(None)
+        self, pictures: Tensor, condition: Tensor, other: Tensor, part: slice | list[int] = slice(None)
     ) -> tuple[Tensor, Tensor]:
         """The generator's loss of a part of the pictures, and the same in such a size that its gradient at the pictures is as large as
         that of `other`, a scalar that depends on them. The discriminator's own weights get no gradient. Two scalars."""

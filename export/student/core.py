@@ -159,6 +159,12 @@ def silence(student: Student, features: Tensor) -> Tensor:
     return features.new_zeros(len(features), student.config.noise_channels, *features.shape[2:])
 
 
+def photos_in(batch: Batch, start: int, end: int) -> list[int]:
+    """Those from start to end - 1 that are no cards."""
+    drawn = [False] * len(batch.lr) if batch.drawn is None else batch.drawn.tolist()
+    return [k for k in range(start, end) if not drawn[k]]
+
+
 class StudentStage(Stage):
     """What the student's stages share: validation draws its sample k, and a finished run is a student's checkpoint."""
 
@@ -228,7 +234,7 @@ class StudentCore(StudentStage):
         picture = torch.pixel_shuffle((base + residual).float(), scale)
         enlarged = torch.pixel_shuffle(base.float(), scale)
         target = self._target(batch, enlarged)
-        losses = self._losses(picture, target, enlarged)
+        losses = self._losses(picture, target, enlarged, photos_in(batch, 0, (len(picture) + 1) // 2))
         seen = slice(len(picture) // 2, None)  # by the discriminator, the half that it did not judge just now
         shown = {"picture": picture.detach().clamp(0, 1), "target": target, "enlarged": enlarged.detach()}
         return losses, {name: value[seen] for name, value in shown.items()}
@@ -247,21 +253,22 @@ class StudentCore(StudentStage):
             mixed if batch.drawn is None else torch.where(batch.drawn[:, None, None, None], batch.hr, mixed)
         )
 
-    def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor) -> Losses:
+    def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor, judged: list[int]) -> Losses:
+        """judged: the pictures that features and the adversary look at. Those two cost as much as the student, and make letters crisp
+        before they are right."""
         s = self.settings
         losses = {"pixel": (picture - target).abs().mean(), "gradient": gradient_loss(picture, target)}
         losses |= {"structure": low_pass_loss(picture, target), "chroma": chroma_loss(picture, target)}
         anchor = s.pixel * (losses["pixel"] + losses["structure"])
         anchor = anchor + s.gradient * losses["gradient"] + s.chroma * losses["chroma"]
         total = anchor
-        half = slice(0, (len(picture) + 1) // 2)  # the two networks cost as much as the student
-        if self.features is not None and s.feature > 0:
+        if judged and self.features is not None and s.feature > 0:
             with torch.no_grad():
-                far = self.features.maps(target[half])
-            near = self.features.maps(picture[half])
+                far = self.features.maps(target[judged])
+            near = self.features.maps(picture[judged])
             losses["feature"] = squared_feature_distance(near, far, s.feature_layers)
             total = total + s.feature * losses["feature"]
-        if self.adversary_on and torch.is_grad_enabled():
-            losses["push"], push = self.adversary.push(picture, enlarged, anchor, half)
+        if judged and self.adversary_on and torch.is_grad_enabled():
+            losses["push"], push = self.adversary.push(picture, enlarged, anchor, judged)
             total = total + s.adversary * push
         return {"loss": total} | {name: value.detach() for name, value in losses.items()}

@@ -32,12 +32,17 @@ def low_pass_loss(image: Tensor, target: Tensor, cell: int = 8) -> Tensor:
     return low_pass(image - target, cell).abs().mean()
 
 
-def with_colours_of(picture: Tensor, lr: Tensor) -> Tensor:
-    """The picture with the mean colour of its LR picture: (n, 3, h, w), (n, 3, h/4, w/4) -> (n, 3, h, w) in [0, 1].
+def with_colours_of(picture: Tensor, lr: Tensor, cell: int = 16) -> Tensor:
+    """The picture with the mean colours of its LR picture, over cells of about `cell` LR pixels, smoothly from one to the next:
+    (n, 3, 4h, 4w), (n, 3, h, w) -> (n, 3, 4h, 4w) in [0, 1].
 
-    realesr-general-x4v3 darkens whole pictures by up to 8 of 255: nothing that a student ought to copy. Means of smaller parts are not
-    to be kept: those of a JPEG's blocks are what it takes away."""
-    return (picture + (lr.mean((2, 3)) - picture.mean((2, 3)))[..., None, None]).clamp(0, 1)
+    realesr-general-x4v3 darkens whole pictures by up to 8 of 255, and textures in them: nothing that a student ought to copy. Means of
+    smaller parts are not to be kept: those of a JPEG's blocks are what it takes away."""
+    cells = [max(1, side // cell) for side in lr.shape[-2:]]
+    apart = F.adaptive_avg_pool2d(lr, cells) - F.adaptive_avg_pool2d(picture, cells)
+    return (picture + F.interpolate(apart, picture.shape[-2:], mode="bilinear", align_corners=False)).clamp(
+        0, 1
+    )
 
 
 def fine_part(image: Tensor, cell: int = 4) -> Tensor:
