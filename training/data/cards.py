@@ -36,7 +36,7 @@ def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
     a soft gradient."""
     paper, ink = _colours(rng)
     kind = rng.choice(
-        ["text", "stripes", "checks", "bricks", "rings", "strokes"], p=[0.45, 0.2, 0.1, 0.1, 0.05, 0.1]
+        ["text", "stripes", "checks", "bricks", "rings", "strokes"], p=[0.5, 0.15, 0.1, 0.15, 0.03, 0.07]
     )
     if kind == "text":
         coverage = _text(rng, size)
