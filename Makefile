@@ -28,7 +28,7 @@ RUN       = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 DEV       = $(VENV)/.installed-dev
 DEMO      = build/demo
-SOURCES   = $(shell find runtime training calibration export gdposr -name "*.py")
+SOURCES   = $(shell find runtime training calibration export gdposr tools -name "*.py")
 WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help
@@ -65,7 +65,7 @@ demo: $(DEMO)/.done ## export the student, check it, upscale a photo with severa
 	@cat $(DEMO)/where.txt
 
 $(DEMO)/.done: $(SOURCES) $(WEIGHTS) $(DEMO)/.photo | $(INSTALLED)
-	$(RUN) -m gdposr.demo --checkpoint $(CHECKPOINT) --out $(DEMO) $(if $(PHOTO),--photo "$(PHOTO)") $(ARGS)
+	$(RUN) -m tools.demo --checkpoint $(CHECKPOINT) --out $(DEMO) $(if $(PHOTO),--photo "$(PHOTO)") $(ARGS)
 	@touch $@
 
 # Changes only when another PHOTO is asked for, so that a repeated demo has nothing to do.
@@ -167,7 +167,7 @@ bench: $(DEV) ## speed and memory, beside a peer where its files are present; bu
 
 # The page leaves out the peer's pictures where its files are missing, and says so.
 gallery: $(DEV) ## docs/gallery.md and its pictures, from open photos, beside a peer where its files are present [PEER_NCNN=, OUT=folder, ARGS=]
-	$(RUN) -m gdposr.gallery --bundle "$(BUNDLE)" --out "$(or $(OUT),docs)" $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") \
+	$(RUN) -m tools.gallery --bundle "$(BUNDLE)" --out "$(or $(OUT),docs)" $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") \
 		$(if $(wildcard $(SQF_WEIGHTS)),--sqf-weights "$(SQF_WEIGHTS)") $(ARGS)
 
 clean: ## remove what was built; keeps .venv and runs/

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import gdposr.cli
-from gdposr import demo
+from tools import demo
 
 
 @pytest.fixture(autouse=True)

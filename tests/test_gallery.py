@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gdposr import gallery, subjects
 from gdposr.console import UsageError
-from gdposr.demo import SCALE
+from tools import gallery, subjects
+from tools.demo import SCALE
 
 TWO = ("--only", "print", "--only", "small-print")  # the test card, which needs no package
 
@@ -45,7 +45,7 @@ def test_page_says_how_it_was_made_and_leaves_out_what_nobody_judged(
     assert pages(tmp_path, *TWO) == 0
     text = (tmp_path / "gallery.md").read_text()
     assert Bundle.open(toy_bundle).digest in text
-    assert "`python -m gdposr.gallery --bundle toy.gdposr --only print --only small-print`" in text
+    assert "`python -m tools.gallery --bundle toy.gdposr --only print --only small-print`" in text
     assert str(tmp_path) not in text
     assert (
         len(re.findall(r"PSNR: bicubic \d+\.\d\d dB, gdposr seed 0 \d+\.\d\d dB, gdposr seed 1", text)) == 2

@@ -37,7 +37,7 @@ def tree(root: Path, tmp_path: Path) -> Path:
     python.write_text(
         '#!/bin/sh\necho "$@" >> log\n'
         'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi\n'
-        'if [ "$2" = gdposr.demo ]; then echo "the pictures: here" > build/demo/where.txt; fi\n'
+        'if [ "$2" = tools.demo ]; then echo "the pictures: here" > build/demo/where.txt; fi\n'
     )
     python.chmod(0o755)
     return tmp_path
@@ -63,7 +63,7 @@ def test_demo_is_the_first_command(tree: Path) -> None:
     steps = log(tree)
     assert any(step.startswith("-m venv") for step in steps)
     assert any("pip install" in step for step in steps)
-    assert steps[-1].startswith("-m gdposr.demo --checkpoint export/weights/pocket --out build/demo")
+    assert steps[-1].startswith("-m tools.demo --checkpoint export/weights/pocket --out build/demo")
     assert "the pictures" in result.stdout
 
 

@@ -33,7 +33,7 @@ Peer = Callable[[np.ndarray], np.ndarray]  # (h, w, 3) uint8 -> (4h, 4w, 3) uint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m gdposr.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("export/weights/pocket"), help="the student's weights"
     )

@@ -17,8 +17,8 @@ from PIL import Image
 
 from gdposr.batch.sheet import contact_sheet, to_rgb8
 from gdposr.console import FAILED, OK, USAGE, UsageError, one_line, say
-from gdposr.demo import SCALE, Peer, load_peer, versions
-from gdposr.subjects import FAILURES, JUDGED, SUBJECTS, VERDICTS, Subject, open_picture
+from tools.demo import SCALE, Peer, load_peer, versions
+from tools.subjects import FAILURES, JUDGED, SUBJECTS, VERDICTS, Subject, open_picture
 
 if TYPE_CHECKING:
     from gdposr import Upscaler
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gdposr.gallery", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.gallery", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for gallery.md and gallery/")
     parser.add_argument("--bundle", type=Path, help="bundle to show (default: the built-in one)")
     parser.add_argument("--peer-ncnn", type=Path, metavar="PARAM", help="another model, as ncnn .param")
@@ -90,7 +90,7 @@ def load_metrics(sqf_weights: Path | None) -> dict[str, Metric]:
 
 def command_line(args: argparse.Namespace) -> str:
     """The command as the page gives it: files without their folders, which differ between machines."""
-    words = ["python", "-m", "gdposr.gallery"]
+    words = ["python", "-m", "tools.gallery"]
     for option in ("bundle", "peer_ncnn", "sqf_weights"):
         path = getattr(args, option)
         words += [] if path is None else [f"--{option.replace('_', '-')}", path.name]
