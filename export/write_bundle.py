@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 
 from calibration.measure.gates import INT8_GATES, REFERENCE, Gates
-from calibration.measure.sqf import scorer
 from calibration.samples import SampleSets, as_pixels, check_fit, draw_sets, load_sets
 from export.coreml.target import TILE, default_variants, write_coreml
 from export.load import load_source
@@ -35,6 +34,7 @@ from runtime.bundle.manifest import FORMAT_VERSION, Manifest, Probe
 from runtime.bundle.reader import Bundle
 from runtime.errors import GdposrError
 from training.checkpoint import replace_folder
+from training.metrics.sqf import scorer
 
 TARGETS = ("onnx", "coreml")
 PROBE_FLOOR_DB = {

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.measure.metrics import checkerboard_db, colour_shift, diversity, luma, psnr_y, seam, ssim_y
-from calibration.measure.sqf import scorer, sqf, unavailable
 from runtime.errors import ImageError
+from training.metrics.artefacts import checkerboard_db, colour_shift, diversity, luma, psnr_y, seam, ssim_y
+from training.metrics.sqf import scorer, sqf, unavailable
 
 PSNR_TOLERANCE, SSIM_TOLERANCE = 1e-3, 1e-5
 SQF_BICUBIC, SQF_OSEDIFF = 0.53029, 0.46731  # means of every tenth pair

@@ -11,10 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from calibration.measure.metrics import psnr_y, ssim_y  # noqa: E402  (after importorskip)
-from calibration.measure.sqf import scorer  # noqa: E402
+from training.metrics.artefacts import psnr_y, ssim_y  # noqa: E402  (after importorskip)
 from training.metrics.attributes import detail_share  # noqa: E402
 from training.metrics.niqe import niqe  # noqa: E402
+from training.metrics.sqf import scorer  # noqa: E402
 from training.stages.rewards import PSNR_CAP, Metric, MetricError, create_metrics, group_rewards, normalise  # noqa: E402
 
 INF, NAN = float("inf"), float("nan")

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from calibration.measure.methods import bicubic
-from calibration.measure.metrics import colour_shift
 from calibration.measure.pairs import Pair, find_pairs, read_rgb
 from calibration.studies.selection import best_gain, measure
 from runtime.upscale.upscaler import Upscaler
+from training.metrics.artefacts import colour_shift
 
 PRECISIONS: Final = ("int8", "fp32")
 SHARP_PHOTOS: Final = (

@@ -76,11 +76,11 @@ def chosen(names: Sequence[str] | None) -> list[Subject]:
 
 def load_metrics(sqf_weights: Path | None) -> dict[str, Metric]:
     """PSNR of Y, and SQF where its weights are given."""
-    from calibration.measure.metrics import psnr_y
+    from training.metrics.artefacts import psnr_y
 
     if sqf_weights is None:
         return {"PSNR": psnr_y}
-    from calibration.measure.sqf import scorer, unavailable
+    from training.metrics.sqf import scorer, unavailable
 
     reason = unavailable(sqf_weights)
     if reason is not None or not sqf_weights.is_file():

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from calibration.measure import metrics
 from calibration.measure.gates import REFERENCE
 from calibration.measure.intervals import Difference, Interval, differences, intervals
 from calibration.measure.methods import Method, bicubic
 from calibration.measure.pairs import Pair, read_rgb
 from runtime.errors import ImageError
+from training.metrics import artefacts as metrics
 from training.metrics.niqe import niqe
 
 Score = Callable[[np.ndarray, np.ndarray], float]

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from calibration.measure import sqf
-from calibration.measure.metrics import psnr_y, ssim_y
 from calibration.measure.onestep import restore
 from calibration.measure.pairs import find_pairs, read_rgb
 from training.data.photos import PhotoSet, find_images, split_photos
 from training.loop.budget import Budget
 from training.loop.validation import Validation, to_pixels
 from training.main import run
+from training.metrics import sqf
+from training.metrics.artefacts import psnr_y, ssim_y
 from training.metrics.niqe import niqe
 from training.model.loading import load_model
 from training.settings import with_settings

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from calibration.blind.proportions import wilson
-from calibration.measure import sqf
 from calibration.studies.judged import Folders, Judged, Votes, read_judged
 from calibration.studies.scores import INPUT, TRUTH, Score, all_scores
 from runtime.errors import GdposrError, SettingError
+from training.metrics import sqf
 
 CHANCE = 0.05  # below it the minority's agreement counts as above chance
 

@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from calibration.measure.metrics import luma
 from runtime.image.grain import COARSE, FINE, NAME, binomial, score
+from training.metrics.artefacts import luma
 from training.metrics.niqe import niqe
 
 Samples = Sequence[np.ndarray]

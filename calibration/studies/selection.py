@@ -26,15 +26,15 @@ from typing import Final
 
 import numpy as np
 
-from calibration.measure import sqf
 from calibration.measure.intervals import Interval, interval
-from calibration.measure.metrics import luma, psnr_y
 from calibration.measure.pairs import Pair, find_pairs, read_rgb
 from calibration.studies.candidates import CANDIDATES, Candidate
 from runtime.errors import GdposrError, ImageError
 from runtime.image.grain import NAME
 from runtime.upscale.color import low_pass
 from runtime.upscale.upscaler import Upscaler
+from training.metrics import sqf
+from training.metrics.artefacts import luma, psnr_y
 
 SAMPLES: Final = 8
 COMBINATION: Final = "all together"

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from calibration.measure.diversity import DIVERSITY_FLOOR, agreement
-from calibration.measure.metrics import psnr_y
 from calibration.measure.onestep import restore
 from calibration.measure.pairs import Pair, find_pairs, read_rgb
 from export.distill.teacher import SAMPLES, Teacher
 from export.student.network import Student, StudentConfig, load_student
 from runtime.errors import GdposrError
 from runtime.noise import noise_field
+from training.metrics.artefacts import psnr_y
 
 PICTURES = 4  # sampled at once in a comparison
 LOGGED = ("teacher_psnr", "diversity", "texture_diversity", "follows")

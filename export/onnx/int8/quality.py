@@ -9,9 +9,9 @@ from itertools import groupby
 import numpy as np
 
 from calibration.measure.gates import Gates
-from calibration.measure.metrics import diversity, psnr_y
 from calibration.samples import Sample, as_pixels
 from runtime.errors import GdposrError
+from training.metrics.artefacts import diversity, psnr_y
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image, noise -> sr, as export.parity
 Score = Callable[[np.ndarray, np.ndarray], float]
