@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
+from runtime.upscale.probe import psnr_db
 
 ROLES = ("encoder", "generator")
 IMAGE, FEATURES, BASE, NOISE, SR = "image", "features", "base", "noise", "sr"
@@ -87,7 +88,4 @@ def file_sha256(path: Path) -> str:
 
 def psnr(came: np.ndarray, expected: np.ndarray) -> float:
     """PSNR in dB for a peak of 1; 200 where both are equal, -inf where one is not finite."""
-    if not np.isfinite(came).all() or not np.isfinite(expected).all():
-        return -np.inf
-    mse = float(np.square(came.astype(np.float64) - expected).mean())
-    return 200.0 if mse == 0 else -10 * float(np.log10(mse))
+    return psnr_db(came, expected, peak=1.0, equal=200.0)

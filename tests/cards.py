@@ -156,7 +156,7 @@ def sky(name: str, sigma: float = 0.0, side: int = 64) -> np.ndarray:
 def texture(picture: np.ndarray) -> float:
     """Root mean square of what is finer than about 8 pixels, in levels of 1/255. picture: float32 in [0, 1], or a difference of two."""
     planes = [np.ascontiguousarray(plane, np.float32) for plane in np.moveaxis(picture, 2, 0)]
-    return 255 * rms(np.stack([plane - low_pass(plane, TEXTURE_LEVELS) for plane in planes]))
+    return 255 * rms(np.stack([plane - low_pass(plane, levels=TEXTURE_LEVELS) for plane in planes]))
 
 
 def chart() -> np.ndarray:
@@ -206,11 +206,6 @@ def enlarged(lr: np.ndarray) -> np.ndarray:
     size = (lr.shape[1] * SCALE, lr.shape[0] * SCALE)
     planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(lr, 2, 0)]
     return np.stack([np.array(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes], axis=2)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """PSNR of all channels of two 8-bit pictures, dB."""
-    return float(20 * np.log10(255 / rms(a.astype(np.float64) - b)))
 
 
 def rms(values: np.ndarray) -> float:

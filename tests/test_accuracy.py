@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.measure import pyiqa as perceptual
 from calibration.measure.accuracy import AccuracyReport, ImageScore, Row, evaluate, measure_row
 from calibration.measure.gates import GATE_NAMES, INT8_GATES, Gates, check_gates, default_budgets
 from calibration.measure.intervals import difference, interval
@@ -19,6 +18,7 @@ from calibration.measure.rows import compared, evenly
 from calibration.sensitivity import LayerNoise
 from runtime.bundle.manifest import SizeRule
 from runtime.errors import BundleError, ImageError, SettingError
+from training.metrics import pyiqa as perceptual
 
 Pixels = Callable[..., np.ndarray]
 NAMES = ("a", "b", "c")

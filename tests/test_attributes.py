@@ -12,9 +12,9 @@ from training.metrics.attributes import (  # noqa: E402  (after importorskip)
     TOP,
     detail_map,
     detail_share,
-    gray_levels,
     patch_entropy,
 )
+from training.metrics.luma import gray_levels  # noqa: E402
 
 
 def tensor(pixels: np.ndarray) -> "torch.Tensor":

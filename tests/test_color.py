@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.bundle.manifest import COLOR_FIXES
 from runtime.errors import ImageError
-from runtime.upscale.color import COLOR_FIXES, adain, color_fix, low_pass, wavelet
+from runtime.upscale.color import color_fix, low_pass
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -44,7 +45,7 @@ def test_adain_gives_the_statistics_of_lr() -> None:
 def test_adain_of_a_flat_channel_moves_the_mean_only() -> None:
     sr = np.full((16, 16, 3), 0.3, np.float32)
     lr = np.full((4, 4, 3), 0.6, np.float32)
-    np.testing.assert_allclose(adain(sr, lr), 0.6, atol=1e-6)
+    np.testing.assert_allclose(color_fix(sr, lr, "adain"), 0.6, atol=1e-6)
 
 
 def test_wavelet_takes_a_tint_away_and_keeps_the_detail() -> None:
@@ -53,18 +54,34 @@ def test_wavelet_takes_a_tint_away_and_keeps_the_detail() -> None:
     detail -= low_pass(detail[..., 0])[..., None]
     sr = enlarge(lr) + detail
     tinted = sr + np.array([0.08, -0.05, 0.03], np.float32)
-    fixed = wavelet(tinted, lr)
+    fixed = color_fix(tinted, lr, "wavelet")
     assert np.abs(fixed - sr).max() < 0.01
     np.testing.assert_allclose(fixed.mean((0, 1)), lr.mean((0, 1)), atol=0.005)
 
 
-def test_wavelet_splits_exactly() -> None:
-    lr, sr = picture(40, 36, 5), picture(160, 144, 6)
-    fixed = wavelet(sr, lr)
+def plain_low_pass(plane: np.ndarray) -> np.ndarray:
+    """The a-trous filter by its definition: [1 2 1]/4 over rows and over columns, dilated by 1, 2, 4, 8, 16, edges replicated."""
+    for step in (1, 2, 4, 8, 16):
+        for axis in (0, 1):
+            wide = np.pad(plane, [(step, step) if axis == a else (0, 0) for a in (0, 1)], mode="edge")
+            before, middle, after = (
+                wide.take(np.arange(plane.shape[axis]) + shift, axis) for shift in (0, step, 2 * step)
+            )
+            plane = (before + 2 * middle + after) / 4
+    return plane
+
+
+@pytest.mark.parametrize(
+    "size", [(40, 36), (1, 7), (70, 270)]
+)  # LR; the last result is larger than a block of the filter
+def test_wavelet_splits_exactly(size: tuple[int, int]) -> None:
+    lr, sr = picture(*size, 5), picture(4 * size[0], 4 * size[1], 6)
+    fixed = color_fix(sr, lr, "wavelet")
     for channel in range(3):
-        high = sr[..., channel] - low_pass(sr[..., channel])
-        low = low_pass(enlarge(lr)[..., channel])
+        high = sr[..., channel] - plain_low_pass(sr[..., channel])
+        low = plain_low_pass(enlarge(lr)[..., channel])
         np.testing.assert_allclose(fixed[..., channel], high + low, atol=1e-5)
+        np.testing.assert_allclose(low_pass(sr[..., channel]), plain_low_pass(sr[..., channel]), atol=1e-6)
 
 
 def test_low_pass_keeps_a_constant_and_removes_a_checkerboard() -> None:
@@ -77,8 +94,8 @@ def test_low_pass_keeps_a_constant_and_removes_a_checkerboard() -> None:
 def test_a_matching_picture_stays_as_it_is() -> None:
     lr = picture(32, 32, 7)
     sr = enlarge(lr)
-    np.testing.assert_allclose(wavelet(sr, lr), sr, atol=1e-6)
-    np.testing.assert_allclose(adain(sr, sr), sr, atol=1e-6)
+    np.testing.assert_allclose(color_fix(sr, lr, "wavelet"), sr, atol=1e-6)
+    np.testing.assert_allclose(color_fix(sr, sr, "adain"), sr, atol=1e-6)
 
 
 def test_none_returns_the_picture_itself() -> None:

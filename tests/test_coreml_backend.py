@@ -37,7 +37,7 @@ from runtime.bundle.entries import PACKAGE_FILES
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, DeviceError, SettingError
 from runtime.noise import noise_field
-from runtime.upscale.probe import FILLED_FLOOR_DB, run_probe
+from runtime.upscale.probe import FILLED_FLOOR_DB, psnr_db, run_probe
 from runtime.upscale.tiling import pad_edge, plan_tiles
 from runtime.upscale.upscaler import Upscaler
 
@@ -186,11 +186,6 @@ def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTools:
     return tools
 
 
-def psnr(came: np.ndarray, expected: np.ndarray) -> float:
-    """Of values in [0, 1]."""
-    return float(-10 * np.log10(np.mean(np.square(came.astype(np.float64) - expected)) + 1e-12))
-
-
 def picture(height: int, width: int, seed: int = 0, count: int = 1) -> np.ndarray:
     """(count, 3, height, width) float32 in [0, 1]."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -222,8 +217,8 @@ def test_window_agrees_with_onnx_but_near_what_was_filled_up(
         assert came.dtype == np.float32
         rows = 4 * (height if height == TILE else max(0, height - CONTEXT))
         columns = 4 * (width if width == TILE else max(0, width - CONTEXT))
-        inner = psnr(came[..., :rows, :columns], expected[..., :rows, :columns])
-        whole = psnr(came, expected)
+        inner = psnr_db(came[..., :rows, :columns], expected[..., :rows, :columns], peak=1.0)
+        whole = psnr_db(came, expected, peak=1.0)
         assert inner > VARIANTS["fp16"], f"{inner:.1f} dB where nothing was filled up, {whole:.1f} dB in all"
         assert whole > 30, f"{whole:.1f} dB"
 
@@ -252,7 +247,9 @@ def test_tiles_of_the_full_size_agree_with_the_whole_picture_in_onnx(packed: Pat
                 4 * (core.x0 - box.x0) : 4 * (core.x1 - box.x0),
             ]
             there = expected[..., 4 * core.y0 : 4 * core.y1, 4 * core.x0 : 4 * core.x1]
-            assert psnr(cut, there) > VARIANTS["fp16"], f"{psnr(cut, there):.1f} dB in {core}"
+            assert psnr_db(cut, there, peak=1.0) > VARIANTS["fp16"], (
+                f"{psnr_db(cut, there, peak=1.0):.1f} dB in {core}"
+            )
 
 
 @pytest.mark.parametrize("variant", ["auto", "palette6"])
@@ -774,9 +771,9 @@ def test_built_in_packages_agree_with_onnx_within_their_floor(evaluated: Bundle,
         assert came.shape == expected.shape
         rows = 4 * (height if height == side else height - context)
         columns = 4 * (width if width == side else width - context)
-        inner = psnr(came[..., :rows, :columns], expected[..., :rows, :columns])
+        inner = psnr_db(came[..., :rows, :columns], expected[..., :rows, :columns], peak=1.0)
         assert inner >= floor, f"{variant} {height}x{width}: {inner:.1f} dB, floor {floor:g} dB"
-        assert psnr(came, expected) > 40, "what the tile was filled up with changes an edge only"
+        assert psnr_db(came, expected, peak=1.0) > 40, "what the tile was filled up with changes an edge only"
 
 
 @pytest.mark.coreml

@@ -20,16 +20,12 @@ from gdposr.console import UsageError
 from runtime.bundle.reader import DEFAULT_BUNDLE, Bundle
 from runtime.errors import BundleError, ImageError
 from runtime.upscale.color import color_fix
+from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler
 
 Pixels = Callable[..., np.ndarray]
 SEED = 3
 FLOOR_DB = {"fp16": 50.0, "palette6": 35.0}  # against ONNX fp32, 8-bit; measured 61.7 on a photo with fp16
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = float(np.mean((a.astype(float) - b) ** 2))
-    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +69,8 @@ def test_pictures_are_those_of_the_onnx_graphs(
     for method, floor in zip(methods, FLOOR_DB.values(), strict=True):
         came = method.upscale("a", lr)
         assert (came.shape, came.dtype) == ((4 * tile, 4 * tile, 3), np.uint8)
-        assert psnr(came, expected) >= floor, f"{method.name}: {psnr(came, expected):.1f} dB"
-        assert psnr(came, expected) > psnr(came, other) + 3  # the seed's own noise
+        assert psnr_db(came, expected) >= floor, f"{method.name}: {psnr_db(came, expected):.1f} dB"
+        assert psnr_db(came, expected) > psnr_db(came, other) + 3  # the seed's own noise
 
 
 def test_samples_are_those_of_the_onnx_graphs(
@@ -84,8 +80,8 @@ def test_samples_are_those_of_the_onnx_graphs(
     assert methods[0].samples is not None
     came, expected = methods[0].samples(lr, 2), onnx.up(lr, seed=SEED, samples=2)
     for k in range(2):
-        assert psnr(came[k], expected[k]) >= FLOOR_DB["fp16"]
-        assert psnr(came[k], expected[k]) > psnr(came[k], expected[1 - k]) + 3
+        assert psnr_db(came[k], expected[k]) >= FLOOR_DB["fp16"]
+        assert psnr_db(came[k], expected[k]) > psnr_db(came[k], expected[1 - k]) + 3
     assert np.array_equal(came[0], methods[0].upscale("a", lr))
 
 
@@ -97,7 +93,7 @@ def test_a_smaller_picture_is_filled_up_and_cut_again(
     came, expected = methods[0].upscale("a", lr), onnx.up(lr, seed=SEED)[0]
     assert came.shape == expected.shape == (4 * (tile - 31), 4 * (tile - 8), 3)
     reach = 4 * bundle.manifest.size.context
-    assert psnr(came[:-reach, :-reach], expected[:-reach, :-reach]) >= FLOOR_DB["fp16"]
+    assert psnr_db(came[:-reach, :-reach], expected[:-reach, :-reach]) >= FLOOR_DB["fp16"]
 
 
 def test_a_larger_picture_is_refused_by_name(

@@ -21,8 +21,10 @@ from training.loop.budget import Budget  # noqa: E402
 from training.loop.trainer import Trainer  # noqa: E402
 from training.loop.validation import Validation  # noqa: E402
 from training.metrics.critic import CONFIG_FILE, WEIGHTS_FILE, Critic, CriticConfig, load_critic, save_critic  # noqa: E402
+from training.metrics.fidelity import MetricError  # noqa: E402
 from training.metrics.likeness import band_energies, smoothness, texture_likeness  # noqa: E402
-from training.stages.rewards import MetricError, create_metrics, group_rewards  # noqa: E402
+from training.metrics.registry import create_metrics  # noqa: E402
+from training.stages.rewards import group_rewards  # noqa: E402
 
 TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 SETTINGS = CriticSettings(batch=4, crop=48, width=8, lr=3e-3, warmup_steps=5, held_out=1, ema=0.9, grain=0.8)

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 from torch import Tensor  # noqa: E402  (after importorskip)
 
 from training.metrics import detail  # noqa: E402
+from training.metrics.luma import FULL_RANGE  # noqa: E402
 
 SIDE = 64
 
@@ -26,7 +27,7 @@ def grain(sigma: float, seed: int = 0) -> Tensor:
 def colour_noise(sigma: float) -> Tensor:
     """Noise whose luma is 0, with Cb and Cr of that many levels, (1, 3, SIDE, SIDE)."""
     blue, red = grain(sigma / 0.564, 1), grain(sigma / 0.713, 2)  # B - Y and R - Y where Y stays
-    green = -(detail.LUMA[0] * red + detail.LUMA[2] * blue) / detail.LUMA[1]
+    green = -(FULL_RANGE[0] * red + FULL_RANGE[2] * blue) / FULL_RANGE[1]
     return torch.cat([red, green, blue], dim=1)
 
 
@@ -135,7 +136,7 @@ def test_gmsd_agrees_with_the_definition() -> None:
     kernel = np.array([[1, 0, -1]] * 3) / 3
     magnitudes = []
     for image in (sr, hr):
-        luma = np.tensordot(np.array(detail.LUMA) * 255, image[0].double().numpy(), axes=1)
+        luma = np.tensordot(np.array(FULL_RANGE) * 255, image[0].double().numpy(), axes=1)
         halved = luma.reshape(SIDE // 2, 2, SIDE // 2, 2).mean(axis=(1, 3))
         gradients = [convolve(halved, k)[1:-1, 1:-1] for k in (kernel, kernel.T)]
         magnitudes.append(np.hypot(*gradients))

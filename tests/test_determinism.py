@@ -9,8 +9,9 @@ from make_golden_image import GOLDEN_SAMPLE, GOLDEN_SEED, golden_input
 from PIL import Image
 from upscaling import Pixels, assert_same, difference
 
+from runtime.bundle.manifest import COLOR_FIXES
 from runtime.bundle.reader import Bundle
-from runtime.upscale.color import COLOR_FIXES
+from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler
 
 
@@ -154,5 +155,5 @@ def test_golden_image_in_int8(bundle: Bundle, golden: tuple[np.ndarray, np.ndarr
     """Against the fp32 golden image, since INT8 kernels of other processors round elsewhere."""
     image, expected = golden
     result = Upscaler(bundle, precision="int8").up(image, GOLDEN_SEED, first=GOLDEN_SAMPLE)[0]
-    psnr = 10 * np.log10(255**2 / np.mean((result.astype(float) - expected) ** 2))
+    psnr = psnr_db(result, expected)
     assert psnr > 38, f"{psnr:.1f} dB"

@@ -18,6 +18,7 @@ from training.data.photos import CropParams, PairDataset, PhotoSet, find_images 
 from training.loop.budget import Budget  # noqa: E402
 from training.loop.stage import RunSettings, Stage  # noqa: E402
 from training.loop.trainer import Trainer  # noqa: E402
+from training.metrics.registry import create_metrics  # noqa: E402
 from training.metrics.squeezenet import perceptual_loss  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
 from training.model.schedule import NoiseSchedule  # noqa: E402
@@ -25,7 +26,6 @@ from training.model.text import PromptSource, TextConditioner, load_text  # noqa
 from training.stages.gdpo import Gdpo  # noqa: E402
 from training.stages.naosd import Naosd  # noqa: E402
 from training.stages.presets import GDPO, NAOSD  # noqa: E402
-from training.stages.rewards import create_metrics  # noqa: E402
 
 CROP = 256  # HR pixels: a quarter of the preset's 512x512 in work, the same weights
 LIMIT_GB = 24

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from upscaling import Pixels, assert_same
 
-from runtime.bundle.manifest import SizeRule
+from runtime.bundle.manifest import COLOR_FIXES, SizeRule
 from runtime.bundle.reader import Bundle
 from runtime.errors import SettingError
-from runtime.upscale.color import COLOR_FIXES
 from runtime.upscale.memory import Costs, Demand, choose, features, least_tile, parse_size, peak
 from runtime.upscale.upscaler import Upscaler
 

@@ -9,10 +9,10 @@ import pytest
 from upscaling import Pixels, altered, assert_same
 
 from runtime.backends.onnx import OnnxBackend
+from runtime.bundle.manifest import COLOR_FIXES
 from runtime.bundle.reader import Bundle
 from runtime.errors import DeviceError, OutOfMemory
 from runtime.upscale import upscaler as module
-from runtime.upscale.color import COLOR_FIXES
 from runtime.upscale.upscaler import Upscaler
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.measure import pyiqa as perceptual
-from calibration.measure.pyiqa import METRICS, NAMES, available, scorers, wanted
 from runtime.errors import ImageError, SettingError
+from training.metrics import pyiqa as perceptual
+from training.metrics.pyiqa import METRICS, NAMES, available, scorers, wanted
 
 Pixels = Callable[..., np.ndarray]
 

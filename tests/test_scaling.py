@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from upscaling import Pixels, resized
 
+from runtime.bundle.manifest import COLOR_FIXES
 from runtime.bundle.reader import Bundle
 from runtime.errors import SettingError
-from runtime.upscale import job
-from runtime.upscale import rows as stream
-from runtime.upscale.color import COLOR_FIXES, color_fix
+from runtime.upscale import color, job
+from runtime.upscale.color import color_fix
 from runtime.upscale.upscaler import Upscaler
 
 
@@ -53,13 +53,16 @@ def test_color_fix_is_that_of_the_whole_image(
     bundle: Bundle, make_pixels: Pixels, monkeypatch: pytest.MonkeyPatch, fix: str, budget: int
 ) -> None:
     """However the rows stream by, the result is `color.color_fix` of the whole picture."""
-    monkeypatch.setattr(job, "WHOLE_BUDGET", budget)
-    monkeypatch.setattr(stream, "WAVELET_BLOCK", 100)
     image = make_pixels(131, 87).astype(np.float32) / np.float32(255)
     plain = Upscaler(bundle, tile=16, color_fix="none").up(image, samples=2)
+    monkeypatch.setattr(color, "WAVELET_BAND", 4096)  # the whole picture
+    wanted = [color_fix(sample, image, fix) for sample in plain]
+    monkeypatch.undo()
+    monkeypatch.setattr(job, "WHOLE_BUDGET", budget)
+    monkeypatch.setattr(color, "WAVELET_BLOCK", 100)
     fixed = Upscaler(bundle, tile=16, color_fix=fix).up(image, samples=2)
-    for a, b in zip(plain, fixed, strict=True):
-        np.testing.assert_allclose(b, color_fix(a, image, fix), atol=2e-6)
+    for a, b in zip(wanted, fixed, strict=True):
+        np.testing.assert_allclose(b, a, atol=2e-6)
 
 
 def test_color_fix_of_the_bundle_is_the_default(bundle: Bundle) -> None:

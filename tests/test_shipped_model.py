@@ -20,6 +20,7 @@ from PIL import Image
 from calibration.measure.methods import bicubic
 from calibration.measure.pairs import Pair, find_pairs, read_rgb
 from calibration.studies.selection import best_gain, measure
+from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler
 from training.metrics.artefacts import colour_shift
 
@@ -195,9 +196,9 @@ def test_a_sharp_photo_is_not_harmed(
     """Given as it is and reduced again it is the same; reduced first, it comes back about as near to the original as by bicubic."""
     sharp, hr = photo(name, 128), photo(name, 384)
     lr = cards.reduced(hr)
-    kept = cards.psnr(cards.reduced(upscaler(precision).up(sharp)[0]), sharp)
-    plain = cards.psnr(bicubic(lr, cards.SCALE), hr)
-    clean = cards.psnr(upscaler(precision).up(lr)[0], hr)
+    kept = psnr_db(cards.reduced(upscaler(precision).up(sharp)[0]), sharp)
+    plain = psnr_db(bicubic(lr, cards.SCALE), hr)
+    clean = psnr_db(upscaler(precision).up(lr)[0], hr)
     check(
         [
             Figure(f"{name}, {precision}: enlarged and reduced again, dB", kept, low=KEPT_DB),

@@ -27,9 +27,11 @@ from training.data.photos import CropParams, PairDataset, PhotoSet, find_images 
 from training.loop.budget import Budget  # noqa: E402
 from training.loop.trainer import Trainer  # noqa: E402
 from training.loop.validation import Validation  # noqa: E402
+from training.metrics.registry import Metric, create_metrics  # noqa: E402
 from training.settings import from_dict, to_dict, with_settings  # noqa: E402
+from training.stages.normalisation import normalise  # noqa: E402
 from training.stages.preference import group_variance, preference_loss  # noqa: E402
-from training.stages.rewards import Metric, create_metrics, group_rewards, normalise  # noqa: E402
+from training.stages.rewards import group_rewards  # noqa: E402
 
 TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 SETTINGS = StudentGdpoSettings(

@@ -16,6 +16,7 @@ from runtime.errors import DeviceError, GdposrError, ImageError, SettingError
 from runtime.image.files import Photo
 from runtime.upscale import job, memory
 from runtime.upscale import upscaler as module
+from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler
 
 
@@ -141,8 +142,7 @@ def test_values_that_are_no_numbers(bundle: Bundle, with_model: Callable[..., Up
 
 def test_precisions_agree(bundle: Bundle, make_pixels: Pixels) -> None:
     image = make_pixels(40, 40)
-    a, b = (Upscaler(bundle, precision=p).up(image)[0].astype(float) for p in ("fp32", "int8"))
-    psnr = 10 * np.log10(255**2 / np.mean((a - b) ** 2))
+    psnr = psnr_db(*(Upscaler(bundle, precision=p).up(image)[0] for p in ("fp32", "int8")))
     assert 35 < psnr < 80, f"{psnr:.1f} dB: switching precision changes a little, and something"
     assert OnnxBackend(bundle, "cpu", "int8").precision == "int8"
 

@@ -76,7 +76,7 @@ def chosen(names: Sequence[str] | None) -> list[Subject]:
 
 def load_metrics(sqf_weights: Path | None) -> dict[str, Metric]:
     """PSNR of Y, and SQF where its weights are given."""
-    from training.metrics.artefacts import psnr_y
+    from training.metrics.fidelity import psnr_y
 
     if sqf_weights is None:
         return {"PSNR": psnr_y}

@@ -26,9 +26,9 @@ from training.metrics.attributes import (
     THRESHOLD,
     TOP,
     detail_share,
-    gray_levels,
     sobel_magnitude,
 )
+from training.metrics.luma import gray_levels
 
 
 def seconds_per_pair(photos: PhotoSet, crop: int, mild_share: float, pairs: int) -> float:

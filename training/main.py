@@ -26,6 +26,7 @@ from training.loop.budget import Budget
 from training.loop.stage import RunSettings, Stage
 from training.loop.trainer import Trainer, make_accelerator
 from training.loop.validation import Validation
+from training.metrics.registry import create_metrics
 from training.metrics.squeezenet import NETS, Perceptual, SqueezeFeatures, perceptual_loss
 from training.model.loading import load_model
 from training.model.text import PromptSource
@@ -34,7 +35,6 @@ from training.stages.gdpo import Gdpo, GdpoSettings
 from training.stages.naosd import Naosd, NaosdSettings
 from training.stages.presets import PRESETS, SD21
 from training.stages.pretrain import Pretrain, PretrainSettings
-from training.stages.rewards import create_metrics
 
 log = logging.getLogger("train")
 

@@ -10,10 +10,10 @@ from numpy.random import Generator
 from calibration.blind.scenes import Scene
 from calibration.measure.pairs import read_rgb
 from runtime.errors import ImageError
+from training.metrics.luma import FULL_RANGE
 
 CANDIDATES = 8  # positions that are drawn for one crop
 WINDOW = 8  # side in pixels of the squares whose variance tells content from sky
-_LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def content(pixels: np.ndarray) -> float:
 
     The median: one strong edge in an empty sky does not count as content.
     """
-    luma = pixels.astype(np.float64) @ _LUMA  # (H, W)
+    luma = pixels.astype(np.float64) @ np.array(FULL_RANGE)  # (H, W)
     height, width = luma.shape
     side = min(WINDOW, height, width)
     rows, columns = height // side, width // side

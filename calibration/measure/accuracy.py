@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from calibration.measure import pyiqa as perceptual
 from calibration.measure.gates import REFERENCE, GateResult, Gates, check_gates
 from calibration.measure.intervals import FEW
 from calibration.measure.methods import (
@@ -42,6 +41,7 @@ from calibration.sensitivity import LayerNoise, read_rows
 from runtime.bundle.reader import Bundle
 from runtime.errors import SettingError
 from runtime.upscale.upscaler import Upscaler
+from training.metrics import pyiqa as perceptual
 from training.metrics import sqf
 
 __all__ = ["AccuracyReport", "ImageScore", "Observe", "Row", "evaluate", "measure_row", "versions"]

@@ -11,6 +11,8 @@ from itertools import combinations
 
 import numpy as np
 
+from runtime.upscale.probe import psnr_db
+
 HIGHEST_PSNR = 100.0  # dB, of equal pictures
 DIVERSITY_FLOOR = 0.9  # of the teacher's, that a distillation must keep
 WINDOW = 5  # pixels; what their mean takes away is texture
@@ -70,8 +72,7 @@ def high_pass(image: np.ndarray) -> np.ndarray:
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = float(np.mean((a - b) ** 2))
-    return HIGHEST_PSNR if error == 0 else min(HIGHEST_PSNR, float(10 * np.log10(255**2 / error)))
+    return min(HIGHEST_PSNR, psnr_db(a, b, equal=HIGHEST_PSNR))
 
 
 class _Differences:

@@ -16,7 +16,8 @@ from calibration.measure.intervals import Difference, Interval, differences, int
 from calibration.measure.methods import Method, bicubic
 from calibration.measure.pairs import Pair, read_rgb
 from runtime.errors import ImageError
-from training.metrics import artefacts as metrics
+from training.metrics import artefacts
+from training.metrics.fidelity import psnr_y, ssim_y
 from training.metrics.niqe import niqe
 
 Score = Callable[[np.ndarray, np.ndarray], float]
@@ -124,10 +125,10 @@ def measure_row(
         images.append(replace(image, group=group(pair.name)) if group else image)
         if index in some:
             if method.samples is not None and diversity_samples > 1:
-                spread[index] = metrics.diversity(method.samples(lr, diversity_samples))
+                spread[index] = artefacts.diversity(method.samples(lr, diversity_samples))
             if method.tiled is not None:
                 cut = method.tiled(lr)
-                seams.append(_known(metrics.seam(cut.picture, cut.rows, cut.columns)))
+                seams.append(_known(artefacts.seam(cut.picture, cut.rows, cut.columns)))
         if observe:
             observe(method.name, pair.name, sr)
         if tick:
@@ -188,7 +189,7 @@ def measure_originals(pairs: Sequence[Pair], observe: Observe | None) -> tuple[f
     for pair in pairs:
         hr = read_rgb(pair.hr)
         natural.append(niqe(hr))
-        patterns.append(_known(metrics.checkerboard_db(hr)))
+        patterns.append(_known(artefacts.checkerboard_db(hr)))
         if observe:
             observe("HR", pair.name, hr)
             observe("LR", pair.name, read_rgb(pair.lr))
@@ -221,12 +222,12 @@ def _score_image(
 ) -> ImageScore:
     return ImageScore(
         name=name,
-        psnr=metrics.psnr_y(sr, hr),
-        ssim=metrics.ssim_y(sr, hr),
+        psnr=psnr_y(sr, hr),
+        ssim=ssim_y(sr, hr),
         sqf=score(sr, hr) if score else None,
         niqe=niqe(sr),
-        colour_shift=metrics.colour_shift(sr, plain),
-        checkerboard=_known(metrics.checkerboard_db(sr)),
+        colour_shift=artefacts.colour_shift(sr, plain),
+        checkerboard=_known(artefacts.checkerboard_db(sr)),
         extra={metric: judge(sr, hr) for metric, judge in extra.items()},
     )
 

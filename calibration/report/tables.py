@@ -9,8 +9,8 @@ from html import escape
 
 from calibration.measure.accuracy import AccuracyReport, ImageScore, Row
 from calibration.measure.gates import REFERENCE, GateResult
-from calibration.measure.pyiqa import METRICS as LEARNED
 from calibration.report.page import name_text
+from training.metrics.pyiqa import METRICS as LEARNED
 
 TICK, CROSS = "\N{CHECK MARK}", "\N{BALLOT X}"
 BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"

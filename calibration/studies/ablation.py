@@ -25,11 +25,12 @@ from calibration.measure.onestep import restore
 from calibration.measure.pairs import find_pairs, read_rgb
 from training.data.photos import PhotoSet, find_images, split_photos
 from training.loop.budget import Budget
-from training.loop.validation import Validation, to_pixels
+from training.loop.validation import Validation
 from training.main import run
 from training.metrics import sqf
-from training.metrics.artefacts import psnr_y, ssim_y
+from training.metrics.fidelity import psnr_y, ssim_y
 from training.metrics.niqe import niqe
+from training.metrics.registry import to_pixels
 from training.model.loading import load_model
 from training.settings import with_settings
 from training.stages.presets import PRESETS

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.image.grain import COARSE, FINE, NAME, binomial, score
-from training.metrics.artefacts import luma
+from training.metrics.luma import luma_y
 from training.metrics.niqe import niqe
 
 Samples = Sequence[np.ndarray]
@@ -104,7 +104,7 @@ def chroma_energy(samples: Samples, lr: np.ndarray) -> list[float]:
 
 
 def _luma(picture: np.ndarray) -> np.ndarray:
-    return luma(picture).astype(np.float32)
+    return luma_y(picture).astype(np.float32)
 
 
 def _laplacian(plane: np.ndarray) -> np.ndarray:

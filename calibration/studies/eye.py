@@ -25,10 +25,10 @@ from calibration.measure.pairs import Pair, find_pairs, read_rgb
 from calibration.measure.rows import check_sizes
 from calibration.studies.agreement import finite, percent
 from calibration.studies.judged import outputs
-from calibration.studies.scores import to_tensor
 from runtime.errors import GdposrError, ImageError, SettingError
 from training.metrics import detail
-from training.stages.rewards import psnr, ssim
+from training.metrics.fidelity import psnr, ssim
+from training.metrics.registry import to_tensor
 
 MOST = 1.5  # times the truth's grain or chroma that still looks clean
 ROUNDING = 1e-3  # levels; of a perfectly flat picture's grain

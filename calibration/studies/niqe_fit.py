@@ -25,7 +25,8 @@ import numpy as np
 
 from runtime.errors import ImageError
 from runtime.image.files import find_photos, read_photo
-from training.metrics.niqe import MODEL_FILE, NiqeModel, block_features, luma
+from training.metrics.luma import rounded_luma
+from training.metrics.niqe import MODEL_FILE, NiqeModel, block_features
 
 SHARPNESS = 13.0  # mean local deviation in gray levels (0..255) a block must exceed
 PATTERN = "ccbysa-cid22-*"
@@ -36,7 +37,7 @@ def fit(paths: Iterable[Path], sharpness: float = SHARPNESS) -> tuple[NiqeModel,
     """Photos -> the pristine model and the number of blocks it rests on."""
     kept = []
     for path in paths:
-        features, deviation = block_features(luma(read_photo(path).pixels))
+        features, deviation = block_features(rounded_luma(read_photo(path).pixels))
         kept.append(features[(deviation > sharpness) & np.isfinite(features).all(axis=1)])
     blocks = np.concatenate(kept) if kept else np.zeros((0, 36))
     if len(blocks) < MIN_BLOCKS:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from training.metrics import detail
-from training.stages.rewards import BUILT_IN, Metric, create_metrics
+from training.metrics.registry import BUILT_IN, Metric, create_metrics, to_tensor
 
 TRUTH, INPUT, NOTHING = "truth", "input", "nothing"
 WEIGHTED = ("sqf", "critic")  # built-in rewards that need a file
@@ -62,8 +60,3 @@ def all_scores(sqf_weights: Path | None = None, critic: Path | None = None) -> l
         *(Score(metric, TRUTH if metric.reference else NOTHING) for metric in (*rewards, *distances)),
         *(Score(metric, INPUT) for metric in amounts),
     ]
-
-
-def to_tensor(picture: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)[None])).float() / 255

@@ -34,7 +34,8 @@ from runtime.image.grain import NAME
 from runtime.upscale.color import low_pass
 from runtime.upscale.upscaler import Upscaler
 from training.metrics import sqf
-from training.metrics.artefacts import luma, psnr_y
+from training.metrics.fidelity import psnr_y
+from training.metrics.luma import luma_y
 
 SAMPLES: Final = 8
 COMBINATION: Final = "all together"
@@ -106,9 +107,9 @@ def measure(
         fidelity.append([psnr_y(sample, hr) for sample in drawn])
         for name, candidate in chosen.items():
             scores[name].append(candidate(drawn, lr))
-        planes = [luma(sample).astype(np.float32) for sample in drawn]
+        planes = [luma_y(sample).astype(np.float32) for sample in drawn]
         distance.append(_distance(planes))
-        low.append(_distance([low_pass(plane, LOW_PASS_LEVELS) for plane in planes]))
+        low.append(_distance([low_pass(plane, levels=LOW_PASS_LEVELS) for plane in planes]))
         if progress:
             progress(done, len(pairs))
     return Measured(

@@ -24,7 +24,7 @@ from export.distill.teacher import SAMPLES, Teacher
 from export.student.network import Student, StudentConfig, load_student
 from runtime.errors import GdposrError
 from runtime.noise import noise_field
-from training.metrics.artefacts import psnr_y
+from training.metrics.fidelity import psnr_y
 
 PICTURES = 4  # sampled at once in a comparison
 LOGGED = ("teacher_psnr", "diversity", "texture_diversity", "follows")

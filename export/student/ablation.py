@@ -30,9 +30,10 @@ from training.data.everyday import degrade_everyday
 from training.data.photos import PhotoSet, find_images, split_photos
 from training.loop.budget import Budget
 from training.loop.validation import Validation
+from training.metrics.registry import Metric, create_metrics
 from training.randomness import normal
 from training.settings import with_settings
-from training.stages.rewards import Metric, create_metrics, group_rewards
+from training.stages.rewards import group_rewards
 
 log = logging.getLogger("train")
 

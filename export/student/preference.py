@@ -26,6 +26,7 @@ from export.student.network import Student, load_student
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings
 from training.loop.validation import Validation
+from training.metrics.registry import Metric, create_metrics
 from training.randomness import normal
 from training.stages.preference import (
     best_worst_advantage,
@@ -37,7 +38,7 @@ from training.stages.preference import (
     preference_accuracy,
     preference_loss,
 )
-from training.stages.rewards import WEIGHTINGS, Metric, RewardReport, create_metrics, group_rewards
+from training.stages.rewards import WEIGHTINGS, RewardReport, group_rewards
 
 OBJECTIVES = ("gdpo", "dpo", "grpo")
 SAMPLERS = ("reference", "policy")

@@ -174,12 +174,12 @@ def _measured(
 ) -> "AccuracyReport":
     """The report, with times unless they were declined. ImageError for pictures that cannot be used."""
     from calibration.measure.accuracy import evaluate, measured_precisions
-    from calibration.measure.pyiqa import wanted
     from gdposr.accuracy.budgets import chosen_budgets
     from gdposr.accuracy.coreml_rows import ROW, fitting_variants, open_methods
     from gdposr.accuracy.onestep_rows import onestep_methods, open_rows
     from gdposr.bench.peers import load_peers, peer_methods
     from runtime.bundle.reader import Bundle
+    from training.metrics.pyiqa import wanted
 
     folders = {name: Path(folder) for name, folder in (_named("--sr NAME=DIR", text) for text in args.sr)}
     trained = [_named("--onestep NAME=RUN", text) for text in args.onestep]

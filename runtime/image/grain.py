@@ -28,6 +28,7 @@ from .strips import Strips
 
 Floats = NDArray[np.float32]
 NAME: Final = "grain"
+LUMA: Final = (0.299, 0.587, 0.114)  # BT.601, full range
 SIDE: Final = 2048  # pixels; the middle of larger pictures is judged, to bound the time
 FINE: Final = 1  # passes of the 3x3 binomial filter; what they take away is fine
 COARSE: Final = (3, 9)  # passes; what lies between the two is coarse, a mean of about 3 to 5 pixels
@@ -114,7 +115,7 @@ def _luma_and_alpha(block: NDArray[Any]) -> tuple[Floats, Floats]:
     pixels = block if block.ndim == 3 else block[..., None]
     level = np.float32(_LEVELS[block.dtype.name])
     channels = pixels.shape[2]
-    parts = (0.299, 0.587, 0.114) if channels >= 3 else (1.0,)
+    parts = LUMA if channels >= 3 else (1.0,)
     luma = np.zeros(pixels.shape[:2], np.float32)
     for channel, part in enumerate(parts):
         luma += pixels[..., channel] * np.float32(part * 255 / level)

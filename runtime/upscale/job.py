@@ -25,9 +25,10 @@ from ..image.arrays import Picture
 from ..image.strips import Strips
 from ..noise import noise_field
 from ..threads import in_order
+from .color import adain_rows, wavelet_rows
 from .lanes import Engine
 from .memory import WHOLE_BUDGET, Costs, Plan, choose, demand_of, least_tile
-from .rows import BAND, Rows, adain_rows, bands, channel_statistics, resized, wavelet_rows
+from .rows import BAND, Rows, bands, channel_statistics, resized
 from .tiling import Tile, pad_edge, paste, ramp, tile_rows, tile_size
 
 Floats = NDArray[np.float32]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,10 +94,12 @@ def probe_output(bundle: Bundle, backend: Backend, image: NDArray[np.uint8], see
     return (np.clip(crop, 0.0, 1.0).transpose(1, 2, 0) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
 
 
-def psnr_db(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """PSNR of two 8-bit pictures over all channels; IDENTICAL_DB where they are equal."""
+def psnr_db(a: NDArray[Any], b: NDArray[Any], peak: float = 255.0, equal: float = IDENTICAL_DB) -> float:
+    """PSNR in dB of two arrays over all values; `equal` where they are the same, minus infinity where a value is not finite."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return -math.inf
     mse = float(np.mean(np.square(a.astype(np.float64) - b)))
-    return IDENTICAL_DB if mse == 0.0 else 10.0 * math.log10(255.0**2 / mse)
+    return equal if mse == 0.0 else 10.0 * math.log10(peak**2 / mse)
 
 
 def read_rgb(bundle: Bundle, file: GraphFile) -> NDArray[np.uint8]:

@@ -1,28 +1,23 @@
 """Large pictures in little memory: float32 rows flow from the model through colour fix and scaling to the caller's array.
 
 Every stage works on bands of a fixed height at fixed rows, however the rows arrived, and a row's value depends on nothing
-outside the window named in its stage. So the result is the same for every tile size, bit for bit, and that of the functions
-in `color.py`, which see the whole picture, up to rounding. Blocks of rows are planar: (C, n, W).
+outside the window named in its stage. So the result is the same for every tile size, bit for bit. Blocks of rows are planar: (C, n, W).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .color import STD_FLOOR, WAVELET_LEVELS
-
 Floats = NDArray[np.float32]
 Statistics = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean and standard deviation of each channel
 RowSource = Callable[[int, int], Floats]  # (first row, end row) -> (C, rows, W)
 BAND: Final = 64  # rows
-WAVELET_BAND: Final = 128  # more, because each band also computes a halo
-WAVELET_BLOCK: Final = 1024  # columns, so that a block stays in the processor's cache
 _SUPPORT: Final = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.LANCZOS: 3.0}  # radius in source pixels
 
 
@@ -98,59 +93,3 @@ def channel_statistics(source: RowSource, height: int, width: int) -> Statistics
         squares += np.square(values, out=values).sum(axis=(1, 2))
     mean = total / (height * width)
     return pivot[:, 0, 0] + mean, np.sqrt(np.maximum(squares / (height * width) - mean * mean, 0.0))
-
-
-def adain_rows(source: RowSource, height: int, of_sr: Statistics, of_lr: Statistics) -> Iterator[Floats]:
-    """`color.adain` on a stream: each channel gets the mean and deviation of LR."""
-    (mean_sr, std_sr), (mean_lr, std_lr) = of_sr, of_lr
-    gain = np.where(std_sr < STD_FLOOR, 1.0, std_lr / np.maximum(std_sr, STD_FLOOR))
-    offset = (mean_lr - mean_sr * gain).astype(np.float32)
-    for top, bottom in bands(height):
-        fixed = source(top, bottom) * gain.astype(np.float32)[:, None, None]
-        fixed += offset[:, None, None]
-        yield np.clip(fixed, 0.0, 1.0, out=fixed)
-
-
-def wavelet_rows(
-    source: RowSource, size: tuple[int, int], lr: RowSource, lr_size: tuple[int, int]
-) -> Iterator[Floats]:
-    """`color.wavelet` on a stream of (height, width) size: what is coarser than about 32 pixels is taken from LR."""
-    halo = 2**WAVELET_LEVELS - 1  # radius of the low-pass
-    height, width = size
-    for top, bottom in bands(height, WAVELET_BAND):
-        above, below = max(0, top - halo), min(height, bottom + halo)
-        sr = source(above, below)
-        difference = resized(lr, lr_size, size, above, below, Image.Resampling.BICUBIC)
-        difference -= sr
-        fixed = sr[:, top - above : bottom - above].copy()
-        for left, right in bands(width, WAVELET_BLOCK):
-            window = slice(max(0, left - halo), min(width, right + halo))
-            borders = (top < halo, bottom + halo > height, left < halo, right + halo > width)
-            for channel, plane in enumerate(difference[..., window]):
-                low = low_pass(plane, borders)
-                y, x = (top - above if borders[0] else 0), (left - window.start if borders[2] else 0)
-                fixed[channel, :, left:right] += low[y : y + bottom - top, x : x + right - left]
-        yield np.clip(fixed, 0.0, 1.0, out=fixed)
-
-
-def low_pass(plane: Floats, borders: tuple[bool, bool, bool, bool]) -> Floats:
-    """`color.low_pass` of a window of a picture: kernel [1 2 1]/4 per axis, dilated by 1, 2, 4, 8, 16.
-
-    borders: whether the window ends at the picture's top, bottom, left, right. There the edge is replicated and the window
-    keeps its extent; at its other ends it loses the halo of 31 pixels, which cannot be computed.
-    """
-    for level in range(WAVELET_LEVELS):
-        step = 2**level
-        plane = _sums(_sums(plane, step, borders[:2]).T, step, borders[2:]).T
-    return plane * np.float32(0.25 ** (2 * WAVELET_LEVELS))  # a power of two: exact
-
-
-def _sums(plane: Floats, step: int, ends: tuple[bool, ...]) -> Floats:
-    """[1 2 1] over rows `step` apart, as [1 1] twice: (n, W) -> (n - 2 step, W), and step more rows for each
-    end that is a border.
-    """
-    top = [np.broadcast_to(plane[:1], (step, plane.shape[1]))] if ends[0] else []
-    bottom = [np.broadcast_to(plane[-1:], (step, plane.shape[1]))] if ends[1] else []
-    wide: Any = np.concatenate([*top, plane, *bottom]) if top or bottom else plane
-    pairs = wide[:-step] + wide[step:]
-    return pairs[:-step] + pairs[step:]

@@ -15,13 +15,12 @@ from PIL import Image
 
 from ..backends.base import Backend, open_backend, placement_note
 from ..backends.devices import choices, resolve, usable_processors
-from ..bundle.manifest import Manifest
+from ..bundle.manifest import COLOR_FIXES, Manifest
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import DeviceError, GdposrError, SettingError
 from ..image.arrays import as_picture
 from ..image.strips import Strips
-from .color import COLOR_FIXES
 from .job import Job, Progress, Wish
 from .lanes import Engine
 from .probe import run_probe

@@ -13,6 +13,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from training.metrics.luma import FULL_RANGE
+
 FINE = 2  # a card is drawn this much larger and reduced, so that its edges are smooth
 SMALLEST_TEXT = 20  # HR pixels of an em: what LR cannot hold would teach to make letters up
 LETTERS = string.ascii_letters + string.digits + ".,:;-+/()%&!?"
@@ -53,7 +55,7 @@ def recoloured(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(h, w, 3) uint8 -> the same: in gray, with its channels exchanged, or more saturated."""
     choice = rng.random()
     if choice < 0.4:
-        gray = picture @ np.array([0.299, 0.587, 0.114])
+        gray = picture @ np.array(FULL_RANGE)
         return np.repeat(np.rint(gray).astype(np.uint8)[..., None], 3, axis=2)
     if choice < 0.7:
         return np.ascontiguousarray(picture[..., rng.permutation(3)])

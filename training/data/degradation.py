@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from training.data.kernels import KernelParams, gaussian_kernel, random_kernel, sinc_kernel
+from training.metrics.luma import FULL_RANGE
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 FILTERS = (
@@ -166,7 +167,7 @@ def poisson_noise(image: Tensor, rng: np.random.Generator, scale: float, gray: b
     not less than the number of levels in the image, as in Real-ESRGAN. Not clipped."""
     source = image.clamp(0, 1)
     if gray:
-        source = source.mul(torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+        source = source.mul(torch.tensor(FULL_RANGE)[:, None, None]).sum(0, keepdim=True)
     levels = (source.numpy() * 255.0).round() / 255.0
     peak = 2.0 ** np.ceil(np.log2(len(np.unique(levels))))
     noise = rng.poisson(levels * peak) / peak - levels

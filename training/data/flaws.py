@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.degradation import jpeg
+from training.metrics.luma import FULL_RANGE
 
 GRAIN_LEVELS = (1.5, 12.0)  # standard deviation, 8-bit levels
 MESH_LEVELS = (1.5, 10.0)  # amplitude
@@ -46,7 +47,7 @@ def mesh(image: Tensor, rng: np.random.Generator) -> Tensor:
 def ripples(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Bands of colour that leave the brightness alone."""
     colour = rng.standard_normal(3)
-    colour -= colour @ np.array([0.299, 0.587, 0.114])
+    colour -= colour @ np.array(FULL_RANGE)
     colour /= np.abs(colour).max() + 1e-6
     direction = torch.from_numpy(colour.astype(np.float32)).to(image)[:, None, None]
     return image + _levels(rng, RIPPLE_LEVELS) * direction * _wave(image, rng, (5.0, 40.0))

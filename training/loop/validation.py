@@ -15,8 +15,10 @@ from torch import Tensor
 
 from training.data.degradation import degrade
 from training.data.photos import CropParams, PhotoSet, random_crop
+from training.metrics.fidelity import psnr_rgb
 from training.metrics.niqe import niqe
-from training.metrics.squeezenet import SqueezeFeatures, squared_feature_distance
+from training.metrics.registry import to_pixels
+from training.metrics.squeezenet import SqueezeFeatures, sqf
 from training.model.one_step import enlarge
 
 CELL = 8  # pixels; what differs between samples at this size and above is structure, not texture
@@ -71,9 +73,11 @@ class Validation:
         difference's low-pass part, in 1/255."""
         first, second = (self._all(partial(sample, k=k)) for k in range(2))
         base = self._all(lambda lr, _: plain(lr))
-        values = {"psnr": float((-10 * (first - self.hr).square().mean((1, 2, 3)).log10()).mean())}
+        values = {"psnr": float(psnr_rgb(first, self.hr).mean())}
         if self.features is not None:
-            values["sqf"] = float(np.mean([self._sqf(*pair) for pair in zip(first, self.hr, strict=True)]))
+            device = self.features.mean.device
+            pairs = zip(first.to(device).split(1), self.hr.to(device).split(1), strict=True)
+            values["sqf"] = float(np.mean([float(sqf(self.features, *pair)) for pair in pairs]))
         values |= {
             "niqe": float(np.mean([niqe(to_pixels(x)) for x in first])),
             "residual": 255 * _rms(first - base),
@@ -87,11 +91,6 @@ class Validation:
         parts = zip(self.lr.split(self.batch), self.hr.split(self.batch), strict=True)
         return torch.cat([function(lr, hr).float().cpu() for lr, hr in parts]).clamp(0, 1)
 
-    def _sqf(self, sr: Tensor, hr: Tensor) -> float:
-        assert self.features is not None
-        device = self.features.mean.device
-        return float(squared_feature_distance(*(self.features.maps(x[None].to(device)) for x in (sr, hr))))
-
     def _sheet(self, base: Tensor, first: Tensor, second: Tensor, step: int, rows: int = 6) -> None:
         """Rows of plain, sample 1, sample 2, photo."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,11 +100,6 @@ class Validation:
         )
         self.sheet = grid
         Image.fromarray(grid).save(self.folder / f"{step:07d}.png")
-
-
-def to_pixels(image: Tensor) -> np.ndarray:
-    """(3, h, w) in [0, 1] -> (h, w, 3) uint8."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def _rms(x: Tensor) -> float:

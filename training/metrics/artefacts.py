@@ -1,8 +1,4 @@
-"""Picture metrics, each a pure function of 8-bit RGB pictures.
-
-PSNR and SSIM reproduce pyiqa (`test_y_channel`, `ycbcr`), the code behind the field's published tables: on
-OSEDiff's RealSR outputs PSNR agrees with its log to 1e-4 dB, SSIM to 1e-5.
-"""
+"""Artefacts of 8-bit RGB pictures: a shift of colour, a checkerboard, seams between tiles; and how far samples differ."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -10,51 +6,14 @@ from itertools import combinations
 import numpy as np
 
 from runtime.errors import ImageError
+from training.metrics.luma import luma_y
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SHUFFLE_PERIOD = 8  # output pixels: the student unshuffles LR by 2 and shuffles up to 4x
 SPECTRUM_BLOCK = 128
 SEAM_DISTANCES = (
     SHUFFLE_PERIOD,
     2 * SHUFFLE_PERIOD,
 )  # output pixels from a border to the lines it is compared with
-
-
-def luma(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> Y of BT.601 in limited range (16..235), (H, W) float64, not rounded."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ImageError(
-            f"metrics need (H, W, 3) uint8, got {image.shape} of {image.dtype}: convert it first"
-        )
-    return image @ (np.array([65.481, 128.553, 24.966]) / 255) + 16
-
-
-def psnr_y(sr: np.ndarray, hr: np.ndarray) -> float:
-    """PSNR in dB of Y over the whole picture. Equal pictures: infinite, by rule."""
-    _check_pair(sr, hr)
-    error = float(np.mean((luma(sr) - luma(hr)) ** 2))
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
-def ssim_y(sr: np.ndarray, hr: np.ndarray) -> float:
-    """SSIM of Y rounded to whole levels: 11x11 Gaussian window of sigma 1.5, only where it lies inside the
-    picture.
-
-    As in pyiqa the contrast-structure term is cut off at zero, so a reversed texture counts as no likeness,
-    not as negative one.
-    """
-    _check_pair(sr, hr)
-    if min(sr.shape[:2]) < SSIM_WINDOW:
-        raise ImageError(
-            f"SSIM needs at least {SSIM_WINDOW} pixels a side, got {sr.shape[1]}x{sr.shape[0]}: use larger ones"
-        )
-    x, y = np.round(luma(sr)), np.round(luma(hr))
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_x, mean_y = _window(x), _window(y)
-    variances = _window(x * x) - mean_x**2 + _window(y * y) - mean_y**2
-    covariance = _window(x * y) - mean_x * mean_y
-    structure = np.maximum((2 * covariance + c2) / (variances + c2), 0)
-    return float(np.mean(structure * (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)))
 
 
 def colour_shift(sr: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
@@ -88,7 +47,7 @@ def checkerboard_db(image: np.ndarray, period: int = SHUFFLE_PERIOD) -> float:
     2 levels 23 dB.
     """
     size = SPECTRUM_BLOCK
-    plane = luma(image)
+    plane = luma_y(image)
     if min(plane.shape) < size or np.ptp(image) == 0:
         return float("nan")
     power = _mean_spectrum(plane, size)
@@ -146,25 +105,3 @@ def _mean_spectrum(plane: np.ndarray, size: int) -> np.ndarray:
         blocks = row - row.mean(axis=(1, 2), keepdims=True)
         total += (np.abs(np.fft.fft2(blocks * window)) ** 2).sum(axis=0)
     return total / (windows.shape[0] * windows.shape[1])
-
-
-def _window(plane: np.ndarray) -> np.ndarray:
-    """Gaussian mean where the window fits: (H, W) -> (H - 10, W - 10)."""
-    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-    kernel = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    kernel /= kernel.sum()
-    rows, columns = plane.shape[0] - SSIM_WINDOW + 1, plane.shape[1] - SSIM_WINDOW + 1
-    down = np.zeros((rows, plane.shape[1]))
-    for k, weight in enumerate(kernel):
-        down += weight * plane[k : k + rows]
-    across = np.zeros((rows, columns))
-    for k, weight in enumerate(kernel):
-        across += weight * down[:, k : k + columns]
-    return across
-
-
-def _check_pair(sr: np.ndarray, hr: np.ndarray) -> None:
-    if sr.shape != hr.shape:
-        raise ImageError(
-            f"both pictures must have one size, got {sr.shape} and {hr.shape}: check pairing and scale"
-        )

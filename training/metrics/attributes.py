@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.metrics.luma import gray_levels
+
 PATCH = 10  # pixels
 BINS = 128  # of 8 gray levels per bin, so that the noise of a camera alone stays in the lowest ones
 TOP = 1024.0  # Sobel magnitude in gray levels of 0..255; the rare stronger gradients count into the last bin
 THRESHOLD = 3.5  # bits; white noise reaches it at a deviation of about 11 gray levels
-LUMA = (299, 587, 114)  # BT.601, full range, in thousandths
 
 
 def detail_share(hr: Tensor, patch: int = PATCH, threshold: float = THRESHOLD, bins: int = BINS) -> Tensor:
@@ -61,12 +62,6 @@ def patch_entropy(hr: Tensor, patch: int = PATCH, bins: int = BINS) -> Tensor:
         counts = torch.bincount((first + level).flatten(), minlength=len(level) * bins)
         share = counts.view(batch, rows, columns, bins).float() / (patch * patch)
         return -torch.xlogy(share, share).sum(-1) / math.log(2.0)
-
-
-def gray_levels(images: Tensor) -> Tensor:
-    """(B, 3, H, W) RGB in [0, 1] -> (B, H, W) float32, BT.601 luma in full range, whole levels 0..255."""
-    red, green, blue = (images.float() * 255.0).round().unbind(1)
-    return ((LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue) / 1000.0).round()
 
 
 def sobel_magnitude(gray: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.metrics.attributes import check_pictures
+from training.metrics.luma import luma
 
-LUMA = (0.299, 0.587, 0.114)  # BT.601, full range
 WINDOW = 9  # pixels a side of the window in which a place is flat or textured
 FLAT_BELOW = 4.0  # levels; camera noise stays below: a third of a typical photo is flat
 TEXTURED_FROM = 8.0  # levels; half of a typical photo
@@ -148,12 +148,6 @@ def _checked(least: int, *pictures: Tensor) -> list[Tensor]:
             f"expected at least {least} pixels a side, got {width}x{height}: use larger pictures or crops"
         )
     return [picture.float() for picture in pictures]
-
-
-def luma(images: Tensor) -> Tensor:
-    """(n, 3, h, w) in [0, 1] -> (n, 1, h, w) in levels."""
-    red, green, blue = images.split(1, dim=1)
-    return 255 * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)
 
 
 def chroma(images: Tensor) -> Tensor:

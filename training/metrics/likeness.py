@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.metrics.detail import BLUR, chroma, flat_mask, luma, mean_around, texture_mask
+from training.metrics.detail import BLUR, chroma, flat_mask, mean_around, texture_mask
+from training.metrics.luma import luma
 
 ENERGY_WINDOW = 16  # pixels; within it a texture's energy is taken
 SCALES = 3  # octaves of wavelet bands: details of 2, 4 and 8 pixels

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runtime.errors import ImageError
+from training.metrics.luma import rounded_luma
 
 BLOCK = 96
 FEATURES = 36
@@ -47,7 +47,7 @@ def niqe(image: np.ndarray, model: NiqeModel | None = None) -> float:
     score is infinite.
     """
     model = model or pristine_model()
-    features, _ = block_features(luma(image))
+    features, _ = block_features(rounded_luma(image))
     features = features[np.isfinite(features).all(axis=1)]
     if not len(features):
         return float("inf")
@@ -56,24 +56,6 @@ def niqe(image: np.ndarray, model: NiqeModel | None = None) -> float:
     difference = model.mean - mean
     inverse = np.linalg.pinv((model.covariance + covariance) / 2)
     return float(np.sqrt(max(0.0, difference @ inverse @ difference)))
-
-
-def luma(image: np.ndarray) -> np.ndarray:
-    """Luma of BT.601 in full range, (H, W) float64, rounded to whole levels of 0..255 like the published
-    evaluation codes.
-    """
-    if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] > 4):
-        raise ImageError(
-            f"NIQE needs an image (H, W) or (H, W, 1..4), got shape {image.shape}: pass one image at a time"
-        )
-    scale = {"uint8": 1 / 255, "uint16": 1 / 65535}.get(str(image.dtype), 1.0)
-    pixels = image if image.ndim == 3 else image[..., None]
-    weights = np.array([0.299, 0.587, 0.114]) * 255.0 * scale
-    if pixels.shape[2] < 3:
-        gray = pixels[..., 0] * weights.sum()
-    else:
-        gray = pixels[..., 0] * weights[0] + pixels[..., 1] * weights[1] + pixels[..., 2] * weights[2]
-    return np.round(gray)
 
 
 def block_features(gray: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings, Stage
+from training.metrics.registry import Metric
 from training.model.adapters import disabled, unet_lora
 from training.model.one_step import OneStepModel
 from training.model.saving import save_run_model
@@ -32,7 +33,7 @@ from training.stages.preference import (
     preference_loss,
     squared_error,
 )
-from training.stages.rewards import WEIGHTINGS, Metric, group_rewards
+from training.stages.rewards import WEIGHTINGS, group_rewards
 
 OBJECTIVES = ("gdpo", "dpo", "grpo")
 CONDITIONS = ("candidate", "lr")

@@ -11,7 +11,8 @@ import numpy as np
 from calibration.measure.gates import Gates
 from calibration.samples import Sample, as_pixels
 from runtime.errors import GdposrError
-from training.metrics.artefacts import diversity, psnr_y
+from training.metrics.artefacts import diversity
+from training.metrics.fidelity import psnr_y
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image, noise -> sr, as export.parity
 Score = Callable[[np.ndarray, np.ndarray], float]

@@ -22,11 +22,10 @@ from training.data.device import jpeg as device_jpeg
 from training.data.device.plan import Chain, Compression, Order, Plan, Reduced, Screenshot, SensorNoise, draw
 from training.data.device.resize import Stack, resize
 from training.data.kernels import gaussian_kernel
+from training.metrics.luma import FULL_RANGE
 from training.randomness import generator
 
 T = TypeVar("T")
-
-LUMA = (0.299, 0.587, 0.114)
 GRAIN_SHARPENING = 0.8  # sigma, LR pixels, as in `training.data.everyday`
 
 
@@ -211,7 +210,7 @@ def _photons(stack: Stack, gray: Sequence[bool]) -> tuple[Tensor, Tensor]:
     """What Poisson noise is drawn from, (n, 3, h, w) in whole levels, the luma where gray; and the photons of full brightness, (n,),
     the power of two that is not less than the number of levels in the picture."""
     pixels = stack.continued().clamp(0, 1)
-    luma = (pixels * torch.tensor(LUMA, device=pixels.device)[:, None, None]).sum(1, keepdim=True)
+    luma = (pixels * torch.tensor(FULL_RANGE, device=pixels.device)[:, None, None]).sum(1, keepdim=True)
     chosen = torch.tensor(gray, device=pixels.device)[:, None, None, None]
     levels = (torch.where(chosen, luma, pixels) * 255).round()
     seen = torch.zeros(len(levels), 256, device=pixels.device)

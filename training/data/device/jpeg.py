@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.metrics.luma import FULL_RANGE
+
 BLOCK = 8  # pixels of a cosine transform
 UNIT = 16  # pixels of a block of chroma at half the resolution; pictures are continued to a multiple of it
 HALF = 0.5 + 1e-4  # halves go away from zero, and in flat places many are halves; float32 may lie just below
@@ -38,7 +40,7 @@ CHROMA_TABLE = (
     (99, 99, 99, 99, 99, 99, 99, 99),
 )  # table K.2
 TO_YCBCR = (
-    (0.299, 0.587, 0.114),
+    FULL_RANGE,
     (-0.168735892, -0.331264108, 0.5),
     (0.5, -0.418687589, -0.081312411),
 )  # ITU-T T.871 (JFIF)

@@ -74,7 +74,7 @@ def scorers(names: Sequence[str]) -> dict[str, Score]:
 def _scorer(metric: PerceptualMetric) -> Score:
     import torch
 
-    from training.stages.rewards import create_metrics
+    from training.metrics.registry import create_metrics, to_tensor
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     (network,) = create_metrics([metric.name], device)
@@ -84,14 +84,12 @@ def _scorer(metric: PerceptualMetric) -> Score:
             f"{network.reference} and {network.higher_is_better} from pyiqa: install another version of it"
         )
 
-    def tensor(picture: np.ndarray) -> torch.Tensor:
-        planes = np.ascontiguousarray(picture.transpose(2, 0, 1)[None])  # (1, 3, H, W)
-        return torch.from_numpy(planes).to(device, torch.float32) / 255
-
     def score(sr: np.ndarray, hr: np.ndarray) -> float:
         size = f"{sr.shape[1]}x{sr.shape[0]}"
         try:
-            value = float(network(tensor(sr), tensor(hr) if metric.reference else None)[0])
+            value = float(
+                network(to_tensor(sr, device), to_tensor(hr, device) if metric.reference else None)[0]
+            )
         except Exception as error:  # whatever a third-party model raises, for example on a small picture
             raise ImageError(
                 f"{metric.name} cannot judge a picture of {size} ({type(error).__name__}: {error}): use larger pictures or leave it out"
