@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from calibration.report.axes import Axis, axis_over, overlap, shorten, text_box, tick_text
+from calibration.report.labels import Axis, axis_over, overlap, shorten, text_box, tick_text
 from calibration.report.plots import (
     Bar,
     Point,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from calibration.report.axes import Axis, Box, axis_over, place, shorten, spots_along, spots_around, tick_text
+from calibration.report.labels import Axis, Box, axis_over, place, shorten, spots_along, spots_around, tick_text
 
 TEXT = 12  # font size of every label
 LONGEST = 26  # characters of a label
