@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 
 from gdposr.console import UsageError
 
@@ -15,6 +16,15 @@ EXTRA_OF = {
     "peft": "export,train",
     "transformers": "export,train",
 }
+
+
+def check_report(path: object) -> None:
+    """UsageError where a report was asked for, path not None, and the extra `report` is missing: before the long measurement."""
+    if path is not None and find_spec("matplotlib") is None:
+        raise UsageError(
+            f"--report needs the package 'matplotlib', which is not installed for {sys.executable}: "
+            'pip install "gdposr[report]"'
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Plots: valid XML, everything inside the frame, labels apart, the frontier right, odd values harmless."""
+"""Plots: valid XML, colours of the page, everything inside the frame, labels apart, the frontier right, odd values harmless."""
 
 import math
 import re
@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from calibration.report.labels import Axis, axis_over, overlap, shorten, text_box, tick_text
+from calibration.report.labels import overlap, shorten, text_box
 from calibration.report.plots import (
     Bar,
     Point,
@@ -15,6 +15,7 @@ from calibration.report.plots import (
     frontier,
     pareto_plot,
     scatter_plot,
+    time_plot,
 )
 
 POINTS = [
@@ -55,43 +56,61 @@ def bars(values: dict[tuple[str, str], float]) -> ElementTree.Element:
     )
 
 
-def own_text(element: ElementTree.Element) -> str:
-    """What is written, without the hover text inside it."""
-    return (element.text or "") + "".join(child.tail or "" for child in element)
+def drawn(svg: ElementTree.Element, kind: str) -> list[ElementTree.Element]:
+    """Groups whose class begins so, in the order in which they are drawn."""
+    return [group for group in svg.iter("g") if group.get("class", "").startswith(kind)]
+
+
+def written(group: ElementTree.Element) -> str:
+    """What is written, without the hover text."""
+    (text,) = group.iter("text")
+    return text.text or ""
+
+
+def places(group: ElementTree.Element) -> list[tuple[float, float]]:
+    """Of marks and dots."""
+    return [(float(use.get("x", "")), float(use.get("y", ""))) for use in group.iter("use")]
+
+
+def extent(group: ElementTree.Element) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a bar, a line or a band."""
+    numbers = [float(n) for path in group.iter("path") for n in re.findall(r"-?[\d.]+", path.get("d", ""))]
+    x, y = numbers[::2], numbers[1::2]
+    return min(x), min(y), max(x), max(y)
 
 
 def text_boxes(svg: ElementTree.Element, kind: str) -> dict[str, tuple[float, float, float, float]]:
-    return {
-        own_text(text): text_box(float(text.get("x", "")), float(text.get("y", "")), own_text(text), 12,
-                                 text.get("text-anchor", "start"))
-        for text in svg.iter("text")
-        if kind in text.get("class", "").split()
-    }  # fmt: skip
+    found = {}
+    for group in drawn(svg, kind):
+        (text,) = group.iter("text")
+        style = text.get("style", "")
+        anchor = re.search(r"text-anchor: (\w+)", style)
+        x, y = (float(text.get(key, "")) for key in ("x", "y"))
+        found[written(group)] = text_box(x, y, written(group), 12, anchor[1] if anchor else "start")
+    return found
 
 
 def check_inside(svg: ElementTree.Element) -> None:
-    """Every mark and upright text within the view box, every coordinate a finite number."""
+    """Every mark, line and text within the view box, every coordinate a finite number, every colour the page's."""
     _, _, width, height = (float(value) for value in svg.get("viewBox", "").split())
     for element in svg.iter():
-        for key in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height"):
-            if key in element.attrib:
-                value = float(element.get(key, ""))
-                limit = width if key in ("x", "x1", "x2", "cx", "width") else height
-                assert -0.01 <= value <= limit + 0.01, (element.tag, key, value)
-        for number in re.findall(r"-?[\d.]+|nan|inf", element.get("points", "") + element.get("d", "")):
-            assert -8 <= float(number) <= max(width, height)
-    for text in svg.iter("text"):
-        if text.get("transform") is None:
-            x, y, anchor = (
-                float(text.get("x", "")),
-                float(text.get("y", "")),
-                text.get("text-anchor", "start"),
-            )
-            box = text_box(x, y, own_text(text), 11, anchor)
-            assert box[0] >= -6, own_text(text)
-            assert box[2] <= width + 6, own_text(text)
-            assert box[1] >= -2
-            assert box[3] <= height + 2
+        assert not re.search(r"#[0-9a-f]{6}|nan|inf|url|DejaVu", "".join(element.attrib.values())), (
+            element.attrib
+        )
+        if element.tag in ("use", "text"):
+            x, y = float(element.get("x", "")), float(element.get("y", ""))
+            assert -0.01 <= x <= width + 0.01, (element.tag, x)
+            assert -0.01 <= y <= height + 0.01, (element.tag, y)
+    for group in svg.iter("g"):
+        if group.get("class", "").startswith(("series", "band", "mean", "equal", "frontier", "reference")):
+            left, top, right, bottom = extent(group)
+            assert min(left, top) >= -0.01
+            assert right <= width + 0.01
+            assert bottom <= height + 0.01
+    for kind in ("label", "layer", "amount"):
+        for text, box in text_boxes(svg, kind).items():
+            assert box[0] >= -6, text
+            assert box[2] <= width + 30, text
 
 
 # ---- quality against cost
@@ -108,12 +127,10 @@ def test_the_frontier_keeps_what_nothing_else_beats() -> None:
 def test_better_is_up_whichever_way_the_metric_runs() -> None:
     for higher, top in ((False, "fp32"), (True, "another")):
         svg = pareto(POINTS, [], higher)
-        heights = {}
-        for mark in svg.iter():
-            if mark.get("class", "").startswith("mark"):
-                title = mark.findtext("title") or ""
-                points = [float(pair.split(",")[1]) for pair in mark.get("points", "").split()]
-                heights[title.partition(":")[0]] = float(mark.get("cy") or sum(points) / len(points))
+        heights = {
+            (mark.findtext("title") or "").partition(":")[0]: places(mark)[0][1]
+            for mark in drawn(svg, "mark")
+        }
         assert heights[top] == min(heights.values())
 
 
@@ -137,7 +154,7 @@ def test_a_crowd_of_equal_points_keeps_its_labels_apart() -> None:
 
 def test_each_kind_of_method_has_its_mark_and_hover_text() -> None:
     svg = pareto(POINTS, LINES)
-    kinds = [mark.get("class") for mark in svg.iter() if mark.get("class", "").startswith("mark")]
+    kinds = [mark.get("class") for mark in drawn(svg, "mark")]
     assert kinds == ["mark model"] * 3 + ["mark peer", "mark folder"]
     titles = [title.text for title in svg.iter("title")]
     assert "fp32: 0.488 at 48 (95 %: 0.470 to 0.500)" in titles
@@ -147,7 +164,7 @@ def test_each_kind_of_method_has_its_mark_and_hover_text() -> None:
 def test_one_point_has_room_around_it() -> None:
     svg = pareto([POINTS[0]], [])
     check_inside(svg)
-    assert len(text_boxes(svg, "tick")) >= 4
+    assert len(list(svg.iter("text"))) >= 4 + 3  # ticks beside a label and the names of both axes
 
 
 def test_what_has_no_finite_quality_or_no_cost_is_left_out() -> None:
@@ -160,7 +177,7 @@ def test_what_has_no_finite_quality_or_no_cost_is_left_out() -> None:
 def test_names_are_escaped() -> None:
     svg = pareto([Point('<b>&"', "model", 3.0, 0.5)], [("</svg>", 0.4)])
     assert set(text_boxes(svg, "label")) == {'<b>&"', "</svg>"}
-    assert scatter([("<i>", 1.0, 2.0)]).findtext(".//circle/title") == "<i>: 1.00 and 2.00"
+    assert drawn(scatter([("<i>", 1.0, 2.0)]), "dot")[0].findtext("title") == "<i>: 1.00 and 2.00"
     assert "<&>, s: 1.0 dB" in [title.text for title in bars({("<&>", "s"): 1.0}).iter("title")]
 
 
@@ -170,16 +187,20 @@ def test_names_are_escaped() -> None:
 def test_equal_values_lie_on_the_line() -> None:
     svg = scatter([("a", 20.0, 20.0), ("b", 30.0, 30.0), ("c", 22.0, 29.0)])
     check_inside(svg)
-    (line,) = (line for line in svg.iter("line") if line.get("class") == "equal")
-    x1, y1, x2, y2 = (float(line.get(key, "")) for key in ("x1", "y1", "x2", "y2"))
-    for dot in list(svg.iter("circle"))[:2]:
-        share = (float(dot.get("cx", "")) - x1) / (x2 - x1)
-        assert float(dot.get("cy", "")) == pytest.approx(y1 + share * (y2 - y1), abs=0.2)
+    (line,) = drawn(svg, "equal")
+    left, top, right, bottom = extent(line)
+    dots = [place for group in drawn(svg, "dot same") for place in places(group)]
+    assert len(dots) == 2
+    for x, y in dots:
+        assert y == pytest.approx(bottom - (x - left) / (right - left) * (bottom - top), abs=0.2)
 
 
 def test_dots_are_coloured_by_the_side_they_fall_on() -> None:
-    classes = [dot.get("class") for dot in scatter([("a", 1, 2), ("b", 2, 1), ("c", 1, 1)]).iter("circle")]
-    assert classes == ["dot better", "dot worse", "dot same"]
+    svg = scatter([("a", 1, 2), ("b", 2, 1), ("c", 1, 1), ("d", 1, 3)])
+    titles = {dots.get("class"): [title.text for title in dots.iter("title")] for dots in drawn(svg, "dot")}
+    assert titles == {
+        "dot better": ["a: 1.00 and 2.00", "d: 1.00 and 3.00"], "dot worse": ["b: 2.00 and 1.00"], "dot same": ["c: 1.00 and 1.00"]
+    }  # fmt: skip
     low = scatter_plot([("a", 1, 2)], x_label="", y_label="", higher=False)
     assert "dot worse" in low
 
@@ -187,7 +208,7 @@ def test_dots_are_coloured_by_the_side_they_fall_on() -> None:
 def test_infinite_psnr_is_left_out_and_nothing_at_all_is_no_error() -> None:
     pairs = [*PAIRS, ("same", math.inf, math.inf), ("half", 20.0, math.inf)]
     for draw in (scatter, difference):
-        assert len(list(draw(pairs).iter("circle"))) == len(PAIRS)
+        assert sum(len(places(dots)) for dots in drawn(draw(pairs), "dot")) == len(PAIRS)
         check_inside(draw(pairs))
         check_inside(draw([]))
         check_inside(draw([("one", 25.0, 25.0)]))
@@ -195,7 +216,8 @@ def test_infinite_psnr_is_left_out_and_nothing_at_all_is_no_error() -> None:
 
 def test_small_differences_look_small() -> None:
     def spread(least: float) -> float:
-        heights = [float(dot.get("cy", "")) for dot in difference(PAIRS, least=least).iter("circle")]
+        dots = drawn(difference(PAIRS, least=least), "dot")
+        heights = [y for group in dots for _, y in places(group)]
         return max(heights) - min(heights)
 
     assert spread(1.0) < 5
@@ -205,11 +227,10 @@ def test_small_differences_look_small() -> None:
 def test_the_band_is_the_interval_of_the_mean() -> None:
     svg = difference(PAIRS, (0.002, -0.004, 0.008))
     check_inside(svg)
-    (band,) = svg.iter("rect")
-    (mean,) = (line for line in svg.iter("line") if line.get("class") == "mean")
-    top, height = float(band.get("y", "")), float(band.get("height", ""))
-    assert top < float(mean.get("y1", "")) < top + height
-    assert float(mean.get("y1", "")) == pytest.approx(top + height / 2, abs=0.2)
+    (band,), (mean,) = drawn(svg, "band"), drawn(svg, "mean")
+    _, top, _, bottom = extent(band)
+    assert top < extent(mean)[1] < bottom
+    assert extent(mean)[1] == pytest.approx((top + bottom) / 2, abs=0.2)
     assert "mean +0.002 (95 %: \N{MINUS SIGN}0.004 to +0.008)" in [title.text for title in svg.iter("title")]
 
 
@@ -219,61 +240,42 @@ def test_the_band_is_the_interval_of_the_mean() -> None:
 def test_bars_are_as_long_as_their_values_and_keep_order_and_colour() -> None:
     svg = bars({("b", "4 bits"): 30.0, ("b", "8 bits"): 50.0, ("a", "4 bits"): 40.0})
     check_inside(svg)
-    drawn = [(rect.get("class"), float(rect.get("width", ""))) for rect in svg.iter("rect")]
-    assert [kind for kind, _ in drawn] == ["series s0", "series s1", "series s0"]
-    short, long, middle = (width for _, width in drawn)
+    rows = drawn(svg, "series")
+    assert [bar.get("class") for bar in rows] == ["series s0", "series s1", "series s0"]
+    short, long, middle = (extent(bar)[2] for bar in rows)
     assert middle - short == pytest.approx(long - middle, abs=0.2)
-    assert [own_text(text) for text in svg.iter("text") if text.get("class") == "layer"] == ["b", "a"]
+    assert [written(name) for name in drawn(svg, "layer")] == ["b", "a"]
 
 
 def test_one_bar_and_infinite_ones_are_drawn() -> None:
     check_inside(bars({("only", "8 bits"): 47.3}))
     svg = bars({("a", "8 bits"): math.inf, ("b", "8 bits"): 40.0, ("c" * 90, "8 bits"): 42.0})
     check_inside(svg)
-    assert "\N{INFINITY}" in [own_text(text) for text in svg.iter("text")]
-    widths = [float(rect.get("width", "")) for rect in svg.iter("rect")]
+    assert "\N{INFINITY}" in [written(amount) for amount in drawn(svg, "amount")]
+    widths = [extent(bar)[2] for bar in drawn(svg, "series")]
     assert widths[0] > widths[2] > widths[1]
     check_inside(bars({("a", "8 bits"): math.inf}))
 
 
-# ---- axes
+def test_times_are_as_long_as_their_logarithms() -> None:
+    times = {
+        name: {"median": ms, "low": ms, "high": ms}
+        for name, ms in (("a & b", 10.0), ("b", 100.0), ("c", 1000.0))
+    }
+    svg = ElementTree.fromstring(time_plot(times, ["a & b"], "times"))
+    check_inside(svg)
+    bars = drawn(svg, "series")
+    ends = [extent(bar)[2] for bar in bars]
+    assert ends[1] - ends[0] == pytest.approx(ends[2] - ends[1], abs=0.2)
+    assert [bar.get("class") for bar in bars] == ["series s1", "series s0", "series s0"]
+    assert [written(name) for name in drawn(svg, "layer")] == ["a & b", "b", "c"]
 
 
-@pytest.mark.parametrize(("low", "high", "log"), [
-    (0, 1, False), (24.98, 25.31, False), (-0.004, 0.0001, False), (1e-9, 2e-9, False), (30, 320, True), (0.9e6, 3.1e6, True),
-    (1, 1e9, True), (47, 49, True), (-3e4, 9e6, False),
-])  # fmt: skip
-def test_ticks_are_few_round_and_inside(low: float, high: float, log: bool) -> None:
-    ticks = Axis(low, high, 0, 100, log).ticks()
-    assert 2 <= len(ticks) <= 7
-    assert ticks == sorted(ticks)
-    assert all(low - 1e-9 * abs(low) <= tick <= high + 1e-9 * abs(high) for tick in ticks)
-
-
-def test_an_axis_maps_its_ends_and_refuses_impossible_ones() -> None:
-    axis = Axis(1, 100, 10, 0, log=True)
-    assert (axis.at(1), axis.at(100)) == (10, 0)
-    assert axis.at(10) == pytest.approx(5)
-    assert (axis.at(0.1), axis.at(math.inf)) == (10, 0)
-    for low, high, log in ((1, 1, False), (0, 1, True), (math.nan, 1, False), (0, math.inf, False)):
-        with pytest.raises(ValueError, match="axis needs"):
-            Axis(low, high, 0, 1, log)
-
-
-def test_an_axis_over_anything_holds_its_finite_values() -> None:
-    for values in ([], [math.inf], [5.0], [5.0, 5.0], [0.0], [-1.0, 3.0, math.nan]):
-        for log in (False, True):
-            axis = axis_over(values, 0, 100, log=log)
-            for value in values:
-                if math.isfinite(value) and (value > 0 or not log):
-                    assert axis.low < value < axis.high
-
-
-def test_numbers_on_ticks_are_short() -> None:
-    assert tick_text(0.30000000000000004, 0.1) == "0.3"
-    assert tick_text(-0.0, 0.1) == "0.0"
-    assert tick_text(-20.0, 20) == "\N{MINUS SIGN}20"
-    assert tick_text(25.0, 5) == "25"
+@pytest.mark.parametrize(("low", "high"), [(30, 320), (0.9e6, 3.1e6), (1, 1e9), (47, 49)])
+def test_ticks_of_costs_are_few(low: float, high: float) -> None:
+    svg = pareto([Point("a", "model", low, 0.5), Point("b", "model", high, 0.6)], [])
+    across = [text for text in svg.iter("text") if abs(float(text.get("y", "0")) - 304) < 6]
+    assert 1 <= len(across) <= 7
 
 
 def test_long_names_are_shortened_in_the_middle_or_at_the_front() -> None:

@@ -11,6 +11,8 @@ Infinite values (PSNR of equal pictures) obey the rules of limits: a mean with o
 an interval may have a finite and an infinite end. Two infinite values of one picture are equal, their difference is 0.
 
 With few groups the intervals are too narrow, and with one they have no width at all: `FEW` says where to distrust them.
+
+Not scipy.stats.bootstrap: its intervals are the same, but it refuses a single group, and the base install has no scipy.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from calibration.measure.accuracy import AccuracyReport, Row
 from calibration.measure.gates import REFERENCE
-from calibration.report.labels import shorten
 from calibration.report.crops import CropCollector, judged_rows, strips
+from calibration.report.labels import shorten
 from calibration.report.page import comparison, document
 from calibration.report.plots import Bar, Format, Point, bar_plot, difference_plot, pareto_plot, scatter_plot
 from calibration.report.tables import (

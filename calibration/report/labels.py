@@ -1,76 +1,13 @@
-"""Axes of a plot: where a value lies, which ticks stand there, and where a label has room. Lengths in SVG units, y downwards."""
+"""Where a label of a plot has room: matplotlib has no such rule. Lengths in SVG units, y downwards."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Spot = tuple[float, float, str]  # x, y of the baseline, text anchor
 
 GLYPH = 0.62  # width of a character over the font size, a little above the mean of common sans-serif fonts
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values from low to high lie on the line from start to end; start may be beyond end. log: equal ratios, equal lengths."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"an axis needs two rising finite ends, got {self.low} and {self.high}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a logarithmic axis needs a positive lower end, got {self.low}")
-
-    def at(self, value: float) -> float:
-        """Where a value lies; a value beyond the ends lies on the nearer one."""
-        value = min(max(value, self.low), self.high)
-        low, high, here = (math.log(v) if self.log else v for v in (self.low, self.high, value))
-        return self.start + (self.end - self.start) * (here - low) / (high - low)
-
-    def ticks(self, most: int = 6) -> list[float]:
-        """At most so many round values between the ends, rising."""
-        if self.log:
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            for digits in ((1, 2, 5), (1, 3), (1,)):
-                marks = [digit * 10.0**power for power in decades for digit in digits]
-                inside = [mark for mark in marks if self.low <= mark <= self.high]
-                if 2 <= len(inside) <= most:
-                    return inside
-            if len(inside) > most:
-                return inside[:: math.ceil(len(inside) / most)]
-        step = _round_step((self.high - self.low) / most)
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
-        return [index * step for index in range(first, last + 1)]
-
-
-def axis_over(
-    values: Sequence[float], start: float, end: float, *, log: bool = False, margin: float = 0.07
-) -> Axis:
-    """The axis that holds all finite values with a margin on both sides; a single value gets room around it."""
-    known = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
-    if not known:
-        return Axis(1.0 if log else 0.0, 10.0 if log else 1.0, start, end, log)
-    low, high = min(known), max(known)
-    if log:
-        ratio = max((high / low) ** margin, 1.25 if high / low > 1.5 else 2.0)
-        return Axis(low / ratio, high * ratio, start, end, True)
-    room = (high - low) * margin or max(abs(high) * 0.02, 1e-3)
-    return Axis(low - room, high + room, start, end)
-
-
-def tick_text(value: float, step: float) -> str:
-    """A tick's number with just the digits that its distance to the next one needs."""
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
-    text = f"{value:.{min(digits, 8)}f}"
-    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("-")
 
 
 def text_box(x: float, y: float, text: str, size: float, anchor: str = "start") -> Box:
@@ -134,9 +71,3 @@ def shorten(text: str, most: int, *, front: bool = False) -> str:
         return text
     head = 0 if front else (most - 1) * 2 // 3
     return text[:head] + "\N{HORIZONTAL ELLIPSIS}" + text[len(text) - (most - 1 - head) :]
-
-
-def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is not below `least`."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))

@@ -64,34 +64,13 @@ abbr { text-decoration: none; cursor: help; padding: 0 .1em; }
 figure > svg { display: block; width: 100%; height: auto; }
 .plots figcaption { font-weight: 600; font-size: .9rem; margin: 0 0 .4rem; }
 .plots figcaption small { font-weight: 400; }
-svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; fill: var(--ink); }
-svg .tick { fill: var(--muted); font-size: 11px; font-variant-numeric: tabular-nums; }
-svg .axis { fill: var(--muted); }
-svg .grid { stroke: var(--grid); }
-svg .reference { stroke: var(--gray); stroke-dasharray: 2 4; }
-svg .equal { stroke: var(--gray); }
-svg .label { paint-order: stroke; stroke: var(--card); stroke-width: 3px; stroke-linejoin: round; }
-svg .label.line, svg .amount { fill: var(--muted); }
-svg .amount { font-size: 10px; }
-svg .layer { font-size: 11.5px; }
-svg .leader { stroke: var(--muted); stroke-width: .8; }
-svg .frontier { fill: none; stroke: var(--blue); stroke-width: 1.5; stroke-dasharray: 6 4; opacity: .8; }
-svg .mark { stroke: var(--card); stroke-width: 1.5; fill: var(--gray); }
-svg .model { fill: var(--blue); }
-svg .peer { fill: var(--orange); }
-svg .folder { fill: var(--green); }
-svg .dot { fill-opacity: .65; stroke: var(--card); stroke-width: .6; }
-svg .dot.better { fill: var(--blue); }
-svg .dot.worse { fill: var(--orange); }
-svg .dot.same { fill: var(--gray); }
-svg .band { fill: var(--pink); fill-opacity: .25; }
-svg .mean { stroke: var(--pink); stroke-width: 2; }
+svg .label text { paint-order: stroke; stroke: var(--card); stroke-width: 3px; stroke-linejoin: round; }
+svg text { font-variant-numeric: tabular-nums; }
 .s0 { --hue: var(--orange); }
 .s1 { --hue: var(--blue); }
 .s2 { --hue: var(--green); }
 .s3 { --hue: var(--pink); }
 .s4 { --hue: var(--yellow); }
-svg .series { fill: var(--hue); }
 .key::before { content: ""; display: inline-block; width: .7em; height: .7em; border-radius: 2px; background: var(--hue);
   margin: 0 .35em 0 .8em; }
 .crops { display: flex; flex-wrap: wrap; gap: 1.1rem; align-items: flex-start; margin-top: .7rem; }

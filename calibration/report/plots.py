@@ -1,21 +1,39 @@
-"""Plots of an accuracy report as inline SVG: quality against cost, picture against picture, sensitivity of layers.
+"""Plots of a report as inline SVG, drawn by matplotlib: quality against cost, picture against picture, sensitivity, times.
 
-Each function gives one `<svg>` element as text, well-formed XML without namespace. Colours and fonts come from the page by class, so
-that a plot follows its light or dark scheme; every mark carries a `<title>` that a browser shows on hover.
+Each function gives one `<svg>` element as text, well-formed XML without namespace. Its colours are the page's CSS variables, so that a
+plot follows the light or dark scheme; every mark carries a `<title>` that a browser shows on hover.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from calibration.report.labels import Axis, Box, axis_over, place, shorten, spots_along, spots_around, tick_text
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from calibration.report.labels import Box, place, shorten, spots_along, spots_around
 
 TEXT = 12  # font size of every label
 LONGEST = 26  # characters of a label
 SQUARE = (68.0, 8.0, 304.0, 244.0)  # the area of the plots of pictures
+SHAPES = {"peer": "s", "folder": "^", "bicubic": "D"}  # mark of each kind of method
+HUES = {"model": "blue", "peer": "orange", "folder": "green"}
+SERIES = ("orange", "blue", "green", "pink", "yellow")
+# What matplotlib is told -> the page's variable that takes its place; any different colours do.
+COLOURS = {
+    name: f"#0{index:x}1e5{index:x}"
+    for index, name in enumerate(
+        ("ink", "muted", "grid", "card", "gray", "blue", "orange", "green", "pink", "yellow")
+    )
+}
 
 Format = Callable[[float], str]
 
@@ -43,6 +61,112 @@ class Bar:
     note: str = ""
 
 
+class _Plot:
+    """A figure of width x height SVG units with one frame; area: left, top, right, bottom of the frame, y downwards."""
+
+    def __init__(self, width: float, height: float, area: Box) -> None:
+        self.size, self.area = (width, height), area
+        self.tips: list[tuple[str, Sequence[str]]] = []
+        self.figure = Figure((width / 72, height / 72), dpi=72)
+        left, top, right, bottom = area
+        self.axes: Axes = self.figure.add_axes(
+            (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
+        )
+        self.figure.patch.set_visible(False)
+        self.axes.patch.set_visible(False)
+        self.axes.spines[:].set_visible(False)
+        self.axes.set_axisbelow(True)
+        self.axes.grid(color=COLOURS["grid"], linewidth=1)
+        self.axes.tick_params(length=0, labelcolor=COLOURS["muted"], labelsize=11)
+
+    def names(self, x: str, y: str) -> None:
+        for write, text in ((self.axes.set_xlabel, x), (self.axes.set_ylabel, y)):
+            write(text.replace("$", r"\$"), color=COLOURS["muted"], fontsize=TEXT)
+
+    def scale(self, x: Sequence[float], y: Sequence[float], most: int = 6, log: bool = False) -> None:
+        """Axes that hold these finite values with a margin, and round ticks on them. log: of x."""
+        self.axes.set_ylim(*_span(y))
+        self.axes.yaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+        if log:
+            self.axes.set_xscale("log")
+            self.axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=most))
+            self.axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            self.axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+        self.axes.set_xlim(*(_log_span(x) if log else _span(x)))
+        for axis in (self.axes.xaxis, self.axes.yaxis)[log:]:
+            axis.get_major_formatter().set_useOffset(False)
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Values -> SVG units."""
+        here, level = self.axes.transData.transform((x, y))
+        return float(here), self.size[1] - float(level)
+
+    def text(self, x: float, y: float, text: str, kind: str, title: str = "", **style: object) -> None:
+        """At SVG units, on the baseline."""
+        width, height = self.size
+        artist = self.figure.text(x / width, 1 - y / height, text, parse_math=False, **style)
+        self.tip(artist, kind, title)
+
+    def mark(self, x: float, y: float, kind: str, title: str, shape: str, hue: str, size: float) -> None:
+        (artist,) = self.axes.plot(
+            [x], [y], shape, ms=size, mfc=COLOURS[hue], mec=COLOURS["card"], mew=size / 9
+        )
+        self.tip(artist, kind, title)
+
+    def tip(self, artist: Artist, kind: str, title: str) -> None:
+        """Class and hover text of what is drawn."""
+        artist.set_gid(f"tip-{len(self.tips)}")
+        self.tips.append((kind, [title] if title else []))
+
+    def dots(self, dots: Sequence[tuple[float, float, float, str]], higher: bool) -> None:
+        """One dot per picture, coloured by its change: x, y, change for the better where `higher`, hover text."""
+        for side, hue in (("better", "blue"), ("worse", "orange"), ("same", "gray")):
+            chosen = [
+                dot
+                for dot in dots
+                if side == ("same" if not dot[2] else "better" if (dot[2] > 0) is higher else "worse")
+            ]
+            if chosen:
+                x, y, _, titles = zip(*chosen, strict=True)
+                drawn = self.axes.scatter(
+                    x, y, 49, COLOURS[hue], alpha=0.65, linewidths=0.6, edgecolors=COLOURS["card"]
+                )
+                drawn.set_gid(f"tip-{len(self.tips)}")
+                self.tips.append((f"dot {side}", titles))
+
+    def svg(self, label: str) -> str:
+        stream = io.StringIO()
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "gdposr"}):
+            self.figure.savefig(stream, format="svg")
+        body = re.sub(
+            r"(?s)^.*?</metadata>|<!--.*?-->|</svg>\s*$| clip-path=\"[^\"]*\"", "", stream.getvalue()
+        )
+        body = re.sub(r"(?s)<style.*?</style>|<clipPath.*?</clipPath>", "", body).replace(
+            "xlink:href", "href"
+        )
+        first, *groups = body.split('<g id="tip-')
+        body = first + "".join(map(self._named, groups))
+        body = re.sub(r' id="(?:figure|axes|patch|line2d|text|[xy]tick|matplotlib)[^"]*"', "", body)
+        body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
+        for name, colour in COLOURS.items():
+            body = body.replace(colour, f"var(--{name})")
+        width, height = self.size
+        return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{body}</svg>'
+
+    def _named(self, group: str) -> str:
+        """The rest of a group whose opening tag broke off before its number, with class and titles: one of all, or one of each."""
+        number, _, rest = group.partition('">')
+        kind, titles = self.tips[int(number)]
+        marks = [f"<title>{escape(title)}</title>" for title in titles]
+        if len(marks) > 1:
+            each = iter(marks)
+            rest = re.sub(
+                r"(<use[^>]*)/>", lambda use: f"{use[1]}>{next(each)}</use>", rest, count=len(marks)
+            )
+        return f'<g class="{escape(kind)}">{marks[0] if len(marks) == 1 else ""}{rest}'
+
+
 def frontier(points: Sequence[Point], higher: bool) -> list[Point]:
     """The points that no other one beats in cost and quality at once, by rising cost. higher: more quality is a larger number."""
     ordered = sorted(points, key=lambda p: (p.cost, -p.quality if higher else p.quality))
@@ -66,23 +190,31 @@ def pareto_plot(
     """Quality against cost on a logarithmic axis; better is always up. references: (label, quality) without cost, as lines."""
     shown = [p for p in points if math.isfinite(p.quality) and math.isfinite(p.cost) and p.cost > 0]
     lines = [(name, value) for name, value in references if math.isfinite(value)]
-    area = (58.0, 14.0, 470.0, 292.0)
-    span = [p.quality for p in shown] + [value for _, value in lines]
-    x = axis_over([p.cost for p in shown], area[0], area[2], log=True)
-    y = axis_over(span, *((area[3], area[1]) if higher else (area[1], area[3])))
-    parts = [_frame(area, x, y, cost_label, quality_label, x_format=cost_format)]
-    parts += [
-        f'<line class="reference" x1="{area[0]}" x2="{area[2]}" y1="{y.at(v):.1f}" y2="{y.at(v):.1f}"/>'
-        for _, v in lines
-    ]
-    parts.append(_steps(frontier(shown, higher), x, y, area))
+    plot = _Plot(480, 340, (58.0, 14.0, 470.0, 292.0))
+    plot.names(cost_label, quality_label)
+    plot.scale([p.cost for p in shown], [p.quality for p in shown] + [value for _, value in lines], log=True)
+    plot.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost_format(value)))
+    if not higher:
+        plot.axes.invert_yaxis()
+    for _, value in lines:
+        plot.tip(plot.axes.axhline(value, color=COLOURS["gray"], ls=(0, (2, 4)), lw=1), "reference", "")
+    best = frontier(shown, higher)
+    if best:  # a staircase to the right edge: what any cost buys at most
+        costs = [*(p.cost for p in best), plot.axes.get_xlim()[1]]
+        levels = [*(p.quality for p in best), best[-1].quality]
+        (steps,) = plot.axes.step(
+            costs, levels, where="post", color=COLOURS["blue"], ls="--", lw=1.5, alpha=0.8
+        )
+        plot.tip(steps, "frontier", "Pareto frontier")
     for p in shown:
         text = f"{p.label}: {p.quality:.{digits}f} at {cost_format(p.cost)}"
         if p.low is not None and p.high is not None:
             text += f" (95 %: {p.low:.{digits}f} to {p.high:.{digits}f})"
-        parts.append(_mark(p.kind, x.at(p.cost), y.at(p.quality), text))
-    parts.append(_labels(shown, lines, x, y, area))
-    return _svg(480, 340, f"{quality_label} against {cost_label}", parts)
+        kind = p.kind if p.kind in SHAPES else "model"
+        hue = HUES.get(kind, "gray")
+        plot.mark(p.cost, p.quality, f"mark {kind}", text, SHAPES.get(kind, "o"), hue, 12)
+    _labels(plot, shown, lines)
+    return plot.svg(f"{quality_label} against {cost_label}")
 
 
 def scatter_plot(
@@ -90,16 +222,13 @@ def scatter_plot(
 ) -> str:
     """One value against another per picture, with the line on which they are equal. pairs: (name, x, y); infinite ones are left out."""
     known = _finite(pairs)
-    area = SQUARE
     values = [value for _, first, second in known for value in (first, second)]
-    x, y = axis_over(values, area[0], area[2]), axis_over(values, area[3], area[1])
-    equal = f'<line class="equal" x1="{area[0]}" y1="{area[3]}" x2="{area[2]}" y2="{area[1]}"/>'
-    dots = [
-        _dot(x.at(a), y.at(b), b - a, higher, f"{name}: {a:.{digits}f} and {b:.{digits}f}")
-        for name, a, b in known
-    ]
-    frame = _frame(area, x, y, x_label, y_label, most=5)
-    return _svg(312, 288, f"{y_label} against {x_label}", [frame, equal, *dots])
+    plot = _Plot(312, 288, SQUARE)
+    plot.names(x_label, y_label)
+    plot.scale(values, values, most=5)
+    plot.tip(plot.axes.plot(*[plot.axes.get_xlim()] * 2, color=COLOURS["gray"], lw=1)[0], "equal", "")
+    plot.dots([(a, b, b - a, f"{name}: {a:.{digits}f} and {b:.{digits}f}") for name, a, b in known], higher)
+    return plot.svg(f"{y_label} against {x_label}")
 
 
 def difference_plot(
@@ -115,26 +244,25 @@ def difference_plot(
     """Second value minus first against the first per picture. band: mean of the differences with the ends of its interval. least: the
     axis reaches this far both ways, so that differences of no account look small."""
     known = _finite(pairs)
-    area = SQUARE
-    x = axis_over([a for _, a, _ in known], area[0], area[2])
-    y = axis_over([-least, least, *(band or ()), *(b - a for _, a, b in known)], area[3], area[1])
-    parts = [_frame(area, x, y, x_label, y_label, most=5)]
+    plot = _Plot(312, 288, SQUARE)
+    plot.names(x_label, y_label)
+    plot.scale(
+        [a for _, a, _ in known], [-least, least, *(band or ()), *(b - a for _, a, b in known)], most=5
+    )
     if band:
         mean, low, high = band
-        text = _title(
-            f"mean {_signed(mean, digits + 1)} (95 %: {_signed(low, digits + 1)} to {_signed(high, digits + 1)})"
-        )
-        height = max(y.at(low) - y.at(high), 1.0)
-        parts.append(
-            f'<g>{text}<rect class="band" x="{area[0]}" y="{y.at(high):.1f}" width="{area[2] - area[0]}" height="{height:.1f}"/>'
-            f'<line class="mean" x1="{area[0]}" x2="{area[2]}" y1="{y.at(mean):.1f}" y2="{y.at(mean):.1f}"/></g>'
-        )
-    parts.append(f'<line class="equal" x1="{area[0]}" x2="{area[2]}" y1="{y.at(0):.1f}" y2="{y.at(0):.1f}"/>')
-    parts += [
-        _dot(x.at(a), y.at(b - a), b - a, higher, f"{name}: {_signed(b - a, digits + 1)} from {a:.{digits}f}")
-        for name, a, b in known
-    ]
-    return _svg(312, 288, f"{y_label} against {x_label}", parts)
+        text = f"mean {_signed(mean, digits + 1)} (95 %: {_signed(low, digits + 1)} to {_signed(high, digits + 1)})"
+        plot.tip(plot.axes.axhspan(low, high, color=COLOURS["pink"], alpha=0.25), "band", text)
+        plot.tip(plot.axes.axhline(mean, color=COLOURS["pink"], lw=2), "mean", text)
+    plot.tip(plot.axes.axhline(0, color=COLOURS["gray"], lw=1), "equal", "")
+    plot.dots(
+        [
+            (a, b - a, b - a, f"{name}: {_signed(b - a, digits + 1)} from {a:.{digits}f}")
+            for name, a, b in known
+        ],
+        higher,
+    )
+    return plot.svg(f"{y_label} against {x_label}")
 
 
 def bar_plot(
@@ -143,129 +271,103 @@ def bar_plot(
     """Horizontal bars, one group a block under its name, in the order given. series: all there are, a colour each. span: values
     that the scale holds, at least those of the bars. An infinite bar fills the width."""
     groups = list(dict.fromkeys(bar.group for bar in bars))
-    counts = {group: sum(bar.group == group for bar in bars) for group in groups}
     thick, top = 11.0, 26.0
-    height = top + sum(24 + thick * counts[group] for group in groups) + 4
+    height = top + 24 * len(groups) + thick * len(bars) + 4
     known = [value for value in span if math.isfinite(value)] or [0.0]
     step = 10.0 if max(known) - min(known) > 15 else 5.0
     low = math.floor(min(known) / step - 0.2) * step
-    x = Axis(low, max(math.ceil(max(known) / step) * step, low + step), 8.0, 430.0)
-    parts = []
-    for tick in x.ticks():
-        here, anchor = f"{x.at(tick):.1f}", "start" if x.at(tick) < 24 else "middle"
-        parts.append(f'<line class="grid" x1="{here}" x2="{here}" y1="{top - 4}" y2="{height - 4:.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{here}" y="14" text-anchor="{anchor}">{tick_text(tick, 1)} {escape(unit)}</text>'
-        )
+    high = max(math.ceil(max(known) / step) * step, low + step)
+    plot = _Plot(480, round(height), (24.0, top - 4, 430.0, height - 4))
+    plot.axes.set(xlim=(low, high), ylim=(height - 4, top - 4), yticks=[])  # y in SVG units
+    plot.axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    plot.axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} {unit}".replace("-", "\N{MINUS SIGN}"))
+    plot.axes.xaxis.tick_top()
+    plot.axes.tick_params(length=0)
     y = top
     for group in groups:
-        y += 14
-        parts.append(
-            f'<text class="layer" x="8" y="{y:.1f}">{_title(group)}{escape(shorten(group, 60, front=True))}</text>'
+        plot.text(
+            24, y + 14, shorten(group, 60, front=True), "layer", group, color=COLOURS["ink"], fontsize=11.5
         )
-        y += 5
+        y += 19
         for bar in (bar for bar in bars if bar.group == group):
-            parts.append(_bar(bar, x, y, thick - 2, series.index(bar.series), unit))
+            reach = min(bar.value, high) if bar.value > low else low
+            hue = series.index(bar.series) % len(SERIES)
+            (drawn,) = plot.axes.barh(y + thick / 2, reach - low, thick - 2, low, color=COLOURS[SERIES[hue]])
+            value = f"{bar.value:.1f}" if math.isfinite(bar.value) else "\N{INFINITY}"
+            note = f", {bar.note}" if bar.note else ""
+            plot.tip(drawn, f"series s{hue}", f"{bar.group}, {bar.series}: {value} {unit}{note}")
+            end = plot.at(reach, y)[0] + 4
+            plot.text(end, y + thick - 2, value, "amount", color=COLOURS["muted"], fontsize=10)
             y += thick
         y += 5
-    return _svg(480, round(height), label, parts)
+    return plot.svg(label)
 
 
-def _bar(bar: Bar, x: Axis, y: float, thick: float, series: int, unit: str) -> str:
-    length = max(x.at(bar.value) - x.start, 1.5)
-    value = f"{bar.value:.1f}" if math.isfinite(bar.value) else "\N{INFINITY}"
-    note = f", {bar.note}" if bar.note else ""
-    return (
-        f"<g>{_title(f'{bar.group}, {bar.series}: {value} {unit}{note}')}"
-        f'<rect class="series s{series % 5}" x="{x.start}" y="{y:.1f}" width="{length:.1f}" height="{thick}" rx="1.5"/>'
-        f'<text class="amount" x="{x.start + length + 4:.1f}" y="{y + thick - 1:.1f}">{value}</text></g>'
-    )
+def time_plot(ms: Mapping[str, Mapping[str, float]], ours: Sequence[str], label: str) -> str:
+    """Horizontal bars on a logarithmic axis, shorter is faster. ms: name -> median, low and high in ms; ours: names in blue."""
+    width, row, left = 760, 26, 250.0
+    height = 30 + row * len(ms)
+    plot = _Plot(width, height, (left, 20, width - 90, height))
+    low = min(times["low"] for times in ms.values()) / 2
+    plot.axes.set_xscale("log")
+    plot.axes.set(xlim=(low, max(times["high"] for times in ms.values()) * 1.1), ylim=(height, 20), yticks=[])
+    plot.axes.xaxis.set_major_locator(LogLocator(numticks=8))
+    plot.axes.xaxis.set_minor_locator(NullLocator())
+    plot.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
+    plot.axes.xaxis.tick_top()
+    plot.axes.tick_params(length=0)
+    for index, (name, times) in enumerate(ms.items()):
+        middle = 22 + row * (index + 0.5)
+        kind, hue = ("series s1", "blue") if name in ours else ("series s0", "orange")
+        (bar,) = plot.axes.barh(middle, times["median"] - low, row - 8, low, color=COLOURS[hue])
+        plot.tip(bar, kind, f"{name}: {times['median']:.1f} ms")
+        plot.axes.plot([times["low"], times["high"]], [middle, middle], color=COLOURS["ink"], lw=1)
+        plot.text(left - 8, middle + 4, name, "layer", ha="right", color=COLOURS["ink"], fontsize=TEXT)
+        end = plot.at(times["high"], middle)[0] + 6
+        plot.text(end, middle + 4, f"{times['median']:.1f}", "amount", color=COLOURS["ink"], fontsize=TEXT)
+    return plot.svg(label)
 
 
-def _frame(
-    area: Box, x: Axis, y: Axis, x_label: str, y_label: str, x_format: Format | None = None, most: int = 6
-) -> str:
-    """Grid, ticks and the names of both axes."""
-    left, top, right, bottom = area
-    parts = []
-    ticks = x.ticks(most)
-    write = x_format or (lambda value: tick_text(value, ticks[1] - ticks[0] if len(ticks) > 1 else 0.01))
-    for tick in ticks:
-        here = f"{x.at(tick):.1f}"
-        parts.append(f'<line class="grid" x1="{here}" x2="{here}" y1="{top}" y2="{bottom}"/>')
-        parts.append(
-            f'<text class="tick" x="{here}" y="{bottom + 15}" text-anchor="middle">{escape(write(tick))}</text>'
-        )
-    ticks = y.ticks(most)
-    for tick in ticks:
-        level, text = y.at(tick), tick_text(tick, ticks[1] - ticks[0] if len(ticks) > 1 else 0.01)
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}"/>')
-        parts.append(f'<text class="tick" x="{left - 6}" y="{level + 4:.1f}" text-anchor="end">{text}</text>')
-    middle = (top + bottom) / 2
-    parts.append(
-        f'<text class="axis" x="{(left + right) / 2}" y="{bottom + 34}" text-anchor="middle">{escape(x_label)}</text>'
-    )
-    parts.append(
-        f'<text class="axis" x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{escape(y_label)}</text>'
-    )
-    return "".join(parts)
-
-
-def _steps(best: Sequence[Point], x: Axis, y: Axis, area: Box) -> str:
-    """The frontier as a staircase to the right edge: what any cost buys at most."""
-    if not best:
-        return ""
-    path = f"M{x.at(best[0].cost):.1f} {y.at(best[0].quality):.1f}"
-    for point in best[1:]:
-        path += f"H{x.at(point.cost):.1f}V{y.at(point.quality):.1f}"
-    return f'<path class="frontier" d="{path}H{area[2]}"><title>Pareto frontier</title></path>'
-
-
-def _labels(points: Sequence[Point], lines: Sequence[tuple[str, float]], x: Axis, y: Axis, area: Box) -> str:
+def _labels(plot: _Plot, points: Sequence[Point], lines: Sequence[tuple[str, float]]) -> None:
     """Names beside their points and along their lines; a thin line leads to a name that found no room close by."""
-    places = [(x.at(p.cost), y.at(p.quality)) for p in points]
+    places = [plot.at(p.cost, p.quality) for p in points]
     taken: list[Box] = [(px - 7, py - 7, px + 7, py + 7) for px, py in places]
-    parts = []
-    for point, (px, py) in zip(points, places, strict=True):
-        name = shorten(point.label, LONGEST)
-        tx, ty, anchor = place(name, TEXT, spots_around(px, py), taken, area)
-        if abs(ty - py - 4) > 20:
-            end = ty - 10 if ty > py else ty + 3
-            parts.append(f'<line class="leader" x1="{px:.1f}" y1="{py:.1f}" x2="{tx:.1f}" y2="{end:.1f}"/>')
-        parts.append(_label("label", tx, ty, anchor, name, point.label))
-    for line, value in lines:
-        name = shorten(line, LONGEST)
-        parts.append(
-            _label(
-                "label line",
-                *place(name, TEXT, spots_along(area[0], area[2], y.at(value)), taken, area),
-                name,
-                line,
-            )
-        )
-    return "".join(parts)
+    left, _, right, _ = plot.area
+    wanted = [(p.label, "ink", "label", spots_around(*at)) for p, at in zip(points, places, strict=True)]
+    for name, value in lines:
+        level = plot.at(plot.axes.get_xlim()[0], value)[1]
+        wanted.append((name, "muted", "label line", spots_along(left, right, level)))
+    for index, (name, hue, kind, spots) in enumerate(wanted):
+        text = shorten(name, LONGEST)
+        x, y, anchor = place(text, TEXT, spots, taken, plot.area)
+        if index < len(places) and abs(y - places[index][1] - 4) > 20:
+            px, py = places[index]
+            ends = ((px, x), (py, y - 10 if y > py else y + 3))
+            plot.axes.plot(*_values(plot, ends), color=COLOURS["muted"], lw=0.8)
+        align = {"start": "left", "middle": "center", "end": "right"}[anchor]
+        plot.text(x, y, text, kind, name, ha=align, color=COLOURS[hue], fontsize=TEXT)
 
 
-def _label(kind: str, x: float, y: float, anchor: str, text: str, title: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_title(title)}{escape(text)}</text>'
+def _values(
+    plot: _Plot, ends: tuple[tuple[float, float], tuple[float, float]]
+) -> tuple[list[float], list[float]]:
+    """Both ends of a line, SVG units -> values: x of both, y of both."""
+    back = plot.axes.transData.inverted()
+    corners = [back.transform((x, plot.size[1] - y)) for x, y in zip(*ends, strict=True)]
+    return [float(x) for x, _ in corners], [float(y) for _, y in corners]
 
 
-def _mark(kind: str, x: float, y: float, title: str) -> str:
-    """A mark whose shape tells the kind of method as its colour does."""
-    corners = {
-        "peer": ((-5, -5), (5, -5), (5, 5), (-5, 5)),
-        "folder": ((0, -7), (6, 5), (-6, 5)),
-        "bicubic": ((0, -7), (7, 0), (0, 7), (-7, 0)),
-    }.get(kind)
-    if corners is None:
-        return f'<circle class="mark model" cx="{x:.1f}" cy="{y:.1f}" r="6">{_title(title)}</circle>'
-    path = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
-    return f'<polygon class="mark {escape(kind)}" points="{path}">{_title(title)}</polygon>'
+def _span(values: Sequence[float], margin: float = 0.07) -> tuple[float, float]:
+    """Ends of an axis that holds the values; a single one gets room around it."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    room = (high - low) * margin or max(abs(high) * 0.02, 1e-3)
+    return low - room, high + room
 
 
-def _dot(x: float, y: float, change: float, higher: bool, title: str) -> str:
-    side = "same" if change == 0 else "better" if (change > 0) is higher else "worse"
-    return f'<circle class="dot {side}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{_title(title)}</circle>'
+def _log_span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = (min(values), max(values)) if values else (1.0, 10.0)
+    ratio = max((high / low) ** 0.07, 1.25 if high / low > 1.5 else 2.0)
+    return low / ratio, high * ratio
 
 
 def _finite(pairs: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
@@ -274,13 +376,3 @@ def _finite(pairs: Sequence[tuple[str, float, float]]) -> list[tuple[str, float,
 
 def _signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _title(text: str) -> str:
-    return f"<title>{escape(text)}</title>"
-
-
-def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )

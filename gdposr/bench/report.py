@@ -1,13 +1,11 @@
 """What `gdposr bench` measured: as text, as a table in Markdown, and as a page with a plot for each size."""
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from gdposr.console import table
 
-WIDTH, LEFT, RIGHT, ROW = 760, 250, 90, 26  # of a plot, in its own units
 COLUMNS = {
     "encoder": "encoder_ms",
     "generator": "generator_ms",
@@ -100,6 +98,7 @@ def picture_table(result: Mapping[str, Any], block: Mapping[str, Any]) -> list[l
 def page(result: Mapping[str, Any]) -> str:
     """The same as one HTML file that needs nothing else."""
     from calibration.report.page import document
+    from calibration.report.plots import time_plot
 
     title = f"Speed: {result['bundle']['name']}"
     machine = result["machine"]
@@ -115,8 +114,9 @@ def page(result: Mapping[str, Any]) -> str:
     parts = [f'<header><h1>{escape(title)}</h1><p class="note">{escape(facts)}</p></header>']
     for block in whole_pictures(result):
         head, *rows = picture_table(result, block)
+        drawn = time_plot(block["ms"], list(result["precisions"]), "milliseconds per picture")
         parts.append(
-            f'<h2>{_heading(block)}</h2><div class="card">{plot(block["ms"], ours=list(result["precisions"]))}'
+            f'<h2>{_heading(block)}</h2><div class="card">{drawn}'
             f'<p class="note">{scale} {block["rounds"]} rounds.</p>{_html(head, rows)}</div>'
         )
     figures = [
@@ -132,33 +132,6 @@ def page(result: Mapping[str, Any]) -> str:
         f'<h2>Ratios of time</h2><div class="card">{_html(["ratio", "median over the rounds"], ratios)}</div>'
     )
     return document(title, parts, script=False)
-
-
-def plot(ms: Mapping[str, Mapping[str, float]], ours: Sequence[str]) -> str:
-    """Horizontal bars of the medians, on a logarithmic axis, as an SVG."""
-    low = min(row["low"] for row in ms.values()) / 2
-    high = max(row["high"] for row in ms.values()) * 1.1
-
-    def at(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * math.log(value / low) / math.log(high / low)
-
-    height = 30 + ROW * len(ms)
-    parts = []
-    for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1):
-        x = at(10.0**power)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="20" y2="{height}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="13" text-anchor="middle">{10.0**power:g} ms</text>')
-    for index, (name, row) in enumerate(ms.items()):
-        y, end = 26 + ROW * index, at(row["median"])
-        series = "s1" if name in ours else "s0"
-        middle = y + ROW / 2 - 4
-        parts += [
-            f'<text x="{LEFT - 8}" y="{middle + 4:.1f}" text-anchor="end" font-size="12">{escape(name)}</text>',
-            f'<rect class="series {series}" x="{LEFT}" y="{y}" width="{end - LEFT:.1f}" height="{ROW - 8}" rx="2"/>',
-            f'<line stroke="currentColor" x1="{at(row["low"]):.1f}" x2="{at(row["high"]):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>',
-            f'<text x="{at(row["high"]) + 6:.1f}" y="{middle + 4:.1f}" font-size="12">{row["median"]:.1f}</text>',
-        ]
-    return f'<svg viewBox="0 0 {WIDTH} {height}" width="100%" role="img" aria-label="milliseconds per picture">{"".join(parts)}</svg>'
 
 
 def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

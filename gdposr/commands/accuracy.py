@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.console import FAILED, OK, UsageError, emit, progress_bar, say, table, whole_number
+from gdposr.stage import check_report
 
 if TYPE_CHECKING:
     from calibration.measure.accuracy import AccuracyReport, Row
@@ -107,6 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_report(args.report)
     if (args.lr is None) != (args.hr is None):
         raise UsageError("--lr and --hr belong together: give both, or neither for the open photos")
     if args.lr is not None:
@@ -131,7 +133,8 @@ def _run(
     args: argparse.Namespace, pictures: str | None = None, group: Callable[[str], str] | None = None
 ) -> int:
     """Measure, time, show. pictures: what they are; group: picture name -> the photo that it is a crop of."""
-    from calibration.report.accuracy import CropCollector, table_rows, write_report
+    from calibration.report.crops import CropCollector
+    from calibration.report.tables import table_rows
     from gdposr.accuracy.differences import difference_lines
     from gdposr.bench.machine import describe_machine
     from runtime.backends.devices import usable_processors
@@ -147,6 +150,8 @@ def _run(
     if report.sqf_note:
         say(f"no SQF: {report.sqf_note}")
     if args.report:
+        from calibration.report.accuracy import write_report
+
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, report, crops)
         say(f"the report: {args.report}")

@@ -28,6 +28,7 @@ from gdposr.bench.timing import (
     test_picture,
 )
 from gdposr.console import OK, emit, say, whole_number
+from gdposr.stage import check_report
 
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
@@ -81,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_report(args.report)
     from gdposr.bench.machine import describe_machine
     from gdposr.bench.report import as_text
     from runtime.backends.devices import usable_processors

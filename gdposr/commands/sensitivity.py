@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.console import FAILED, OK, emit, say, table
+from gdposr.stage import check_report
 
 if TYPE_CHECKING:
     from calibration.sensitivity import LayerNoise
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from calibration.report.accuracy import sensitivity_page
+    check_report(args.report)
     from calibration.sensitivity import read_rows
     from runtime.bundle.reader import Bundle
     from runtime.image.files import atomic_file
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         )
         return FAILED
     if args.report:
+        from calibration.report.accuracy import sensitivity_page
+
         args.report.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(args.report) as stream:
             stream.write(sensitivity_page(bundle.manifest.name, rows).encode())

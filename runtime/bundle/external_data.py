@@ -1,8 +1,9 @@
 """What an ONNX graph names outside itself, found before anything that could open it sees the graph.
 
 A walk over the protobuf wire format (protobuf.dev/programming-guides/encoding) that visits every message in which a tensor may
-stand, and no other. It is stricter than protobuf: what two readers could take for two different things is refused. The package
-onnx is not needed, and no byte of a weight is copied.
+stand, and no other. It is stricter than protobuf: what two readers could take for two different things is refused.
+
+Not read with onnx's protobuf classes: the runtime does not depend on onnx, and they merge repeated fields and copy every weight.
 """
 
 from __future__ import annotations
