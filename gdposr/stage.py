@@ -20,9 +20,10 @@ EXTRA_OF = {
 
 def check_report(path: object) -> None:
     """UsageError where a report was asked for, path not None, and the extra `report` is missing: before the long measurement."""
-    if path is not None and find_spec("matplotlib") is None:
+    missing = [package for package in ("matplotlib", "jinja2") if find_spec(package) is None]
+    if path is not None and missing:
         raise UsageError(
-            f"--report needs the package 'matplotlib', which is not installed for {sys.executable}: "
+            f"--report needs {' and '.join(missing)}, not installed for {sys.executable}: "
             'pip install "gdposr[report]"'
         )
 

@@ -12,7 +12,7 @@ from calibration.measure.accuracy import AccuracyReport, Row
 from calibration.measure.gates import REFERENCE
 from calibration.report.crops import CropCollector, judged_rows, strips
 from calibration.report.labels import shorten
-from calibration.report.page import comparison, document
+from calibration.report.page import document
 from calibration.report.plots import Bar, Format, Point, bar_plot, difference_plot, pareto_plot, scatter_plot
 from calibration.report.tables import (
     CROSS,
@@ -57,17 +57,17 @@ def render(report: AccuracyReport, crops: CropCollector | None = None, title: st
     cards = strips(report, crops) if crops else ""
     heading = f"{title}: {report.bundle['name']}"
     parts = [
-        f"<header><h1>{escape(heading)}</h1>{_verdict(report)}{_conditions(report)}</header>",
         summary_table(report),
         gate_table(report),
         _trade_offs(report),
         _scatters(report),
-        f"<h2>Worst pictures</h2>{_crop_note()}{comparison(*_opening(report))}{cards}" if cards else "",
+        f"<h2>Worst pictures</h2>{_crop_note()}{cards}" if cards else "",
         sensitivity_plots(report.sensitivity),
         picture_tables(report),
         _machine(report),
     ]
-    return document(heading, parts, script=bool(cards))
+    head = _verdict(report) + _conditions(report)
+    return document(heading, parts, head=head, compared=_opening(report) if cards else None)
 
 
 # ---- head
@@ -230,10 +230,7 @@ def _opening(report: AccuracyReport) -> tuple[str, str]:
 
 def sensitivity_page(name: str, rows: Mapping[str, Sequence[LayerNoise]]) -> str:
     """A page of its own with the plots of a bundle, by target."""
-    heading = f"Sensitivity: {name}"
-    return document(
-        heading, [f"<header><h1>{escape(heading)}</h1></header>", sensitivity_plots(rows)], script=False
-    )
+    return document(f"Sensitivity: {name}", [sensitivity_plots(rows)])
 
 
 def sensitivity_plots(found: Mapping[str, Sequence[LayerNoise]]) -> str:

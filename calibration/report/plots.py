@@ -12,12 +12,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from calibration.report.labels import Box, place, shorten, spots_along, spots_around
 
@@ -89,20 +97,27 @@ class _Plot:
         self.axes.yaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
         if log:
             self.axes.set_xscale("log")
-            self.axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=most))
+            low, high = _log_span(x)
+            marks = [d * 10.0**p for p in range(-9, 13) for d in (1, 2, 5) if low <= d * 10.0**p <= high]
+            few = (
+                marks[:: math.ceil(len(marks) / most)]
+                if len(marks) > 1
+                else MaxNLocator(4).tick_values(low, high)
+            )
+            self.axes.xaxis.set_major_locator(FixedLocator(few))
             self.axes.xaxis.set_minor_locator(NullLocator())
         else:
             self.axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
         self.axes.set_xlim(*(_log_span(x) if log else _span(x)))
         for axis in (self.axes.xaxis, self.axes.yaxis)[log:]:
-            axis.get_major_formatter().set_useOffset(False)
+            axis.set_major_formatter(ScalarFormatter(useOffset=False))
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Values -> SVG units."""
         here, level = self.axes.transData.transform((x, y))
         return float(here), self.size[1] - float(level)
 
-    def text(self, x: float, y: float, text: str, kind: str, title: str = "", **style: object) -> None:
+    def text(self, x: float, y: float, text: str, kind: str, title: str = "", **style: Any) -> None:
         """At SVG units, on the baseline."""
         width, height = self.size
         artist = self.figure.text(x / width, 1 - y / height, text, parse_math=False, **style)
@@ -190,7 +205,7 @@ def pareto_plot(
     """Quality against cost on a logarithmic axis; better is always up. references: (label, quality) without cost, as lines."""
     shown = [p for p in points if math.isfinite(p.quality) and math.isfinite(p.cost) and p.cost > 0]
     lines = [(name, value) for name, value in references if math.isfinite(value)]
-    plot = _Plot(480, 340, (58.0, 14.0, 470.0, 292.0))
+    plot = _Plot(480, 340, (58.0, 14.0, 460.0, 292.0))
     plot.names(cost_label, quality_label)
     plot.scale([p.cost for p in shown], [p.quality for p in shown] + [value for _, value in lines], log=True)
     plot.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost_format(value)))

@@ -111,7 +111,7 @@ def page(result: Mapping[str, Any]) -> str:
         "tiles, noise and rounding included, the peers in their model alone and in one piece, which favours them. Outside the model: "
         "the share of the time that is not spent in model calls."
     )
-    parts = [f'<header><h1>{escape(title)}</h1><p class="note">{escape(facts)}</p></header>']
+    parts = []
     for block in whole_pictures(result):
         head, *rows = picture_table(result, block)
         drawn = time_plot(block["ms"], list(result["precisions"]), "milliseconds per picture")
@@ -131,7 +131,7 @@ def page(result: Mapping[str, Any]) -> str:
     parts.append(
         f'<h2>Ratios of time</h2><div class="card">{_html(["ratio", "median over the rounds"], ratios)}</div>'
     )
-    return document(title, parts, script=False)
+    return document(title, parts, head=f'<p class="note">{escape(facts)}</p>')
 
 
 def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
