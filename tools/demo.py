@@ -7,6 +7,7 @@ second sheet.
 
 import argparse
 import io
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines += [f"  {picture}" for picture in pictures]
     lines += [
         "upscale your own, from here:",
-        f"  python -m gdposr upscale YOUR_PHOTO.jpg -o big.png --bundle {bundle}",
+        f"  {sys.executable} -m gdposr upscale YOUR_PHOTO.jpg -o big.png --bundle {bundle}",
     ]
     (args.out / "where.txt").write_text("\n".join(lines) + "\n")
     say(f"done in {seconds:.1f} s")
