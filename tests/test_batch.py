@@ -20,7 +20,7 @@ from PIL import Image
 from gdposr.batch.plan import Job
 from gdposr.batch.progress import Meter
 from gdposr.batch.run import Batch, Outcome, Task, Wish
-from runtime.image.strips import Strips
+from runtime.image.bands import Strips
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 

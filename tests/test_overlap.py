@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gdposr.batch.overlap import Abandoned, Passage, Reader, Writer
-from runtime.image.strips import Strips
+from runtime.image.bands import Strips
 
 ROW = np.zeros((1, 100), np.uint8)
 

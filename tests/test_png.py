@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runtime.image.strips
+import runtime.image.bands
 from runtime.errors import GdposrError, ImageError
+from runtime.image.bands import Strips, block_rows, row_blocks
 from runtime.image.deep import png_chunks
 from runtime.image.files import Photo, check_output, read_photo, write_photo
 from runtime.image.png import filtered_rows, write_png
-from runtime.image.strips import Strips, block_rows, row_blocks
 from runtime.threads import in_order
 
 Pixels = Callable[..., np.ndarray]
@@ -164,11 +164,11 @@ def test_a_png_is_built_as_the_specification_asks(make_pixels: Pixels) -> None:
 def test_bands_and_threads_change_no_byte(
     tmp_path: Path, make_pixels: Pixels, monkeypatch: pytest.MonkeyPatch, suffix: str, dtype: Any
 ) -> None:
-    monkeypatch.setattr(runtime.image.strips, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(runtime.image.bands, "BLOCK_BYTES", 4096)
     pixels = make_pixels(211, 60, 3, dtype=dtype)
     files = []
     for workers, heights in ((1, None), (4, None), (3, (1, 7, 2, 30)), (2, (211,)), (2, (64,))):
-        monkeypatch.setattr(runtime.image.strips, "MAX_WORKERS", workers)
+        monkeypatch.setattr(runtime.image.bands, "MAX_WORKERS", workers)
         path = tmp_path / f"{len(files)}{suffix}"
         write_photo(path, Photo(pixels if heights is None else strips(pixels, heights)))
         files.append(path.read_bytes())

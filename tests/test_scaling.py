@@ -10,7 +10,7 @@ from upscaling import Pixels, resized
 from runtime.bundle.manifest import COLOR_FIXES
 from runtime.bundle.reader import Bundle
 from runtime.errors import SettingError
-from runtime.upscale import color, job
+from runtime.upscale import color, rendering
 from runtime.upscale.color import color_fix
 from runtime.upscale.upscaler import Upscaler
 
@@ -58,7 +58,7 @@ def test_color_fix_is_that_of_the_whole_image(
     monkeypatch.setattr(color, "WAVELET_BAND", 4096)  # the whole picture
     wanted = [color_fix(sample, image, fix) for sample in plain]
     monkeypatch.undo()
-    monkeypatch.setattr(job, "WHOLE_BUDGET", budget)
+    monkeypatch.setattr(rendering, "WHOLE_BUDGET", budget)
     monkeypatch.setattr(color, "WAVELET_BLOCK", 100)
     fixed = Upscaler(bundle, tile=16, color_fix=fix).up(image, samples=2)
     for a, b in zip(wanted, fixed, strict=True):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from runtime.errors import ImageError
+from runtime.image.bands import Strips
 from runtime.image.grain import COARSE, NAME, SIDE, binomial, score
-from runtime.image.strips import Strips
 
 Pixels = Callable[..., np.ndarray]
 

@@ -14,7 +14,7 @@ from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.reader import Bundle
 from runtime.errors import DeviceError, GdposrError, ImageError, SettingError
 from runtime.image.files import Photo
-from runtime.upscale import job, memory
+from runtime.upscale import memory, rendering
 from runtime.upscale import upscaler as module
 from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler
@@ -164,7 +164,7 @@ def test_a_picture_shares_its_features(
 def test_progress_counts_both_passes_of_adain(
     bundle: Bundle, make_pixels: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "WHOLE_BUDGET", 0)
+    monkeypatch.setattr(rendering, "WHOLE_BUDGET", 0)
     seen: list[tuple[int, int]] = []
     upscaler = Upscaler(bundle, tile=16, color_fix="adain")
     upscaler.up(make_pixels(32, 40), samples=2, progress=lambda *v: seen.append(v))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.image.strips import Strips
+    from runtime.image.bands import Strips
 
 T = TypeVar("T")
 HELD = 32 << 20  # bytes of finished rows that may wait for the writer

@@ -17,9 +17,9 @@ from gdposr.console import debugging, one_line, say
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from runtime.image.bands import Strips
     from runtime.image.files import Photo
-    from runtime.image.strips import Strips
-    from runtime.upscale.job import Job as Picture
+    from runtime.upscale.rendering import Job as Picture
     from runtime.upscale.upscaler import Upscaler
 
 ATTEMPTS = 3  # at a picture whose memory does not suffice

@@ -71,7 +71,7 @@ class TimedPicture:
     def enlarge(self) -> "np.ndarray":
         """(scale h, scale w, 3) uint8."""
         from runtime.image.arrays import as_picture
-        from runtime.upscale.job import Job, Wish
+        from runtime.upscale.rendering import Job, Wish
 
         manifest = self._manifest
         wish = Wish(0, float(manifest.scale), 1, manifest.color_fix, manifest.size.tile, None)

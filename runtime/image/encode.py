@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
+from .bands import Strips, block_rows, row_blocks
 from .deep import to_8_bits
 from .exif import revised_exif
 from .png import write_png
-from .strips import Strips, block_rows, row_blocks
 from .tiff import LARGEST_FILE, raw_bytes, write_tiff
 
 WRITE_FORMATS = {

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
-from .strips import Strips
+from .bands import Strips
 
 Floats = NDArray[np.float32]
 NAME: Final = "grain"

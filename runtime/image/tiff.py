@@ -17,6 +17,7 @@ from typing import IO, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .bands import Strips, block_rows, row_blocks, side_by_side
 from .exif import (
     EXIF_HEADER,
     LONG,
@@ -35,7 +36,6 @@ from .exif import (
     is_sound,
     packed_directory,
 )
-from .strips import Strips, block_rows, row_blocks, side_by_side
 
 LARGEST_FILE: Final = 2**32 - 1  # bytes; offsets have 32 bits
 LEVEL: Final = 6

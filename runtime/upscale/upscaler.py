@@ -20,10 +20,10 @@ from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import DeviceError, GdposrError, SettingError
 from ..image.arrays import as_picture
-from ..image.strips import Strips
-from .job import Job, Progress, Wish
+from ..image.bands import Strips
 from .lanes import Engine
 from .probe import run_probe
+from .rendering import Job, Progress, Wish
 
 if TYPE_CHECKING:
     from ..image.files import Photo

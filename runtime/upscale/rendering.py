@@ -22,7 +22,7 @@ from ..bundle.manifest import Manifest, SizeRule
 from ..checks import setting
 from ..errors import DeviceError, OutOfMemory
 from ..image.arrays import Picture
-from ..image.strips import Strips
+from ..image.bands import Strips
 from ..noise import noise_field
 from ..threads import in_order
 from .color import adain_rows, wavelet_rows
