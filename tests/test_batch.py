@@ -17,9 +17,9 @@ import pytest
 from cli_helpers import files_in, is_one_line
 from PIL import Image
 
-from gdposr.batch.plan import Job
+from gdposr.batch.plan import Options, Outcome, Task
 from gdposr.batch.progress import Meter
-from gdposr.batch.run import Batch, Outcome, Task, Wish
+from gdposr.batch.run import Batch
 from runtime.image.bands import Strips
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -289,9 +289,9 @@ class FakePicture:
         return Strips(noise.shape, noise.dtype, iter(np.split(noise, 4)))
 
 
-def outcome_of(photo: Path, out: Path, wish: Wish, upscaler: Any) -> Outcome:
-    task = Task(Job(photo, out, "a"), Outcome(str(photo)))
-    Batch(wish, upscaler, Meter([None], lambda *_: None), lambda _: None).run([task])
+def outcome_of(photo: Path, out: Path, options: Options, upscaler: Any) -> Outcome:
+    task = Task(photo, out, "a")
+    Batch(options, upscaler, Meter([None], lambda *_: None), lambda _: None).run([task])
     return task.outcome
 
 
@@ -319,16 +319,16 @@ def test_next_photo_is_read_early_only_where_it_is_small(
 
     monkeypatch.setattr(image, "read_photo", read)
     photos = [make_photo(f"{index}.png", 8, 8) for index in range(3)]
-    tasks = [Task(Job(photo, tmp_path / "out", photo.stem), Outcome(str(photo)), pixels) for photo in photos]
+    tasks = [Task(photo, tmp_path / "out", photo.stem, pixels=pixels) for photo in photos]
     meter, slow = Meter([pixels] * 3, lambda *_: None), Slow()
-    Batch(Wish(0, 1, "all", 4.0, 95, "digest"), slow, meter, lambda _: None, overlap).run(tasks)  # type: ignore[arg-type]
+    Batch(Options(0, 1, "all", 4.0, 95, "digest"), slow, meter, lambda _: None, overlap).run(tasks)  # type: ignore[arg-type]
     assert at_turn == [1 + early, 2 + early, 3]
     assert [task.outcome.status for task in tasks] == ["ok"] * 3
 
 
 def test_best_holds_one_sample_beside_the_one_being_made(make_photo: Any, tmp_path: Path) -> None:
-    upscaler, wish = FakeUpscaler(), Wish(0, 6, "best", 4.0, 95, "digest")
-    outcome = outcome_of(make_photo("a.png"), tmp_path / "out", wish, upscaler)
+    upscaler, options = FakeUpscaler(), Options(0, 6, "best", 4.0, 95, "digest")
+    outcome = outcome_of(make_photo("a.png"), tmp_path / "out", options, upscaler)
     assert outcome.status == "ok", outcome.error
     assert upscaler.alive == [0, 1, 1, 1, 1, 1]
 
@@ -355,8 +355,8 @@ def test_picture_that_ran_out_of_memory_half_way_is_begun_again(make_photo: Any,
         def picture(self, image: np.ndarray, **_: object) -> FakePicture:
             return Tight(image, self.alive)
 
-    wish = Wish(0, 1, "all", 4.0, 95, "digest")
-    outcome = outcome_of(make_photo("a.png"), tmp_path / "out", wish, TightUpscaler())
+    options = Options(0, 1, "all", 4.0, 95, "digest")
+    outcome = outcome_of(make_photo("a.png"), tmp_path / "out", options, TightUpscaler())
     assert (outcome.status, Tight.failures, len(outcome.outputs)) == ("ok", 2, 1)
     assert files_in(tmp_path / "out") == ["a.png"]
     wanted = FakeUpscaler().picture(np.zeros(1)).sample(0)
@@ -380,11 +380,11 @@ def test_interrupted_picture_leaves_no_file_and_the_one_before_it_is_whole(
             return picture
 
     photos = [make_photo(f"{name}.png", height) for name, height in (("a", 9), ("b", 7), ("c", 9))]
-    tasks = [Task(Job(photo, tmp_path / "out", photo.stem), Outcome(str(photo))) for photo in photos]
+    tasks = [Task(photo, tmp_path / "out", photo.stem) for photo in photos]
     told: list[str] = []
-    wish = Wish(0, 1, "all", 4.0, 95, "digest")
+    options = Options(0, 1, "all", 4.0, 95, "digest")
     batch = Batch(
-        wish,
+        options,
         Interrupted(),  # type: ignore[arg-type]
         Meter([None] * 3, lambda *_: None),
         lambda outcome: told.append(outcome.status),

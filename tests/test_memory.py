@@ -112,9 +112,9 @@ def test_small_pictures_take_little() -> None:
 def test_the_limit_changes_the_tiles_and_no_byte(bundle: Bundle, make_pixels: Pixels) -> None:
     image = make_pixels(90, 110)
     usual = Upscaler(bundle, threads=1).up(image)[0]
-    job = Upscaler(bundle, threads=1, max_memory=1 << 40).picture(image)
-    assert job.prepare(whole=True).tile == (64, 64), "twice the bundle's best where there is room"
-    least = job.prepare(whole=True).peak
+    rendering = Upscaler(bundle, threads=1, max_memory=1 << 40).picture(image)
+    assert rendering.prepare(whole=True).tile == (64, 64), "twice the bundle's best where there is room"
+    least = rendering.prepare(whole=True).peak
     totals: set[int] = set()
     limit = next(m for m in range(60 << 20, least, 1 << 14) if _fits(bundle, image, m))
     upscaler = Upscaler(bundle, threads=1, max_memory=limit)

@@ -4,13 +4,11 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.batch.overlap import HELD, Reader, Writer
-from gdposr.batch.plan import Job
+from gdposr.batch.plan import Options, Outcome, Task
 from gdposr.batch.progress import Meter
 from gdposr.console import debugging, one_line, say
 
@@ -19,76 +17,12 @@ if TYPE_CHECKING:
 
     from runtime.image.bands import Strips
     from runtime.image.files import Photo
-    from runtime.upscale.rendering import Job as Picture
+    from runtime.upscale.rendering import Rendering
     from runtime.upscale.upscaler import Upscaler
 
 ATTEMPTS = 3  # at a picture whose memory does not suffice
-AHEAD_PIXELS = (
-    25_000_000  # a larger photo is not read before its turn, so that memory stays that of one photo
-)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be made of every photo."""
-
-    seed: int
-    samples: int
-    select: str  # all, sheet or best
-    scale: float
-    quality: int
-    digest: str  # of the bundle
-    only: int | None = None  # this one sample, named as in a run of many; None: samples 0, 1, ...
-    max_pixels: int | None = None  # of an input; None: the reader's own limit
-
-    @property
-    def numbers(self) -> list[int]:
-        """The samples that are computed."""
-        return list(range(self.samples)) if self.only is None else [self.only]
-
-    @property
-    def parts(self) -> list[str]:
-        """Every name part that an output may carry, one per sample unless they share a sheet."""
-        if self.select == "sheet":
-            return ["_sheet"]
-        alone = self.samples == 1 and self.only is None
-        return [""] if alone else [f"_s{number}" for number in self.numbers]
-
-    @property
-    def pictures(self) -> int:
-        """Files written per photo."""
-        return len(self.numbers) if self.select == "all" else 1
-
-
-@dataclass
-class Outcome:
-    """What became of one photo; grows while it is worked on, so that an interrupted run can still tell."""
-
-    input: str
-    status: str = "unfinished"  # then "ok", "skipped" or "failed"
-    outputs: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    error: str | None = None
-    seconds: float = 0.0  # from taking it up to its last file
-
-
-@dataclass
-class Task:
-    """A photo in work."""
-
-    job: Job
-    outcome: Outcome
-    pixels: int | None = None  # by its header; None: not known
-    begin: float = 0.0  # seconds of time.perf_counter
-    end: float = 0.0
-    writes: list[tuple[Future[None], dict[str, Any]]] = field(default_factory=list)  # with the report's entry
-    error: Exception | None = None
-    computed: bool = False  # nothing but its last writes can still be missing
-
-    @property
-    def begun(self) -> bool:
-        """Whether it was taken up in this run."""
-        return self.begin > 0
+# A larger photo is not read before its turn, so that memory stays that of one photo.
+AHEAD_PIXELS = 25_000_000
 
 
 class Batch:
@@ -100,20 +34,20 @@ class Batch:
 
     def __init__(
         self,
-        wish: Wish,
+        options: Options,
         upscaler: "Upscaler",
         meter: Meter,
         settled: Callable[[Outcome], None],
         overlap: bool = True,
     ) -> None:
-        self._wish, self._upscaler, self._meter = wish, upscaler, meter
+        self._options, self._upscaler, self._meter = options, upscaler, meter
         self._settled, self._overlap = settled, overlap
         self._behind: deque[Task] = deque()  # begun and not settled, the oldest first
-        self._deaf: Exception | None = None  # raised by `settled`: nobody listens, which is no photo's fault
+        self._deaf: Exception | None = None  # raised by `settled`, for example where stdout is closed
         self._writer = Writer(overlap)
 
     def run(self, tasks: Sequence[Task]) -> None:
-        """All of them. What ends the run early, such as KeyboardInterrupt, is raised when nothing is being written any more."""
+        """Every photo. What ends the run early, such as KeyboardInterrupt, is raised when nothing is being written any more."""
 
         def read(number: int) -> "Photo":
             return self._read(tasks[number])
@@ -137,15 +71,17 @@ class Batch:
         if self._deaf is not None:
             raise self._deaf
 
+    def _read(self, task: Task) -> "Photo":
+        from runtime.image.files import read_photo
+
+        limit = {} if self._options.max_pixels is None else {"max_pixels": self._options.max_pixels}
+        return read_photo(task.source, **limit, notify=task.outcome.notes.append)
+
     def _attempt(self, task: Task, take: "Callable[[], Photo]") -> None:
-        self._meter.start(task.job.source.name)
+        """One photo; what goes wrong with it is kept for its report."""
+        self._meter.start(task.source.name)
         try:
-            try:
-                photo = take()
-            finally:
-                for note in task.outcome.notes:
-                    say(note)
-            self._make(task, photo)
+            self._upscale(task, take)
         except Exception as error:
             if debugging():
                 raise
@@ -153,47 +89,49 @@ class Batch:
         task.end = time.perf_counter()
         task.computed = True
 
-    def _read(self, task: Task) -> "Photo":
-        from runtime.image.files import read_photo
-
-        limit = {} if self._wish.max_pixels is None else {"max_pixels": self._wish.max_pixels}
-        return read_photo(task.job.source, **limit, notify=task.outcome.notes.append)
-
-    def _make(self, task: Task, photo: "Photo") -> None:
-        """Compute what is wished of a photo and hand it to the writer."""
-        wish = self._wish
-        picture = self._upscaler.picture(
+    def _upscale(self, task: Task, take: "Callable[[], Photo]") -> None:
+        """One photo from its file to its pictures."""
+        options = self._options
+        # read
+        try:
+            photo = take()
+        finally:
+            for note in task.outcome.notes:
+                say(note)
+        # pad, encode, sample, colour, crop: by rows, when they are taken (runtime/upscale/rendering.py)
+        rendering = self._upscaler.picture(
             photo.pixels,
-            seed=wish.seed,
-            scale=wish.scale,
-            samples=len(wish.numbers),
+            seed=options.seed,
+            scale=options.scale,
+            samples=len(options.numbers),
             progress=self._meter.part,
         )
-        if wish.select == "all":
-            for number, part in zip(wish.numbers, wish.parts, strict=True):
-                self._stream(task, photo, picture, number, part)
-        elif wish.select == "best":
+        # write: samples while they are computed, a sheet or the best when all are
+        if options.select == "all":
+            for number, part in zip(options.numbers, options.parts, strict=True):
+                self._stream(task, photo, rendering, number, part)
+        elif options.select == "best":
             from runtime.image.grain import NAME
 
-            score, number, pixels = self._best(picture)
-            part = wish.parts[wish.numbers.index(number)]
+            score, number, pixels = self._best(rendering)
+            part = options.parts[options.numbers.index(number)]
             best = dataclasses.replace(photo, pixels=pixels)
             self._whole(task, best, number, part, **{NAME: round(score, 4)})
         else:
             from gdposr.batch.sheet import contact_sheet
             from runtime.image.files import Photo
 
-            labels = [f"seed {wish.seed} sample {number}" for number in wish.numbers]
-            sheet = contact_sheet([picture.sample(number) for number in wish.numbers], labels)
+            labels = [f"seed {options.seed} sample {number}" for number in options.numbers]
+            sheet = contact_sheet([rendering.sample(number) for number in options.numbers], labels)
             self._whole(task, Photo(sheet), None, "_sheet")
 
-    def _best(self, picture: "Picture") -> tuple[float, int, "NDArray[Any]"]:
+    def _best(self, rendering: "Rendering") -> tuple[float, int, "NDArray[Any]"]:
         """The sample with the lowest score, of the first ones where several have it; no other is kept."""
         from runtime.image.grain import score
 
         best: tuple[float, int, NDArray[Any]] | None = None
-        for number in self._wish.numbers:
-            pixels = picture.sample(number)
+        for number in self._options.numbers:
+            pixels = rendering.sample(number)
             value = score(pixels)
             if best is None or value < best[0]:
                 best = value, number, pixels
@@ -202,7 +140,7 @@ class Batch:
         assert best is not None
         return best
 
-    def _stream(self, task: Task, photo: "Photo", picture: "Picture", number: int, part: str) -> None:
+    def _stream(self, task: Task, photo: "Photo", rendering: "Rendering", number: int, part: str) -> None:
         """Write a sample while it is computed."""
         from runtime.errors import OutOfMemory
 
@@ -210,7 +148,7 @@ class Batch:
             self._save(task, dataclasses.replace(photo, pixels=arriving), number, part)
 
         for attempt in range(ATTEMPTS):
-            strips = picture.strips(number)
+            strips = rendering.strips(number)
             try:
                 write = self._writer.stream(strips, save, self._settle)
                 break
@@ -230,22 +168,22 @@ class Batch:
         """Write one picture with what is needed to make it again; in the writer's thread."""
         from runtime.image.files import write_photo
 
-        wish, target = self._wish, task.job.target(part)
+        options, target = self._options, task.target(part)
         target.parent.mkdir(parents=True, exist_ok=True)
         text = {
             "Software": f"gdposr {__version__}",
-            "gdposr-seed": str(wish.seed),
-            "gdposr-sample": str(number) if number is not None else f"0-{wish.samples - 1}",
-            "gdposr-bundle": wish.digest,
+            "gdposr-seed": str(options.seed),
+            "gdposr-sample": str(number) if number is not None else f"0-{options.samples - 1}",
+            "gdposr-bundle": options.digest,
             "gdposr-precision": self._upscaler.precision,
         }
-        write_photo(target, photo, quality=wish.quality, text=text)
+        write_photo(target, photo, quality=options.quality, text=text)
         task.end = time.perf_counter()
 
     def _entry(self, task: Task, shape: tuple[int, ...], number: int | None, part: str) -> dict[str, Any]:
         """What the report says of a picture."""
         height, width = shape[:2]
-        return {"path": str(task.job.target(part)), "sample": number, "width": width, "height": height}
+        return {"path": str(task.target(part)), "sample": number, "width": width, "height": height}
 
     def _settle(self) -> None:
         """Close the oldest photos that have all their files."""

@@ -71,11 +71,11 @@ class TimedPicture:
     def enlarge(self) -> "np.ndarray":
         """(scale h, scale w, 3) uint8."""
         from runtime.image.arrays import as_picture
-        from runtime.upscale.rendering import Job, Wish
+        from runtime.upscale.rendering import Rendering, Request
 
         manifest = self._manifest
-        wish = Wish(0, float(manifest.scale), 1, manifest.color_fix, manifest.size.tile, None)
-        return Job(self._engine, manifest, as_picture(self._pixels), wish, None).sample(0)
+        request = Request(0, float(manifest.scale), 1, manifest.color_fix, manifest.size.tile, None)
+        return Rendering(self._engine, manifest, as_picture(self._pixels), request, None).sample(0)
 
     def __call__(self) -> Overhead:
         self._spans.clear()

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.batch.leftovers import claimed
-from gdposr.batch.plan import Job, plan_jobs
+from gdposr.batch.plan import Options, Outcome, Task, plan_tasks
 from gdposr.batch.progress import header_pixels, photo_progress
-from gdposr.batch.run import Batch, Outcome, Task, Wish
+from gdposr.batch.run import Batch
 from gdposr.console import (
     FAILED,
     INTERRUPTED,
@@ -139,11 +139,12 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"--sample is one version, got --select {args.select}: leave one of them out")
     bundle = Bundle.open(args.bundle)
     scale = args.scale or float(bundle.manifest.scale)
-    wish = Wish(
+    options = Options(
         args.seed, args.samples, args.select, scale, args.quality, bundle.digest, args.sample, args.max_pixels
     )
-    jobs = plan_jobs(args.inputs, args.out, wish.scale, wish.seed, wish.parts, wish.pictures)
-    tasks = [_task(job, wish, args.skip_existing) for job in jobs]
+    tasks = plan_tasks(args.inputs, args.out, options)
+    if args.skip_existing:
+        _skip(tasks, options)
     waiting = [task for task in tasks if task.outcome.status != "skipped"]
     facts: dict[str, Any] = {"device": None, "precision": None, "placement": None, "notes": []}
     stop: KeyboardInterrupt | None = None
@@ -155,21 +156,21 @@ def _run(args: argparse.Namespace) -> int:
     for task in tasks:
         if task.outcome.status == "skipped":
             settled(task.outcome)
-    targets = [job.target(part) for job in jobs for part in wish.parts]
+    targets = [task.target(part) for task in tasks for part in options.parts]
     if not waiting:
-        with _folder(jobs[0], args.out, targets):
+        with _folder(tasks[0], args.out, targets):
             pass  # nothing to write, but what a killed run left goes
     else:
         with _open(args, bundle) as upscaler:
             say(f"{bundle.manifest.name} ({bundle.digest}) on {upscaler.device} in {upscaler.precision}")
             try:
                 for task in waiting:
-                    task.pixels = header_pixels(task.job.source)
+                    task.pixels = header_pixels(task.source)
                 with (
-                    _folder(jobs[0], args.out, targets, make=True),
+                    _folder(tasks[0], args.out, targets, make=True),
                     photo_progress([task.pixels for task in waiting]) as meter,
                 ):
-                    Batch(wish, upscaler, meter, settled, overlap=args.max_memory is None).run(waiting)
+                    Batch(options, upscaler, meter, settled, overlap=args.max_memory is None).run(waiting)
             except KeyboardInterrupt as signal:
                 stop = signal
                 how = "terminated" if isinstance(stop, Terminated) else "interrupted"
@@ -180,13 +181,13 @@ def _run(args: argparse.Namespace) -> int:
                 "placement": upscaler.placement,
                 "notes": list(upscaler.notes),
             }
-    outcomes = [task.outcome for task in tasks if task.begun or task.outcome.status == "skipped"]
+    outcomes = [task.outcome for task in tasks if task.begin or task.outcome.status == "skipped"]
     counts = {
         status: sum(outcome.status == status for outcome in outcomes)
         for status in ("ok", "skipped", "failed")
     }
     seconds = time.perf_counter() - begin
-    report = {**_described(wish, bundle), **facts, "photos": len(tasks), **counts}
+    report = {**_described(options, bundle), **facts, "photos": len(tasks), **counts}
     report |= {"interrupted": stop is not None, "seconds": round(seconds, 3)}
     if args.json:
         emit(report | {"files": [vars(outcome) for outcome in outcomes]})
@@ -199,15 +200,18 @@ def _run(args: argparse.Namespace) -> int:
     return FAILED if counts["failed"] else OK
 
 
-def _task(job: Job, wish: Wish, skip: bool) -> Task:
-    outcome = Outcome(str(job.source))
-    there = job.finished(wish.parts, wish.pictures) if skip else []
-    if there:
-        outcome.status = "skipped"
-        samples = dict(zip(wish.parts, wish.numbers, strict=True)) if wish.select == "all" else {}
-        found = {str(job.target(part)): samples.get(part) for part in there}  # one file may have been named
-        outcome.outputs = [{"path": path, "sample": sample} for path, sample in found.items()]
-    return Task(job, outcome)
+def _skip(tasks: Sequence[Task], options: Options) -> None:
+    """Mark the photos whose outputs are all there."""
+    for task in tasks:
+        there = task.finished(options)
+        if there:
+            task.outcome.status = "skipped"
+            named = options.select == "all"
+            samples = dict(zip(options.parts, options.numbers, strict=True)) if named else {}
+            found = {
+                str(task.target(part)): samples.get(part) for part in there
+            }  # one file may have been named
+            task.outcome.outputs = [{"path": path, "sample": sample} for path, sample in found.items()]
 
 
 def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
@@ -235,9 +239,9 @@ def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
 
 
 @contextlib.contextmanager
-def _folder(job: Job, out: Path, targets: Sequence[Path], make: bool = False) -> Iterator[None]:
+def _folder(task: Task, out: Path, targets: Sequence[Path], make: bool = False) -> Iterator[None]:
     """The output folder, free of what killed runs left there."""
-    folder = out if job.exact is None else job.folder
+    folder = out if task.exact is None else task.folder
     if make:
         with contextlib.suppress(OSError):  # each photo's own attempt reports it
             folder.mkdir(parents=True, exist_ok=True)
@@ -247,19 +251,19 @@ def _folder(job: Job, out: Path, targets: Sequence[Path], make: bool = False) ->
         yield
 
 
-def _described(wish: Wish, bundle: "Bundle") -> dict[str, Any]:
+def _described(options: Options, bundle: "Bundle") -> dict[str, Any]:
     """What a report says of the request."""
     from runtime.image.grain import NAME
 
     return {
         "version": __version__,
         "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
-        "seed": wish.seed,
-        "samples": len(wish.numbers),
-        "sample": wish.only,  # null: all from 0
-        "select": wish.select,
-        "score": NAME if wish.select == "best" else None,
-        "scale": wish.scale,
+        "seed": options.seed,
+        "samples": len(options.numbers),
+        "sample": options.only,  # null: all from 0
+        "select": options.select,
+        "score": NAME if options.select == "best" else None,
+        "scale": options.scale,
     }
 
 

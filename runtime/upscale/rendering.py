@@ -1,4 +1,4 @@
-"""One picture on its way through a model: tiles, the two graphs, colour fix, scaling, rounding. Made by `Upscaler.picture`.
+"""One photo under way: tiles, the two graphs, colour fix, scaling, rounding. Made by `Upscaler.picture`.
 
 Where a call runs out of memory its tile is halved and the work goes on: cores that only meet agree exactly, so rows already given
 stay and nothing changes. Cores that are blended depend on the plan, so there the sample begins again.
@@ -39,57 +39,71 @@ Place = Callable[[NDArray[Any], Tile, Floats], None]  # (canvas, tile, the model
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What was asked of a picture. scale: size of the result over that of the picture. tile, max_memory: as for `Upscaler`."""
+class Request:
+    """What one call wants of a picture."""
 
     seed: int
+    """Which texture is drawn, in [0, 2**64)."""
     scale: float
+    """Size of the result over that of the picture."""
     samples: int
+    """How many will be asked for; from two on the encoder's features are kept where they fit."""
     color_fix: str
+    """One of `COLOR_FIXES`."""
     tile: int
+    """LR pixels of a tile's core, before rounding to what the model takes."""
     max_memory: int | None
+    """Bytes this process may take; None: no limit."""
 
 
 class _Again(OutOfMemory):
     """A sample of blended tiles must begin again, with smaller ones."""
 
 
-class Job:
-    """A picture with its seed and size. Samples share the encoder's features where these fit."""
+class Rendering:
+    """One photo under way, with its seed and size. Samples share the encoder's features where these fit."""
 
     def __init__(
-        self, engine: Engine, manifest: Manifest, picture: Picture, wish: Wish, progress: Progress | None
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        picture: Picture,
+        request: Request,
+        progress: Progress | None,
     ) -> None:
         self._engine, self._manifest, self._picture = engine, manifest, picture
-        self._wish, self._progress = wish, progress
+        self._request, self._progress = request, progress
         scale = manifest.scale
         self._lr_size = (picture.height, picture.width)
         self._sr_size = (picture.height * scale, picture.width * scale)
-        self.size = (max(1, round(picture.height * wish.scale)), max(1, round(picture.width * wish.scale)))
+        self.size = (
+            max(1, round(picture.height * request.scale)),
+            max(1, round(picture.width * request.scale)),
+        )
         self._placed = (
             self.size == self._sr_size
-            and self._wish.color_fix == "none"
+            and self._request.color_fix == "none"
             and picture.alpha is None
             and self._manifest.size.overlap == 0
         )  # each tile's result is rounded into its place; else float rows go through the stages of `stream.py`
         self._features: dict[Tile, Features] = {}
         self._keep = True  # until memory runs out
-        self._left = wish.samples * self._passes()  # passes over the picture, not yet begun
+        self._left = request.samples * self._passes()  # passes over the picture, not yet begun
         self._done = self._total = 0
         self._plan: Plan | None = None
 
     def prepare(self, whole: bool) -> Plan:
         """Choose tiles. whole: for a sample in one array. SettingError where `max_memory` is too little for this picture."""
-        engine, wish, rule = self._engine, self._wish, self._rule
-        held = wish.color_fix == "adain" and self._passes() == 1
+        engine, request, rule = self._engine, self._request, self._rule
+        held = request.color_fix == "adain" and self._passes() == 1
         needs = demand_of(
             self._picture, self.size, self._manifest.scale, whole=whole, placed=self._placed, held=held
         )
         plan = choose(
             needs, Costs.of(self._manifest, engine.backend.precision), rule,
-            tile=wish.tile if engine.tile_limit is None else min(wish.tile, engine.tile_limit),
+            tile=request.tile if engine.tile_limit is None else min(request.tile, engine.tile_limit),
             lanes=engine.lanes if rule.overlap == 0 else 1,  # blending wants the tiles one after the other
-            largest=engine.backend.largest, further=self._keep and wish.samples > 1, limit=wish.max_memory,
+            largest=engine.backend.largest, further=self._keep and request.samples > 1, limit=request.max_memory,
         )  # fmt: skip
         if self._plan is None or plan.tile != self._plan.tile:
             self._features.clear()
@@ -172,9 +186,9 @@ class Job:
 
     def _fixed(self, sample: int) -> Iterator[Floats]:
         """The model's output with its colours fixed, as blocks of rows."""
-        if self._wish.color_fix == "wavelet":
+        if self._request.color_fix == "wavelet":
             return wavelet_rows(Rows(self._strips(sample)), self._sr_size, self._picture.rgb, self._lr_size)
-        if self._wish.color_fix == "adain":
+        if self._request.color_fix == "adain":
             kept = list(self._strips(sample)) if self._passes() == 1 else None
             first, second = (Rows(kept or self._strips(sample)) for _ in range(2))
             of_sr = channel_statistics(first, *self._sr_size)
@@ -252,19 +266,24 @@ class Job:
 
     def _core(self, tile: Tile, sample: int, backend: Backend, gate: AbstractContextManager[Any]) -> Floats:
         """The model's output for a tile's core: (3, h, w) float32, as it comes."""
-        noise, scale = self._manifest.noise, self._manifest.scale
+        noise, scale, plan = self._manifest.noise, self._manifest.scale, self._plan
         padded, core = tile.padded, tile.core
-        cells = [v // noise.downscale for v in (padded.height, padded.width, padded.y0, padded.x0)]
-        field = noise_field(
-            self._wish.seed, sample, cells[0], cells[1], channels=noise.channels, y0=cells[2], x0=cells[3]
-        )
-        features, plan = self._features.get(tile), self._plan
+        features = self._features.get(tile)
         if features is None:
-            window = self._window(tile)
+            # pad: context around the core, beyond the picture its last row and column again
+            (height, width), (bottom, right) = self._lr_size, (padded.y1, padded.x1)
+            window = self._picture.rgb(padded.y0, min(bottom, height), padded.x0, min(right, width))
+            window = pad_edge(window, padded.height, padded.width)
+            # encode: once for all samples where the features are kept
             with gate:
-                features = backend.encode(window)
+                features = backend.encode(window[None])
             if plan is not None and plan.keep:
                 self._features[tile] = features
+        # sample: the noise of these very pixels, whatever the tiles are
+        y0, x0, rows, columns = (
+            v // noise.downscale for v in (padded.y0, padded.x0, padded.height, padded.width)
+        )
+        field = noise_field(self._request.seed, sample, rows, columns, channels=noise.channels, y0=y0, x0=x0)
         with gate:
             output = backend.generate(features, field[None])
         wanted = (1, 3, padded.height * scale, padded.width * scale)
@@ -273,6 +292,7 @@ class Job:
                 f"{backend.device} {backend.precision}: expected values of shape {wanted}, came shape {output.shape}; "
                 "use another device or precision"
             )
+        # crop: the core without its context
         top, left = (core.y0 - padded.y0) * scale, (core.x0 - padded.x0) * scale
         return output[0, :, top : top + core.height * scale, left : left + core.width * scale]
 
@@ -303,16 +323,10 @@ class Job:
 
     def _passes(self) -> int:
         """How often the model computes a sample: twice where adain needs the statistics of more than can be held."""
-        limit = self._wish.max_memory
+        limit = self._request.max_memory
         budget = WHOLE_BUDGET if limit is None else min(WHOLE_BUDGET, limit // 8)
         return (
-            2 if self._wish.color_fix == "adain" and self._sr_size[0] * self._sr_size[1] * 12 > budget else 1
+            2
+            if self._request.color_fix == "adain" and self._sr_size[0] * self._sr_size[1] * 12 > budget
+            else 1
         )
-
-    def _window(self, tile: Tile) -> Floats:
-        """What the encoder sees of a tile: (1, 3, h, w) float32, the picture's edge repeated beyond it."""
-        box = tile.padded
-        window = self._picture.rgb(
-            box.y0, min(box.y1, self._lr_size[0]), box.x0, min(box.x1, self._lr_size[1])
-        )
-        return pad_edge(window, box.height, box.width)[None]

@@ -1,4 +1,4 @@
-"""The public way to enlarge a picture: a bundle is loaded and checked once, each picture is a `Job`.
+"""The public way to enlarge a picture: a bundle is loaded and checked once, each picture is a `Rendering`.
 
 The same picture, seed, bundle, device and precision give the same bytes, for every tile size and number of threads.
 """
@@ -23,7 +23,7 @@ from ..image.arrays import as_picture
 from ..image.bands import Strips
 from .lanes import Engine
 from .probe import run_probe
-from .rendering import Job, Progress, Wish
+from .rendering import Progress, Rendering, Request
 
 if TYPE_CHECKING:
     from ..image.files import Photo
@@ -112,9 +112,9 @@ class Upscaler:
         """
         count = setting("samples", samples, 1)
         first = setting("first", first, 0, 2**32 - count)
-        job = self.picture(image, seed, scale, count, progress)
-        job.prepare(whole=True)
-        return (job.sample(k) for k in range(first, first + count))
+        rendering = self.picture(image, seed, scale, count, progress)
+        rendering.prepare(whole=True)
+        return (rendering.sample(k) for k in range(first, first + count))
 
     def strips(
         self,
@@ -135,7 +135,7 @@ class Upscaler:
         scale: float | None = None,
         samples: int = 1,
         progress: Progress | None = None,
-    ) -> Job:
+    ) -> Rendering:
         """An image ready to be enlarged: `.strips(sample)` and `.sample(sample)`. samples: how many will be asked for; from two on
         the encoder's features are kept where they fit. progress: called with (tiles done, tiles of all samples).
         """
@@ -149,8 +149,8 @@ class Upscaler:
                 f"scale: expected above 0 and at most {self.scale}, came {scale!r}; choose one in that range"
             )
         tile = self.tile * (ROOMY if self._roomy else 1)
-        wish = Wish(seed, factor, samples, self.color_fix, tile, self.max_memory)
-        return Job(engine, self.manifest, as_picture(image), wish, progress)
+        request = Request(seed, factor, samples, self.color_fix, tile, self.max_memory)
+        return Rendering(engine, self.manifest, as_picture(image), request, progress)
 
     def up_photo(
         self,
