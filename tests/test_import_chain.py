@@ -12,7 +12,7 @@ INSTALLED = ("runtime", "training", "calibration", "export", "gdposr")
 CHAIN = (*INSTALLED, "tools")
 # The rooms of each package: a module imports from its own and from those before it.
 ROOMS = {
-    "runtime": ("errors", "checks", "threads", "noise", "image", "bundle", "backends", "upscale"),
+    "runtime": ("errors", "checks", "noise", "image", "bundle", "backends", "upscale"),
     "training": (
         "randomness", "settings", "checkpoint", "devices", "metrics", "model", "data", "loop", "stages", "bench", "main",
     ),

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gdposr.batch.overlap import Abandoned, Passage, Reader, Writer
-from runtime.image.bands import Strips
+from gdposr.batch.overlap import Reader, Writer
+from runtime.image.bands import Abandoned, Passage, Strips
 
 ROW = np.zeros((1, 100), np.uint8)
 

@@ -14,11 +14,10 @@ from PIL import Image
 
 import runtime.image.bands
 from runtime.errors import GdposrError, ImageError
-from runtime.image.bands import Strips, block_rows, row_blocks
+from runtime.image.bands import Strips, block_rows, in_order, row_blocks
 from runtime.image.deep import png_chunks
 from runtime.image.files import Photo, check_output, read_photo, write_photo
 from runtime.image.png import filtered_rows, write_png
-from runtime.threads import in_order
 
 Pixels = Callable[..., np.ndarray]
 KINDS = list(itertools.product((1, 2, 3, 4), (np.uint8, np.uint16)))

@@ -1,76 +1,17 @@
 """Reading ahead and writing behind: while one photo is computed, the next is read and the last one written.
 
-At most one photo is ahead and one picture behind, and no more than HELD bytes wait for the writer. Pictures reach their files
-as bands of rows while they are computed, in the same order and with the same bytes as without threads.
+At most one photo is ahead and one picture behind. Pictures reach their files as bands of rows while they are computed (a `Passage`), in
+the same order and with the same bytes as without threads.
 """
 
-import dataclasses
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from runtime.image.bands import Strips
+    from runtime.image.bands import Passage, Strips
 
 T = TypeVar("T")
-HELD = 32 << 20  # bytes of finished rows that may wait for the writer
-
-
-class Abandoned(Exception):
-    """The rest of a picture will not come: whatever computed it failed or was interrupted."""
-
-
-class Passage:
-    """A picture's bands on their way from the thread that computes them to the one that writes them."""
-
-    def __init__(self, limit: int = HELD) -> None:
-        self._limit, self._held = limit, 0
-        self._waiting: deque[NDArray[Any]] = deque()
-        self._complete = self._stopped = False
-        self._change = threading.Condition()
-
-    def put(self, band: "NDArray[Any]") -> bool:
-        """Hand a band over; waits while more than the limit is on the way. False: nobody takes it any more."""
-        with self._change:
-            while self._waiting and self._held + band.nbytes > self._limit and not self._stopped:
-                self._change.wait()
-            if self._stopped:
-                return False
-            self._waiting.append(band)
-            self._held += band.nbytes
-            self._change.notify_all()
-            return True
-
-    def end(self) -> None:
-        """All bands have been put."""
-        with self._change:
-            self._complete = True
-            self._change.notify_all()
-
-    def stop(self) -> None:
-        """One side gives up: `put` returns False from now on, and the taker of an incomplete picture gets Abandoned."""
-        with self._change:
-            self._stopped = True
-            self._change.notify_all()
-
-    def bands(self) -> Iterator["NDArray[Any]"]:
-        """The bands, for the writing thread."""
-        while True:
-            with self._change:
-                while not (self._waiting or self._complete or self._stopped):
-                    self._change.wait()
-                if self._stopped and not self._complete:
-                    raise Abandoned
-                if not self._waiting:
-                    return
-                band = self._waiting.popleft()
-                self._held -= band.nbytes
-                self._change.notify_all()
-            yield band
 
 
 class Writer:
@@ -82,7 +23,7 @@ class Writer:
     def __init__(self, overlap: bool = True) -> None:
         self._pool = ThreadPoolExecutor(1, "gdposr-write") if overlap else None
         self._pending: set[Future[None]] = set()
-        self._open = Passage()
+        self._open: Passage | None = None  # of the picture that is being computed
 
     def stream(
         self, strips: "Strips", save: Callable[["Strips"], None], meanwhile: Callable[[], None]
@@ -91,11 +32,13 @@ class Writer:
 
         Errors of making the bands are raised here; those of `save` too where they show in time, else by the Future.
         """
+        from runtime.image.bands import Passage, Strips
+
         if self._pool is None:
             return _done(lambda: save(strips))
         self._wait(1)
         self._open = passage = Passage()
-        future = self._submit(lambda: save(dataclasses.replace(strips, bands=passage.bands())), passage)
+        future = self._submit(lambda: save(Strips(strips.shape, strips.dtype, passage.bands())), passage)
         try:
             for band in strips.bands:
                 if not passage.put(band):
@@ -120,11 +63,12 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.stop()
+        if self._open is not None:
+            self._open.stop()
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    def _submit(self, save: Callable[[], None], passage: Passage | None) -> Future[None]:
+    def _submit(self, save: Callable[[], None], passage: "Passage | None") -> Future[None]:
         def run() -> None:
             try:
                 save()

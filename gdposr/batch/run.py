@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
-from gdposr.batch.overlap import HELD, Reader, Writer
+from gdposr.batch.overlap import Reader, Writer
 from gdposr.batch.plan import Options, Outcome, Task
 from gdposr.batch.progress import Meter
 from gdposr.console import debugging, one_line, say
@@ -159,6 +159,8 @@ class Batch:
 
     def _whole(self, task: Task, photo: "Photo", number: int | None, part: str, **scores: float) -> None:
         """Write a picture that is there. number: None = all samples on one sheet."""
+        from runtime.image.bands import HELD
+
         write = self._writer.whole(lambda: self._save(task, photo, number, part))
         if photo.pixels.nbytes > HELD:
             write.result()  # not a second one beside the next photo's

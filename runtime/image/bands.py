@@ -1,28 +1,39 @@
 """A picture as bands of rows, so that one larger than memory can flow from the model to its file.
 
-`Strips` arrive in bands of any height. Writers cut them into blocks of one height, on which several threads work:
-deflate takes most of the time of writing a large PNG or TIFF, and zlib works outside Python's lock. The blocks
-depend on the picture's size alone, never on the number of threads or on how its rows arrived, so the bytes of a
-file do not either.
+The model's float32 rows slide past as `Rows`. `Strips` are the result's rows in bands of any height; a `Passage` hands them from the
+thread that computes them to the one that writes them. Writers cut them into blocks of one height, on which several threads work:
+deflate takes most of the time of writing a large PNG or TIFF, and zlib works outside Python's lock. The blocks depend on the picture's
+size alone, never on the number of threads or on how its rows arrived, so the bytes of a file do not either.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..threads import in_order
-
+BAND: Final = 64  # rows of float32 that a stage computes at a time
+HELD: Final = 32 << 20  # bytes of finished rows that may wait for the writer
 BLOCK_BYTES: Final = 1 << 20  # of pixels in a block, at least one row
 MAX_WORKERS: Final = 4  # more would take the processors from the model, which makes the next rows meanwhile
 
-Block = TypeVar("Block")
+Floats = NDArray[np.float32]
+RowSource = Callable[[int, int], Floats]  # (first row, end row) -> (C, rows, W)
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def spans(length: int, rows: int) -> Iterator[tuple[int, int]]:
+    """(first, end) of consecutive bands; the last may be smaller."""
+    for first in range(0, length, rows):
+        yield first, min(length, first + rows)
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,85 @@ class Strips:
         return whole
 
 
+class Rows:
+    """A window that slides down a stream of row blocks. Rows before the last window asked for are forgotten."""
+
+    def __init__(self, blocks: Iterable[Floats]) -> None:
+        self._blocks = iter(blocks)
+        self._held: list[Floats] = []
+        self._first = self._end = 0
+
+    def __call__(self, first: int, end: int) -> Floats:
+        """Rows first to end of the stream; first must not fall below that of an earlier call."""
+        assert first >= self._first
+        while self._end < end:
+            block = next(self._blocks)
+            self._held.append(block)
+            self._end += block.shape[1]
+        while self._held and self._first + self._held[0].shape[1] <= first:
+            self._first += self._held.pop(0).shape[1]
+        parts, top = [], self._first
+        for block in self._held:
+            part = block[:, max(0, first - top) : max(0, end - top)]
+            if part.shape[1]:
+                parts.append(part)
+            top += block.shape[1]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+class Abandoned(Exception):
+    """The rest of a picture will not come: whatever computed it failed or was interrupted."""
+
+
+class Passage:
+    """A picture's bands on their way from the thread that computes them to the one that writes them."""
+
+    def __init__(self, limit: int = HELD) -> None:
+        self._limit, self._held = limit, 0
+        self._waiting: deque[NDArray[Any]] = deque()
+        self._complete = self._stopped = False
+        self._change = threading.Condition()
+
+    def put(self, band: NDArray[Any]) -> bool:
+        """Hand a band over; waits while more than the limit is on the way. False: nobody takes it any more."""
+        with self._change:
+            while self._waiting and self._held + band.nbytes > self._limit and not self._stopped:
+                self._change.wait()
+            if self._stopped:
+                return False
+            self._waiting.append(band)
+            self._held += band.nbytes
+            self._change.notify_all()
+            return True
+
+    def end(self) -> None:
+        """All bands have been put."""
+        with self._change:
+            self._complete = True
+            self._change.notify_all()
+
+    def stop(self) -> None:
+        """One side gives up: `put` returns False from now on, and the taker of an incomplete picture gets Abandoned."""
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
+
+    def bands(self) -> Iterator[NDArray[Any]]:
+        """The bands, for the writing thread."""
+        while True:
+            with self._change:
+                while not (self._waiting or self._complete or self._stopped):
+                    self._change.wait()
+                if self._stopped and not self._complete:
+                    raise Abandoned
+                if not self._waiting:
+                    return
+                band = self._waiting.popleft()
+                self._held -= band.nbytes
+                self._change.notify_all()
+            yield band
+
+
 def block_rows(width: int, pixel_bytes: int) -> int:
     """Rows of a block of about BLOCK_BYTES."""
     return max(1, BLOCK_BYTES // (width * pixel_bytes))
@@ -55,7 +145,7 @@ def row_blocks(pixels: NDArray[Any] | Strips, rows: int) -> Iterator[NDArray[Any
     channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
     if not isinstance(pixels, Strips):
         whole = pixels.reshape(height, width, channels)
-        yield from (whole[top : top + rows] for top in range(0, height, rows))
+        yield from (whole[top:end] for top, end in spans(height, rows))
         return
     block = np.empty((min(rows, height), width, channels), pixels.dtype)
     top = filled = 0  # first row of the block in the picture, and rows it has so far
@@ -74,6 +164,25 @@ def row_blocks(pixels: NDArray[Any] | Strips, rows: int) -> Iterator[NDArray[Any
     assert top == height
 
 
-def side_by_side(work: Callable[[Block], Result], blocks: Iterable[Block]) -> Iterator[Result]:
+def side_by_side(work: Callable[[Item], Result], blocks: Iterable[Item]) -> Iterator[Result]:
     """work(block) of each block, in order, by up to MAX_WORKERS threads."""
     return in_order(work, blocks, min(MAX_WORKERS, os.cpu_count() or 1))
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """work(item) of each item, in order, whichever ends first; at most threads + 1 items are under way. One thread: the caller's."""
+    if threads == 1:
+        yield from map(work, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="work") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also where the caller stops early: what waits is not begun
+            for future in waiting:
+                future.cancel()

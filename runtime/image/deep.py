@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .bands import spans
+
 _BAND_BYTES: Final = 1 << 22  # of pixels handled at a time, so that a conversion takes little memory
 _LIMIT_LOCK: Final = threading.Lock()
 _RAW_MODES: Final = {2: "RGB", 6: "RGBA"}  # PNG colour type -> Pillow's mode
@@ -38,7 +40,7 @@ def to_array(image: Image.Image) -> NDArray[Any]:
     channels = len(image.getbands())
     eight = image.mode in ("L", "LA", "RGB", "RGBA")
     result = np.empty((height, width, channels), np.uint8 if eight else np.uint16)
-    for top, bottom in _bands(width, height):
+    for top, bottom in spans(height, _band_rows(width)):
         band = _rows(image, top, bottom).reshape(bottom - top, width, channels)
         result[top:bottom] = band if eight else np.clip(band, 0, 65535)
     return result
@@ -63,7 +65,7 @@ def read_deep_png(data: bytes, image: Image.Image) -> NDArray[np.uint16]:
     low = Image.frombytes(mode, image.size, packed, "zip", f"{mode};16L", interlaced)
     width, height = image.size
     result = np.empty((height, width, len(mode)), np.uint16)
-    for top, bottom in _bands(width, height):
+    for top, bottom in spans(height, _band_rows(width)):
         result[top:bottom] = _rows(high, top, bottom)
         result[top:bottom] <<= 8
         result[top:bottom] |= _rows(low, top, bottom)
@@ -154,7 +156,7 @@ def _joined_pairs(image: Image.Image) -> NDArray[np.uint16]:
     """RGBA bytes as high and low byte of gray and of alpha -> (H, W, 2)."""
     width, height = image.size
     result = np.empty((height, width, 2), np.uint16)
-    for top, bottom in _bands(width, height):
+    for top, bottom in spans(height, _band_rows(width)):
         result[top:bottom] = _rows(image, top, bottom).view(">u2")
     return result
 
@@ -165,7 +167,5 @@ def _rows(image: Image.Image, top: int, bottom: int) -> NDArray[Any]:
         return np.asarray(image.crop((0, top, image.width, bottom)))
 
 
-def _bands(width: int, height: int) -> Iterator[tuple[int, int]]:
-    rows = max(1, _BAND_BYTES // (4 * width))
-    for top in range(0, height, rows):
-        yield top, min(height, top + rows)
+def _band_rows(width: int) -> int:
+    return max(1, _BAND_BYTES // (4 * width))

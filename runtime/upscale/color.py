@@ -13,7 +13,8 @@ from PIL import Image
 
 from ..bundle.manifest import COLOR_FIXES
 from ..errors import ImageError
-from .rows import Floats, RowSource, Statistics, bands, channel_statistics, resized
+from ..image.bands import BAND, Floats, RowSource, spans
+from .rows import Statistics, channel_statistics, resized
 
 STD_FLOOR: Final = 1e-5  # a flat channel has no contrast to rescale
 WAVELET_LEVELS: Final = 5
@@ -55,7 +56,7 @@ def adain_rows(source: RowSource, height: int, of_sr: Statistics, of_lr: Statist
     (mean_sr, std_sr), (mean_lr, std_lr) = of_sr, of_lr
     gain = np.where(std_sr < STD_FLOOR, 1.0, std_lr / np.maximum(std_sr, STD_FLOOR))
     offset = (mean_lr - mean_sr * gain).astype(np.float32)
-    for top, bottom in bands(height):
+    for top, bottom in spans(height, BAND):
         fixed = source(top, bottom) * gain.astype(np.float32)[:, None, None]
         fixed += offset[:, None, None]
         yield np.clip(fixed, 0.0, 1.0, out=fixed)
@@ -69,13 +70,13 @@ def wavelet_rows(
     The low-pass is linear, so low(LR) - low(SR) = low(LR - SR): one pass instead of two."""
     halo = 2**WAVELET_LEVELS - 1  # radius of the low-pass
     height, width = size
-    for top, bottom in bands(height, WAVELET_BAND):
+    for top, bottom in spans(height, WAVELET_BAND):
         above, below = max(0, top - halo), min(height, bottom + halo)
         sr = source(above, below)
         difference = resized(lr, lr_size, size, above, below, Image.Resampling.BICUBIC)
         difference -= sr
         fixed = sr[:, top - above : bottom - above].copy()
-        for left, right in bands(width, WAVELET_BLOCK):
+        for left, right in spans(width, WAVELET_BLOCK):
             window = slice(max(0, left - halo), min(width, right + halo))
             borders = (top < halo, bottom + halo > height, left < halo, right + halo > width)
             for channel, plane in enumerate(difference[..., window]):

@@ -22,16 +22,14 @@ from ..bundle.manifest import Manifest, SizeRule
 from ..checks import setting
 from ..errors import DeviceError, OutOfMemory
 from ..image.arrays import Picture
-from ..image.bands import Strips
+from ..image.bands import BAND, Floats, Rows, Strips, in_order, spans
 from ..noise import noise_field
-from ..threads import in_order
 from .color import adain_rows, wavelet_rows
 from .lanes import Engine
 from .memory import WHOLE_BUDGET, Costs, Plan, choose, demand_of, least_tile
-from .rows import BAND, Rows, bands, channel_statistics, resized
+from .rows import channel_statistics, resized
 from .tiling import Tile, pad_edge, paste, ramp, tile_rows, tile_size
 
-Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]  # (tiles done, tiles in all)
 Row = tuple[list[Tile], list[Tile] | None]  # a row of tiles and the one below
 Canvas = Callable[[Row], NDArray[Any]]  # makes what a row's results are placed on
@@ -174,7 +172,7 @@ class Rendering:
         picture = self._picture
         fixed = Rows(self._fixed(sample))
         ratio = math.ceil(self._sr_size[0] / self.size[0])  # source rows behind one row of the result
-        for top, bottom in bands(self.size[0], max(1, BAND // ratio)):
+        for top, bottom in spans(self.size[0], max(1, BAND // ratio)):
             band = picture.empty(bottom - top, self.size[1]) if result is None else result[top:bottom]
             rgb = resized(fixed, self._sr_size, self.size, top, bottom, Image.Resampling.LANCZOS)
             alpha = None
