@@ -43,7 +43,8 @@ exit codes: 0 done, 1 some inputs failed or a check did not hold, 2 could not st
 GDPOSR_DEBUG=1 shows tracebacks instead of one-line errors."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line. Only a verb that stands in it gets its own arguments."""
     parser = argparse.ArgumentParser(
         prog="gdposr",
         description="On-device generative super-resolution: a photo in, sharp and believable 4x versions out.",
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name in VERBS:
+        if name in VERBS and name in arguments:
             module.add_arguments(sub)
     return parser
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in FORWARDED:
             return int(FORWARDED[arguments[0]].forward(arguments[1:]))
-        args = build_parser().parse_args(arguments)
+        args = build_parser(arguments).parse_args(arguments)
         return int(VERBS[args.verb].run(args))
     except SystemExit as stop:  # argparse: --help, --version, a wrong argument
         return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED

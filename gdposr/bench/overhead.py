@@ -57,8 +57,7 @@ class TimedPicture:
     def __init__(
         self, bundle: "Bundle", device: str, precision: str, threads: int, pixels: "np.ndarray"
     ) -> None:
-        from runtime.backends.base import open_backend
-        from runtime.upscale.lanes import Engine
+        from runtime.backends.base import Engine, open_backend
 
         self._manifest, self._pixels = bundle.manifest, pixels
         self._spans: list[Span] = []

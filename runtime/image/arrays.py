@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,10 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ..errors import ImageError
+from .bands import spans
 
 Floats = NDArray[np.float32]
 _LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}  # the value of full intensity
 _STORE_ROWS: Final = 64  # rows rounded at a time, so that they stay in the processor's cache
+_BAND_BYTES: Final = 1 << 22  # of pixels converted at a time, so that a conversion takes little memory
+_LIMIT_LOCK: Final = threading.Lock()
 _CHECK_ROWS: Final = 256  # rows looked at a time, so that checks of large pictures take little memory
 
 
@@ -202,3 +208,38 @@ def _from_pillow(image: Image.Image) -> NDArray[Any]:
         raise ImageError(
             f"expected a readable picture, came: {error}; copy it again from its source"
         ) from error
+
+
+@contextlib.contextmanager
+def without_limit() -> Iterator[None]:
+    """Lifts Pillow's limit of pixels, a global that a program may have set low for others; ours is an argument."""
+    with _LIMIT_LOCK:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def to_array(image: Image.Image) -> NDArray[Any]:
+    """A decoded Pillow image -> (H, W, C) uint8, or uint16 where it holds more than 8 bits, band by band."""
+    width, height = image.size
+    channels = len(image.getbands())
+    eight = image.mode in ("L", "LA", "RGB", "RGBA")
+    result = np.empty((height, width, channels), np.uint8 if eight else np.uint16)
+    for top, bottom in spans(height, band_rows(width)):
+        band = image_rows(image, top, bottom).reshape(bottom - top, width, channels)
+        result[top:bottom] = band if eight else np.clip(band, 0, 65535)
+    return result
+
+
+def image_rows(image: Image.Image, top: int, bottom: int) -> NDArray[Any]:
+    """Rows of a decoded image; older Pillow checks its limit even here."""
+    with without_limit():
+        return np.asarray(image.crop((0, top, image.width, bottom)))
+
+
+def band_rows(width: int) -> int:
+    """Rows of a band in which a decoded image of that width is turned into an array."""
+    return max(1, _BAND_BYTES // (4 * width))

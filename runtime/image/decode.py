@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from ..errors import ImageError
-from .deep import (
-    hidden_depth,
-    keyed,
-    png_depth,
-    read_deep_png,
-    read_deep_ppm,
-    scaled,
-    to_array,
-    without_limit,
-)
+from .arrays import to_array, without_limit
+from .deep import keyed, png_depth, read_deep_png, read_deep_ppm, scaled
 from .deep_tiff import Tags, is_deep_tiff, opened_as_8_bit, read_deep_tiff, tiff_tags
 
 # Nothing else is tried: some of Pillow's readers start other programs. JPEG includes MPO, HEIF comes with pillow-heif.
@@ -225,3 +217,29 @@ def _tiff_tags(data: bytes) -> Tags | None:
 def _reads(file_format: str) -> bool:
     Image.init()
     return file_format in Image.OPEN
+
+
+def hidden_depth(data: bytes, image: Image.Image, tiff_bits: Callable[[], int]) -> int:
+    """Bits per channel of the file where Pillow hands out 8 and nothing here reads more; else 8."""
+    if image.mode not in ("RGB", "RGBA", "LA", "CMYK", "L"):
+        return 8
+    if image.format == "TIFF":
+        return tiff_bits()
+    if image.format == "PPM":
+        return 16 if _maxval(data) > 255 else 8
+    if image.format == "AVIF":
+        place = data.find(
+            b"av1C"
+        )  # AV1 in ISO media, Sec. 2.3: the third byte holds high_bitdepth and twelve_bit
+        flags = data[place + 6] if 0 <= place < len(data) - 6 else 0
+        return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+    if image.format == "HEIF":
+        place = data.find(b"hvcC")  # ISO 14496-15, Sec. 8.3.3: byte 17 ends in the luma depth less 8
+        return 8 + (data[place + 21] & 7) if 0 <= place < len(data) - 21 else 8
+    return 8
+
+
+def _maxval(data: bytes) -> int:
+    """Largest value stated in a PPM header (comments left out); 255 where it cannot be found."""
+    words = b" ".join(line.split(b"#")[0] for line in data[:512].splitlines()).split()
+    return int(words[3]) if len(words) > 3 and words[3].isdigit() else 255

@@ -62,8 +62,8 @@ def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> st
         raise ImageError(
             f"{path}: {file_format} cannot hold {width}x{height} pixels, its limit is {side} a side: write .png"
         )
-    size, most = raw_bytes(shape, dtype), LARGEST_FILE - (64 << 20)  # the rest is left for profile and EXIF
-    if file_format == "TIFF" and size > most:
+    most = LARGEST_FILE - (64 << 20)  # the rest is left for profile and EXIF
+    if file_format == "TIFF" and (size := raw_bytes(shape, dtype)) > most:
         raise ImageError(
             f"{path}: TIFF cannot hold {size / 1e9:.1f} GB of pixels, its limit is {most / 1e9:.1f} GB: write .png"
         )

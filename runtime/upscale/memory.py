@@ -31,7 +31,7 @@ WEIGHT_FACTOR: Final = 4
 STAGE_ROWS: Final = (
     1000  # of float32 output that colour fix and scaling hold at most: windows, differences, temporaries
 )
-ONE_LANE: Final = 1.35  # time of one call at a time over that of a call in each lane; see `engine.py`
+ONE_LANE: Final = 1.35  # time of one call at a time over that of a call in each lane; see `backends/base.py`
 _SIZE: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 _LETTERS: Final = " KMGT"
 
@@ -169,9 +169,7 @@ def choose(
 
 def peak(demand: Demand, costs: Costs, rule: SizeRule, tile: tuple[int, int], lanes: int) -> int:
     """The estimate, without kept features: bytes of the whole process."""
-    program = PROGRAM + WEIGHT_FACTOR * costs.weights * (
-        1 if lanes == 1 else 2
-    )  # two backends, see upscaler.py
+    program = PROGRAM + WEIGHT_FACTOR * costs.weights * (1 if lanes == 1 else 2)  # two backends, see `Engine`
     strip = demand.strip * min(tile[0], demand.size[0])
     strips = strip * (demand.strips + (lanes > 1))
     return program + demand.fixed + demand.work + strips + lanes * costs.pixel * shown(demand, rule, tile)

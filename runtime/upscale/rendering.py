@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..backends.base import Backend, Features
+from ..backends.base import Backend, Engine, Features
 from ..bundle.manifest import Manifest, SizeRule
 from ..checks import setting
 from ..errors import DeviceError, OutOfMemory
@@ -25,7 +25,6 @@ from ..image.arrays import Picture
 from ..image.bands import BAND, Floats, Rows, Strips, in_order, spans
 from ..noise import noise_field
 from .color import adain_rows, wavelet_rows
-from .lanes import Engine
 from .memory import WHOLE_BUDGET, Costs, Plan, choose, demand_of, least_tile
 from .rows import channel_statistics, resized
 from .tiling import Tile, pad_edge, paste, ramp, tile_rows, tile_size
@@ -83,17 +82,17 @@ class Rendering:
             and self._request.color_fix == "none"
             and picture.alpha is None
             and self._manifest.size.overlap == 0
-        )  # each tile's result is rounded into its place; else float rows go through the stages of `stream.py`
+        )  # each tile's result is rounded into its place; else float rows go through the stages of `rows.py`
         self._features: dict[Tile, Features] = {}
         self._keep = True  # until memory runs out
-        self._left = request.samples * self._passes()  # passes over the picture, not yet begun
+        self._left = request.samples * self._passes  # passes over the picture, not yet begun
         self._done = self._total = 0
         self._plan: Plan | None = None
 
     def prepare(self, whole: bool) -> Plan:
         """Choose tiles. whole: for a sample in one array. SettingError where `max_memory` is too little for this picture."""
         engine, request, rule = self._engine, self._request, self._rule
-        held = request.color_fix == "adain" and self._passes() == 1
+        held = request.color_fix == "adain" and self._passes == 1
         needs = demand_of(
             self._picture, self.size, self._manifest.scale, whole=whole, placed=self._placed, held=held
         )
@@ -170,29 +169,28 @@ class Rendering:
     def _staged_bands(self, sample: int, result: NDArray[Any] | None) -> Iterator[NDArray[Any]]:
         """Bands of fixed height, scaled from float rows with their colours fixed."""
         picture = self._picture
-        fixed = Rows(self._fixed(sample))
+        # colour: by the picture as a whole, never by tiles
+        rows = self._strips(sample)
+        if self._request.color_fix == "wavelet":
+            rows = wavelet_rows(Rows(rows), self._sr_size, picture.rgb, self._lr_size)
+        elif self._request.color_fix == "adain":
+            kept = list(rows) if self._passes == 1 else None
+            of_sr = channel_statistics(Rows(kept or rows), *self._sr_size)
+            of_lr = channel_statistics(picture.rgb, *self._lr_size)
+            rows = adain_rows(Rows(kept or self._strips(sample)), self._sr_size[0], of_sr, of_lr)
+        # scale and round
+        fixed = Rows(rows)
         ratio = math.ceil(self._sr_size[0] / self.size[0])  # source rows behind one row of the result
         for top, bottom in spans(self.size[0], max(1, BAND // ratio)):
             band = picture.empty(bottom - top, self.size[1]) if result is None else result[top:bottom]
             rgb = resized(fixed, self._sr_size, self.size, top, bottom, Image.Resampling.LANCZOS)
             alpha = None
             if picture.alpha is not None:
-                rows = picture.alpha_rows
-                alpha = resized(rows, self._lr_size, self.size, top, bottom, Image.Resampling.BICUBIC)
+                alpha = resized(
+                    picture.alpha_rows, self._lr_size, self.size, top, bottom, Image.Resampling.BICUBIC
+                )
             picture.store(band, rgb, alpha)
             yield band
-
-    def _fixed(self, sample: int) -> Iterator[Floats]:
-        """The model's output with its colours fixed, as blocks of rows."""
-        if self._request.color_fix == "wavelet":
-            return wavelet_rows(Rows(self._strips(sample)), self._sr_size, self._picture.rgb, self._lr_size)
-        if self._request.color_fix == "adain":
-            kept = list(self._strips(sample)) if self._passes() == 1 else None
-            first, second = (Rows(kept or self._strips(sample)) for _ in range(2))
-            of_sr = channel_statistics(first, *self._sr_size)
-            of_lr = channel_statistics(self._picture.rgb, *self._lr_size)
-            return adain_rows(second, self._sr_size[0], of_sr, of_lr)
-        return self._strips(sample)
 
     def _strips(self, sample: int) -> Iterator[Floats]:
         """The model's output, (3, n, W) float32 in [0, 1] for each row of tiles, blended where tiles overlap."""
@@ -307,24 +305,20 @@ class Rendering:
         side = max(max(tile.core.height, tile.core.width) for row in rows for tile in row)
         half = tile_size(max(least_tile(rule), side // 2), rule)
         if half >= side:
-            raise (
-                error
-                if isinstance(error, OutOfMemory)
-                else OutOfMemory(
-                    f"expected memory for a tile of {side} pixels, came none; close other programs or use a smaller picture"
-                )
+            if isinstance(error, OutOfMemory):
+                raise error
+            raise OutOfMemory(
+                f"expected memory for a tile of {side} pixels, came none; close other programs or use a smaller picture"
             ) from error
         self._engine.shrink(side, half)
         self._keep = False
         self._features.clear()
         self.prepare(self._whole)
 
+    @property
     def _passes(self) -> int:
         """How often the model computes a sample: twice where adain needs the statistics of more than can be held."""
         limit = self._request.max_memory
         budget = WHOLE_BUDGET if limit is None else min(WHOLE_BUDGET, limit // 8)
-        return (
-            2
-            if self._request.color_fix == "adain" and self._sr_size[0] * self._sr_size[1] * 12 > budget
-            else 1
-        )
+        large = self._sr_size[0] * self._sr_size[1] * 12 > budget
+        return 2 if large and self._request.color_fix == "adain" else 1

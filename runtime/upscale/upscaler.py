@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..backends.base import Backend, open_backend, placement_note
+from ..backends.base import Backend, Engine, open_backend, placement_note
 from ..backends.devices import choices, resolve, usable_processors
 from ..bundle.manifest import COLOR_FIXES, Manifest
 from ..bundle.reader import Bundle
@@ -21,7 +21,6 @@ from ..checks import setting
 from ..errors import DeviceError, GdposrError, SettingError
 from ..image.arrays import as_picture
 from ..image.bands import Strips
-from .lanes import Engine
 from .probe import run_probe
 from .rendering import Progress, Rendering, Request
 
