@@ -16,9 +16,9 @@ from torch import Tensor  # noqa: E402
 
 from export.distill import cli as distill  # noqa: E402
 from export.distill import run as distillation  # noqa: E402
-from export.distill.batches import Lesson  # noqa: E402
+from export.distill.pairs import Lesson  # noqa: E402
 from export.distill.recipe import PRESETS, DistillConfig  # noqa: E402
-from export.distill.step import Distiller  # noqa: E402
+from export.distill.stage import Distiller  # noqa: E402
 from export.student import objectives  # noqa: E402
 from export.student.network import load_student  # noqa: E402
 from training import settings  # noqa: E402

@@ -19,15 +19,15 @@ from safetensors.torch import load_file  # noqa: E402
 
 from calibration.measure.diversity import agreement  # noqa: E402
 from calibration.measure.onestep import restore  # noqa: E402
-from export.distill import batches as lessons  # noqa: E402
+from export.distill import pairs as lessons  # noqa: E402
 from export.distill import cache as caching  # noqa: E402
 from export.distill import cli as distill  # noqa: E402
 from export.distill import fidelity  # noqa: E402
 from export.distill import run as distillation  # noqa: E402
-from export.distill.batches import CachedRows, Lesson, OnlineRows, lessons_of, taught_lessons, turned  # noqa: E402
+from export.distill.pairs import CachedRows, Lesson, OnlineRows, lessons_of, taught_lessons, turned  # noqa: E402
 from export.distill.cache import TeacherCache, by_sample, cache_facts  # noqa: E402
 from export.distill.recipe import PRESETS, DistillConfig  # noqa: E402
-from export.distill.step import Distiller  # noqa: E402
+from export.distill.stage import Distiller  # noqa: E402
 from export.distill.teacher import Teacher, fitted, from_bytes, item_noise, model_digest, to_bytes  # noqa: E402
 from export.student import objectives  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402

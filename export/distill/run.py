@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from export.distill.batches import lessons_of
+from export.distill.pairs import lessons_of
 from export.distill.fidelity import Comparison
 from export.distill.recipe import DistillConfig
-from export.distill.step import Distiller
+from export.distill.stage import Distiller
 from export.distill.teacher import Teacher
 from export.student.network import save_student
 from training.checkpoint import has_state, load_state, read_json, read_values, save_state

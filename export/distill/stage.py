@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.distill.batches import Lesson
+from export.distill.pairs import Lesson
 from export.distill.fidelity import Comparison, validation_noise
 from export.distill.recipe import DistillConfig
 from export.student.network import Student, load_student, widened
