@@ -14,17 +14,16 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.checkpoint import has_state
-from training.data.photos import CropParams, PairDataset, PhotoSet, find_images, split_photos
+from training.data.photos import CropParams, PairDataset, PhotoSet
 from training.loop.budget import Budget
+from training.loop.command import add_options, begin, exit_code
 from training.loop.stage import RunSettings, Stage
-from training.loop.trainer import Trainer, make_accelerator
+from training.loop.trainer import Trainer
 from training.loop.validation import Validation
 from training.metrics.registry import create_metrics
 from training.metrics.squeezenet import NETS, Perceptual, SqueezeFeatures, perceptual_loss
@@ -38,7 +37,6 @@ from training.stages.pretrain import Pretrain, PretrainSettings
 
 log = logging.getLogger("train")
 
-INTERRUPTED = 130
 FROZEN_DTYPE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,13 +63,7 @@ def run(
     base: diffusers layout, public checkpoint or run folder. text_base: text encoder, tokenizer and scheduler where base has none.
     photos: the training photos, already decoded; None reads them from data.
     """
-    if has_state(out / "state") and not resume:
-        raise FileExistsError(f"{out} holds a run already: go on with --resume, or choose another --out")
-    training, held_out = split_photos(find_images(data), settings.held_out)
-    accelerator = make_accelerator(settings.precision)
-    settings = replace(settings, precision=accelerator.mixed_precision)  # what auto means here
-    if not accelerator.is_main_process:
-        log.setLevel(logging.WARNING)
+    settings, accelerator, training, held_out = begin(settings, data, out, resume=resume)
     built = build_stage(
         settings,
         base=base,
@@ -173,9 +165,7 @@ def _parser(stage: str) -> argparse.ArgumentParser:
         "gdpo": "Tune a finished NAOSD model by group direct preference optimization.",
     }
     parser = argparse.ArgumentParser(prog=f"gdposr train {stage}", description=about[stage])
-    parser.add_argument("--preset", choices=sorted(PRESETS[stage]), default="pocket")
-    parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
-    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    add_options(parser, PRESETS[stage])
     if stage != "pretrain":
         parser.add_argument(
             "--base",
@@ -188,12 +178,6 @@ def _parser(stage: str) -> argparse.ArgumentParser:
             metavar="SOURCE",
             help="where text encoder, tokenizer and scheduler come from if --base has none",
         )
-    parser.add_argument("--minutes", type=float, help="time budget, summed over resumed parts")
-    parser.add_argument("--steps", type=int, help="step budget")
-    parser.add_argument("--resume", action="store_true", help="go on from RUN/state, with the same settings")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset"
-    )
     parser.add_argument(
         "--perceptual-weights",
         type=Path,
@@ -201,10 +185,6 @@ def _parser(stage: str) -> argparse.ArgumentParser:
         help="SqueezeNet 1.1 (safetensors, Caffe layout): the perceptual loss where lpips is not installed, and the metric sqf",
     )
     parser.add_argument("--perceptual-net", choices=NETS, default="auto")
-    parser.add_argument("--workers", type=int, default=1, help="processes that prepare pictures")
-    parser.add_argument(
-        "--validate-minutes", type=float, default=5.0, help="minutes between validations and saved states"
-    )
     return parser
 
 
@@ -215,13 +195,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: expected one of {', '.join(PRESETS)}, then its options", file=sys.stderr)
         return 2
     stage, args = argv[0], _parser(argv[0]).parse_args(argv[1:])
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO)
     base = getattr(args, "base", None)
     if base is None and stage == "naosd" and args.preset == "sd21":
         base = SD21
-    try:
-        result = run(
+    return exit_code(
+        lambda: run(
             stage,
             with_settings(PRESETS[stage][args.preset], args.set),
             args.data,
@@ -234,15 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             resume=args.resume,
             workers=args.workers,
             validate_minutes=args.validate_minutes,
-        )
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if not result["finished"]:
-        log.info("stopped at step %d; go on with --resume", result["step"])
-        return INTERRUPTED
-    log.info("model written to %s", args.out / "model")
-    return 0
+        ),
+        f"model written to {args.out / 'model'}",
+    )
 
 
 if __name__ == "__main__":

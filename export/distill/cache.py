@@ -8,16 +8,17 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from export.distill.recipe import DistillConfig
-from export.distill.teacher import SAMPLES, Teacher, to_bytes
+from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample, to_bytes
+from training.data.batches import Items, Pairs
 from training.loop.budget import Interrupt
 from training.settings import differences
 
@@ -25,27 +26,6 @@ FORMAT_VERSION = 2
 CACHE_FILE = "cache.json"
 SHARD = 64  # items of a file
 BATCH = 4  # items the teacher gets at once; a shard is whole batches, so that a resumed fill computes the same batches
-
-
-class Row(NamedTuple):
-    """An item of a stream with a teacher. samples: (2, 3, 4h, 4w) uint8, empty where the teacher has yet to run. As a batch,
-    drawn is (n,) bool."""
-
-    item: int
-    lr: Tensor
-    hr: Tensor
-    drawn: Any  # True for a card instead of a photo
-    noise: Tensor  # (2, C, h/f, w/f)
-    samples: Tensor
-
-
-def load_rows(rows: Dataset[Any], workers: int, **how: Any) -> DataLoader[Any]:
-    return DataLoader(rows, num_workers=workers, prefetch_factor=8 if workers else None, **how)
-
-
-def by_sample(x: Tensor) -> Tensor:
-    """(n, 2, ...) -> (2n, ...), first samples first."""
-    return x.transpose(0, 1).flatten(0, 1).contiguous()
 
 
 def cache_facts(
@@ -63,6 +43,7 @@ def cache_facts(
         "graphics_share": config.graphics_share,
         "recolour_share": config.recolour_share,
         "seed": config.seed,
+        **({} if config.zoom_min == DistillConfig.zoom_min else {"zoom_min": config.zoom_min}),
         "noise": {"channels": teacher.noise_channels, "fold": teacher.fold, "samples": SAMPLES},
     }
 
@@ -77,26 +58,23 @@ class TeacherCache:
         if items < 1:
             raise ValueError(f"a cache holds at least 1 item, got --cache-items {items}")
         self.folder, self.items = folder, items
-        document = {"format_version": FORMAT_VERSION, "made_for": dict(made_for)}
+        self._document = {"format_version": FORMAT_VERSION, "made_for": dict(made_for)}
         path = folder / CACHE_FILE
         if path.is_file():
             try:
                 found = json.loads(path.read_text())
             except ValueError as error:
                 raise ValueError(f"{path} is not JSON ({error}): give another --cache") from None
-            changed = differences(found, document)
+            changed = differences(found, self._document)
             if changed:
                 raise ValueError(
                     f"{folder} holds samples that were made for something else ({'; '.join(changed)}): give another --cache, or the "
                     "settings, photos and teacher it was made for"
                 )
-            return
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(
                 f"{folder} holds other files, expected a cache or a new folder: give another --cache"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(path, lambda fresh: fresh.write_text(json.dumps(document, indent=2) + "\n"))
 
     def read(self, item: int) -> dict[str, Tensor]:
         """lr, hr and samples of an item, uint8; drawn, bool."""
@@ -129,28 +107,37 @@ class TeacherCache:
 
     def fill(
         self,
-        rows: Dataset[Row],
+        pairs: Pairs,
         teacher: Teacher,
         *,
         workers: int = 1,
         on_progress: Callable[[int, int, float], None] | None = None,
     ) -> None:
-        """Make what is missing of `rows` (item k is row k). on_progress: items done, items in all, items a second.
+        """Make what is missing of the items of `pairs`, which bring the teacher's noise. on_progress: items done, of
+        how many, items a second.
 
         KeyboardInterrupt after Ctrl-C and OSError when the disk is full: what was made by then stays and is not made again."""
         batches = self.missing()
         done, begun = self.items - sum(map(len, batches)), time.monotonic()
         before, pending = done, []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self._document, indent=2) + "\n"
+        _replace(self.folder / CACHE_FILE, lambda fresh: fresh.write_text(text))
+        loader = DataLoader(
+            Items(pairs),
+            batch_sampler=batches,
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+        )
         with Interrupt() as interrupt:
             try:
-                for items, row in zip(batches, load_rows(rows, workers, batch_sampler=batches), strict=True):
-                    samples = teacher.samples(row.lr, by_sample(row.noise), items)
-                    pair = samples.unflatten(0, (SAMPLES, len(items))).transpose(0, 1)
+                for items, found in zip(batches, loader, strict=True):
+                    samples = teacher.samples(found["lr"], by_sample(found["noise"]), items)
                     made = {
-                        "lr": to_bytes(row.lr),
-                        "hr": to_bytes(row.hr),
-                        "samples": pair,
-                        "drawn": row.drawn,
+                        "lr": to_bytes(found["lr"]),
+                        "hr": to_bytes(found["hr"]),
+                        "samples": by_picture(samples),
+                        "drawn": found["drawn"],
                     }
                     pending.append((items, made))
                     done += len(items)

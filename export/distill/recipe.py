@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from export.student.network import StudentConfig
 from training.data.cards import Variety
-from training.loop.precision import resolved
+from training.loop.stage import RunSettings
 from training.metrics.squeezenet import LAYERS
 
 WEIGHTS = (  # settings that multiply a term of the loss or, the texture share, what one asks for
@@ -17,11 +17,11 @@ WEIGHTS = (  # settings that multiply a term of the loss or, the texture share, 
 
 
 @dataclass(frozen=True)
-class DistillConfig:
-    """Everything that decides a run besides its data. Weights of the losses multiply terms of order 0.01 to 1."""
+class DistillConfig(RunSettings):
+    """Settings of the student's training beside those of every run. Each LR picture of a batch gets two samples. Weights of the losses
+    multiply terms of order 0.01 to 1."""
 
     student: StudentConfig = field(default_factory=StudentConfig)
-    crop: int = 192  # HR pixels
     mild_share: float = (
         0.45  # part of the pairs with the mild degradation, see training.data.degradation.MILD
     )
@@ -32,10 +32,10 @@ class DistillConfig:
         0.25  # part of the pictures that are drawn: text, patterns; see training.data.cards
     )
     recolour_share: float = 0.3  # part of the photos in gray or other colours
-    batch: int = 4  # LR pictures in a step; each gets two samples
     lr: float = 2.5e-4
     final_lr: float = 1e-5
     warmup_steps: int = 200
+    beta2: float = 0.99
     discriminator_lr: float = 1e-4
     discriminator_width: int = 32
     discriminator_every: int = 2  # steps between updates of the discriminator
@@ -63,45 +63,32 @@ class DistillConfig:
         0.3  # its gradient at the pixels, relative to that of pixel, structure, colour and teacher together
     )
     ema: float = 0.999
-    clip: float = 0.5  # largest norm of the gradient
-    held_out: int = 16  # photos kept for validation
-    seed: int = 0
-    precision: str = "auto"  # autocast type: bf16, fp32, or auto (bf16 where the device has it)
+    clip: float = 0.5
+    snapshots: bool = True
+    precision: str = "auto"
     compile: bool = True  # compile the perceptual loss (half its time; needs a C++ compiler)
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise ValueError(f"precision must be auto, bf16 or fp32, got {self.precision!r}")
+        super().__post_init__()
         if self.crop % 8 or self.crop < 64:
             raise ValueError(f"crop must be a multiple of 8 of at least 64 HR pixels, got {self.crop}")
         if not 0 <= self.drawn_feature <= 1:
             raise ValueError(f"drawn_feature must be from 0 to 1, got {self.drawn_feature}")
         if self.fresh < 0:
             raise ValueError(f"fresh must be at least 0, got {self.fresh}")
-        if not (min(self.mild_share, self.plain_share) >= 0 and self.mild_share + self.plain_share <= 1):
-            raise ValueError(
-                f"mild_share and plain_share must be from 0 to 1, and at most 1 together, got {self.mild_share} and {self.plain_share}"
-            )
         Variety(self.graphics_share, self.recolour_share)  # refuses what is no share
-        for name in ("batch", "warmup_steps", "discriminator_every", "discriminator_width", "held_out"):
+        for name in ("discriminator_every", "discriminator_width", "held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "discriminator_lr", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("final_lr", *WEIGHTS):
+        if not 0 < self.discriminator_lr < math.inf:
+            raise ValueError(f"discriminator_lr must be above 0, got {self.discriminator_lr}")
+        for name in WEIGHTS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be from 0 to below 1, got {self.ema}")
         if not 0 <= self.adversary_from <= 1:
             raise ValueError(f"adversary_from must be from 0 to 1, got {self.adversary_from}")
         if len(self.feature_layers) != len(LAYERS):
             raise ValueError(f"feature_layers must be {len(LAYERS)} weights, got {len(self.feature_layers)}")
-
-    def on(self, device: str) -> DistillConfig:
-        """With the precision that auto means on this type of device."""
-        return replace(self, precision=resolved(self.precision, device, "fp32"))
 
     @property
     def variety(self) -> Variety:

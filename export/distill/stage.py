@@ -1,11 +1,10 @@
-"""The student in training: its models and optimizers, and one step of its losses."""
+"""The student's training from photos and a teacher as a stage: its losses, its adversary, and what validation says of it."""
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.distill.pairs import Lesson
-from export.distill.fidelity import Comparison, validation_noise
+from export.distill.fidelity import Comparison
 from export.distill.recipe import DistillConfig
-from export.student.network import Student, load_student, widened
+from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample, from_bytes
+from export.student.core import StudentStage, stages_before, started
 from export.student.objectives import (
     PatchDiscriminator,
     chroma_loss,
@@ -29,158 +28,158 @@ from export.student.objectives import (
     spread_loss,
     structure_loss,
 )
+from training.data.batches import Batch
+from training.loop.stage import Carry, Losses
 from training.loop.validation import Validation
 from training.metrics.squeezenet import SqueezeFeatures, squared_feature_distance
+from training.randomness import integers, normal
+
+DEAD_BELOW = 1e-3  # difference of two samples, 1/255 rms, under which the student counts as dead
+PHASE = 8  # pixels; side of the cells of the pixel shuffles and of the noise
 
 
-class Distiller:
-    """The models, their optimizers and one `step`. Random numbers are drawn on the CPU, so they are the same for every device."""
+class StudentDistill(StudentStage):
+    """Phase "student", and "discriminator" at every so many steps once it has joined.
+
+    Random numbers are functions of a pair's number, so they are the same for every device and number of processes."""
+
+    model_folder = "student"
 
     def __init__(
-        self, config: DistillConfig, features: SqueezeFeatures, device: str | torch.device = "cpu"
+        self,
+        config: DistillConfig,
+        features: SqueezeFeatures,
+        teacher: Teacher | None = None,
+        comparison: Comparison | None = None,
+        init: Path | None = None,
     ) -> None:
-        torch.manual_seed(config.seed)
-        self.device = torch.device(device)
-        self.config = config = config.on(self.device.type)
-        self.student = Student(config.student)
-        self.average = Student(config.student).requires_grad_(False).eval()
-        self.average.load_state_dict(self.student.state_dict())
-        self.average.to(self.device)
-        self.discriminator = PatchDiscriminator(config.discriminator_width)
-        self.features = features
-        for network in (self.student, self.discriminator, self.features):
-            network.to(device=self.device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
-        )
-        self.adversary = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99), weight_decay=0.0
+        """init: a student to begin with. comparison: what validation sets the student beside."""
+        super().__init__()
+        self.config, self.features = config, features
+        self.teacher, self.comparison = teacher, comparison
+        self.student, origin = started(config.student, init, config.seed)
+        self.history = stages_before(origin)
+        self.adversary_on = False
+        self.discriminator = PatchDiscriminator(config.discriminator_width).requires_grad_(
+            config.adversary > 0
         )
         self._perceptual: Callable[..., list[Tensor]] = self._feature_scores
         if config.compile:
             _check_compiler()
             self._perceptual = torch.compile(self._feature_scores)
 
-    def start_from(self, checkpoint: Path) -> dict[str, Any]:
-        """Take the weights of a student checkpoint, widened where it is narrower; returns its provenance. Where its noise has other
-        channels, which a teacher may ask for, the convolution that takes the noise in begins anew."""
-        earlier, provenance = load_student(checkpoint)
-        wanted = self.config.student
-        noise_channels = earlier.config.noise_channels
-        try:
-            state = widened(earlier, replace(wanted, noise_channels=noise_channels)).state_dict()
-        except ValueError as error:
-            raise ValueError(f"{checkpoint}: {error}; set student.* to match") from error
-        if noise_channels != wanted.noise_channels:
-            state["generator.noise.weight"] = self.student.state_dict()["generator.noise.weight"]
-        self.student.load_state_dict(state)
-        self.average.load_state_dict(state)
-        return provenance
+    def phases(self, progress: float) -> tuple[str, ...]:
+        c = self.config
+        self.adversary_on = c.adversary > 0 and progress >= c.adversary_from
+        if self.adversary_on and self.step % c.discriminator_every == 0:
+            return ("student", "discriminator")
+        return ("student",)
 
-    def validate(
-        self, validation: Validation, step: int, comparison: Comparison | None = None
-    ) -> dict[str, float]:
-        """Measure the averaged student, and beside its teacher where there is a comparison."""
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        found = {"student": (list(self.student.parameters()), self.config.lr)}
+        if self.config.adversary > 0:
+            found["discriminator"] = (list(self.discriminator.parameters()), self.config.discriminator_lr)
+        return found
+
+    def averaged(self) -> tuple[str, ...]:
+        return ("student",)
+
+    def phase_progress(self, phase: str, progress: float) -> float:
+        """The discriminator's rate stays where it is after its warm-up."""
+        return progress if phase == "student" else 0.0
+
+    def prepare(self, batch: Batch) -> Batch:
+        """With the teacher's samples, drawn now where no cache held them."""
+        if batch.noise is None or batch.target is not None:
+            return batch
+        assert self.teacher is not None
+        samples = self.teacher.samples(batch.lr, by_sample(batch.noise), batch.items)
+        return replace(batch, target=by_picture(samples).to(batch.lr.device))
+
+    def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        if phase == "discriminator":
+            return {"loss": self._discriminator_loss(carry["real"], carry["fake"])}, {}
+        c = self.config
+        assert batch.drawn is not None
+        taught = None if batch.target is None else from_bytes(by_sample(batch.target))
+        features, base = self.student.encode(batch.lr)
+        residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), self._noise(batch))
+        samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
+
+        # so that no loss sees the pixel-shuffle grid at a fixed phase
+        shifts = [integers(c.seed, batch.items, 0, PHASE, axis).tolist() for axis in ("dy", "dx")]
+        losses, pull, real, fake = self._pull(
+            samples.detach().requires_grad_(True),
+            batch.hr,
+            ~batch.drawn,
+            list(zip(*shifts, strict=True)),
+            taught,
+        )
+
+        # the sum of the losses in value, and in gradient the pull at the samples
+        pulled = (samples * pull).sum()
+        loss = self._weighted(losses) + pulled - pulled.detach()
+        half = self.step // c.discriminator_every % 2
+        shown = {"real": real, "fake": fake.detach().chunk(2)[half].clamp(0, 1)}
+        return {"loss": loss} | losses, shown
+
+    def measure(self, validation: Validation) -> dict[str, float]:
+        if self.comparison is None:
+            return {}
+        device = next(self.student.parameters()).device
+        return self.comparison(lambda lr, noise: self.student(lr.to(device), noise.to(device)))
+
+    def check(self, measured: Mapping[str, Any]) -> None:
+        if not measured.get("samples_differ", 1.0) > DEAD_BELOW:
+            raise FloatingPointError(
+                f"step {measured['step']}: the noise has lost its effect (two samples differ by {measured['samples_differ']:.2g}/255): "
+                "the student died. Go on from an earlier one in the run's snapshots/ with --init and a lower lr"
+            )
+
+    def _noise(self, batch: Batch) -> Tensor:
+        """Of both samples, (2n, C, h/f, w/f): a teacher's first channels, or else the pairs' own."""
         c = self.config.student
+        if batch.noise is not None:
+            return by_sample(batch.noise)[:, : c.noise_channels].contiguous()
+        shape = (SAMPLES, c.noise_channels, *(side // c.fold for side in batch.lr.shape[2:]))
+        return by_sample(normal(self.config.seed, batch.items, shape, "noise")).to(batch.lr)
 
-        def sample(lr: Tensor, hr: Tensor, k: int) -> Tensor:
-            noise = validation_noise(lr, k, c.noise_channels, c.fold)
-            return self.average(lr.to(self.device), noise.to(self.device))
-
-        def plain(lr: Tensor) -> Tensor:
-            return torch.pixel_shuffle(self.average.encode(lr.to(self.device))[1], c.scale)
-
-        values = validation(sample, step, plain)
-        if comparison is None:
-            return values
-        return values | comparison(lambda lr, noise: self.average(lr.to(self.device), noise.to(self.device)))
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        return {"student": self.student, "average": self.average, "discriminator": self.discriminator}
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"student": self.optimizer, "discriminator": self.adversary}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+    def _discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        if not len(real):  # drawn pictures alone
+            return 0.0 * torch.stack([p.sum() for p in self.discriminator.parameters()]).sum()
+        return discriminator_loss(self.discriminator(real).float(), self.discriminator(fake).float())
 
     def _feature_scores(self, samples: Tensor, *targets: Tensor) -> list[Tensor]:
-        with self._autocast():
-            near = self.features.maps(samples)
-            with torch.no_grad():
-                far = [self.features.maps(target) for target in targets]
+        near = self.features.maps(samples)
+        with torch.no_grad():
+            far = [self.features.maps(target) for target in targets]
         return [squared_feature_distance(near, maps, self.config.feature_layers) for maps in far]
-
-    def learning_rate(self, step: int, progress: float) -> float:
-        """Linear warm-up, then a cosine from lr to final_lr."""
-        c = self.config
-        cosine = c.final_lr + (c.lr - c.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
-        return cosine * min(1.0, (step + 1) / c.warmup_steps)
-
-    def step(self, lesson: Lesson, step: int, progress: float) -> dict[str, float]:
-        """One update. Returns the losses of this step; where one of the student's is not finite, all weights stay as they were.
-
-        Noise is drawn here only where the lesson brings none."""
-        c = self.config
-        draw = torch.Generator().manual_seed((c.seed << 32) + step)
-        lr, hr, drawn, noise, taught = lesson
-        n, _, h, w = lr.shape
-        if noise is None:
-            noise = torch.randn(
-                2 * n, c.student.noise_channels, h // c.student.fold, w // c.student.fold, generator=draw
-            )
-        dy, dx = torch.randint(
-            0, 8, (2,), generator=draw
-        ).tolist()  # so that no loss sees the pixel-shuffle grid at a fixed phase
-        lr, hr, noise = (x.to(self.device) for x in (lr, hr, noise))
-        taught = None if taught is None else taught.to(self.device)
-        with self._autocast():
-            features, base = self.student.encode(lr)
-            residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), noise)
-        samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
-        losses, pull, real, fake = self._pull(
-            samples.detach().requires_grad_(True), hr, ~drawn.to(self.device), (dy, dx), progress, taught
-        )
-        rate = self.learning_rate(step, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        samples.backward(pull)
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), c.clip)
-        values = {name: value.item() for name, value in losses.items()} | {"grad": norm.item(), "lr": rate}
-        if not all(map(math.isfinite, values.values())):
-            return values
-        self.optimizer.step()
-        self._update_average(step)
-        if "adversary" in losses and step % c.discriminator_every == 0:
-            half = step // c.discriminator_every % 2
-            values["discriminator"] = self._update_discriminator(real, fake.detach().chunk(2)[half])
-        return values
 
     def _pull(
         self,
         samples: Tensor,
         hr: Tensor,
         photos: Tensor,
-        shift: tuple[int, int],
-        progress: float,
+        shifts: list[tuple[int, int]],
         teacher: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Losses, the gradient of their sum at the samples, and what the discriminator is to see (photos, samples).
 
+        shifts: of each picture, what features and adversary do not see of its left and upper border, in pixels below 8.
         photos: (n,) bool, False for drawn pictures. Those have one right answer, so no adversary and no diversity pulls at them, and
         features by a share.
         teacher: its samples of the same noise. Where its samples as wholes have no weight, only its texture is followed: structure and
         the amount of diversity are then asked of the photo. The adversary's gradient is scaled to a fixed share of that of pixel,
         structure, colour and teacher, so its strength does not depend on how steep the discriminator happens to be."""
         c = self.config
-        n, side = len(hr), hr.shape[-1] - 8
-        dy, dx = shift
+        n, side = len(hr), hr.shape[-1] - PHASE
 
         def shifted(x: Tensor) -> Tensor:
-            return x[:, :, dy : dy + side, dx : dx + side].contiguous()
+            corners = shifts * (len(x) // n)
+            cut = [
+                image[:, dy : dy + side, dx : dx + side] for image, (dy, dx) in zip(x, corners, strict=True)
+            ]
+            return torch.stack(cut).contiguous(memory_format=torch.channels_last)
 
         fake, real = shifted(samples), shifted(hr)
         leads = teacher is not None and c.teacher > 0
@@ -213,33 +212,18 @@ class Distiller:
         pull = pull + share * _gradient(self._weighted(texture), samples)
         losses = near | guards | features | texture
         real, fake = real[photos], fake[photos.repeat(2)]
-        if c.adversary > 0 and progress >= c.adversary_from and len(real) > 0:
+        if self.adversary_on:
+            losses["adversary"] = samples.new_zeros(())
+        if self.adversary_on and len(real) > 0:
             self.discriminator.requires_grad_(False)
-            with self._autocast():
-                losses["adversary"] = generator_loss(self.discriminator(fake).float())
+            losses["adversary"] = generator_loss(self.discriminator(fake).float())
             push = _gradient(losses["adversary"], samples)
             pull = pull + push * (c.adversary * anchor.norm() / push.norm().clamp_min(1e-12))
-        return losses, pull, real, fake
+            self.discriminator.requires_grad_(True)
+        return {name: value.detach() for name, value in losses.items()}, pull, real, fake
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
         return torch.stack([getattr(self.config, name) * loss for name, loss in losses.items()]).sum()
-
-    def _update_discriminator(self, real: Tensor, fake: Tensor) -> float:
-        self.discriminator.requires_grad_(True)
-        with self._autocast():
-            loss = discriminator_loss(
-                self.discriminator(real).float(), self.discriminator(fake.clamp(0, 1)).float()
-            )
-        self.adversary.zero_grad(set_to_none=True)
-        loss.backward()
-        self.adversary.step()
-        return loss.item()
-
-    def _update_average(self, step: int) -> None:
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.student.parameters(), strict=True):
-                mean.lerp_(value, 1.0 - decay)
 
 
 def _check_compiler() -> None:

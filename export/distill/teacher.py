@@ -48,6 +48,16 @@ def from_bytes(image: Tensor) -> Tensor:
     return image.float() / 255
 
 
+def by_sample(x: Tensor) -> Tensor:
+    """(n, 2, ...) -> (2n, ...), first samples first."""
+    return x.transpose(0, 1).flatten(0, 1).contiguous()
+
+
+def by_picture(x: Tensor) -> Tensor:
+    """Inverse of `by_sample`: (2n, ...) -> (n, 2, ...)."""
+    return x.unflatten(0, (SAMPLES, -1)).transpose(0, 1)
+
+
 class Teacher:
     """A one-step model with the default prompt, frozen. Called with LR (n, 3, h, w) in [0, 1] and noise (k n, C, 4h/f, 4w/f), the
     first n for the first samples of all pictures, it gives (k n, 3, 4h, 4w) in [0, 1], float32 on the CPU."""
@@ -95,9 +105,8 @@ class Teacher:
         return self.model.vae_factor // self.model.scale
 
     def describe(self) -> dict[str, Any]:
-        """For provenance."""
+        """For provenance: what its samples depend on, wherever it lies."""
         return {
-            "source": self.source,
             "weights_sha256": self.digest,
             "precision": self.precision,
             "noise_timestep": self.model.noise_timestep,

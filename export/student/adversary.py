@@ -15,10 +15,6 @@ class Adversary(nn.Module):
         super().__init__()
         self.discriminator = PatchDiscriminator(width, images=2)
 
-    def train(self, mode: bool = True) -> Adversary:
-        """Always in training: elsewhere the spectral norms would not follow the weights."""
-        return super().train(True)
-
     def push(
         self, pictures: Tensor, condition: Tensor, other: Tensor, part: slice | list[int] = slice(None)
     ) -> tuple[Tensor, Tensor]:

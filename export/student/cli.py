@@ -12,7 +12,6 @@ A run folder is what `training.loop.trainer` writes, with model/ and snapshots/ 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,22 +29,19 @@ from export.student.noise import NoiseSettings, StudentNoise
 from export.student.preference import StudentGdpoSettings
 from export.student.prior.network import Prior
 from export.student.prior.pictures import CachedPairs, PictureCache
-from training.checkpoint import has_state
 from training.data.batches import Pairs
 from training.data.cards import Variety
 from training.data.device.pairs import DevicePreparation, hr_pairs
 from training.data.everyday import degrade_everyday
-from training.data.photos import CropParams, PairDataset, PhotoSet, find_images, split_photos
+from training.data.photos import CropParams, PairDataset, PhotoSet
 from training.loop.budget import Budget
+from training.loop.command import add_options, begin, exit_code
 from training.loop.stage import RunSettings, Stage
-from training.loop.trainer import Trainer, make_accelerator
+from training.loop.trainer import Trainer
 from training.loop.validation import Validation
 from training.metrics.squeezenet import SqueezeFeatures
 from training.settings import with_settings
 
-log = logging.getLogger("train")
-
-INTERRUPTED = 130
 VARIETY = Variety(0.1, 0.1)
 
 
@@ -229,13 +225,7 @@ def run(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Run one of the student's stages; returns what `Trainer.run` returns."""
-    if has_state(out / "state") and not resume:
-        raise FileExistsError(f"{out} holds a run already: go on with --resume, or choose another --out")
-    training, held_out = split_photos(find_images(data), settings.held_out)
-    accelerator = make_accelerator(settings.precision)
-    settings = replace(settings, precision=accelerator.mixed_precision)
-    if not accelerator.is_main_process:
-        log.setLevel(logging.WARNING)
+    settings, accelerator, training, held_out = begin(settings, data, out, resume=resume)
     features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
     sources = Sources(
         init,
@@ -273,9 +263,7 @@ def run(
 
 def _parser(kind: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"gdposr train {kind}", description=f"Train {KINDS[kind].about}.")
-    parser.add_argument("--preset", choices=sorted(KINDS[kind].presets), default="pocket")
-    parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
-    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    add_options(parser, KINDS[kind].presets, validate_minutes=10.0)
     parser.add_argument("--init", type=Path, metavar="STUDENT", help="begin with a student's checkpoint")
     parser.add_argument(
         "--pictures",
@@ -297,16 +285,6 @@ def _parser(kind: str) -> argparse.ArgumentParser:
             "--prior",
             help="instead of --pictures: an ncnn .param file or x4plus, whose pictures are made as they are needed, on a GPU",
         )
-    parser.add_argument("--minutes", type=float, help="time budget, summed over resumed parts")
-    parser.add_argument("--steps", type=int, help="step budget")
-    parser.add_argument("--resume", action="store_true", help="go on from RUN/state, with the same settings")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset"
-    )
-    parser.add_argument("--workers", type=int, default=1, help="processes that prepare pictures")
-    parser.add_argument(
-        "--validate-minutes", type=float, default=10.0, help="minutes between validations and saved states"
-    )
     return parser
 
 
@@ -317,10 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: expected one of {', '.join(KINDS)}, then its options", file=sys.stderr)
         return 2
     kind, args = argv[0], _parser(argv[0]).parse_args(argv[1:])
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO)
-    try:
-        result = run(
+    written = f"{'critic' if kind == 'critic' else 'student'} written to {args.out / 'model'}"
+    return exit_code(
+        lambda: run(
             kind,
             with_settings(KINDS[kind].presets[args.preset], args.set),
             args.data,
@@ -334,15 +311,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             resume=args.resume,
             workers=args.workers,
             validate_minutes=args.validate_minutes,
-        )
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if not result["finished"]:
-        log.info("stopped at step %d; go on with --resume", result["step"])
-        return INTERRUPTED
-    log.info("%s written to %s", "critic" if kind == "critic" else "student", args.out / "model")
-    return 0
+        ),
+        written,
+    )
 
 
 if __name__ == "__main__":

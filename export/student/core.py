@@ -137,15 +137,22 @@ def with_noise(student: Student, channels: int, seed: int = 0) -> Student:
 
 
 def started(config: StudentConfig, init: Path | None, seed: int) -> tuple[Student, dict[str, Any]]:
-    """A new student, or the one at init in this shape; and where it comes from. What is new in it is a function of seed."""
+    """A new student, or the one at init in this shape; and where it comes from. What is new in it is a function of seed: also the
+    convolution that takes the noise in, where the noise has other channels."""
     torch.manual_seed(seed)
+    student = Student(config)
     if init is None:
-        return Student(config), {}
+        return student, {}
     earlier, provenance = load_student(init)
+    channels = earlier.config.noise_channels
     try:
-        return deepened(earlier, config), provenance
+        state = deepened(earlier, replace(config, noise_channels=channels)).state_dict()
     except ValueError as error:
         raise ValueError(f"{init}: {error}; set student.* to match") from error
+    if channels != config.noise_channels:
+        del state["generator.noise.weight"]
+    student.load_state_dict(student.state_dict() | state)
+    return student, provenance
 
 
 def stages_before(provenance: dict[str, Any]) -> list[dict[str, Any]]:

@@ -129,6 +129,10 @@ class PatchDiscriminator(nn.Module):
         )
         self.logits = spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1))
 
+    def train(self, mode: bool = True) -> PatchDiscriminator:
+        """Always in training: elsewhere the spectral norms would not follow the weights."""
+        return super().train(True)
+
     def forward(self, *images: Tensor) -> Tensor:
         x = F.pixel_unshuffle(torch.cat(images, dim=1) * 2 - 1, 2)
         for layer in self.layers:

@@ -30,16 +30,18 @@ class Batch:
     drawn: Tensor | None = None
     """(B,) bool, True for a drawn picture in place of a photo."""
     target: Tensor | None = None
-    """A teacher's pictures of lr, (B, 3, 4h, 4w); None where there is no teacher."""
+    """A teacher's pictures of lr, (B, 3, 4h, 4w), or its samples with `noise`, (B, S, 3, 4h, 4w) uint8; None where there are none."""
+    noise: Tensor | None = None
+    """Of a teacher's samples, (B, S, C, h', w'); None where a stage draws its own."""
 
     def to(self, device: torch.device) -> Batch:
-        """The pictures on a device, in the memory order that convolutions are fastest in."""
+        """All tensors on a device, pictures in the memory order that convolutions are fastest in."""
 
-        def moved(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, memory_format=torch.channels_last)
+        def moved(x: Tensor) -> Tensor:
+            return x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
 
-        drawn = None if self.drawn is None else self.drawn.to(device)
-        return replace(self, lr=moved(self.lr), hr=moved(self.hr), target=moved(self.target), drawn=drawn)
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **{name: moved(x) for name, x in tensors.items()})
 
 
 class ItemSampler(Sampler[list[int]]):
@@ -66,7 +68,7 @@ class Pairs(Protocol):
     def item(self, index: int) -> Pair: ...
 
 
-class _Items(torch.utils.data.Dataset[dict[str, Any]]):
+class Items(torch.utils.data.Dataset[dict[str, Any]]):
     """The pairs together with their numbers and the photos they come from."""
 
     def __init__(self, pairs: Pairs) -> None:
@@ -75,7 +77,8 @@ class _Items(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs.item(index)
         found = {"items": index, "lr": pair.lr, "hr": pair.hr, "names": str(pair.photo), "drawn": pair.drawn}
-        return found if pair.target is None else found | {"target": pair.target}
+        more = {"target": pair.target, "noise": pair.noise}
+        return found | {name: value for name, value in more.items() if value is not None}
 
 
 def batches(
@@ -90,7 +93,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless batches from micro-step `start` on. prompts: None for models without text."""
     loader = DataLoader(
-        _Items(pairs),
+        Items(pairs),
         batch_sampler=ItemSampler(batch, start, process, processes),
         num_workers=workers,
         prefetch_factor=4 if workers else None,

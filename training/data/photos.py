@@ -134,13 +134,15 @@ def random_crop(photo: np.ndarray, rng: np.random.Generator, params: CropParams)
 
 class Pair(NamedTuple):
     """lr: (3, s/4, s/4), hr: (3, s, s) float32 in [0, 1]; photo: where they were cut from; drawn: a card stands in for the photo.
-    target: a teacher's picture of lr, shaped as hr; None where no teacher has looked at it."""
+    target: a teacher's picture of lr, shaped as hr; None where no teacher has looked at it. noise: of a teacher that draws samples,
+    (S, C, h, w); target is then its S samples, (S, 3, s, s) uint8, or None where it has yet to draw them."""
 
     lr: Tensor
     hr: Tensor
     photo: Path
     drawn: bool
     target: Tensor | None = None
+    noise: Tensor | None = None
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,18 @@ class RunSettings:
     final_lr: float = 1e-6  # at the end of a cosine
     warmup_steps: int = 50
     weight_decay: float = 0.0
+    beta2: float = 0.999  # decay of AdamW's mean squares
     clip: float = 1.0  # largest norm of a phase's gradient
     ema: float = 0.0  # decay of the averaged weights that are validated and saved; 0: the weights themselves
-    precision: str = (
-        "no"  # autocast type of accelerate: no, bf16, fp16, or auto (bf16 where the device has it, else no)
-    )
+    precision: str = "no"  # autocast type of accelerate: no (or fp32), bf16, fp16, or auto (bf16 where the device has it, else no)
     held_out: int = 16  # photos kept for validation
     seed: int = 0
     snapshots: bool = False  # keep the averaged weights of each validation, in snapshots/
     prompt: str = ""  # a fixed prompt; empty: captions beside the photos, else the default prompt
 
     def __post_init__(self) -> None:
+        if self.precision == "fp32":
+            object.__setattr__(self, "precision", "no")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for name in ("batch", "accumulate", "crop", "warmup_steps"):
@@ -54,8 +56,9 @@ class RunSettings:
         for name in ("final_lr", "weight_decay", "held_out", "seed"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be from 0 to below 1, got {self.ema}")
+        for name in ("ema", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be from 0 to below 1, got {getattr(self, name)}")
         for name in ("mild_share", "plain_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
@@ -72,6 +75,11 @@ class Stage(nn.Module):
 
     All that is trained is reached through `forward`, so that accelerate can wrap the stage for several processes.
     """
+
+    model_folder = "model"
+    """Where the finished model is written, below the run folder."""
+    step = 0
+    """Number of the step that is under way; the trainer sets it before it asks for the phases."""
 
     def phases(self, progress: float) -> tuple[str, ...]:
         """Names of the phases of a step at this progress, 0-1, of the run."""
@@ -104,6 +112,9 @@ class Stage(nn.Module):
     def measure(self, validation: Validation) -> dict[str, float]:
         """What the stage itself wants to know of the held-out photos at each validation, by name: "policy/psnr"."""
         return {}
+
+    def check(self, measured: Mapping[str, Any]) -> None:
+        """FloatingPointError where what validation measured shows that training on is of no use."""
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """Write the finished model."""

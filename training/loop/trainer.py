@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -49,7 +49,9 @@ class Trainer:
     """Runs a stage until its budget is spent.
 
     out: the run folder, with config.json (written first), log.jsonl, tensorboard/, samples/, state/ and at the end model/.
-    validation: None for no validation. on_step: called with the step and its losses, mean over processes.
+    validation: None for no validation. about: what config.json and the model's provenance tell besides the settings, equal whenever the
+    run is resumed. notes: more of it that may change. before: called in every process once the state is loaded and before the clock
+    starts. on_step: called with the step and its losses, mean over processes.
     """
 
     def __init__(
@@ -65,13 +67,16 @@ class Trainer:
         save_minutes: float = 5.0,
         workers: int = 1,
         about: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
+        before: Callable[[], None] | None = None,
         on_step: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
         self.groups = stage.groups()
         self.accelerator = make_accelerator(settings.precision, several_phases=len(self.groups) > 1)
         self.settings, self.pairs, self.out, self.budget = settings, pairs, out, budget
         self.prompts, self.validation, self.workers = prompts, validation, workers
-        self.save_minutes, self.on_step = save_minutes, on_step
+        self.save_minutes, self.before, self.on_step = save_minutes, before, on_step
+        self.notes = dict(notes or {})
         self.about = {
             **(about or {}),
             "processes": self.accelerator.num_processes,
@@ -82,7 +87,9 @@ class Trainer:
         self.trained = Trained(self.stage)
         self.average = Average(self.trained.of(stage.averaged()), settings.ema)
         optimizers = {
-            phase: torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay)
+            phase: torch.optim.AdamW(
+                parameters, lr=rate, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay
+            )
             for phase, (parameters, rate) in self.groups.items()
         }
         self.raw_optimizers = optimizers
@@ -101,6 +108,8 @@ class Trainer:
         FloatingPointError when a loss or gradient is not finite; what stood then is saved in out/failed.
         """
         self._open(resume)
+        if self.before:
+            self.before()
         self.budget.start(self.budget.spent)
         next_save = (
             self.budget.seconds() + 60.0
@@ -150,7 +159,7 @@ class Trainer:
             self._resume(state)
         if self.main:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "config.json").write_text(json.dumps(self.about, indent=2) + "\n")
+            (self.out / "config.json").write_text(json.dumps(self.about | self.notes, indent=2) + "\n")
             self.curves = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
             trained = sum(p.numel() for p in self.trained.parameters.values())
             total = sum(p.numel() for p in self.stage.parameters())
@@ -189,6 +198,7 @@ class Trainer:
     def _train_step(self, step_batches: list[Batch], progress: float) -> dict[str, float]:
         values: dict[str, float] = {}
         carries: list[Carry] = [{} for _ in step_batches]
+        self.stage.step = self.step
         for phase in self.stage.phases(progress):
             parts: list[dict[str, Tensor]] = []
             for k, batch in enumerate(step_batches):
@@ -284,6 +294,7 @@ class Trainer:
                 file.write(json.dumps(row) + "\n")
         if self.main and self.settings.snapshots:
             self._write_model(self.out / "snapshots" / f"{self.step:07d}", row)
+        self.stage.check(row)
         self.accelerator.wait_for_everyone()
         return row
 
@@ -308,13 +319,14 @@ class Trainer:
 
     def _finish(self, last: dict[str, Any]) -> None:
         if self.main:
-            self._write_model(self.out / "model", last)
+            self._write_model(self.out / self.stage.model_folder, last)
         self.accelerator.wait_for_everyone()
 
     def _write_model(self, folder: Path, last: dict[str, Any]) -> None:
         """The averaged weights, with what is known of the run. last: what was last measured."""
         provenance = {
             **self.about,
+            **self.notes,
             "steps": self.step,
             "minutes": round(self.budget.seconds() / 60, 1),
             "photos": len(self.pairs.photos),
@@ -324,10 +336,20 @@ class Trainer:
             self.stage.save(folder, provenance)
 
 
-def make_accelerator(precision: str, *, several_phases: bool = True) -> Accelerator:
+def make_accelerator(
+    precision: str, *, several_phases: bool = True, device: str | None = None
+) -> Accelerator:
     """ValueError where this device cannot do the precision; auto takes one that it can.
 
-    several_phases: each leaves parameters of the others without gradient."""
+    several_phases: each leaves parameters of the others without gradient. device: "cpu", "cuda", "cuda:1" and so on; None: that of
+    the runs before in this process, or else accelerate's choice."""
+    if device is not None:
+        wanted = torch.device(device)
+        if PartialState._shared_state and PartialState().device.type != wanted.type:
+            AcceleratorState._reset_state(reset_partial_state=True)
+        if wanted.type == "cuda" and wanted.index is not None:
+            torch.cuda.set_device(wanted)
+        PartialState(cpu=wanted.type == "cpu")
     if precision == "auto":
         precision = resolved(precision, Accelerator().device.type, "no")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
