@@ -4,13 +4,11 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import run_in_two
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
@@ -477,34 +475,12 @@ def test_accumulation_equals_a_larger_batch(photos: Path, weights: Path, tmp_pat
 def test_two_processes_equal_one_with_twice_the_batch(
     photos: Path, weights: Path, root: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-
     def command(out: Path, batch: int) -> list[str]:
         common = ["--preset", "tiny", "--data", str(photos), "--perceptual-weights", str(weights)]
         common += ["--steps", "3", "--workers", "0", "--set", "adversary=0", "--device", "cpu"]
         return [*common, "--out", str(out), "--set", f"batch={batch}"]
 
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "export.distill.cli", *command(tmp_path / "two", 1)],
-            cwd=root,
-            env={
-                **os.environ,
-                **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-                **{"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    for process in processes:
-        printed, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, printed[-2000:]
+    run_in_two(root, "export.distill.cli", command(tmp_path / "two", 1))
     assert distill.main(command(tmp_path / "one", 2)) == 0
     two, one = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("two", "one"))
     for name, value in one.items():

@@ -1,10 +1,6 @@
 """The stages on a miniature Stable Diffusion 2.1 and on the pocket base's tiny shape: recorded losses, rules, commands."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import run_in_two
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
@@ -442,29 +439,8 @@ def test_two_processes_equal_one_with_twice_the_batch(
         *(stage, "--preset", "tiny", "--base", str(miniature), "--data", str(photos), "--steps", "2"),
         *("--perceptual-weights", str(weights), "--workers", "0", "--set", change),
     ]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     two = tmp_path / "two"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "training.main", *common, "--out", str(two), "--set", "batch=1"],
-            cwd=root,
-            env={
-                **os.environ,
-                **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-                **{"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    for process in processes:
-        printed, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, printed[-2000:]
+    run_in_two(root, "training.main", [*common, "--out", str(two), "--set", "batch=1"])
     one = tmp_path / "one"
     assert main([*common, "--out", str(one), "--set", "batch=2"]) == 0
     logs = [json.loads((out / "log.jsonl").read_text().splitlines()[-1]) for out in (one, two)]

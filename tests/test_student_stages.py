@@ -2,13 +2,11 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import run_in_two
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("accelerate", reason="needs the extra `train`")
@@ -426,37 +424,9 @@ def test_commands_say_what_is_missing(
 def test_two_processes_equal_one_with_twice_the_batch(
     pictures: Path, photos: Path, root: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     two, one = tmp_path / "two", tmp_path / "one"
     more = ("--steps", "3", "--set", "adversary=0")
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "export.student.cli",
-                *core_command(pictures, photos, two, *more),
-                "--set",
-                "batch=1",
-            ],
-            cwd=root,
-            env={
-                **os.environ,
-                **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-                **{"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    for process in processes:
-        printed, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, printed[-2000:]
+    run_in_two(root, "export.student.cli", [*core_command(pictures, photos, two, *more), "--set", "batch=1"])
     assert cli.main([*core_command(pictures, photos, one, *more), "--set", "batch=2"]) == 0
     first, second = (load_file(out / "model" / "model.safetensors") for out in (one, two))
     for name in first:
