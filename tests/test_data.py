@@ -114,7 +114,8 @@ def test_photo_that_breaks_during_training_is_replaced(
     photos = PhotoSet(find_images(tmp_path), cache_bytes=0)
     second = photos[2]
     (tmp_path / "1.png").write_bytes(b"\x89PNG gone")
-    assert np.array_equal(photos[1], second)
+    with caplog.at_level(logging.WARNING):  # NNCF leaves handlers at ERROR
+        assert np.array_equal(photos[1], second)
     assert "1.png cannot be read any more" in caplog.text
     for path in tmp_path.iterdir():
         path.unlink()
