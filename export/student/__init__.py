@@ -1,1 +1,1 @@
-"""The student that ships: its network, the pictures it learns from, and the stages of its training."""
+"""The shipped student: its network, the stages that train it, and the pictures it is trained on."""

@@ -1,12 +1,12 @@
-"""Preference tuning of the student in several variants from one start, each with several seeds, on photos held out.
+r"""Compare variants of preference tuning from one start, each with several seeds, on held-out photos.
 
     python -m export.student.ablation --init STUDENT --data DIR --out DIR --seeds 3 --steps N \
         --variant gdpo --variant dpo --variant grpo --variant fixed [--critic CRITIC]
 
-A finished run is a row of OUT/results.jsonl, and a row that is there already is not run again, so the same command goes on; another
-start, other photos or settings make rows of their own. Every model draws the same noises for the same crops; differences to the start
-are taken photo by photo.
-"""
+Every finished run adds a row to OUT/results.jsonl. A run whose row exists is not repeated, so the same command
+resumes an interrupted ablation. Rows of another start, other photos or other settings are kept apart.
+
+All models are measured on the same crops with the same noise. Differences to the start are paired by photo."""
 
 from __future__ import annotations
 
@@ -38,30 +38,37 @@ from training.stages.rewards import group_rewards
 log = logging.getLogger("train")
 
 START = "start"
-# Changes of the preset. "gdpo" is what the others are compared with.
+# Settings that each variant changes in the preset. "gdpo" is the baseline.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "gdpo": (),
     "dpo": ("objective=dpo",),
-    "grpo": ("objective=grpo", "sampler=policy"),  # it can learn from its own samples only
-    "fixed": ("weighting=fixed",),  # halves instead of the photo's own shares
-    "policy": ("sampler=policy",),  # gdpo, to compare grpo with
+    "grpo": ("objective=grpo", "sampler=policy"),  # GRPO is on-policy: it needs samples of the policy
+    "fixed": ("weighting=fixed",),  # weights of one half each instead of the photo's share of detail
+    "policy": ("sampler=policy",),  # GDPO on the policy's samples, for a fair comparison with GRPO
 }
-DRAWS = 4  # samples of each photo
-REPORTED = ("psnr", "ssim", "smooth", "texture", "niqe")  # beside those of the reward
+# Samples drawn of each held-out photo.
+DRAWS = 4
+# Metrics that are reported in addition to those of the reward.
+REPORTED = ("psnr", "ssim", "smooth", "texture", "niqe")
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Crops that no run has seen, and what judges them."""
+    """The held-out crops and the metrics that are measured on them."""
 
     validation: Validation
+    """The crops and their LR versions. No run trains on their photos."""
     metrics: list[Metric]
+    """All metrics that are reported."""
     rewarded: list[Metric]
-    """Those of the reward, by which two models are compared."""
+    """The subset that makes up the reward. It decides which of two samples wins."""
 
 
 def pictures(student: Student, validation: Validation) -> torch.Tensor:
-    """`DRAWS` samples of every held-out crop: (photos, DRAWS, 3, H, W), on the CPU. The noise is the crop's own, for any model."""
+    """Draw `DRAWS` samples of every held-out crop. The noise depends on the crop's number only, so all models get the
+    same.
+
+    Returns (photos, DRAWS, 3, H, W) on the CPU."""
     lr, c = validation.lr, student.config
     shape = (DRAWS, c.noise_channels, lr.shape[2] // c.fold, lr.shape[3] // c.fold)
     noise = normal(2, range(len(lr)), shape, "ablation")
@@ -72,8 +79,10 @@ def pictures(student: Student, validation: Validation) -> torch.Tensor:
 
 
 def measure(student: Student, start: Student, held_out: HeldOut) -> dict[str, list[float]]:
-    """Of each photo: every metric's mean over the samples, and `win rate`, how often a sample's reward beats that of the start's sample
-    with the same noise (a tie is half a win)."""
+    """Per-photo scores: every metric's mean over the samples, and `win rate`.
+
+    The win rate is the share of samples with a higher reward than the start's sample from the same noise. A tie
+    counts one half."""
     ours, theirs = (pictures(model, held_out.validation) for model in (student, start))
     hr = held_out.validation.hr
     report = group_rewards(ours, hr, held_out.metrics)
@@ -86,8 +95,10 @@ def measure(student: Student, start: Student, held_out: HeldOut) -> dict[str, li
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The start's means, and below them each variant's difference to it with its 95 % interval over the photos, of the mean over its
-    seeds; behind a ± the standard deviation between seeds."""
+    """A table: the start's mean scores, then each variant's difference to them.
+
+    Each difference is a mean over photos and seeds with its 95 % interval over the photos. The number after ± is the
+    standard deviation between seeds."""
     start = next(row for row in rows if row["variant"] == START)["scores"]
     names = [name for name in start if name != "win rate"]
     lines = [
@@ -119,30 +130,40 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.student.ablation", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--init", type=Path, required=True, metavar="STUDENT", help="the start")
-    parser.add_argument("--data", type=Path, required=True, help="photos")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the rows and the table")
+    parser.add_argument(
+        "--init", type=Path, required=True, metavar="STUDENT", help="checkpoint that all runs start from"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs, the rows and the table")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--variant", action="append", choices=list(VARIANTS), help="only this one; may be repeated"
+        "--variant",
+        action="append",
+        choices=list(VARIANTS),
+        help="run only this variant; may be repeated (default: all)",
     )
     parser.add_argument(
-        "--critic", type=Path, metavar="RUN", help="of gdposr train critic, for the metric critic"
+        "--critic", type=Path, metavar="RUN", help="critic from gdposr train critic, for the metric critic"
     )
     parser.add_argument(
-        "--perceptual-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1: SQF is measured, too"
+        "--perceptual-weights",
+        type=Path,
+        metavar="FILE",
+        help="SqueezeNet 1.1 weights; SQF is then measured too",
     )
     parser.add_argument("--preset", choices=sorted(KINDS["student-gdpo"].presets), default="pocket")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare pictures")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all variants"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting in all variants"
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table, which is also OUT/table.md; exit code 0, 2 when something is missing, 130 when stopped by the user."""
+    """Print the table and write it to OUT/table.md.
+
+    Exit code 0 on success, 2 on an error, 130 when the user stopped it."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
@@ -152,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if rows is None:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; repeat the same command to resume", file=sys.stderr)
         return 130
     table = markdown(rows)
     (args.out / "table.md").write_text(table + "\n")
@@ -161,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
-    """All rows of this start; None when a run was stopped."""
+    """All rows that belong to this start; None if a run was stopped by the user."""
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
@@ -171,7 +192,7 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
     given = {name: getattr(args, name) for name in ("init", "data", "critic", "perceptual_weights")}
 
     def row(variant: str, seed: int) -> dict[str, Any]:
-        """What makes it another experiment."""
+        """The part of a row that identifies the experiment."""
         changes = args.set if variant == START else [*VARIANTS[variant], *args.set, f"seed={seed}"]
         return {
             "variant": variant,
@@ -216,9 +237,9 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
 
 
 def _held_out(args: argparse.Namespace, settings: StudentGdpoSettings) -> HeldOut:
-    """The photos that the runs leave to validation, and the metrics."""
+    """The photos that training leaves out, and the metrics to measure on them."""
     if not settings.held_out:
-        raise ValueError("the ablation compares on photos held out, got held_out=0: --set held_out=8 or more")
+        raise ValueError("the ablation needs held-out photos, got held_out=0: use --set held_out=8 or more")
     _, paths = split_photos(find_images(args.data), settings.held_out)
     names = [*settings.metrics, *(name for name in REPORTED if name not in settings.metrics)]
     if args.perceptual_weights and "sqf" not in names:

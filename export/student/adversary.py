@@ -1,4 +1,4 @@
-"""An adversary for the student's pictures: a discriminator that sees each beside what it was made from."""
+"""An adversarial loss for the student: a discriminator that sees each picture next to its input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from export.student.objectives import PatchDiscriminator, discriminator_loss, ge
 
 
 class Adversary(nn.Module):
-    """Pictures and conditions are (n, 3, h, w) in [0, 1], h and w multiples of 8."""
+    """A conditional patch discriminator and both sides of its loss.
+
+    Pictures and conditions are (n, 3, h, w) in [0, 1]; h and w are multiples of 8."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -18,8 +20,16 @@ class Adversary(nn.Module):
     def push(
         self, pictures: Tensor, condition: Tensor, other: Tensor, part: slice | list[int] = slice(None)
     ) -> tuple[Tensor, Tensor]:
-        """The generator's loss of a part of the pictures, and the same in such a size that its gradient at the pictures is as large as
-        that of `other`, a scalar that depends on them. The discriminator's own weights get no gradient. Two scalars."""
+        """The generator's adversarial loss, raw and rescaled to match another loss.
+
+        pictures: (n, 3, h, w), the generator's output, with gradient.
+        condition: (n, 3, h, w), what the discriminator sees beside each picture.
+        other: scalar loss that depends on `pictures`. The rescaled loss has a gradient of the same norm at
+            `pictures`.
+        part: which of the pictures are judged; all by default.
+
+        Returns two scalars: the raw loss without gradient, and the rescaled loss. The discriminator's weights get no
+        gradient."""
         self.discriminator.requires_grad_(False)
         loss = generator_loss(self.discriminator(pictures[part], condition[part]).float())
         pull = torch.autograd.grad(other, pictures, retain_graph=True)[0].norm()
@@ -28,7 +38,7 @@ class Adversary(nn.Module):
         return loss.detach(), (pull / pushed.clamp_min(1e-12)).detach() * loss
 
     def loss(self, real: Tensor, fake: Tensor, condition: Tensor) -> Tensor:
-        """The discriminator's. Scalar."""
+        """The discriminator's loss, a scalar."""
         return discriminator_loss(
             self.discriminator(real, condition).float(), self.discriminator(fake, condition).float()
         )

@@ -1,13 +1,13 @@
-"""The commands of the student's stages, on the trainer of all stages.
+"""Commands that train the student, on the common trainer.
 
     gdposr train student-core --pictures CACHE --data DIR --out RUN --minutes M [--init STUDENT]
-    gdposr train student-core --prior x4plus --data DIR --out RUN --minutes M    # on a GPU: pictures made as they are needed
+    gdposr train student-core --prior x4plus --data DIR --out RUN --minutes M    # GPU: the teacher runs during
+    training
     gdposr train student-noise --init CORE --data DIR --out RUN --minutes M
-    gdposr train critic --init STUDENT --data PHOTOS_OF_ITS_OWN --out CRITIC --steps N
+    gdposr train critic --init STUDENT --data OTHER_PHOTOS --out CRITIC --steps N
     gdposr train student-gdpo --init STUDENT --data DIR --out RUN --steps N [--critic CRITIC]
 
-A run folder is what `training.loop.trainer` writes, with model/ and snapshots/ holding students (or the critic).
-"""
+`training.loop.trainer` describes the run folder. Its model/ and snapshots/ hold student checkpoints, or the critic."""
 
 from __future__ import annotations
 
@@ -42,51 +42,58 @@ from training.loop.validation import Validation
 from training.metrics.squeezenet import SqueezeFeatures
 from training.settings import with_settings
 
+# Default share of drawn cards and of recoloured photos among the training pairs.
 VARIETY = Variety(0.1, 0.1)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a stage is built from, besides its settings."""
+    """What a stage is built from, in addition to its settings."""
 
     init: Path | None
-    """A student's checkpoint to begin with."""
+    """Student checkpoint to start from; None starts from random weights."""
     features: SqueezeFeatures | None
+    """SqueezeNet features for the perceptual loss; None leaves that loss out."""
     pictures: tuple[Path, ...]
-    """Folders of a teacher's pictures."""
+    """Folders of pictures made by a teacher (`gdposr train pictures`)."""
     photos: PhotoSet
     """The training photos."""
     perceptual_weights: Path | None = None
-    """SqueezeNet's, which features were made of, for the metric `sqf`."""
+    """File that `features` was loaded from; the metric `sqf` needs it."""
     critic: Path | None = None
-    """For the metric `critic`."""
+    """Trained critic for the metric `critic`."""
     device: torch.device | str = "cpu"
-    """Where metrics of the reward run."""
+    """Device that computes the reward's metrics."""
     prior: Prior | None = None
-    """A teacher that draws its pictures during the run, for the core."""
+    """Teacher that runs during training of the core, instead of `pictures`."""
 
     @property
     def degraded_on_device(self) -> bool:
-        """Whether LR pictures are made in batches beside the model instead of one by one by the loaders."""
+        """Whether LR pictures are made in batches on the device instead of one by one in the loaders."""
         on_gpu = torch.device(self.device).type != "cpu"
         return not self.pictures and (self.prior is not None or on_gpu)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the student's stages."""
+    """One of the student's stages: its presets and how to build it."""
 
     about: str
+    """Ends the sentence "Train ..." in the command's help."""
     presets: dict[str, Any]
+    """Settings by preset name."""
     build: Callable[[Any, Sources], Stage]
+    """Makes the stage from settings and sources."""
     pairs: Callable[[Any, Sources], Pairs]
+    """Makes the training pairs from settings and sources."""
 
 
 TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 
 
 def photo_pairs(settings: RunSettings, sources: Sources) -> Pairs:
-    """Photos degraded as users' photos are, a tenth of them drawn and a tenth recoloured."""
+    """Photos degraded as users' photos are. A tenth of the pairs are drawn cards, and a tenth of the photos are
+    recoloured."""
     return PairDataset(
         sources.photos,
         CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
@@ -97,18 +104,18 @@ def photo_pairs(settings: RunSettings, sources: Sources) -> Pairs:
 
 
 def undegraded_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
-    """The same photos, whose LR pictures the device makes."""
+    """The same photos without LR pictures, which the device then makes. cards: share of drawn pairs, 0 to 1."""
     crop = CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0))
     return hr_pairs(sources.photos, crop, replace(VARIETY, graphics=cards), settings.seed)
 
 
 def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | None:
-    """What makes the LR pictures of `undegraded_pairs`; None where the loaders make them."""
+    """Makes the LR pictures for `undegraded_pairs`; None if the loaders make them."""
     return DevicePreparation(settings.seed, sources.prior) if sources.degraded_on_device else None
 
 
 def cached_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
-    """Those of a teacher's pictures, and drawn ones."""
+    """Pairs from a teacher's stored pictures, and drawn cards. cards: share of drawn pairs, 0 to 1."""
     caches = [PictureCache(folder) for folder in sources.pictures]
     return CachedPairs(caches, settings.crop, settings.seed, cards=cards)
 
@@ -118,13 +125,13 @@ def core_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
         return undegraded_pairs(settings, sources, settings.cards)
     if not sources.pictures:
         raise ValueError(
-            "the core learns from a teacher's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
+            "the core needs a teacher's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
         )
     return cached_pairs(settings, sources, settings.cards)
 
 
 def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:
-    """The pairs of a teacher's pictures, which lie ready, or else photos degraded now."""
+    """Pairs from a teacher's stored pictures if there are any, else photos that the loaders degrade."""
     if not sources.pictures:
         return photo_pairs(settings, sources)
     return cached_pairs(settings, sources)
@@ -145,7 +152,7 @@ def build_core(settings: CoreSettings, sources: Sources) -> Stage:
 
 def build_noise(settings: NoiseSettings, sources: Sources) -> Stage:
     if sources.init is None:
-        raise ValueError("this stage goes on from a student: give --init CORE")
+        raise ValueError("this stage needs a trained core to start from: give --init CORE")
     student, origin = load_student(sources.init)
     return StudentNoise(student, settings, preparation(settings, sources), history=stages_before(origin))
 
@@ -165,7 +172,7 @@ def build_critic(settings: CriticSettings, sources: Sources) -> Stage:
 
 
 CORE = Kind(
-    "what the student draws without noise, from a published network's pictures",
+    "the student without noise, on the pictures of a published network",
     {
         "pocket": CoreSettings(),
         "tiny": CoreSettings(
@@ -176,13 +183,13 @@ CORE = Kind(
     core_pairs,
 )
 NOISE = Kind(
-    "the texture that the noise draws, on a finished core",
+    "the student's response to noise, starting from a finished core",
     {"pocket": NoiseSettings(), "tiny": NoiseSettings(batch=2, crop=64, warmup_steps=1, held_out=1)},
     build_noise,
     noise_pairs,
 )
 GDPO = Kind(
-    "a finished student by preferences among its own samples",
+    "a finished student by preference optimization on its own samples",
     {
         "pocket": StudentGdpoSettings(),
         "tiny": StudentGdpoSettings(batch=2, crop=64, group=6, warmup_steps=1, held_out=1),
@@ -191,7 +198,7 @@ GDPO = Kind(
     any_pairs,
 )
 CRITIC = Kind(
-    "a critic to tell photos from reconstructions of them",
+    "a critic that tells photos from reconstructions of them",
     {
         "pocket": CriticSettings(),
         "tiny": CriticSettings(batch=2, crop=64, width=8, warmup_steps=1, held_out=1),
@@ -224,7 +231,22 @@ def run(
     validate_minutes: float = 10.0,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Run one of the student's stages; returns what `Trainer.run` returns."""
+    """Run one of the student's stages; returns what `Trainer.run` returns.
+
+    kind: key of `KINDS`.
+    settings: resolved settings of that stage.
+    data: folder of photos, searched recursively.
+    out: run folder.
+    budget: when to end.
+    init: student checkpoint to start from.
+    pictures: folders of a teacher's stored pictures.
+    perceptual_weights: SqueezeNet 1.1 weights for the perceptual loss and for the metric `sqf`.
+    critic: trained critic for the metric `critic`.
+    prior: .param file or "x4plus", a teacher that runs during training.
+    resume: continue from out/state.
+    workers: processes that prepare pictures.
+    validate_minutes: minutes between validations and saved states.
+    on_step: called with the step number and the losses after every step."""
     settings, accelerator, training, held_out = begin(settings, data, out, resume=resume)
     features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
     sources = Sources(
@@ -264,32 +286,37 @@ def run(
 def _parser(kind: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"gdposr train {kind}", description=f"Train {KINDS[kind].about}.")
     add_options(parser, KINDS[kind].presets, validate_minutes=10.0)
-    parser.add_argument("--init", type=Path, metavar="STUDENT", help="begin with a student's checkpoint")
+    parser.add_argument("--init", type=Path, metavar="STUDENT", help="student checkpoint to start from")
     parser.add_argument(
         "--pictures",
         type=Path,
         action="append",
         default=[],
         metavar="DIR",
-        help="a teacher's pictures, made by gdposr train pictures; may be given several times",
+        help="a teacher's pictures, made by gdposr train pictures; may be repeated",
     )
     parser.add_argument(
         "--perceptual-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 (safetensors, Caffe layout)"
     )
     if kind == "student-gdpo":
         parser.add_argument(
-            "--critic", type=Path, metavar="RUN", help="of gdposr train critic, for the metric critic"
+            "--critic",
+            type=Path,
+            metavar="RUN",
+            help="critic from gdposr train critic, for the metric critic",
         )
     if kind == "student-core":
         parser.add_argument(
             "--prior",
-            help="instead of --pictures: an ncnn .param file or x4plus, whose pictures are made as they are needed, on a GPU",
+            help="instead of --pictures: teacher to run during training on a GPU, an ncnn .param file or x4plus",
         )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """argv: the stage, then its options. Exit code 0; 2 when an argument is wrong or the run fails; 130 when stopped by the user."""
+    """argv: the stage's name, then its options.
+
+    Exit code 0 on success, 2 on a wrong argument or a failed run, 130 when the user stopped it."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in KINDS:
         print(f"error: expected one of {', '.join(KINDS)}, then its options", file=sys.stderr)

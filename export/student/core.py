@@ -1,8 +1,8 @@
-"""The core of the student: what it draws without noise, learnt from a prior's pictures.
+"""Train the student's core, the part that works without noise, on the pictures of a teacher ("prior").
 
-A prior's picture is a function of its input, so an L1 to it averages nothing away. What a small network still leaves soft, a perceptual
-loss and, later in the run, an adversary that sees the prior's pictures beside the student's ask for.
-"""
+A teacher's picture is a deterministic function of its input, so an L1 loss does not blur it as it would blur photos.
+A small network is still softer than its target. A perceptual loss and, later in the run, an adversary that compares
+the student's pictures with the teacher's make it crisper."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from training.loop.stage import Carry, Losses, RunSettings, Stage
 from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature_distance
 
 SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
-"""At LR resolution: as much work as 96 channels at half of it, a quarter of the weights, and learnt in less than half the steps, since
-what is learnt at one pixel of a cell serves its neighbours (training/EXPERIMENTS.md, "The shape was the brake")."""
-
+"""Default shape, at LR resolution. It costs as much as 96 channels at half that resolution, with a quarter of the weights, and
+trains in less than half the steps (training/EXPERIMENTS.md, "The shape was the brake")."""
 
 GATE_START = 10.0
-"""Of the gate's first weights: a core's features deviate by about a tenth, so the gate's values then deviate by one. Weights that begin
-at zero stay so small that the gate says the same everywhere."""
+"""Scale of the gate's initial weights. The features have a standard deviation of about 0.1, so the gate's values then have one of
+about 1. Gate weights that start at zero stay small, and the gate is then the same everywhere."""
 
 
 @dataclass(frozen=True)
 class CoreSettings(RunSettings):
-    """Settings of the core beside those of every run. Weights multiply losses of the order 0.01 to 0.1."""
+    """Settings of the core in addition to `RunSettings`. Losses are of the order 0.01 to 0.1 before their weights."""
 
     student: StudentConfig = field(default_factory=lambda: SHAPE)
+    """Shape of the network."""
     batch: int = 4
     crop: int = 128
     lr: float = 1e-3
@@ -51,31 +51,36 @@ class CoreSettings(RunSettings):
     clip: float = 0.5
     ema: float = 0.999
     crispness: float = 1.15
-    """The target's distance from the bicubic enlargement times this. A small network learns something like the median of what the prior
-    might draw, which is softer than any of it."""
+    """Factor on the target's difference from the bicubic upscale; 1 leaves the target as it is. A larger value asks
+    for more contrast and compensates for the softness of a small network."""
     truth: float = 1.0
-    """Share of the photo in what is coarse in the target, means over 4x4 pixels, as far as the input tells them; 0: all of it is the
-    prior's."""
+    """Share of the photo in the target's coarse part (means over 4x4 pixels), for inputs that still show it. 0: all
+    of it from the teacher; 1: all of it from the photo."""
     truth_error: float = 5.0
-    """Levels between an input and those means at which their share is half of `truth`: it is high for clean inputs alone."""
+    """RMS error in levels of 1/255, between an input and those 4x4 means, at which the photo's share is half of
+    `truth`. A larger value trusts the photo for more strongly degraded inputs too."""
     cards: float = 0.2
-    """Part of the pairs that is drawn: letters and patterns as small as an LR picture can hold, which a prior gets wrong."""
+    """Share of drawn pairs, 0 to 1: letters and patterns as fine as an LR picture can hold. Teachers get these wrong."""
     pixel: float = 1.0
-    """L1 to the target."""
+    """Weight of the L1 distance to the target."""
     gradient: float = 1.0
-    """L1 of the differences of neighbours to the target's."""
+    """Weight of the L1 distance between image gradients."""
     chroma: float = 2.0
-    """L1 of colours without brightness to the target's: fringes and blotches, which an L1 of pixels hardly sees beside the edges."""
+    """Weight of the L1 distance between colours without brightness. It penalises colour fringes and blotches, which
+    the L1 of pixels hardly sees."""
     feature: float = 0.3
-    """Squared distance of SqueezeNet features to the target's, where its weights are given."""
+    """Weight of the squared distance between SqueezeNet features; used if --perceptual-weights is given."""
     feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
-    """Weights of conv1, fire3, fire5, fire7, fire9."""
+    """Weights of the layers conv1, fire3, fire5, fire7 and fire9 in that distance."""
     adversary: float = 0.5
-    """Its gradient at the pixels, relative to that of pixel and gradient together."""
+    """Norm of the adversarial loss's gradient at the pixels, relative to that of pixel and gradient losses together.
+    0 turns the adversary off; a larger value gives crisper pictures with more artefacts."""
     adversary_from: float = 0.2
-    """Part of the run after which the adversary joins."""
+    """Progress of the run, 0 to 1, at which the adversary joins."""
     discriminator_width: int = 32
+    """Channels of the discriminator's first layer."""
     discriminator_lr: float = 2e-4
+    """The discriminator's peak learning rate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,8 +100,10 @@ class CoreSettings(RunSettings):
 
 
 def deepened(student: Student, config: StudentConfig) -> Student:
-    """A student of this shape, with more blocks and channels, that gives the same pictures: blocks that are added end in zeros
-    (Net2Net, Chen et al. 2016). ValueError where a block or a channel would be lost."""
+    """A student of a larger shape that gives the same pictures (Net2Net, Chen et al. 2016).
+
+    The last convolution of every added block starts at zero. Raises ValueError if the new shape has fewer blocks or
+    channels."""
     have = student.config
     if config.encoder_blocks < have.encoder_blocks or config.generator_blocks < have.generator_blocks:
         raise ValueError(f"a student of shape {have} cannot become one of {config}: it has more blocks")
@@ -113,13 +120,15 @@ def deepened(student: Student, config: StudentConfig) -> Student:
 
 
 def with_noise(student: Student, channels: int, seed: int = 0) -> Student:
-    """The same core with noise of so many channels, which has no say yet, and a gate for it: open at some places, others for each
-    of its channels, as drawn from seed."""
+    """The same core with another number of noise channels and a gate on the noise.
+
+    channels: noise channels per cell. Their weights start at zero, so the noise has no effect yet.
+    seed: of the gate's initial weights, which differ between channels and places."""
     fresh = Student(replace(student.config, noise_channels=channels, noise_gate=True))
     core = {name: value for name, value in student.state_dict().items() if ".gate." not in name}
     state = fresh.state_dict() | core
     state["generator.noise.weight"] = torch.zeros_like(fresh.generator.noise.weight)
-    # What the core has learnt to add without noise is the features' from now on: a gate is not to take it away.
+    # The core used the bias of the noise convolution without a gate. Move it to the features, which the gate does not scale.
     last = (
         f"encoder.blocks.{student.config.encoder_blocks - 1}.conv2"
         if student.config.encoder_blocks
@@ -137,8 +146,10 @@ def with_noise(student: Student, channels: int, seed: int = 0) -> Student:
 
 
 def started(config: StudentConfig, init: Path | None, seed: int) -> tuple[Student, dict[str, Any]]:
-    """A new student, or the one at init in this shape; and where it comes from. What is new in it is a function of seed: also the
-    convolution that takes the noise in, where the noise has other channels."""
+    """A new student, or the one at `init` brought to this shape, and its provenance.
+
+    New weights depend on seed only. If the number of noise channels differs from that at `init`, the noise
+    convolution starts anew. Raises ValueError if the checkpoint does not fit into the shape."""
     torch.manual_seed(seed)
     student = Student(config)
     if init is None:
@@ -156,24 +167,24 @@ def started(config: StudentConfig, init: Path | None, seed: int) -> tuple[Studen
 
 
 def stages_before(provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """Provenance of the stages that made a student, the first one first, from that of its checkpoint."""
+    """Provenance of the earlier stages, oldest first, from the provenance in a student's checkpoint."""
     last = {name: value for name, value in provenance.items() if name != "history"}
     return [*provenance.get("history", []), *([last] if last else [])]
 
 
 def silence(student: Student, features: Tensor) -> Tensor:
-    """Noise of zeros for features (n, width, h/fold, w/fold): (n, noise channels, h/fold, w/fold)."""
+    """Zero noise for features (n, width, h/fold, w/fold): (n, noise channels, h/fold, w/fold)."""
     return features.new_zeros(len(features), student.config.noise_channels, *features.shape[2:])
 
 
 def photos_in(batch: Batch, start: int, end: int) -> list[int]:
-    """Those from start to end - 1 that are no cards."""
+    """Indices from start to end - 1 of the pictures that are photos, not drawn cards."""
     drawn = [False] * len(batch.lr) if batch.drawn is None else batch.drawn.tolist()
     return [k for k in range(start, end) if not drawn[k]]
 
 
 class StudentStage(Stage):
-    """What the student's stages share: validation draws its sample k, and a finished run is a student's checkpoint."""
+    """Common to the stages that train the student: validation samples and the saved checkpoint."""
 
     student: Student
     history: list[dict[str, Any]]
@@ -191,7 +202,9 @@ class StudentStage(Stage):
 
 
 class StudentCore(StudentStage):
-    """Phase "student", and "adversary" once it has joined. A batch needs `target`, a prior's pictures."""
+    """Trains the whole student without noise. Phases: "student", and "adversary" after it has joined.
+
+    `Batch.target` holds the teacher's pictures."""
 
     def __init__(
         self,
@@ -203,7 +216,7 @@ class StudentCore(StudentStage):
     ) -> None:
         super().__init__()
         self.settings, self.student, self.features = settings, student, features
-        nn.init.zeros_(student.generator.noise.weight)  # no say for the noise until the next stage
+        nn.init.zeros_(student.generator.noise.weight)  # noise has no effect until the next stage
         self.adversary_on = False
         self.adversary = Adversary(settings.discriminator_width).requires_grad_(settings.adversary > 0)
         self.history = history or []
@@ -242,27 +255,34 @@ class StudentCore(StudentStage):
         enlarged = torch.pixel_shuffle(base.float(), scale)
         target = self._target(batch, enlarged)
         losses = self._losses(picture, target, enlarged, photos_in(batch, 0, (len(picture) + 1) // 2))
-        seen = slice(len(picture) // 2, None)  # by the discriminator, the half that it did not judge just now
+        seen = slice(len(picture) // 2, None)  # the discriminator trains on the half it has not just judged
         shown = {"picture": picture.detach().clamp(0, 1), "target": target, "enlarged": enlarged.detach()}
         return losses, {name: value[seen] for name, value in shown.items()}
 
     def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
-        """What the picture is to be, (n, 3, 4h, 4w) in [0, 1]: the prior's in the input's mean colour, made crisper, with what is
-        coarse from the photo as far as the input tells it. Without a prior the photo, and a drawn card is its own target."""
+        """The training target, (n, 3, 4h, 4w) in [0, 1].
+
+        For photos: the teacher's picture in the input's mean colours, with more contrast, and with the photo's coarse
+        part as far as the input shows it. A drawn card is its own target, and so is a photo without a teacher's
+        picture."""
         if batch.target is None:
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)
         crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness).clamp(0, 1)
         hr = batch.hr.float()
         share = self.settings.truth * told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
-        mixed = with_colours_of(with_coarse_part_of(crisp, hr, share), batch.lr)  # bright parts were clipped
+        # colours again, since clamping shifts the mean
+        mixed = with_colours_of(with_coarse_part_of(crisp, hr, share), batch.lr)
         return (
             mixed if batch.drawn is None else torch.where(batch.drawn[:, None, None, None], batch.hr, mixed)
         )
 
     def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor, judged: list[int]) -> Losses:
-        """judged: the pictures that features and the adversary look at. Those two cost as much as the student, and make letters crisp
-        before they are right."""
+        """All losses between pictures, targets and bicubic upscales, each (n, 3, 4h, 4w).
+
+        judged: indices of the pictures for the perceptual and the adversarial loss. Only half of them, since these
+            losses cost as much as the student; and no drawn cards, whose letters they would make crisp before they
+            are right."""
         s = self.settings
         losses = {"pixel": (picture - target).abs().mean(), "gradient": gradient_loss(picture, target)}
         losses |= {"structure": low_pass_loss(picture, target), "chroma": chroma_loss(picture, target)}

@@ -1,7 +1,7 @@
-"""Train the critic of `training.metrics.critic`: photos against what the student, a plain enlargement and a prior make of them.
+"""Train the critic (`training.metrics.critic`) to tell photos from reconstructions of them.
 
-Give it photos that the student has not learnt from: on those it has, it may remember what it cannot reconstruct elsewhere.
-"""
+The reconstructions are those of the student, of bicubic upscaling and of a teacher. Use photos that the student was
+not trained on: on its training photos the student may reproduce details that it cannot reconstruct elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.randomness import generator, normal
 
 @dataclass(frozen=True)
 class CriticSettings(RunSettings):
-    """Settings of the critic beside those of every run."""
+    """Settings of the critic in addition to `RunSettings`."""
 
     batch: int = 8
     crop: int = 64
@@ -32,11 +32,12 @@ class CriticSettings(RunSettings):
     warmup_steps: int = 20
     ema: float = 0.99
     width: int = 16
-    """Channels of the first layer; 16 make 45,057 parameters."""
+    """Channels of the first layer; 16 gives 45,057 parameters."""
     penalty: float = 0.003
-    """Of the square of the logits."""
+    """Weight of the mean squared logit. A larger value keeps scores closer to 0."""
     grain: float = 0.5
-    """Part of the spoilt photos whose flaw is grain: what a critic that knows blurred reconstructions takes for detail."""
+    """Share of the spoilt photos, 0 to 1, whose flaw is grain. Without them a critic trained against blurred pictures
+    takes grain for detail."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +51,8 @@ class CriticSettings(RunSettings):
 
 
 class CriticStage(Stage):
-    """One phase, "critic". Each photo stands against a reconstruction, a reconstruction with a flaw, and itself with a flaw."""
+    """One phase, "critic". Each photo is compared with a reconstruction, a spoilt reconstruction, and a spoilt copy
+    of itself."""
 
     def __init__(self, student: Student, settings: CriticSettings) -> None:
         super().__init__()
@@ -77,8 +79,11 @@ class CriticStage(Stage):
 
     @torch.no_grad()
     def versions(self, batch: Batch) -> dict[str, Tensor]:
-        """What each photo stands against, (B, 3, H, W): `plain`, by the student, a plain enlargement or, where there is one, a prior;
-        `spoilt`, the student's with a flaw; `photo`, itself with a flaw."""
+        """What each photo is compared with, three times (B, 3, H, W).
+
+        plain: a reconstruction by the student, by bicubic upscaling or, if the batch has targets, by the teacher.
+        spoilt: the student's reconstruction with a flaw.
+        photo: the photo with a flaw."""
         drawn = self.draw(batch.lr, batch.items, "sample").float()
         enlarged = bicubic(batch.lr)
         found: dict[str, list[Tensor]] = {"plain": [], "spoilt": [], "photo": []}
@@ -92,7 +97,7 @@ class CriticStage(Stage):
         return {name: _rounded(torch.stack(pictures)) for name, pictures in found.items()}
 
     def draw(self, lr: Tensor, items: tuple[int, ...] | range, stream: str) -> Tensor:
-        """The student's pictures of lr."""
+        """The student's pictures of lr. items and stream select the noise."""
         c = self.student.config
         shape = (c.noise_channels, lr.shape[2] // c.fold, lr.shape[3] // c.fold)
         return self.student(lr, normal(self.settings.seed, items, shape, stream).to(lr))
@@ -102,7 +107,8 @@ class CriticStage(Stage):
 
     @torch.no_grad()
     def measure(self, validation: Validation) -> dict[str, float]:
-        """Share of the held-out photos that score higher than their own reconstruction of each kind."""
+        """Share of the held-out photos that score higher than their own reconstruction, for each kind of
+        reconstruction."""
         device = next(self.critic.parameters()).device
         wins: dict[str, list[float]] = {}
         for k, (small, photo) in enumerate(
@@ -122,17 +128,17 @@ class CriticStage(Stage):
 
 
 def build(settings: CriticSettings, init: Path | None) -> CriticStage:
-    """The stage for the student at init. ValueError where none is given."""
+    """The stage for the student at `init`. Raises ValueError if `init` is None."""
     if init is None:
-        raise ValueError("the critic learns from a student's pictures: give --init STUDENT")
+        raise ValueError("the critic needs a student whose pictures it judges: give --init STUDENT")
     return CriticStage(load_student(init)[0], settings)
 
 
 def _wins(real: Tensor, fake: Tensor) -> Tensor:
-    """Share of pictures whose real version has the higher score."""
+    """Share of pictures whose real version scores higher."""
     return (real.mean((1, 2, 3)) > fake.mean((1, 2, 3))).float().mean().detach()
 
 
 def _rounded(images: Tensor) -> Tensor:
-    """Whole levels, as a metric sees pictures."""
+    """Images rounded to the 256 levels that a picture file can hold."""
     return (images.clamp(0, 1) * 255).round() / 255

