@@ -24,8 +24,8 @@ from export.student.network import load_student  # noqa: E402
 from training import settings  # noqa: E402
 from training.data.batches import Batch  # noqa: E402
 from training.loop import precision  # noqa: E402
+from training.loop.accelerator import make_accelerator  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
-from training.loop.trainer import make_accelerator  # noqa: E402
 from training.metrics import squeezenet as perceptual  # noqa: E402
 from training.metrics.squeezenet import LAYERS, SqueezeFeatures  # noqa: E402
 

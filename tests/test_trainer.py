@@ -21,10 +21,12 @@ from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 from training.checkpoint import load_state, save_state  # noqa: E402
 from training.data.batches import Batch, ItemSampler, batches  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
-from training.loop import trainer as trainer_module  # noqa: E402
+from training.loop import accelerator as accelerator_module  # noqa: E402
+from training.loop.average import Average  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
+from training.loop.optimizers import learning_rate  # noqa: E402
 from training.loop.stage import Carry, Losses, RunSettings, Stage  # noqa: E402
-from training.loop.trainer import Average, Trainer, learning_rate  # noqa: E402
+from training.loop.trainer import Trainer  # noqa: E402
 from training.loop.validation import Validation, bicubic  # noqa: E402
 from training.model.text import PromptSource  # noqa: E402
 from training.randomness import integers, normal  # noqa: E402
@@ -339,7 +341,7 @@ def test_phase_that_begins_later_has_a_warm_up_of_its_own(photos: Path, tmp_path
     trainer = make(photos, tmp_path / "run", Budget(steps=6), replace(SETTINGS, warmup_steps=4), Late())
     rates: list[float] = []
     trainer.on_step = lambda step, losses: rates.append(
-        trainer.raw_optimizers["critic"].param_groups[0]["lr"] if "critic/loss" in losses else 0.0
+        trainer.optimizers.raw["critic"].param_groups[0]["lr"] if "critic/loss" in losses else 0.0
     )
     trainer.stage.forward = lambda phase, batch, carry: Toy.forward(  # type: ignore[method-assign]
         trainer.stage, phase, batch, carry or {"mean": torch.zeros(2)}
@@ -347,7 +349,7 @@ def test_phase_that_begins_later_has_a_warm_up_of_its_own(photos: Path, tmp_path
     trainer.run()
     assert rates[:3] == [0.0, 0.0, 0.0]
     assert 0 < rates[3] < 0.3 * 1e-1
-    assert trainer.phase_steps == {"net": 6, "critic": 3}
+    assert trainer.optimizers.steps == {"net": 6, "critic": 3}
 
 
 def test_states_hold_no_pickle(tmp_path: Path) -> None:
@@ -370,6 +372,6 @@ def test_precision_that_the_device_lacks_is_named(monkeypatch: pytest.MonkeyPatc
     def refuse(**_: Any) -> None:
         raise ValueError("fp16 mixed precision requires a GPU")
 
-    monkeypatch.setattr(trainer_module, "Accelerator", refuse)
+    monkeypatch.setattr(accelerator_module, "Accelerator", refuse)
     with pytest.raises(ValueError, match="set precision=no"):
-        trainer_module.make_accelerator("fp16")
+        accelerator_module.make_accelerator("fp16")

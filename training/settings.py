@@ -1,4 +1,4 @@
-"""Settings of a run: frozen dataclasses that go to JSON and back, and are changed by `key=value` on a command line."""
+"""Settings of a run: frozen dataclasses that are stored as JSON and changed by `key=value` on a command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 
 class Settings(Protocol):
-    """Any dataclass whose fields all have defaults; a field may be such a dataclass itself."""
+    """Any dataclass whose fields all have defaults. A field may itself be such a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -22,7 +22,8 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Inverse of `to_dict`, also after JSON (lists become tuples). ValueError for an unknown key or a value of another kind."""
+    """Inverse of `to_dict`, also after JSON (lists become tuples). Raises ValueError for an unknown key or a value of
+    the wrong type."""
     defaults = cls()
     unknown = sorted(set(values) - set(cls.__dataclass_fields__))
     if unknown:
@@ -32,12 +33,13 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def with_settings(settings: T, changes: Sequence[str]) -> T:
-    """Apply key=value changes; a dot reaches inside (`student.width=64`). Values are JSON, or plain text where they are not."""
+    """Apply key=value changes. A dot addresses a nested setting (`student.width=64`). Values are parsed as JSON, else
+    taken as text."""
     values = to_dict(settings)
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
-            raise ValueError(f"a setting is key=value, got {change!r}")
+            raise ValueError(f"expected a setting as key=value, got {change!r}")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
@@ -48,7 +50,7 @@ def with_settings(settings: T, changes: Sequence[str]) -> T:
             inside = place.get(name)
             if not isinstance(inside, dict):
                 raise ValueError(
-                    f"unknown setting {key}: {name!r} has nothing inside; known: {', '.join(place)}"
+                    f"unknown setting {key}: {name!r} has no settings inside; known: {', '.join(place)}"
                 )
             place = inside
         place[last] = value
@@ -56,7 +58,8 @@ def with_settings(settings: T, changes: Sequence[str]) -> T:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], inside: str = "") -> list[str]:
-    """Settings that differ, as "key: a -> b" with a dot for each level, after both went through JSON."""
+    """Settings that differ, as "key: a -> b", compared as JSON. Nested keys are joined with dots. inside: prefix of
+    the keys."""
     a, b = json.loads(json.dumps(dict(a))), json.loads(json.dumps(dict(b)))
     found = []
     for key in sorted({*a, *b}):
@@ -69,7 +72,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], inside: str = "") ->
 
 
 def _like(default: Any, value: Any, name: str) -> Any:
-    """The value in the kind of the default: a number stays a number, a list becomes a tuple, a mapping a dataclass."""
+    """The value in the type of the default: a list becomes a tuple, a mapping a dataclass, a whole number a float."""
     if is_dataclass(default):
         kind: Any = type(default)
         if not isinstance(value, kind | Mapping):

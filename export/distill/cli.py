@@ -25,9 +25,10 @@ from export.distill.teacher import PRECISIONS, Teacher, fitted
 from training.data.batches import Pairs
 from training.data.photos import PhotoSet
 from training.devices import torch_device
+from training.loop.accelerator import make_accelerator
 from training.loop.budget import Budget
 from training.loop.command import add_options, begin, exit_code
-from training.loop.trainer import Trainer, make_accelerator
+from training.loop.trainer import Trainer
 from training.loop.validation import Validation
 from training.metrics.squeezenet import SqueezeFeatures
 from training.settings import with_settings

@@ -1,1 +1,1 @@
-"""The training loop that all stages share: budget, averages, validation."""
+"""The training loop that all stages share: trainer, budget, moving averages and validation."""

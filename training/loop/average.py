@@ -12,7 +12,7 @@ from training.loop.stage import Stage
 
 
 class Trained:
-    """The trained parameters and the buffers of a stage as a state: a frozen base is not written again."""
+    """The trained parameters and all buffers of a stage. Frozen parameters are not part of the state."""
 
     def __init__(self, stage: Stage) -> None:
         self.groups = stage.groups()
@@ -21,7 +21,7 @@ class Trained:
         self.buffers = dict(stage.named_buffers())
 
     def of(self, phases: tuple[str, ...]) -> dict[str, nn.Parameter]:
-        """Those that the named phases train."""
+        """The parameters that the named phases train."""
         wanted = {id(p) for phase in phases for p in self.groups[phase][0]}
         return {name: p for name, p in self.parameters.items() if id(p) in wanted}
 
@@ -29,12 +29,13 @@ class Trained:
         return {name: value.detach() for name, value in (self.parameters | self.buffers).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """ValueError where names or shapes are not those of this stage."""
+        """Raises ValueError if names or shapes differ from this stage's."""
         _copy(state, self.state_dict())
 
 
 class Average:
-    """Exponential moving average of parameters, with the decay warmed up so that early steps count less."""
+    """Exponential moving average of parameters. The decay rises during the first steps, so that they soon lose
+    weight."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters, self.decay = parameters, decay
@@ -48,7 +49,7 @@ class Average:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The averaged weights stand in the model inside the `with`."""
+        """Put the averaged weights into the model for the duration of the `with` block."""
         self._swap()
         try:
             yield
@@ -76,7 +77,7 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
         want = tuple(target[name].shape) if name in target else None
         if have != want:
             raise ValueError(
-                f"the state is that of a model of another size: {name} has shape {have}, expected {want}. Resume with the "
-                "settings and the base it began with"
+                f"the saved state belongs to a model of another size: {name} has shape {have}, expected {want}. Resume with the "
+                "run's original settings and base"
             )
         target[name].copy_(source[name])

@@ -1,4 +1,4 @@
-"""What ends a run: a budget of steps or minutes, or the user."""
+"""When a run ends: a budget of steps or minutes, or the user's Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 
 @dataclass
 class Budget:
-    """End of the run: a number of steps, or minutes of training (summed over resumed parts), whichever comes first."""
+    """The end of a run: a number of steps or minutes of training, whichever comes first. Resumed parts are added up."""
 
     steps: int | None = None
+    """Number of steps; None for no limit."""
     minutes: float | None = None
-    spent: float = 0.0  # seconds of earlier parts
+    """Minutes of training; None for no limit."""
+    spent: float = 0.0
+    """Seconds of the earlier parts of a resumed run."""
     started: float = field(default_factory=time.monotonic)
+    """Monotonic time in seconds at which this part began."""
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
@@ -26,21 +30,22 @@ class Budget:
                 raise ValueError(f"--{name} must be above 0, got {value}")
 
     def start(self, spent: float = 0.0) -> None:
-        """Begin to count now, after `spent` seconds of earlier parts."""
+        """Start the clock, after `spent` seconds of earlier parts."""
         self.spent, self.started = spent, time.monotonic()
 
     def seconds(self) -> float:
         return self.spent + time.monotonic() - self.started
 
     def progress(self, step: int) -> float:
-        """From 0 at the start to 1 at the end; it drives the learning rate and the phases of a run."""
+        """Progress from 0 at the start to 1 at the end. It determines the learning rate and the phases."""
         parts = [step / self.steps] if self.steps else []
         parts += [self.seconds() / (60 * self.minutes)] if self.minutes else []
         return min(1.0, max(parts))
 
 
 class Interrupt:
-    """Inside `with`, Ctrl-C and SIGTERM only ask for a stop after the current step; a second Ctrl-C is the usual one."""
+    """Inside `with`, the first Ctrl-C or SIGTERM asks for a stop after the current step. A second Ctrl-C interrupts
+    at once."""
 
     def __init__(self) -> None:
         self.asked = False

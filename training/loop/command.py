@@ -1,4 +1,4 @@
-"""What the commands of all stages share: options, the beginning of a run, exit codes."""
+"""Common parts of the training commands: options, the start of a run, exit codes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from accelerate import Accelerator
 
 from training.checkpoint import has_state
 from training.data.photos import find_images, split_photos
+from training.loop.accelerator import make_accelerator
 from training.loop.stage import RunSettings
-from training.loop.trainer import make_accelerator
 
 log = logging.getLogger("train")
 
@@ -32,13 +32,21 @@ def add_options(
     preset_help: str | None = None,
     validate_minutes: float = 5.0,
 ) -> None:
-    """The options of every stage. preset: the default."""
+    """Add the options that every stage has.
+
+    parser: the command's parser.
+    presets: settings by preset name.
+    preset: name of the default preset, None for none.
+    preset_help: help text of --preset.
+    validate_minutes: default of --validate-minutes."""
     parser.add_argument("--preset", choices=sorted(presets), default=preset, help=preset_help)
     parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--minutes", type=float, help="time budget, summed over resumed parts")
     parser.add_argument("--steps", type=int, help="step budget")
-    parser.add_argument("--resume", action="store_true", help="go on from RUN/state, with the same settings")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from RUN/state, with the same settings"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset"
     )
@@ -54,10 +62,19 @@ def add_options(
 def begin(
     settings: S, data: Path, out: Path, *, resume: bool
 ) -> tuple[S, Accelerator, list[Path], list[Path]]:
-    """What a run needs before its models are loaded: the settings with the precision that auto means here, the accelerator, and the
-    photos to train on and to hold out. FileExistsError where out holds a run that is not to be resumed."""
+    """Prepare a run before its models are loaded.
+
+    settings: as the user gave them.
+    data: folder of photos, searched recursively.
+    out: run folder.
+    resume: whether the run continues one in `out`.
+
+    Returns the settings with precision "auto" resolved, the accelerator, the training photos and the held-out photos.
+    Raises FileExistsError if `out` holds a run that is not to be resumed."""
     if has_state(out / "state") and not resume:
-        raise FileExistsError(f"{out} holds a run already: go on with --resume, or choose another --out")
+        raise FileExistsError(
+            f"{out} already holds a run: continue it with --resume, or choose another --out"
+        )
     training, held_out = split_photos(find_images(data), settings.held_out)
     accelerator = make_accelerator(settings.precision)
     if not accelerator.is_main_process:
@@ -66,8 +83,11 @@ def begin(
 
 
 def exit_code(run: Callable[[], Mapping[str, Any]], written: str) -> int:
-    """Of a command that runs a stage: 0, 2 when an argument is wrong or the run fails, 130 when it was stopped by the user. The reason
-    goes to stderr. run: returns what `Trainer.run` does. written: what the user is told of a finished run."""
+    """Run a stage and return the command's exit code: 0 on success, 2 on a wrong argument or a failed run, 130 when
+    the user stopped it. The reason goes to stderr.
+
+    run: returns what `Trainer.run` returns.
+    written: message after a finished run."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
     try:
@@ -79,7 +99,7 @@ def exit_code(run: Callable[[], Mapping[str, Any]], written: str) -> int:
         print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
         return INTERRUPTED
     if not result["finished"]:
-        log.info("stopped at step %d; go on with --resume", result["step"])
+        log.info("stopped at step %d; continue with --resume", result["step"])
         return INTERRUPTED
     log.info(written)
     return OK

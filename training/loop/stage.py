@@ -1,4 +1,4 @@
-"""What the trainer asks of a stage, and the settings that all stages share."""
+"""The interface between trainer and stage, and the settings that all stages share."""
 
 from __future__ import annotations
 
@@ -15,32 +15,54 @@ from training.loop.validation import Validation
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 
-Losses = dict[str, Tensor]  # scalars; "loss" is the one to minimise
-Carry = dict[str, Tensor]  # what a phase hands on to the next, without gradient
+# Scalars by name. "loss" is minimised, the others are only logged.
+Losses = dict[str, Tensor]
+# Tensors without gradient that a phase passes to the next one.
+Carry = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything about a run that is not the stage's own. The size of a step is batch x accumulate x processes."""
+    """Settings of a run that do not depend on the stage. A step trains on batch x accumulate x processes pairs."""
 
-    batch: int = 4  # pairs per process at once
-    accumulate: int = 1  # micro-steps per step
-    crop: int = 192  # HR pixels
-    zoom_min: float = 0.5  # photos are shrunk by a random factor from here to 1 before the crop is cut
-    mild_share: float = 0.0  # part of the pairs with the mild degradation
-    plain_share: float = 0.0  # part that is made smaller and no more
+    batch: int = 4
+    """Pairs that each process computes at once. Memory grows with it."""
+    accumulate: int = 1
+    """Batches per step, whose gradients are averaged. A larger value saves memory compared to a larger batch."""
+    crop: int = 192
+    """Side of a training crop in HR pixels."""
+    zoom_min: float = 0.5
+    """Photos are shrunk by a random factor from this to 1 before they are cropped."""
+    mild_share: float = 0.0
+    """Share of the pairs, 0 to 1, with the mild degradation (`training.data.degradation.MILD`)."""
+    plain_share: float = 0.0
+    """Share of the pairs, 0 to 1, that are only downscaled (`training.data.degradation.reduce_plainly`)."""
     lr: float = 1e-4
-    final_lr: float = 1e-6  # at the end of a cosine
+    """Peak learning rate."""
+    final_lr: float = 1e-6
+    """Learning rate at the end of the cosine schedule."""
     warmup_steps: int = 50
+    """Steps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
-    beta2: float = 0.999  # decay of AdamW's mean squares
-    clip: float = 1.0  # largest norm of a phase's gradient
-    ema: float = 0.0  # decay of the averaged weights that are validated and saved; 0: the weights themselves
-    precision: str = "no"  # autocast type of accelerate: no (or fp32), bf16, fp16, or auto (bf16 where the device has it, else no)
-    held_out: int = 16  # photos kept for validation
+    """Weight decay of AdamW."""
+    beta2: float = 0.999
+    """Decay of AdamW's mean squared gradients."""
+    clip: float = 1.0
+    """Upper limit of the gradient's norm, per phase. Larger gradients are scaled down to it."""
+    ema: float = 0.0
+    """Decay per step of the moving average of the weights, below 1. Validation and the saved model use the average. A
+    larger value averages over more steps; 0 uses the weights themselves."""
+    precision: str = "no"
+    """Autocast type of accelerate: "no" (or "fp32"), "bf16", "fp16", or "auto" (bf16 if the device supports it, else
+    no)."""
+    held_out: int = 16
+    """Number of photos reserved for validation."""
     seed: int = 0
-    snapshots: bool = False  # keep the averaged weights of each validation, in snapshots/
-    prompt: str = ""  # a fixed prompt; empty: captions beside the photos, else the default prompt
+    """Selects crops, degradations, noise and initial weights."""
+    snapshots: bool = False
+    """Whether the model is saved at every validation, in snapshots/."""
+    prompt: str = ""
+    """Prompt for all photos. Empty: the captions beside the photos, else the default prompt."""
 
     def __post_init__(self) -> None:
         if self.precision == "fp32":
@@ -71,50 +93,53 @@ class RunSettings:
 
 
 class Stage(nn.Module):
-    """One stage of training. A step runs its phases in turn, each with an optimizer of its own: forward, backward, update.
+    """One stage of training. A step runs its phases in turn: forward, backward, and an update by the phase's own
+    optimizer.
 
-    All that is trained is reached through `forward`, so that accelerate can wrap the stage for several processes.
-    """
+    Everything trained must be used through `forward`, so that accelerate can wrap the stage for several processes."""
 
     model_folder = "model"
-    """Where the finished model is written, below the run folder."""
+    """Subfolder of the run folder for the finished model."""
     step = 0
-    """Number of the step that is under way; the trainer sets it before it asks for the phases."""
+    """Number of the current step. The trainer sets it before it asks for the phases."""
 
     def phases(self, progress: float) -> tuple[str, ...]:
-        """Names of the phases of a step at this progress, 0-1, of the run."""
+        """Names of the phases of a step. progress: of the run, 0 to 1."""
         raise NotImplementedError
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        """For each phase that may occur: the parameters it trains, and their peak learning rate."""
+        """For each possible phase, the parameters that it trains and their peak learning rate."""
         raise NotImplementedError
 
     def averaged(self) -> tuple[str, ...]:
-        """Phases whose weights are worth a moving average: those that end up in the model."""
+        """Phases whose weights get a moving average: those that are part of the model."""
         return tuple(self.groups())
 
     def phase_progress(self, phase: str, progress: float) -> float:
-        """Progress, 0-1, of the phase's own learning-rate schedule."""
+        """Progress, 0 to 1, of a phase's own learning-rate schedule. progress: of the run."""
         return progress
 
     def prepare(self, batch: Batch) -> Batch:
-        """A batch on the device, as the phases want it: the place for what is best computed there, such as a teacher's pictures."""
+        """Complete a batch on the device before the phases see it, for example with a teacher's pictures."""
         return batch
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
-        """Losses of one phase on a batch, and what the next phase of the same batch needs."""
+        """Losses of one phase on a batch, and the tensors that the next phase of the same batch needs."""
         raise NotImplementedError
 
     def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
-        """Sample number k of LR pictures (n, 3, h, w) for validation -> (n, 3, 4h, 4w). hr is for stages without an SR output."""
+        """Sample number k of LR pictures (n, 3, h, w) for validation -> (n, 3, 4h, 4w).
+
+        hr: the matching photos, for stages without an SR output."""
         raise NotImplementedError
 
     def measure(self, validation: Validation) -> dict[str, float]:
-        """What the stage itself wants to know of the held-out photos at each validation, by name: "policy/psnr"."""
+        """Further values to record at each validation, by name, such as "policy/psnr"."""
         return {}
 
     def check(self, measured: Mapping[str, Any]) -> None:
-        """FloatingPointError where what validation measured shows that training on is of no use."""
+        """Raise FloatingPointError if a validation shows that further training is useless. measured: the validation's
+        values."""
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """Write the finished model."""

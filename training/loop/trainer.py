@@ -1,13 +1,12 @@
-"""The training loop of every stage, on accelerate: precision, several processes, accumulation, averages, budgets, checkpoints.
+"""The training loop of every stage, on accelerate: precision, several processes, accumulation, averages, budgets,
+checkpoints.
 
-All random numbers are functions of (seed, item), see `training.randomness`. So a state holds weights, averages, optimizers and the
-step, and a run that is stopped and resumed gives the same weights as one that was not.
-"""
+All random numbers are functions of (seed, item), see `training.randomness`. A state therefore holds only weights,
+averages, optimizers and the step, and a resumed run gives the same weights as an uninterrupted one."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -16,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 
 from training.checkpoint import has_state, load_state, read_values, save_state
 from training.data.batches import Batch, Pairs, batches
+from training.loop.accelerator import make_accelerator
 from training.loop.average import Average, Trained
 from training.loop.budget import Budget, Interrupt
-from training.loop.precision import resolved
+from training.loop.optimizers import Optimizers
+from training.loop.run_log import RunLog
 from training.loop.stage import Carry, RunSettings, Stage
 from training.loop.validation import Validation
 from training.model.text import PromptSource
@@ -34,25 +32,29 @@ from training.settings import differences, to_dict
 
 log = logging.getLogger("train")
 
-LOG_EVERY = 10  # steps between points on the TensorBoard curves
-SMALLEST_SCALE = 1.0  # of fp16's gradient scaler; it begins at 65536
-SHOW_SECONDS = 15.0  # between lines of progress
-
-
-def learning_rate(peak: float, final: float, warmup: int, step: int, progress: float) -> float:
-    """Linear warm-up over the first steps, times a cosine from peak to final over the progress, 0-1."""
-    cosine = final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    return cosine * min(1.0, (step + 1) / warmup)
+# Scale of fp16's gradient scaler below which training has failed. It starts at 65536 and is halved at each overflow.
+SMALLEST_SCALE = 1.0
+# Seconds between lines of progress.
+SHOW_SECONDS = 15.0
 
 
 class Trainer:
     """Runs a stage until its budget is spent.
 
-    out: the run folder, with config.json (written first), log.jsonl, tensorboard/, samples/, state/ and at the end model/.
-    validation: None for no validation. about: what config.json and the model's provenance tell besides the settings, equal whenever the
-    run is resumed. notes: more of it that may change. before: called in every process once the state is loaded and before the clock
-    starts. on_step: called with the step and its losses, mean over processes.
-    """
+    stage: what is trained.
+    settings: of the run.
+    pairs: training pairs.
+    out: run folder with config.json (written first), log.jsonl, tensorboard/, samples/, state/ and, at the end,
+        model/.
+    budget: when to end.
+    prompts: prompts of the photos, for stages that use them.
+    validation: held-out photos; None for no validation.
+    save_minutes: minutes between validations and saved states.
+    workers: processes that prepare batches.
+    about: further facts for config.json and the model's provenance. They must be equal when the run is resumed.
+    notes: further facts that may change on resume.
+    before: called in every process after the state is loaded and before the clock starts.
+    on_step: called with the number of steps done and the losses (mean over processes) of the last one."""
 
     def __init__(
         self,
@@ -71,8 +73,7 @@ class Trainer:
         before: Callable[[], None] | None = None,
         on_step: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
-        self.groups = stage.groups()
-        self.accelerator = make_accelerator(settings.precision, several_phases=len(self.groups) > 1)
+        self.accelerator = make_accelerator(settings.precision, several_phases=len(stage.groups()) > 1)
         self.settings, self.pairs, self.out, self.budget = settings, pairs, out, budget
         self.prompts, self.validation, self.workers = prompts, validation, workers
         self.save_minutes, self.before, self.on_step = save_minutes, before, on_step
@@ -86,34 +87,26 @@ class Trainer:
         self.stage = stage.to(self.accelerator.device, memory_format=torch.channels_last).eval()
         self.trained = Trained(self.stage)
         self.average = Average(self.trained.of(stage.averaged()), settings.ema)
-        optimizers = {
-            phase: torch.optim.AdamW(
-                parameters, lr=rate, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay
-            )
-            for phase, (parameters, rate) in self.groups.items()
-        }
-        self.raw_optimizers = optimizers
+        self.optimizers = Optimizers(self.stage, settings)
         self.model = self.accelerator.prepare(self.stage)
-        self.optimizers = {phase: self.accelerator.prepare(o) for phase, o in optimizers.items()}
+        self.optimizers.prepare(self.accelerator)
         self.step = 0
-        self.phase_steps = dict.fromkeys(self.groups, 0)
 
     @property
     def main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
     def run(self, *, resume: bool = False) -> dict[str, Any]:
-        """Train; returns what was last measured, with `finished` False when the user stopped it (go on with resume=True).
+        """Train. Returns the last validation, and `finished`: False if the user stopped the run (continue it with
+        resume=True).
 
-        FloatingPointError when a loss or gradient is not finite; what stood then is saved in out/failed.
-        """
+        Raises FloatingPointError if a loss or gradient is not finite; the weights of that moment are saved in
+        out/failed."""
         self._open(resume)
         if self.before:
             self.before()
         self.budget.start(self.budget.spent)
-        next_save = (
-            self.budget.seconds() + 60.0
-        )  # the first one early, to see at once whether the model learns
+        next_save = self.budget.seconds() + 60.0  # the first one early, to see soon whether the model learns
         shown, last = time.monotonic(), {}
         micro_steps = batches(
             self.pairs,
@@ -146,21 +139,19 @@ class Trainer:
             last = self._measure()
             self._finish(last)
         if self.main:
-            self.curves.close()
+            self.log.close()
         return {**last, "step": self.step, "finished": not stop}
 
     def _open(self, resume: bool) -> None:
         state = self.out / "state"
         if has_state(state) and not resume:
             raise FileExistsError(
-                f"{self.out} holds a run already: go on with --resume, or choose another --out"
+                f"{self.out} already holds a run: continue it with --resume, or choose another --out"
             )
         if resume:
             self._resume(state)
         if self.main:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "config.json").write_text(json.dumps(self.about | self.notes, indent=2) + "\n")
-            self.curves = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
+            self.log = RunLog(self.out, self.about | self.notes, self.step)
             trained = sum(p.numel() for p in self.trained.parameters.values())
             total = sum(p.numel() for p in self.stage.parameters())
             log.info(
@@ -178,14 +169,15 @@ class Trainer:
             raise ValueError(
                 f"{self.out} was begun with other settings ({'; '.join(changed)}): resume with the same ones"
             )
-        values = load_state(state, {"trained": self.trained, "average": self.average}, self.raw_optimizers)
+        values = load_state(state, {"trained": self.trained, "average": self.average}, self.optimizers.raw)
         self.step, self.budget.spent = values["step"], values["seconds"]
-        self.phase_steps = values["phase_steps"]
+        self.optimizers.steps = values["phase_steps"]
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(values["scaler"])
 
     def _vote(self, stop: bool, save: bool) -> tuple[float, bool, bool]:
-        """One progress for all processes (the first one's clock); any process may ask for a stop or a save."""
+        """Agree on (progress, stop, save) among processes: the first one's progress; stop or save if any process asks
+        for it."""
         progress = self.budget.progress(self.step)
         if self.accelerator.num_processes == 1:
             return progress, stop, save
@@ -208,7 +200,7 @@ class Trainer:
                     self.accelerator.backward(losses["loss"] / len(step_batches))
                 parts.append({name: value.detach().float() for name, value in losses.items()})
             means = self._mean_losses(parts)
-            norm = self._update(phase, progress, math.isfinite(means["loss"]))
+            norm = self.optimizers.update(phase, progress, math.isfinite(means["loss"]))
             self._check_finite(phase, means, norm, step_batches)
             values |= {f"{phase}/{name}": value for name, value in means.items()}
             values |= {f"{phase}/grad": norm}
@@ -220,36 +212,18 @@ class Trainer:
         stacked = torch.stack([torch.stack([part[name].mean() for name in names]) for part in parts]).mean(0)
         return dict(zip(names, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
-    def _update(self, phase: str, progress: float, finite: bool) -> float:
-        """Clip and step one phase's optimizer; returns the norm of the gradient. The weights stay where loss or norm is not finite."""
-        parameters, peak = self.groups[phase]
-        optimizer = self.optimizers[phase]
-        s = self.settings
-        rate = learning_rate(
-            peak,
-            s.final_lr,
-            s.warmup_steps,
-            self.phase_steps[phase],
-            self.stage.phase_progress(phase, progress),
-        )
-        self.phase_steps[phase] += 1
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        self.accelerator.unscale_gradients(optimizer)
-        norm = float(nn.utils.clip_grad_norm_(parameters, s.clip))
-        if finite and (
-            math.isfinite(norm) or self.accelerator.scaler
-        ):  # a scaler itself skips a step that overflowed
-            optimizer.step()
-        optimizer.zero_grad()
-        return norm
-
     def _check_finite(
         self, phase: str, means: dict[str, float], norm: float, step_batches: list[Batch]
     ) -> None:
+        """Save the state and raise FloatingPointError if the loss or the gradient is not finite.
+
+        phase: name of the phase.
+        means: its losses, mean over batches and processes.
+        norm: of its gradient.
+        step_batches: batches of the step, whose photos the error names."""
         scaler = (
             self.accelerator.scaler
-        )  # it skips a step that overflowed and halves its scale: a scale near 0 means always
+        )  # skips overflowing steps and halves its scale, so a tiny scale means that every step overflows
         if math.isfinite(means["loss"]) and (
             math.isfinite(norm) if scaler is None else scaler.get_scale() >= SMALLEST_SCALE
         ):
@@ -268,9 +242,8 @@ class Trainer:
     def _report(self, losses: dict[str, float]) -> None:
         if self.on_step:
             self.on_step(self.step, losses)
-        if self.main and self.step % LOG_EVERY == 0:
-            for name, value in losses.items():
-                self.curves.add_scalar(name, value, self.step)
+        if self.main:
+            self.log.losses(self.step, losses)
 
     def _show(self, progress: float, losses: dict[str, float]) -> None:
         if self.main:
@@ -279,19 +252,13 @@ class Trainer:
             log.info("step %d (%.0f %%, %.2f s a step) %s", self.step, 100 * progress, pace, terms)
 
     def _measure(self) -> dict[str, Any]:
-        """Validate the averaged weights on the main process; the others wait."""
+        """Validate the averaged weights on the main process while the others wait."""
         row: dict[str, Any] = {"step": self.step, "seconds": round(self.budget.seconds(), 1)}
         if self.main and self.validation is not None:
             with self.average.swapped_in(), self.accelerator.autocast():
                 row |= self.validation(self._sample, self.step)
                 row |= self.stage.measure(self.validation)
-            for name, value in row.items():
-                self.curves.add_scalar(f"validation/{name}", value, self.step)
-            if self.validation.sheet is not None:
-                self.curves.add_image("samples", self.validation.sheet, self.step, dataformats="HWC")
-            log.info("validation %s", " ".join(f"{name}={value:.4g}" for name, value in row.items()))
-            with (self.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            self.log.validation(self.step, row, self.validation.sheet)
         if self.main and self.settings.snapshots:
             self._write_model(self.out / "snapshots" / f"{self.step:07d}", row)
         self.stage.check(row)
@@ -307,13 +274,13 @@ class Trainer:
             scaler = self.accelerator.scaler
             values = {
                 "step": self.step,
-                "phase_steps": self.phase_steps,
+                "phase_steps": self.optimizers.steps,
                 "seconds": self.budget.seconds(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "about": self.about,
             }
             save_state(
-                folder, {"trained": self.trained, "average": self.average}, self.raw_optimizers, values
+                folder, {"trained": self.trained, "average": self.average}, self.optimizers.raw, values
             )
         self.accelerator.wait_for_everyone()
 
@@ -323,7 +290,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write_model(self, folder: Path, last: dict[str, Any]) -> None:
-        """The averaged weights, with what is known of the run. last: what was last measured."""
+        """Save the averaged weights with the run's provenance. last: the last validation."""
         provenance = {
             **self.about,
             **self.notes,
@@ -334,32 +301,3 @@ class Trainer:
         }
         with self.average.swapped_in():
             self.stage.save(folder, provenance)
-
-
-def make_accelerator(
-    precision: str, *, several_phases: bool = True, device: str | None = None
-) -> Accelerator:
-    """ValueError where this device cannot do the precision; auto takes one that it can.
-
-    several_phases: each leaves parameters of the others without gradient. device: "cpu", "cuda", "cuda:1" and so on; None: that of
-    the runs before in this process, or else accelerate's choice."""
-    if device is not None:
-        wanted = torch.device(device)
-        if PartialState._shared_state and PartialState().device.type != wanted.type:
-            AcceleratorState._reset_state(reset_partial_state=True)
-        if wanted.type == "cuda" and wanted.index is not None:
-            torch.cuda.set_device(wanted)
-        PartialState(cpu=wanted.type == "cpu")
-    if precision == "auto":
-        precision = resolved(precision, Accelerator().device.type, "no")
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()  # another run of this process had another precision
-    try:
-        return Accelerator(
-            mixed_precision=precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=several_phases)],
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"precision={precision} does not work on this device ({error}): set precision=no"
-        ) from error

@@ -1,4 +1,4 @@
-"""Validation on held-out photos: distances, the effect of the noise, and a sheet to look at."""
+"""Validation on held-out photos: scores, the effect of the noise, and a sheet of sample pictures."""
 
 from __future__ import annotations
 
@@ -21,24 +21,30 @@ from training.metrics.registry import to_pixels
 from training.metrics.squeezenet import SqueezeFeatures, sqf
 from training.model.one_step import enlarge
 
-CELL = 8  # pixels; what differs between samples at this size and above is structure, not texture
+# Side in pixels of the cells over which samples are averaged. What then still differs is structure, not texture.
+CELL = 8
 
 
 def bicubic(lr: Tensor) -> Tensor:
-    """(n, 3, h, w) -> (n, 3, 4h, 4w), clamped to [0, 1]."""
+    """Bicubic upscale (n, 3, h, w) -> (n, 3, 4h, 4w), clamped to [0, 1]."""
     return enlarge(lr, 4)
 
 
 class Sampler(Protocol):
+    """Gives sample number k of some pictures: (n, 3, h, w), (n, 3, 4h, 4w) -> (n, 3, 4h, 4w)."""
+
     def __call__(self, lr: Tensor, hr: Tensor, k: int) -> Tensor: ...
 
 
 class Validation:
-    """One fixed crop of each held-out photo, degraded with a fixed seed. Calling it measures two samples of every picture.
+    """One fixed crop of each held-out photo, with a fixed degradation. A call measures two samples of every picture.
 
-    features: None leaves SQF out. size: HR pixels of a crop. batch: pictures that are sampled at once.
-    reduce: makes the LR picture of an HR one.
-    """
+    photos: the held-out photos.
+    folder: for the sheets of sample pictures.
+    features: SqueezeNet features for SQF; None leaves SQF out.
+    size: side of a crop in HR pixels.
+    batch: pictures that are sampled at once.
+    reduce: makes the LR picture from an HR picture."""
 
     def __init__(
         self,
@@ -67,10 +73,14 @@ class Validation:
         step: int,
         plain: Callable[[Tensor], Tensor] = bicubic,
     ) -> dict[str, float]:
-        """sample(lr, hr, k) gives sample number k of some pictures; plain(lr) what it is set beside.
+        """Measure a model and write a sheet of sample pictures.
 
-        PSNR (RGB, dB), SQF and NIQE of a sample; rms of sample - plain, of the difference between two samples, and of that
-        difference's low-pass part, in 1/255."""
+        sample: gives sample number k of some pictures.
+        step: number of the step, which names the sheet.
+        plain: a plain upscale to compare with.
+
+        Returns psnr (RGB, dB), sqf and niqe of the first sample; and in 1/255, the RMS of sample - plain (residual),
+        of the difference between two samples, and of that difference's low-pass part."""
         first, second = (self._all(partial(sample, k=k)) for k in range(2))
         base = self._all(lambda lr, _: plain(lr))
         values = {"psnr": float(psnr_rgb(first, self.hr).mean())}
@@ -92,7 +102,12 @@ class Validation:
         return torch.cat([function(lr, hr).float().cpu() for lr, hr in parts]).clamp(0, 1)
 
     def _sheet(self, base: Tensor, first: Tensor, second: Tensor, step: int, rows: int = 6) -> None:
-        """Rows of plain, sample 1, sample 2, photo."""
+        """Write and keep the sheet: one row per picture with plain, sample 1, sample 2 and photo, (n, 3, H, W) each.
+
+        base: plain upscales.
+        first, second: samples.
+        step: names the file.
+        rows: most rows on the sheet."""
         self.folder.mkdir(parents=True, exist_ok=True)
         columns = (base, first, second, self.hr)
         grid = np.concatenate(
