@@ -1,4 +1,4 @@
-"""The frame of a report page: `report.html.j2` with its style in a light and a dark scheme, and the script that compares crops.
+"""The frame of a report page: its template, its style in a light and a dark scheme, and the script that compares crops.
 
 Nothing is loaded from elsewhere, and a content security policy in the page forbids it.
 """
@@ -23,10 +23,10 @@ def document(
     from markupsafe import Markup
 
     pages = Environment(
-        loader=PackageLoader("calibration.report", "."), autoescape=lambda name: str(name).endswith(".html.j2"),
+        loader=PackageLoader("calibration.report", "templates"), autoescape=lambda name: str(name).endswith(".html.j2"),
         trim_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    page = pages.get_template("report.html.j2")
+    page = pages.get_template("page.html.j2")
     return page.render(
         title=title, head=Markup(head), parts=[Markup(part) for part in parts], compared=compared
     )
