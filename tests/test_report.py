@@ -25,7 +25,7 @@ from runtime.errors import ImageError
 Pixels = Callable[..., np.ndarray]
 PICTURES = [f"p{k}" for k in range(6)]
 VOID = {"meta", "br", "img", "input"}
-HOSTILE = "<img src=x onerror=\"alert('1')\">&"
+HOSTILE = "<img src=x onerror=\"alert('1')\">&\a\udcff"  # the last is a byte of a file name that is no UTF-8
 
 
 def scored(name: str, psnr: float, niqe: float, sqf: float | None) -> ImageScore:
@@ -353,7 +353,7 @@ def test_a_model_without_a_time_is_neither_point_nor_level_line(report: Accuracy
 # ---- hostile names, the terminal, the file
 
 
-def test_hostile_names_stay_text(report: AccuracyReport, make_pixels: Pixels) -> None:
+def test_hostile_names_stay_text(report: AccuracyReport, make_pixels: Pixels, tmp_path: Path) -> None:
     images = (scored(HOSTILE, 25, 5, 0.5), scored("other", 26, 5, 0.5))
     rows = tuple(
         dataclasses.replace(row, name=name, kind="model", images=images, notes=(HOSTILE,), device=HOSTILE, target=HOSTILE)
@@ -376,6 +376,7 @@ def test_hostile_names_stay_text(report: AccuracyReport, make_pixels: Pixels) ->
         link.startswith(("data:image/png;base64,", "#")) for link in checker.links
     )  # or a mark of this page
     assert plots(page)
+    write_report(tmp_path / "r.html", hostile, collector)
 
 
 def test_the_terminal_table_has_a_dash_for_what_is_missing(report: AccuracyReport) -> None:

@@ -1,4 +1,4 @@
-"""Crops for an accuracy report: where to cut, which pictures to show, and the strips they are shown in."""
+"""Crops for an accuracy report: where to cut, which pictures to show, and what is shown of each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -14,9 +14,9 @@ from PIL import Image
 from calibration.measure.accuracy import AccuracyReport, ImageScore, Row
 from calibration.measure.gates import REFERENCE, GateResult
 from calibration.measure.rows import evenly
-from calibration.report.page import name_text
 
-CROP = 160  # side in HR pixels
+# Side of a crop in HR pixels.
+CROP = 160
 
 
 class CropCollector:
@@ -119,22 +119,36 @@ def _slack(gate: GateResult) -> float:
     return left / (abs(allowed) or 1.0)
 
 
-def strips(report: AccuracyReport, crops: CropCollector) -> str:
-    """A card per shown picture: its crops side by side, and room for the comparison that the page's script adds."""
-    order = strip_order(report.rows)
-    scores = {(row.name, image.name): image for row in report.rows for image in row.images}
-    cards = []
+@dataclass(frozen=True)
+class Strip:
+    """The crops of one picture."""
+
+    picture: str
+    reason: str
+    """Why it is shown."""
+    crops: list[tuple[str, str, list[str]]]
+    """Row, PNG file in base64 and scores of each."""
+
+
+def strips(report: AccuracyReport, collected: CropCollector) -> list[Strip]:
+    """The pictures to show, those that were collected."""
+    scores = {(row.name, image.name): _scores(image) for row in report.rows for image in row.images}
+    found = []
     for picture, reason in shown_pictures(report):
-        kept = crops.crops.get(picture, {})
-        figures = "".join(
-            _figure(name, kept[name], _caption(scores.get((name, picture)))) for name in order if name in kept
-        )
-        if figures:
-            cards.append(
-                f'<section class="picture"><h3>{name_text(picture)}</h3><p class="note">{escape(reason)}</p>'
-                f'<div class="crops"><div class="strip">{figures}</div></div></section>'
-            )
-    return "".join(cards)
+        kept = collected.crops.get(picture, {})
+        rows = [row for row in strip_order(report.rows) if row in kept]
+        crops = [(row, png(kept[row]), scores.get((row, picture), [])) for row in rows]
+        if crops:
+            found.append(Strip(picture, reason, crops))
+    return found
+
+
+def compared(report: AccuracyReport) -> tuple[str, str]:
+    """What a comparison opens with: fp32 and the row whose worst pictures are shown, else bicubic and that row."""
+    names = [row.name for row in report.rows]
+    right = judged_rows(report)[0].name
+    left = REFERENCE if REFERENCE in names and right != REFERENCE else names[0]
+    return left, right if right != left else "HR"
 
 
 def strip_order(rows: Sequence[Row]) -> list[str]:
@@ -143,27 +157,17 @@ def strip_order(rows: Sequence[Row]) -> list[str]:
     return ["LR", *own, "HR", *(row.name for row in rows if row.name not in own)]
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """(h, w, 3) uint8 as a PNG file."""
+def png(pixels: np.ndarray) -> str:
+    """(h, w, 3) uint8 as a PNG file, in base64."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", optimize=True)
-    return stream.getvalue()
+    return base64.b64encode(stream.getvalue()).decode()
 
 
-def _figure(name: str, pixels: np.ndarray, caption: str) -> str:
-    data = base64.b64encode(png(pixels)).decode()
-    return (
-        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{data}">'
-        f"<figcaption><b>{name_text(name)}</b>{caption}</figcaption></figure>"
-    )
-
-
-def _caption(image: ImageScore | None) -> str:
-    if image is None:
-        return ""
-    sqf = "" if image.sqf is None else f"<span>SQF {image.sqf:.3f}</span>"
+def _scores(image: ImageScore) -> list[str]:
     psnr = "equal to HR" if math.isinf(image.psnr) else f"{image.psnr:.2f} dB"
-    return f"<span>{psnr}</span>{sqf}<span>NIQE {image.niqe:.2f}</span>"
+    sqf = [] if image.sqf is None else [f"SQF {image.sqf:.3f}"]
+    return [psnr, *sqf, f"NIQE {image.niqe:.2f}"]
 
 
 def _finite(value: float) -> float:

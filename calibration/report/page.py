@@ -1,32 +1,25 @@
-"""The frame of a report page: its template, its style in a light and a dark scheme, and the script that compares crops.
+"""The pages of reports, made of the templates in `templates/`.
 
-Nothing is loaded from elsewhere, and a content security policy in the page forbids it.
+A page needs nothing else: style and script stand in it, and its content security policy forbids to load anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import math
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from calibration.report.numbers import number, signed, size_text
+
+_PAGES = Environment(
+    loader=PackageLoader("calibration.report", "templates"), autoescape=True, undefined=StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+)  # fmt: skip
+_PAGES.filters.update(number=number, signed=signed, size=size_text)
+_PAGES.tests["finite"] = lambda value: value is not None and math.isfinite(value)
 
 
-def name_text(name: str) -> str:
-    """A name as HTML that may break after an underscore or a slash, of which file names are full."""
-    return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
-
-
-def document(
-    title: str, parts: Sequence[str], *, head: str = "", compared: tuple[str, str] | None = None
-) -> str:
-    """A whole HTML page. parts, head: HTML, head below the title; empty parts are left out. compared: names of the crops that the
-    comparison of each picture opens with; None: there are none."""
-    from jinja2 import Environment, PackageLoader  # of the extra `report`
-    from markupsafe import Markup
-
-    pages = Environment(
-        loader=PackageLoader("calibration.report", "templates"), autoescape=lambda name: str(name).endswith(".html.j2"),
-        trim_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    page = pages.get_template("page.html.j2")
-    return page.render(
-        title=title, head=Markup(head), parts=[Markup(part) for part in parts], compared=compared
-    )
+def page(template: str, **values: Any) -> str:
+    """A whole HTML page. template: its file in `templates/`; values: what it writes, escaped unless it is a plot."""
+    return _PAGES.get_template(template).render(values)

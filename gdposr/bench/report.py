@@ -1,7 +1,6 @@
 """What `gdposr bench` measured: as text, as a table in Markdown, and as a page with a plot for each size."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from typing import Any
 
 from gdposr.console import table
@@ -97,51 +96,36 @@ def picture_table(result: Mapping[str, Any], block: Mapping[str, Any]) -> list[l
 
 def page(result: Mapping[str, Any]) -> str:
     """The same as one HTML file that needs nothing else."""
-    from calibration.report.page import document
+    from calibration.report import page as report_page
     from calibration.report.plots import time_plot
 
-    title = f"Speed: {result['bundle']['name']}"
-    machine = result["machine"]
-    facts = (
-        f"{_conditions(result)}; bundle {result['bundle']['digest']}; {machine.get('system', '')}, Python "
-        f"{machine.get('python', '')}, {_versions(machine)}"
-    )
-    scale = (
-        "Milliseconds on a logarithmic scale, median; the thin line spans the quartiles. Shorter is faster. Ours from array to array, "
-        "tiles, noise and rounding included, the peers in their model alone and in one piece, which favours them. Outside the model: "
-        "the share of the time that is not spent in model calls."
-    )
-    parts = []
-    for block in whole_pictures(result):
-        head, *rows = picture_table(result, block)
-        drawn = time_plot(block["ms"], list(result["precisions"]), "milliseconds per picture")
-        parts.append(
-            f'<h2>{_heading(block)}</h2><div class="card">{drawn}'
-            f'<p class="note">{scale} {block["rounds"]} rounds.</p>{_html(head, rows)}</div>'
-        )
-    figures = [
-        [name, *(_shown(row[column]) for column in COLUMNS.values())]
-        for name, row in result["precisions"].items()
-    ]
-    sides = _sides(whole_pictures(result)[0])
-    parts.append(
-        f'<h2>The two graphs at {sides}, ms</h2><div class="card">{_html(["model", *COLUMNS], figures)}</div>'
-    )
-    ratios = [[name, f"{value:.3f}"] for name, value in all_ratios(result).items()]
-    parts.append(
-        f'<h2>Ratios of time</h2><div class="card">{_html(["ratio", "median over the rounds"], ratios)}</div>'
-    )
-    return document(title, parts, head=f'<p class="note">{escape(facts)}</p>')
-
-
-def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
-    return (
-        f'<div class="wide tight"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+    machine, sizes = result["machine"], whole_pictures(result)
+    return report_page.page(
+        "speed.html.j2",
+        title=f"Speed: {result['bundle']['name']}",
+        conditions=f"{_conditions(result)}; bundle {result['bundle']['digest']}; {machine.get('system', '')}, Python "
+        f"{machine.get('python', '')}, {_versions(machine)}",
+        sizes=[
+            {
+                "heading": _heading(block),
+                "plot": time_plot(block["ms"], list(result["precisions"]), "milliseconds per picture"),
+                "rounds": block["rounds"],
+                "table": picture_table(result, block),
+            }
+            for block in sizes
+        ],
+        sides=_sides(sizes[0]),
+        graphs=[
+            ["model", *COLUMNS],
+            *(
+                [name, *(_shown(row[key]) for key in COLUMNS.values())]
+                for name, row in result["precisions"].items()
+            ),
+        ],
+        ratios=[
+            ["ratio", "median over the rounds"],
+            *([name, f"{value:.3f}"] for name, value in all_ratios(result).items()),
+        ],
     )
 
 
