@@ -18,9 +18,9 @@ from PIL import Image, ImageCms, ImageFile
 
 from runtime.errors import ImageError
 from runtime.image.arrays import fill_transparent
-from runtime.image.decode import hidden_depth, media_family
 from runtime.image.exif import EXIF_HEADER, exif_dpi, is_sound, revised_exif
 from runtime.image.files import Photo, find_photos, read_photo, write_photo
+from runtime.image.read.decode import hidden_depth, media_family
 from runtime.upscale.upscaler import Upscaler
 
 Pixels = Callable[..., np.ndarray]

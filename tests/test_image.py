@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-import runtime.image.encode
 import runtime.image.files
+import runtime.image.write.encode
 from runtime.errors import ImageError
 from runtime.image.exif import ORIENTATION, PIXEL_WIDTH, upright_exif
 from runtime.image.files import Photo, find_photos, read_photo, write_photo
@@ -288,8 +288,8 @@ def test_a_failure_in_the_middle_keeps_the_old_file(
         (stream if suffix != ".jpg" else args[0]).write(before[:50])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runtime.image.encode, "write_png", half_way)
-    monkeypatch.setattr(runtime.image.encode, "write_tiff", half_way)
+    monkeypatch.setattr(runtime.image.write.encode, "write_png", half_way)
+    monkeypatch.setattr(runtime.image.write.encode, "write_tiff", half_way)
     monkeypatch.setattr(Image.Image, "save", half_way)
     with pytest.raises(ImageError, match="No space left on device"):
         write_photo(path, Photo(255 - smooth()))
@@ -319,7 +319,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runtime.image.encode, "write_png", interrupt)
+    monkeypatch.setattr(runtime.image.write.encode, "write_png", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_photo(tmp_path / "a.png", Photo(smooth()))
     assert list(tmp_path.iterdir()) == []

@@ -15,9 +15,9 @@ from PIL import Image
 import runtime.image.bands
 from runtime.errors import GdposrError, ImageError
 from runtime.image.bands import Strips, block_rows, in_order, row_blocks
-from runtime.image.deep import png_chunks
 from runtime.image.files import Photo, check_output, read_photo, write_photo
-from runtime.image.png import filtered_rows, write_png
+from runtime.image.read.deep import png_chunks
+from runtime.image.write.png import filtered_rows, write_png
 
 Pixels = Callable[..., np.ndarray]
 KINDS = list(itertools.product((1, 2, 3, 4), (np.uint8, np.uint16)))

@@ -94,7 +94,7 @@ def header_pixels(path: Path) -> int | None:
 
     from PIL import Image
 
-    from runtime.image.decode import READ_FORMATS
+    from runtime.image.read.decode import READ_FORMATS
 
     try:
         with warnings.catch_warnings():

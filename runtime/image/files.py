@@ -23,9 +23,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError
 from .bands import Strips
-from .decode import check_still, decoded, open_photo, upright
-from .encode import MODES, WRITE_FORMATS, check_output, encode
 from .exif import EXIF_HEADER, ORIENTATION, exif_dpi, is_sound, tiff_exif, upright_exif
+from .read.decode import check_still, decoded, open_photo, upright
+from .write.encode import MODES, WRITE_FORMATS, check_output, encode
 
 __all__ = [
     "MAX_PIXELS", "SUFFIXES", "WRITE_FORMATS", "Photo", "atomic_file", "check_output", "find_photos", "read_photo", "write_photo",

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from ..errors import ImageError
-from .arrays import to_array, without_limit
+from ...errors import ImageError
+from ..arrays import to_array, without_limit
 from .deep import keyed, png_depth, read_deep_png, read_deep_ppm, scaled
 from .deep_tiff import Tags, is_deep_tiff, opened_as_8_bit, read_deep_tiff, tiff_tags
 

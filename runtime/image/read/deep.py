@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .arrays import band_rows, image_rows
-from .bands import spans
+from ..arrays import band_rows, image_rows
+from ..bands import spans
 
 _RAW_MODES: Final = {2: "RGB", 6: "RGBA"}  # PNG colour type -> Pillow's mode
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from .exif import SHORT
+from ..exif import SHORT
 
 Tags = ImageFileDirectory_v2  # tag -> a number, or a tuple where TIFF allows several
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # PhotometricInterpretation

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import ImageError
-from .bands import Strips, block_rows, row_blocks
-from .deep import to_8_bits
-from .exif import revised_exif
+from ...errors import ImageError
+from ..bands import Strips, block_rows, row_blocks
+from ..exif import revised_exif
+from ..read.deep import to_8_bits
 from .png import write_png
 from .tiff import LARGEST_FILE, raw_bytes, write_tiff
 

@@ -17,8 +17,8 @@ from typing import IO, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .bands import Strips, block_rows, row_blocks, side_by_side
-from .exif import (
+from ..bands import Strips, block_rows, row_blocks, side_by_side
+from ..exif import (
     EXIF_HEADER,
     LONG,
     ORIENTATION,

@@ -1,0 +1,1 @@
+"""From the file of a photo to its pixels."""
