@@ -31,7 +31,9 @@ __all__ = [
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
     from runtime.errors import BundleError, DeviceError, GdposrError, ImageError, OutOfMemory, SettingError
-    from runtime.image.files import Photo, read_photo, write_photo
+    from runtime.image.arrays import Photo
+    from runtime.image.read.decode import read_photo
+    from runtime.image.write.encode import write_photo
     from runtime.upscale.upscaler import Upscaler
 
 _HOME = {
@@ -41,11 +43,11 @@ _HOME = {
     "GdposrError": "runtime.errors",
     "ImageError": "runtime.errors",
     "OutOfMemory": "runtime.errors",
-    "Photo": "runtime.image.files",
+    "Photo": "runtime.image.arrays",
     "SettingError": "runtime.errors",
     "Upscaler": "runtime.upscale.upscaler",
-    "read_photo": "runtime.image.files",
-    "write_photo": "runtime.image.files",
+    "read_photo": "runtime.image.read.decode",
+    "write_photo": "runtime.image.write.encode",
 }
 
 

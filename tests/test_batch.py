@@ -301,7 +301,7 @@ def outcome_of(photo: Path, out: Path, options: Options, upscaler: Any) -> Outco
 def test_next_photo_is_read_early_only_where_it_is_small(
     make_photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: int, overlap: bool, early: int
 ) -> None:
-    import runtime.image.files as image
+    import runtime.image.read.decode as image
 
     reads: list[Path] = []
     at_turn: list[int] = []

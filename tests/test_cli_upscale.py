@@ -256,7 +256,7 @@ def test_failure_while_computing_leaves_nothing(
 def test_interrupt_is_clean(
     gdposr: Any, make_photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import runtime.image.files as image
+    import runtime.image.read.decode as image
 
     real, calls = image.read_photo, []
 

@@ -28,7 +28,7 @@ import numpy as np
 from hostile import hostile
 from mutations import damage, pictures
 from runtime.errors import ImageError
-from runtime.image.files import read_photo
+from runtime.image.read.decode import read_photo
 
 first, count, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 warnings.simplefilter("ignore")  # Pillow's remarks on what it reads

@@ -14,8 +14,11 @@ from PIL import Image, ImageCms
 import runtime.image.files
 import runtime.image.write.encode
 from runtime.errors import ImageError
+from runtime.image.arrays import Photo
 from runtime.image.exif import ORIENTATION, PIXEL_WIDTH, upright_exif
-from runtime.image.files import Photo, find_photos, read_photo, write_photo
+from runtime.image.files import find_photos
+from runtime.image.read.decode import read_photo
+from runtime.image.write.encode import write_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RNG = np.random.default_rng(0)

@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image
 
 from runtime import Bundle, ImageError, Upscaler, available_devices, noise_field
-from runtime.image.files import read_photo, write_photo
+from runtime.image.read.decode import read_photo
+from runtime.image.write.encode import write_photo
 from runtime.upscale.probe import run_probe
 
 bundle, folder = Bundle.open(sys.argv[1]), Path(sys.argv[2])

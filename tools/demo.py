@@ -132,7 +132,7 @@ def sample_photo() -> tuple[np.ndarray, np.ndarray]:
 def own_photo(path: Path) -> tuple[np.ndarray, None]:
     """The user's photo as it is, (H, W, 3) uint8; only its middle where it is large."""
     from runtime.errors import ImageError
-    from runtime.image.files import read_photo
+    from runtime.image.read.decode import read_photo
 
     try:
         pixels = to_rgb8(read_photo(path, notify=say).pixels)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import ImageError
-from runtime.image.files import find_photos, read_photo
+from runtime.image.files import find_photos
+from runtime.image.read.decode import read_photo
 
 SHOWN = 3  # names listed in an error
 

@@ -113,7 +113,8 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options) -> list[Task]
     OUT with the suffix of a picture is one file, otherwise a folder in which an input folder's tree is kept. Raises UsageError
     where two photos would get one name, an output would replace an input, or the request does not fit OUT.
     """
-    from runtime.image.files import SUFFIXES, WRITE_FORMATS
+    from runtime.image.files import SUFFIXES
+    from runtime.image.write.encode import WRITE_FORMATS
 
     is_file = out.suffix.lower() in (*SUFFIXES, *WRITE_FORMATS, *NOT_WRITTEN) and not out.is_dir()
     if is_file and out.suffix.lower() not in WRITE_FORMATS:

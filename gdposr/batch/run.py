@@ -15,8 +15,8 @@ from gdposr.console import debugging, one_line, say
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from runtime.image.arrays import Photo
     from runtime.image.bands import Strips
-    from runtime.image.files import Photo
     from runtime.upscale.rendering import Rendering
     from runtime.upscale.upscaler import Upscaler
 
@@ -72,7 +72,7 @@ class Batch:
             raise self._deaf
 
     def _read(self, task: Task) -> "Photo":
-        from runtime.image.files import read_photo
+        from runtime.image.read.decode import read_photo
 
         limit = {} if self._options.max_pixels is None else {"max_pixels": self._options.max_pixels}
         return read_photo(task.source, **limit, notify=task.outcome.notes.append)
@@ -119,7 +119,7 @@ class Batch:
             self._whole(task, best, number, part, **{NAME: round(score, 4)})
         else:
             from gdposr.batch.sheet import contact_sheet
-            from runtime.image.files import Photo
+            from runtime.image.arrays import Photo
 
             labels = [f"seed {options.seed} sample {number}" for number in options.numbers]
             sheet = contact_sheet([rendering.sample(number) for number in options.numbers], labels)
@@ -168,7 +168,7 @@ class Batch:
 
     def _save(self, task: Task, photo: "Photo", number: int | None, part: str) -> None:
         """Write one picture with what is needed to make it again; in the writer's thread."""
-        from runtime.image.files import write_photo
+        from runtime.image.write.encode import write_photo
 
         options, target = self._options, task.target(part)
         target.parent.mkdir(parents=True, exist_ok=True)

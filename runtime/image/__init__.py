@@ -1,1 +1,1 @@
-"""Pictures in and out: files of every format, metadata, arrays of pixels."""
+"""What a picture is: arrays of pixels, bands of rows, EXIF. `read` and `write` are the ways from and to a file."""

@@ -1,4 +1,4 @@
-"""Pictures as callers hold them, seen as planes of float32 rows, and such rows back as the caller's kind of picture."""
+"""Pictures as arrays: a photo with its metadata, and a picture seen as planes of float32 rows for the model, and back."""
 
 from __future__ import annotations
 
@@ -14,23 +14,56 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ..errors import ImageError
-from .bands import spans
+from .bands import Strips, spans
 
 Floats = NDArray[np.float32]
-_LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}  # the value of full intensity
-_STORE_ROWS: Final = 64  # rows rounded at a time, so that they stay in the processor's cache
-_BAND_BYTES: Final = 1 << 22  # of pixels converted at a time, so that a conversion takes little memory
+# The value of full intensity.
+_LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}
+# Rows rounded at a time, so that they stay in the processor's cache.
+_STORE_ROWS: Final = 64
+# Bytes of pixels converted at a time, so that a conversion takes little memory.
+_BAND_BYTES: Final = 1 << 22
+# Rows checked at a time, so that a check of a large picture takes little memory.
+_CHECK_ROWS: Final = 256
+# Held while Pillow's global limit of pixels is changed.
 _LIMIT_LOCK: Final = threading.Lock()
-_CHECK_ROWS: Final = 256  # rows looked at a time, so that checks of large pictures take little memory
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """Pixels with the metadata that belongs to them."""
+
+    pixels: Any
+    """(H, W, C) uint8 or uint16 with C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha: an array, or for writing also `Strips`. The
+    type is not a union, so that a caller who has read a photo need not tell the two apart."""
+    exif: bytes | None = None
+    """EXIF block."""
+    icc: bytes | None = None
+    """Colour profile of the pixels. None: sRGB."""
+    dpi: tuple[float, float] | None = None
+    """Horizontal and vertical resolution."""
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.pixels.shape, self.pixels.dtype
+        if isinstance(self.pixels, Strips) and len(shape) == 2:
+            shape = (*shape, 1)
+        if len(shape) != 3 or not 1 <= shape[2] <= 4 or 0 in shape or dtype not in (np.uint8, np.uint16):
+            raise ImageError(
+                f"a photo needs pixels (H, W, 1..4) of uint8 or uint16, got shape {shape} of {dtype}: "
+                "add the channel axis or convert the type first"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A checked input. color: (h, w, 1 or 3) and alpha: (h, w) or None, in the caller's dtype; flat: no channel axis."""
+    """A checked input, in the caller's dtype."""
 
     color: NDArray[Any]
+    """(h, w, 1 or 3)."""
     alpha: NDArray[Any] | None
+    """(h, w)."""
     flat: bool
+    """Whether the caller's array had no axis of channels."""
 
     @property
     def height(self) -> int:
@@ -66,7 +99,7 @@ class Picture:
     def store(self, target: NDArray[Any], rgb: Floats, alpha: Floats | None) -> bool:
         """Write float32 rows (3, n, W), and (1, n, W) alpha, into rows of `empty`: averaged for gray, clipped, rounded.
 
-        Returns whether every value was finite; where one is not, what stands in target means nothing.
+        Returns False if a value was not finite. Then target is only partly written.
         """
         if self.color.shape[2] == 1:
             rgb = ((rgb[0] + rgb[1] + rgb[2]) / np.float32(3))[None]
@@ -91,11 +124,11 @@ class Picture:
 
 
 def as_picture(image: NDArray[Any] | Image.Image) -> Picture:
-    """Check an array (h, w) or (h, w, 1..4) of uint8, uint16 or float32 in [0, 1], or a Pillow image, and split off alpha."""
+    """Check an array (h, w) or (h, w, 1..4) of uint8, uint16 or float32 in [0, 1], or a Pillow image. Alpha is split off."""
     pixels = _from_pillow(image) if isinstance(image, Image.Image) else image
     if not isinstance(pixels, np.ndarray):
         raise ImageError(
-            f"expected a numpy array or a Pillow image, came {type(image).__name__}; read files with runtime.image.files.read_photo"
+            f"expected a numpy array or a Pillow image, came {type(image).__name__}; read files with read_photo"
         )
     if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[2] > 4):
         raise ImageError(
@@ -119,10 +152,10 @@ def as_picture(image: NDArray[Any] | Image.Image) -> Picture:
 
 
 def fill_transparent(color: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
-    """color (h, w, C) with the pixels of alpha 0 replaced by the visible colours near them.
+    """color (h, w, C), with the colour of fully transparent pixels replaced by the visible colours near them.
 
-    What is stored under full transparency is arbitrary, often black; a model that looks at it drags it into the visible edge.
-    Averages over 2, 4, 8, ... pixels, weighted by alpha, fill the gaps from the finest that sees anything (pull-push).
+    The stored colour of such pixels is arbitrary, often black, and the model would smear it over the visible edge. Each is filled
+    with an average over 2, 4, 8, ... pixels, weighted by alpha: the finest average that holds a visible pixel (pull-push).
     """
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
@@ -150,7 +183,7 @@ def fill_transparent(color: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
 
 
 def _first_level(color: NDArray[Any], alpha: NDArray[Any]) -> tuple[Floats, Floats]:
-    """`_halved` of colours times alpha, (h, w, C), and of alpha, (h, w), band by band: neither exists whole as floats."""
+    """`_halved` of colours times alpha, (h, w, C), and of alpha, (h, w). Band by band, so that neither is whole in memory as floats."""
     height, width = ((length + 1) // 2 for length in alpha.shape)
     weighted, weight = (
         np.empty((height, width, color.shape[2]), np.float32),
@@ -165,7 +198,7 @@ def _first_level(color: NDArray[Any], alpha: NDArray[Any]) -> tuple[Floats, Floa
 
 
 def _halved(weighted: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """Sums over 2x2 pixels of (h, w, C) and (h, w); an odd last row or column stands alone. Scaled by 1/4 against overflow."""
+    """Sums over 2x2 pixels of (h, w, C) and (h, w), times 1/4 against overflow. An odd last row or column is summed alone."""
     bottom, right = weight.shape[0] % 2, weight.shape[1] % 2
     weighted = np.pad(weighted, ((0, bottom), (0, right), (0, 0)))
     weight = np.pad(weight, ((0, bottom), (0, right)))
@@ -175,7 +208,7 @@ def _halved(weighted: Floats, weight: Floats) -> tuple[Floats, Floats]:
 
 
 def _check_range(pixels: Floats) -> None:
-    """Floats must lie in [0, 1] up to the small overshoot of resamplers, which is clipped."""
+    """ImageError unless floats lie in [0, 1]. A small overshoot, as resamplers make it, is allowed and clipped later."""
     for top in range(0, pixels.shape[0], _CHECK_ROWS):
         rows = pixels[top : top + _CHECK_ROWS]
         low, high = float(rows.min()), float(rows.max())
@@ -186,7 +219,7 @@ def _check_range(pixels: Floats) -> None:
 
 
 def _from_pillow(image: Image.Image) -> NDArray[Any]:
-    """Pixels of a Pillow image, upright; palettes, CMYK and 1-bit pictures converted, 16-bit gray kept."""
+    """Pixels of a Pillow image, upright. Palettes, CMYK and 1-bit pictures are converted, 16-bit gray is kept."""
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
@@ -212,7 +245,7 @@ def _from_pillow(image: Image.Image) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def without_limit() -> Iterator[None]:
-    """Lifts Pillow's limit of pixels, a global that a program may have set low for others; ours is an argument."""
+    """Lifts Pillow's limit of pixels meanwhile. It is global, and a program may have lowered it. Our limit is an argument."""
     with _LIMIT_LOCK:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
@@ -223,7 +256,7 @@ def without_limit() -> Iterator[None]:
 
 
 def to_array(image: Image.Image) -> NDArray[Any]:
-    """A decoded Pillow image -> (H, W, C) uint8, or uint16 where it holds more than 8 bits, band by band."""
+    """A decoded Pillow image -> (H, W, C) uint8, or uint16 if it has more than 8 bits. Converted band by band."""
     width, height = image.size
     channels = len(image.getbands())
     eight = image.mode in ("L", "LA", "RGB", "RGBA")
@@ -235,11 +268,11 @@ def to_array(image: Image.Image) -> NDArray[Any]:
 
 
 def image_rows(image: Image.Image, top: int, bottom: int) -> NDArray[Any]:
-    """Rows of a decoded image; older Pillow checks its limit even here."""
+    """Rows of a decoded image. Older Pillow checks its limit of pixels even here."""
     with without_limit():
         return np.asarray(image.crop((0, top, image.width, bottom)))
 
 
 def band_rows(width: int) -> int:
-    """Rows of a band in which a decoded image of that width is turned into an array."""
+    """Rows of a decoded image of that width that are converted at a time."""
     return max(1, _BAND_BYTES // (4 * width))

@@ -25,7 +25,7 @@ from .probe import run_probe
 from .rendering import Progress, Rendering, Request
 
 if TYPE_CHECKING:
-    from ..image.files import Photo
+    from ..image.arrays import Photo
 
 # With a limit given, tiles may be so many times the bundle's best side: the larger, the smaller the share of context. Processor time
 # per megapixel of INT8 on one thread: tiles of 256 1.2 s, 384 0.93 s, 512 0.88 s; of fp32: 256 2.9 s, 512 2.3 s.

@@ -1,44 +1,118 @@
-"""From the bytes of a picture file to upright pixels, 8 or 16 bits per channel as the file has them.
+"""Reading photos: from a file to upright pixels, with 8 or 16 bits per channel as the file has them.
 
-A colour profile (ICC) is kept where it fits the pixels, and used where the colours must be converted.
+Formats: PNG, JPEG (and MPO), TIFF, WebP, BMP, GIF, PPM and PGM, AVIF with a Pillow that reads it, HEIC with the package pillow-heif.
+PNG, TIFF and binary PPM are read at 16 bits per channel. EXIF, colour profile and resolution are kept. The orientation that EXIF
+states is applied to the pixels once. A loss on the way, such as 12 bits read as 8, is announced through `notify`, never silent.
 """
 
 import importlib
 import io
 import math
-import struct
+import os
+import stat
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ...errors import ImageError
-from ..arrays import to_array, without_limit
-from .deep import keyed, png_depth, read_deep_png, read_deep_ppm, scaled
-from .deep_tiff import Tags, is_deep_tiff, opened_as_8_bit, read_deep_tiff, tiff_tags
+from ..arrays import Photo, to_array, without_limit
+from ..exif import EXIF_HEADER, ORIENTATION, exif_dpi, is_sound, tiff_exif, upright_exif
+from ..files import SUFFIXES
+from .deep import DEEP_READ, deep_gray, deep_pixels
+from .deep_tiff import SIGNATURES, is_deep_tiff, opened_as_8_bit, tags_if_sound
 
-# Nothing else is tried: some of Pillow's readers start other programs. JPEG includes MPO, HEIF comes with pillow-heif.
+MAX_PIXELS: Final = 100_000_000
+# Pillow may try these formats and no others: some of its readers start other programs. JPEG includes MPO, HEIF needs pillow-heif.
 READ_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "HEIF")
-STACKED_FORMATS = ("MPO", "HEIF")  # a photo with a preview or further views behind it: the first is the photo
+# A file of these formats may hold a preview or further views. The first picture is the photo.
+STACKED_FORMATS = ("MPO", "HEIF")
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-_PROFILE_HEADER: Final = 128  # bytes
-_PROFILE_SPACES: Final = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}  # by the channels of the pixels
+# Bytes of a colour profile's header.
+_PROFILE_HEADER: Final = 128
+# The colour space that a profile's header must state, by the number of channels.
+_PROFILE_SPACES: Final = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
+# Bytes of a file besides its pixels. Pixels take at most 8 bytes each.
+_MOST_METADATA: Final = 256 << 20
 Tell = Callable[[str], None]
 
 
+def read_photo(
+    path: str | os.PathLike[str],
+    max_pixels: int = MAX_PIXELS,
+    *,
+    notify: Callable[[str], None] | None = None,
+) -> Photo:
+    """Decode one still picture.
+
+    max_pixels: a larger picture is refused.
+    notify: called with a message for each loss, by default `warnings.warn`.
+
+    Raises ImageError for a missing, empty, truncated, animated or too large file, and for a file that is not a picture.
+    """
+    path = Path(path)
+    tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
+    data = _content(path, max_pixels)
+    try:
+        with open_photo(path, data) as image:
+            check_still(path, image, max_pixels)
+            pixels, icc = decoded(path, data, image, tell)
+            exif, orientation = _exif(path, image, tell)
+            dpi = _dpi(image.info.get("dpi")) or (exif_dpi(exif) if exif is not None else None)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{path}: expected a picture ({', '.join(SUFFIXES)}), got something else or a damaged header: "
+            "convert it to PNG or JPEG first"
+        ) from None
+    except MemoryError:
+        raise ImageError(f"{path}: not enough memory to decode it: use a smaller picture") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
+        raise ImageError(f"{path}: damaged or cut off ({error}): copy it again from its source") from error
+    return Photo(upright(pixels, orientation), exif, icc, dpi)
+
+
+def _content(path: Path, max_pixels: int) -> bytes:
+    """The bytes of a regular file that is not larger than a picture of max_pixels can be."""
+    limit = 8 * max_pixels + _MOST_METADATA
+    try:
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size > limit:
+            raise ImageError(
+                f"{path}: {status.st_size / 1e6:.0f} MB are more than a picture of {max_pixels / 1e6:g} megapixels takes: "
+                "scale or crop it first, or raise the limit (--max-pixels, in Python max_pixels)"
+            )
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{path}: expected a picture, got a device or a pipe: save it as a file first")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file: check the spelling") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path}: expected a picture, got a folder: name the files in it") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}): check its permissions") from error
+    if not data:
+        raise ImageError(
+            f"{path}: expected a picture, got an empty file (0 bytes): copy it again from its source"
+        )
+    return data
+
+
 def open_image(data: bytes) -> Image.Image:
-    """Parse the header, whatever size it states."""
+    """Parse the header of a file. Pillow's own limit of pixels is lifted for it."""
     with without_limit():
         Image.init()  # Pillow looks up named formats without loading their plugins first
         return Image.open(io.BytesIO(data), formats=[name for name in READ_FORMATS if name in Image.OPEN])
 
 
 def open_photo(path: Path, data: bytes) -> Image.Image:
-    """`open_image` for whole files: brings in the HEIF reader, and opens kinds of TIFF whose pixels Pillow cannot read."""
+    """`open_image`, also for HEIF, and for kinds of TIFF with pixels that Pillow cannot read."""
     family = media_family(data)
     if family == "HEIF":
         register_heif(path)
@@ -46,7 +120,7 @@ def open_photo(path: Path, data: bytes) -> Image.Image:
         raise ImageError(
             f"{path}: this Pillow reads no AVIF: install Pillow 11.3 or newer, or convert it to PNG"
         )
-    tags = _tiff_tags(data)
+    tags = tags_if_sound(data) if data[:4] in SIGNATURES else None
     return open_image(opened_as_8_bit(data, tags) if tags is not None and is_deep_tiff(tags) else data)
 
 
@@ -62,7 +136,7 @@ def media_family(data: bytes) -> str | None:
 
 
 def register_heif(path: Path) -> None:
-    """Teach Pillow HEIC and HEIF by the package pillow-heif, which is no dependency: HEVC is under patents."""
+    """Teach Pillow HEIC and HEIF through the package pillow-heif. It is not a dependency, because HEVC is under patents."""
     if _reads("HEIF"):
         return
     try:
@@ -94,11 +168,11 @@ def check_still(path: Path, image: Image.Image, max_pixels: int) -> None:
 def decoded(path: Path, data: bytes, image: Image.Image, tell: Tell) -> tuple[NDArray[Any], bytes | None]:
     """Pixels (H, W, 1..4) uint8 or uint16 as the file stores them, and the profile that is right for them."""
     icc = image.info.get("icc_profile") or None
-    pixels = _deep(path, data, image, tell)
+    pixels = deep_pixels(path, data, image, tell, open_image) if image.format in DEEP_READ else None
     if pixels is None:
         image.load()
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-            pixels = _deep_gray(data, image)
+            pixels = deep_gray(data, image)
         else:
             image, icc = to_mode(path, image, icc, tell)
             pixels = to_array(image)
@@ -129,9 +203,9 @@ def to_mode(
 
 
 def _profile_fault(icc: bytes, channels: int) -> str | None:
-    """Why a profile cannot belong to pixels of 1..4 channels (gray, with alpha, RGB, with alpha); None: it can.
+    """Why a profile does not fit pixels of 1 to 4 channels (gray, gray with alpha, RGB, RGB with alpha). None: it fits.
 
-    Looks at the header alone (ICC.1:2022, Sec. 7.2): size, colour space, signature.
+    Only the header is checked (ICC.1:2022, Sec. 7.2): size, colour space, signature.
     """
     if (
         len(icc) < _PROFILE_HEADER
@@ -147,7 +221,7 @@ def _profile_fault(icc: bytes, channels: int) -> str | None:
 
 
 def _cmyk_to_rgb(path: Path, image: Image.Image, icc: bytes | None, tell: Tell) -> Image.Image:
-    """CMYK -> sRGB through the embedded profile where there is one; else by Pillow's plain formula."""
+    """CMYK -> sRGB through the embedded profile, or by Pillow's plain formula if there is none or it is unusable."""
     if icc is not None:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
@@ -161,85 +235,36 @@ def _cmyk_to_rgb(path: Path, image: Image.Image, icc: bytes | None, tell: Tell) 
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """(H, W, C) as stored -> as shown, by EXIF's orientation 1..8; any other number is taken as 1."""
+    """(H, W, C) as stored -> as shown, by EXIF's orientation 1..8. Any other number counts as 1."""
     turned = pixels.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else pixels
     rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
     columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
     return np.ascontiguousarray(turned[rows, columns])
 
 
-def _deep(path: Path, data: bytes, image: Image.Image, tell: Tell) -> NDArray[Any] | None:
-    """Pixels of a 16-bit picture that Pillow would reduce; None for any other."""
-    tags = _tiff_tags(data) if image.format == "TIFF" else None
-    reason = ""
-    if image.format == "PNG" and png_depth(data)[0] == 16 and png_depth(data)[1] != 0:
-        pixels = read_deep_png(data, image)
-        key = image.info.get("transparency")
-        return pixels if key is None else keyed(pixels, key)
-    if tags is not None and is_deep_tiff(tags):
-        deep, reason = read_deep_tiff(data, tags, open_image)
-        if deep is not None:
-            return deep
-        if tags.get(258) == (16, 16):
-            raise ImageError(f"{path}: a 16-bit TIFF with {reason} is not supported: convert it to PNG first")
-    if image.format == "PPM":
-        deep = read_deep_ppm(data)
-        if deep is not None:
-            return deep
-    bits = hidden_depth(data, image, lambda: 8 if tags is None else max(tags.get(258, (8,))))
-    if bits > 8:
-        because = f" ({reason})" if reason else ""
-        tell(
-            f"{path}: {bits} bits per channel are read as 8{because}: convert it to a 16-bit PNG to keep them"
-        )
-    return None
+def _exif(path: Path, image: Image.Image, tell: Callable[[str], None]) -> tuple[bytes | None, int]:
+    """The EXIF block of an opened picture with orientation 1, and the orientation it had."""
+    if image.format == "TIFF":
+        tags = image.getexif()
+        return tiff_exif(tags), tags.get(ORIENTATION, 1)
+    stored = image.info.get("exif")
+    if stored is None:
+        return None, image.getexif().get(ORIENTATION, 1)
+    exif, orientation = upright_exif(EXIF_HEADER + bytes(stored).removeprefix(EXIF_HEADER))
+    if not is_sound(exif):
+        tell(f"{path}: the EXIF block is damaged and dropped")
+        return None, orientation
+    return exif, orientation
 
 
-def _deep_gray(data: bytes, image: Image.Image) -> NDArray[Any]:
-    """16-bit gray as Pillow reads it, with alpha where a value stands for transparency."""
-    pixels = to_array(image)
-    if image.format == "TIFF" and tiff_tags(data).get(258) == (12,):
-        return scaled(pixels, 4095)
-    key = image.info.get("transparency")
-    return pixels if key is None else keyed(pixels, key)
-
-
-def _tiff_tags(data: bytes) -> Tags | None:
-    """Tags of a TIFF, None where there are none to be had; what is wrong with the file is Pillow's to say."""
-    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return None
+def _dpi(value: Any) -> tuple[float, float] | None:
     try:
-        return tiff_tags(data)
-    except (struct.error, SyntaxError):
+        x, y = float(value[0]), float(value[1])
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
         return None
+    return (x, y) if 0 < x < 1e6 and 0 < y < 1e6 else None
 
 
 def _reads(file_format: str) -> bool:
     Image.init()
     return file_format in Image.OPEN
-
-
-def hidden_depth(data: bytes, image: Image.Image, tiff_bits: Callable[[], int]) -> int:
-    """Bits per channel of the file where Pillow hands out 8 and nothing here reads more; else 8."""
-    if image.mode not in ("RGB", "RGBA", "LA", "CMYK", "L"):
-        return 8
-    if image.format == "TIFF":
-        return tiff_bits()
-    if image.format == "PPM":
-        return 16 if _maxval(data) > 255 else 8
-    if image.format == "AVIF":
-        place = data.find(
-            b"av1C"
-        )  # AV1 in ISO media, Sec. 2.3: the third byte holds high_bitdepth and twelve_bit
-        flags = data[place + 6] if 0 <= place < len(data) - 6 else 0
-        return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
-    if image.format == "HEIF":
-        place = data.find(b"hvcC")  # ISO 14496-15, Sec. 8.3.3: byte 17 ends in the luma depth less 8
-        return 8 + (data[place + 21] & 7) if 0 <= place < len(data) - 21 else 8
-    return 8
-
-
-def _maxval(data: bytes) -> int:
-    """Largest value stated in a PPM header (comments left out); 255 where it cannot be found."""
-    words = b" ".join(line.split(b"#")[0] for line in data[:512].splitlines()).split()
-    return int(words[3]) if len(words) > 3 and words[3].isdigit() else 255

@@ -1,12 +1,11 @@
-"""TIFF pictures of 16 bits per channel, exactly: Pillow reads their gray, but of colour the high bytes alone.
+"""TIFF pictures of 16 bits per channel, read exactly. Pillow reads 16-bit gray, but of colours only the high bytes.
 
-Strips and tiles, channels side by side or in planes, both byte orders, with and without the horizontal predictor,
-TIFF and BigTIFF. Deflate and plain data are unpacked here. Any other lossless compression (LZW, PackBits, LZMA,
-Zstandard) is left to Pillow: the packed bytes of a strip are presented to it as a gray 8-bit picture of as many
-bytes, which it cannot reduce. The directory of tags is read by Pillow.
+Supported: strips and tiles, channels side by side or in planes, both byte orders, the horizontal predictor, TIFF and BigTIFF.
+Deflate and plain data are unpacked here. Pillow unpacks LZW, PackBits, LZMA and Zstandard: it is given the packed bytes of a strip
+as a gray 8-bit picture of as many bytes, which it cannot reduce. Pillow also reads the directory of tags.
 
-Not tifffile 2026.3: without imagecodecs (79 MB) it reads no LZW and unpacks a deflate bomb whole, and a strip that
-is missing becomes zeros without an error.
+Not tifffile 2026.3: without imagecodecs (79 MB) it reads no LZW and unpacks a deflate bomb whole, and it turns a missing strip into
+zeros without an error.
 """
 
 import io
@@ -23,11 +22,17 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ..exif import SHORT
 
-Tags = ImageFileDirectory_v2  # tag -> a number, or a tuple where TIFF allows several
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # PhotometricInterpretation
-PREMULTIPLIED: Final = 1  # ExtraSamples
+# Maps a tag to a number, or to a tuple if TIFF allows several.
+Tags = ImageFileDirectory_v2
+# The first four bytes of a TIFF or BigTIFF.
+SIGNATURES: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Values of PhotometricInterpretation.
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
+# A value of ExtraSamples: the colours are multiplied by this alpha.
+PREMULTIPLIED: Final = 1
+# Values of Compression. The last four: LZW, PackBits, LZMA, Zstandard.
 _NONE, _DEFLATE = (1,), (8, 32946)
-_BY_PILLOW: Final = (5, 32773, 34925, 50000)  # LZW, PackBits, LZMA, Zstandard
+_BY_PILLOW: Final = (5, 32773, 34925, 50000)
 
 
 class _Unknown(ValueError):
@@ -35,7 +40,7 @@ class _Unknown(ValueError):
 
 
 def tiff_tags(data: bytes) -> Tags:
-    """The first directory of a TIFF or BigTIFF. SyntaxError or struct.error where there is none."""
+    """The first directory of a TIFF or BigTIFF. SyntaxError or struct.error if there is none."""
     tags = ImageFileDirectory_v2(data[: 16 if data[2] == 43 else 8])
     stream = io.BytesIO(data)
     stream.seek(tags.next)
@@ -43,8 +48,16 @@ def tiff_tags(data: bytes) -> Tags:
     return tags
 
 
+def tags_if_sound(data: bytes) -> Tags | None:
+    """`tiff_tags`, or None for a damaged file. Pillow then reports the damage."""
+    try:
+        return tiff_tags(data)
+    except (struct.error, SyntaxError):
+        return None
+
+
 def is_deep_tiff(tags: Tags) -> bool:
-    """Whether each channel has 16 bits of a whole number without sign, and the colours are gray or RGB."""
+    """Whether each channel is an unsigned 16-bit integer, and the colours are gray or RGB."""
     return (
         set(tags.get(258, (1,))) == {16}
         and set(tags.get(339, (1,))) == {1}
@@ -53,8 +66,9 @@ def is_deep_tiff(tags: Tags) -> bool:
 
 
 def opened_as_8_bit(data: bytes, tags: Tags) -> bytes:
-    """The same TIFF with BitsPerSample (16, 16) changed to (8, 8): Pillow opens 16-bit gray with alpha in no other
-    way. Its tags are then right, its pixels not.
+    """The same TIFF with BitsPerSample (16, 16) changed to (8, 8), because Pillow opens no 16-bit gray with alpha.
+
+    Pillow then gives the right tags, but wrong pixels.
     """
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     if tags.get(258) != (16, 16) or data[2:4] != struct.pack(order + "H", 42):
@@ -66,9 +80,9 @@ def opened_as_8_bit(data: bytes, tags: Tags) -> bytes:
 def read_deep_tiff(
     data: bytes, tags: Tags, opened: Callable[[bytes], Image.Image]
 ) -> tuple[NDArray[np.uint16] | None, str]:
-    """(H, W, 1..4) uint16, or None and what it is that cannot be read here. opened: reads a TIFF by Pillow.
+    """(H, W, 1..4) uint16, or None and the property that cannot be read here. opened: opens a TIFF with Pillow.
 
-    Damage raises. Colours multiplied by alpha are divided by it; channels beyond colour and alpha are left out.
+    A damaged file raises. Colours multiplied by alpha are divided by it. Channels beyond colour and alpha are left out.
     """
     try:
         planes = _samples(data, tags, opened)
@@ -94,7 +108,7 @@ def _samples(data: bytes, tags: Tags, opened: Callable[[bytes], Image.Image]) ->
     tiled, planar = 322 in tags, tags.get(284, 1) == 2 and channels > 1
     across, down = (tags[322], tags[323]) if tiled else (width, min(tags.get(278, height), height))
     offsets, lengths = (tags.get(tag, ()) for tag in ((324, 325) if tiled else (273, 279)))
-    most = 2**16 if tiled else 2**31  # a tile is stored whole, however small the picture
+    most = 2**16 if tiled else 2**31  # a tile has its full size even in a small picture
     if channels < (3 if tags[262] == RGB else 1) or not 0 < across < most or not 0 < down < most:
         raise ValueError("TIFF tags contradict each other")
     planes = channels if planar else 1
@@ -122,7 +136,7 @@ def _samples(data: bytes, tags: Tags, opened: Callable[[bytes], Image.Image]) ->
 def _unpacked(
     packed: bytes, compression: int, rows: int, row: int, opened: Callable[[bytes], Image.Image]
 ) -> bytes:
-    """rows * row bytes of a strip or tile, whatever its compression. More than that is never unpacked."""
+    """A strip or tile of `rows` rows of `row` bytes. Never unpacks more than that, so a deflate bomb does no harm."""
     size = rows * row
     if compression in _NONE:
         plain = packed[:size]
@@ -151,7 +165,7 @@ def _gray_tiff(packed: bytes, compression: int, height: int, width: int) -> byte
 
 
 def _divide(colours: NDArray[Any], alpha: NDArray[Any]) -> None:
-    """Colours multiplied by alpha -> plain colours, in place; row by row, to take little memory."""
+    """Colours multiplied by alpha -> plain colours, in place. Row by row, to take little memory."""
     for row, weight in zip(colours, alpha, strict=True):
         plain = row * (65535.0 / np.maximum(weight, 1))[:, None] + 0.5
         row[:] = np.minimum(plain, 65535.0)

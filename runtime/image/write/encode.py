@@ -1,6 +1,12 @@
-"""Writing pictures: what each format can hold, checked beforehand, and how its metadata are passed on."""
+"""Writing photos: what each format can hold, checked before anything is computed, and its pixels and metadata in a file.
 
+PNG and TIFF are written with 8 or 16 bits per channel, as the pixels have. The other formats hold 8 bits: a loss is announced
+through `notify`, never silent.
+"""
+
+import os
 import struct
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
@@ -10,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import ImageError
+from ..arrays import Photo
 from ..bands import Strips, block_rows, row_blocks
 from ..exif import revised_exif
-from ..read.deep import to_8_bits
+from ..files import atomic_file
 from .png import write_png
 from .tiff import LARGEST_FILE, raw_bytes, write_tiff
 
@@ -20,9 +27,8 @@ WRITE_FORMATS = {
     ".avif": "AVIF", ".bmp": "BMP", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG",
     ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
-DEEP_FORMATS: Final = ("PNG", "TIFF")  # with 16 bits per channel
 OPAQUE_FORMATS: Final = ("JPEG", "BMP")
-# Pixels of the longer side: of libjpeg, WebP and what AVIF decoders accept; PNG's numbers have 31 bits.
+# Pixels of the longer side: limits of libjpeg, of WebP and of AVIF decoders. Numbers in a PNG have 31 bits.
 LARGEST_SIDE: Final = {
     "JPEG": 65500,
     "WEBP": 16383,
@@ -31,16 +37,43 @@ LARGEST_SIDE: Final = {
     "PNG": 2**31 - 1,
     "TIFF": 2**31 - 1,
 }
-_BMP_LARGEST: Final = 2**32 - 1024  # bytes of pixels
-_JPEG_EXIF: Final = 65533  # bytes of a JPEG segment
+# Bytes of pixels in a BMP.
+_BMP_LARGEST: Final = 2**32 - 1024
+# Bytes of a JPEG segment.
+_JPEG_EXIF: Final = 65533
+# Pillow's mode by the number of channels.
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 Tell = Callable[[str], None]
 
 
-def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
-    """The format of a path's suffix; ImageError where it cannot hold a picture (H, W, C) of dtype, whatever its pixels.
+def write_photo(
+    path: str | os.PathLike[str],
+    photo: Photo,
+    quality: int = 95,
+    text: dict[str, str] | None = None,
+    *,
+    notify: Callable[[str], None] | None = None,
+) -> None:
+    """Write a photo in the format of the suffix. The file appears complete or not at all.
 
-    Worth asking before hours are spent on the pixels.
+    quality: 1 to 100, for JPEG, WebP and AVIF.
+    text: notes such as the seed. PNG keeps them as text chunks. JPEG, TIFF, WebP and AVIF keep "Software" in the EXIF tag of that
+        name and the others in UserComment. BMP cannot hold them.
+    notify: called with a message for each loss, such as 16 bits in a JPEG. By default `warnings.warn`.
+    """
+    path = Path(path)
+    tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
+    check_output(path, photo.pixels.shape, photo.pixels.dtype)  # before anything is computed or created
+    with atomic_file(path) as stream:
+        encode(
+            path, stream, photo.pixels, exif=photo.exif, icc=photo.icc, dpi=photo.dpi, quality=quality, text=text or {}, tell=tell
+        )  # fmt: skip
+
+
+def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """The format that a path's suffix names. ImageError if it cannot hold a picture of this shape (H, W, C) and dtype.
+
+    Depends on no pixels, so that it can be asked before they are computed.
     """
     file_format = WRITE_FORMATS.get(path.suffix.lower())
     if file_format is None:
@@ -84,12 +117,21 @@ def encode(
     text: Mapping[str, str],
     tell: Tell,
 ) -> None:
-    """Write a picture in the format of path's suffix to a seekable stream. Rows are taken once, from top to bottom."""
+    """Write a picture to a seekable stream, in the format of path's suffix.
+
+    pixels: rows are taken once, from top to bottom.
+    exif: an EXIF block.
+    icc: a colour profile.
+    dpi: horizontal and vertical resolution.
+    quality, text: as for `write_photo`.
+    tell: called with a message for each loss.
+    """
     file_format = check_output(path, pixels.shape, pixels.dtype)
     height, width = pixels.shape[:2]
     text_in_exif = {} if file_format == "PNG" else text
-    dpi_in_exif = dpi if file_format in ("WEBP", "AVIF") else None  # which have no other place for it
-    exif = revised_exif(exif, width, height, text_in_exif, dpi_in_exif)
+    dpi_in_exif = dpi if file_format in ("WEBP", "AVIF") else None  # the only place for it in these formats
+    if exif is not None or text_in_exif or dpi_in_exif is not None:
+        exif = revised_exif(exif, width, height, text_in_exif, dpi_in_exif)
     if file_format == "PNG":
         write_png(stream, pixels, icc=icc, exif=exif, dpi=dpi, text=text)
         return
@@ -111,12 +153,12 @@ def encode(
         raise ImageError(f"{path}: {file_format} cannot hold this picture ({error}): write .png") from error
     except OSError as error:
         if error.errno is not None:
-            raise  # a full or broken disk, reported by the caller
+            raise  # a full or broken disk: `atomic_file` reports it
         raise ImageError(f"{path}: {file_format} cannot hold this picture ({error}): write .png") from error
 
 
 def _filled(pixels: NDArray[Any] | Strips) -> Image.Image:
-    """A Pillow image of 8 bits, filled block by block: Pillow has its own copy, of 4 bytes a pixel for colour."""
+    """A Pillow image of 8 bits, filled block by block, because Pillow's own copy takes 4 bytes a pixel for colour."""
     height, width = pixels.shape[:2]
     channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
     image = Image.new(MODES[channels], (width, height))
@@ -131,7 +173,7 @@ def _filled(pixels: NDArray[Any] | Strips) -> Image.Image:
 def _save_options(
     file_format: str, exif: bytes | None, icc: bytes | None, dpi: tuple[float, float] | None, quality: int
 ) -> dict[str, Any]:
-    """Pillow's options for JPEG, WebP, AVIF or BMP; those that have no place in a format are left out."""
+    """Pillow's options for JPEG, WebP, AVIF or BMP, without those that the format cannot hold."""
     options: dict[str, Any] = {}
     if dpi is not None and file_format in ("JPEG", "BMP"):
         options["dpi"] = dpi
@@ -146,3 +188,8 @@ def _save_options(
     else:
         options |= {"subsampling": "4:4:4" if quality >= 90 else "4:2:0"}
     return options
+
+
+def to_8_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Levels 0..65535 -> 0..255, rounded."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
