@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
+# Number, letter of a power of 1024, and the i of MiB.
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 Update = Callable[[int, int, str | None], None]  # done, total, text (None: the description)
 
@@ -145,6 +148,17 @@ def pixel_limit(text: str) -> int:
     if not 1e-6 <= value < 1e9:  # also refuses nan
         raise ArgumentTypeError(f"expected megapixels from 0.000001 to 1e9, got {text}")
     return round(value * 1e6)
+
+
+def memory_size(text: str) -> int:
+    """An argparse type: bytes of a text such as "900M", "1.5G" or "2 GiB". K, M, G and T are powers of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    value = 0
+    if match is not None and (match[2] or not match[3]):
+        value = math.floor(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    if value < 1:
+        raise ArgumentTypeError(f"expected a number with K, M or G such as 1.5G, got {text!r}")
+    return value
 
 
 def _finite(value: object) -> object:

@@ -11,8 +11,13 @@ import onnxruntime
 import pytest
 
 from runtime.backends import devices
-from runtime.backends.base import open_backend, placement_note
-from runtime.backends.devices import DEVICE_TABLE, available_devices, usable_processors
+from runtime.backends.devices import (
+    DEVICE_TABLE,
+    available_devices,
+    open_backend,
+    placement_note,
+    usable_processors,
+)
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.entries import Graph
 from runtime.bundle.reader import Bundle

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 
 from runtime.backends import devices as module
-from runtime.backends.base import Features, open_backend
-from runtime.backends.devices import DEVICE_TABLE, DEVICES, available_devices, choices, resolve
+from runtime.backends.base import Features
+from runtime.backends.devices import DEVICE_TABLE, DEVICES, available_devices, choices, open_backend, resolve
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, DeviceError

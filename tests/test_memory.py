@@ -1,6 +1,7 @@
 """Memory: sizes as text, tiles that fit a limit, and the peak of a large photo."""
 
 import dataclasses
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from upscaling import Pixels, assert_same
 
+from gdposr.console import memory_size
 from runtime.bundle.manifest import COLOR_FIXES, SizeRule
 from runtime.bundle.reader import Bundle
 from runtime.errors import SettingError
-from runtime.upscale.memory import Costs, Demand, choose, features, least_tile, parse_size, peak
+from runtime.upscale.tiling import Costs, Demand, choose, features, least_tile, peak
 from runtime.upscale.upscaler import Upscaler
 
 RULE = SizeRule(multiple_of=2, minimum=16, tile=256, context=26)
@@ -32,15 +34,15 @@ def bundle(toy_bundle: Path) -> Bundle:
     ],
 )  # fmt: skip
 def test_sizes_as_text(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert memory_size(text) == size
 
 
 @pytest.mark.parametrize(
     "text", ["", "G", "-1G", "1,5G", "1.5X", "1GG", "0", "0.0001K", "1e9", "nan", "inf", "1iB", "."]
 )
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(SettingError, match="expected a number with K, M or G"):
-        parse_size(text)
+    with pytest.raises(ArgumentTypeError, match="expected a number with K, M or G"):
+        memory_size(text)
 
 
 def plan(limit: int | None, demand: Demand | None = None, **options: Any) -> Any:
@@ -87,7 +89,7 @@ def test_too_low_a_limit_names_the_least() -> None:
         SettingError, match=r"max_memory: expected at least (\d+)M for this picture of 1500x1000"
     ) as caught:
         plan(80 << 20)
-    least = parse_size(str(caught.value).split("at least ")[1].split()[0])
+    least = memory_size(str(caught.value).split("at least ")[1].split()[0])
     smallest = plan(least)
     assert smallest.tile == (least_tile(RULE),) * 2 == (26, 26)
     assert smallest.lanes == 1

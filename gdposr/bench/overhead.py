@@ -57,7 +57,8 @@ class TimedPicture:
     def __init__(
         self, bundle: "Bundle", device: str, precision: str, threads: int, pixels: "np.ndarray"
     ) -> None:
-        from runtime.backends.base import Engine, open_backend
+        from runtime.backends.devices import open_backend
+        from runtime.upscale.engine import Engine
 
         self._manifest, self._pixels = bundle.manifest, pixels
         self._spans: list[Span] = []

@@ -53,7 +53,7 @@ def own_calls(
     """The timed calls of a contender: each graph alone, and a whole picture through the pipeline (tiles, colour, noise)."""
     import numpy as np
 
-    from runtime.backends.base import open_backend
+    from runtime.backends.devices import open_backend
     from runtime.noise import noise_field
 
     rule, noise = bundle.manifest.size, bundle.manifest.noise

@@ -28,6 +28,7 @@ from gdposr.console import (
     UsageError,
     emit,
     emit_line,
+    memory_size,
     pixel_limit,
     say,
     scale_factor,
@@ -100,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-memory",
+        type=memory_size,
         metavar="SIZE",
         help="such as 800M or 1.5G: smaller tiles, and no photo is read before its turn (default: no limit)",
     )
@@ -217,15 +219,6 @@ def _skip(tasks: Sequence[Task], options: Options) -> None:
 def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
     from runtime.upscale.upscaler import Upscaler
 
-    limit = None
-    if args.max_memory is not None:
-        from runtime.errors import SettingError
-        from runtime.upscale.memory import parse_size
-
-        try:
-            limit = parse_size(args.max_memory)
-        except SettingError as error:
-            raise UsageError(f"--max-memory: {error}") from None
     return Upscaler(
         bundle,
         device=args.device,
@@ -233,7 +226,7 @@ def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
         threads=args.threads,
         tile=args.tile,
         color_fix=args.color_fix,
-        max_memory=limit,
+        max_memory=args.max_memory,
         notify=say,
     )
 

@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, quiet: bool) -> dict[str, Any]:
     """Run the probe in one precision. A device or precision that does not exist is the caller's mistake and raises."""
-    from runtime.backends.base import open_backend, placement_note
-    from runtime.backends.devices import resolve
+    from runtime.backends.devices import open_backend, placement_note, resolve
     from runtime.errors import GdposrError
     from runtime.upscale.probe import run_probe
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 from ..bundle.entries import Package
 from ..bundle.reader import Bundle
 from ..errors import BundleError, DeviceError
+from .base import Backend
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 CORE_ML_PROVIDER: Final = "CoreMLExecutionProvider"
@@ -193,6 +194,38 @@ def resolve(bundle: Bundle, device: str = "auto", precision: str = "auto") -> tu
             f"({', '.join(bundle.manifest.coreml)}); to run these, {CORE_ML_REMEDY}"
         )
     return name, kind, notes
+
+
+def open_backend(bundle: Bundle, device: str, precision: str, threads: int | None = None) -> Backend:
+    """Load a bundle's graphs on a device, both by name. threads: None = all processors this process may use."""
+    # imported here, because these modules import this one
+    if core_ml_packages(bundle, device, precision) is not None:
+        from .coreml import CoreMLBackend
+
+        return CoreMLBackend(bundle, device, precision, threads)
+    if device_spec(device).package == "openvino":
+        from .openvino import OpenVinoBackend
+
+        return OpenVinoBackend(bundle, device, precision, threads)
+    from .onnx import OnnxBackend
+
+    return OnnxBackend(bundle, device, precision, threads)
+
+
+def placement_note(backend: Backend) -> str | None:
+    """What the user should know where a device got less than half of the graphs' nodes; None: nothing."""
+    placement = backend.placement
+    if not placement:
+        return None
+    own = sum(placement.get(place, 0) for place in device_spec(backend.device).places)
+    total = sum(placement.values())
+    if 2 * own >= total:
+        return None
+    rest = ", ".join(f"{count} by {name}" for name, count in sorted(placement.items()))
+    return (
+        f"only {own} of {total} graph nodes of {backend.precision} run on {backend.device} ({rest}); "
+        "the device cpu or another precision may be faster"
+    )
 
 
 def usable_processors() -> int:

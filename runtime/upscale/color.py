@@ -1,25 +1,37 @@
-"""Colour fixes: give an upscaled picture the colours of the picture it came from, band by band or at once.
+"""Colour fixes and scaling of an enlarged picture, on bands of rows that come from the model.
 
-Both work on the whole image, never per tile, so that tiles cannot differ in tint (StableSR, arXiv 2305.07015, Sec. 3.3).
+A colour fix gives the enlarged picture the colours of the picture it came from. It works on the whole picture and never per tile,
+so that tiles cannot differ in tint (StableSR, arXiv 2305.07015, Sec. 3.3).
+
+Each stage computes bands of a fixed height at fixed rows, however the rows arrive. The value of a row depends only on the window
+that the stage names. So the result is the same for every tile size, bit for bit. Bands are planar: (C, n, W).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..bundle.manifest import COLOR_FIXES
 from ..errors import ImageError
 from ..image.bands import BAND, Floats, RowSource, spans
-from .rows import Statistics, channel_statistics, resized
 
-STD_FLOOR: Final = 1e-5  # a flat channel has no contrast to rescale
+# Mean and standard deviation of each channel.
+Statistics = tuple[NDArray[np.float64], NDArray[np.float64]]
+# Below this deviation a channel counts as flat: it has no contrast to rescale.
+STD_FLOOR: Final = 1e-5
 WAVELET_LEVELS: Final = 5
-WAVELET_BAND: Final = 128  # rows; more than elsewhere, because each band also computes a halo
-WAVELET_BLOCK: Final = 1024  # columns, so that a block stays in the processor's cache
+# Rows of a band: more than elsewhere, because each band also computes a halo.
+WAVELET_BAND: Final = 128
+# Columns of a block, so that it stays in the processor's cache.
+WAVELET_BLOCK: Final = 1024
+# Radius of a filter in source pixels.
+_SUPPORT: Final = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.LANCZOS: 3.0}
 
 
 def color_fix(sr: np.ndarray, lr: np.ndarray, method: str) -> np.ndarray:
@@ -84,6 +96,48 @@ def wavelet_rows(
                 y, x = (top - above if borders[0] else 0), (left - window.start if borders[2] else 0)
                 fixed[channel, :, left:right] += low[y : y + bottom - top, x : x + right - left]
         yield np.clip(fixed, 0.0, 1.0, out=fixed)
+
+
+def resized(
+    source: RowSource,
+    size: tuple[int, int],
+    target: tuple[int, int],
+    first: int,
+    end: int,
+    resample: Image.Resampling,
+) -> Floats:
+    """Rows first to end of a picture resized from size to target, both (height, width) -> (C, end - first, W).
+
+    Antialiased: when reducing, the filter widens, so that it averages over the area a result pixel covers.
+    """
+    if size == target:
+        return source(first, end)
+    ratio = size[0] / target[0]
+    radius = math.ceil(_SUPPORT[resample] * max(ratio, 1.0)) + 1
+    top, bottom = first * ratio, end * ratio  # edges of the rows wanted, in source rows
+    above, below = max(0, math.floor(top) - radius), min(size[0], math.ceil(bottom) + radius)
+    box = (0.0, top - above, float(size[1]), min(bottom, size[0]) - above)
+    planes = source(above, below)
+    result = np.empty((len(planes), end - first, target[1]), np.float32)
+    for plane, rows in zip(planes, result, strict=True):
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        rows[:] = np.asarray(image.resize((target[1], end - first), resample, box))
+    return result
+
+
+def channel_statistics(source: RowSource, height: int, width: int) -> Statistics:
+    """Mean and standard deviation of each channel over a whole picture, summed in float64."""
+    pivot = source(0, min(height, BAND))[:, :1, :1].astype(
+        np.float64
+    )  # so that squares of a flat picture do not cancel
+    total = np.zeros(len(pivot))
+    squares = np.zeros(len(pivot))
+    for top, bottom in spans(height, BAND):
+        values = source(top, bottom) - pivot
+        total += values.sum(axis=(1, 2))
+        squares += np.square(values, out=values).sum(axis=(1, 2))
+    mean = total / (height * width)
+    return pivot[:, 0, 0] + mean, np.sqrt(np.maximum(squares / (height * width) - mean * mean, 0.0))
 
 
 def low_pass(

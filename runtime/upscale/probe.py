@@ -19,7 +19,6 @@ from ..backends.devices import core_ml_packages
 from ..bundle.entries import GraphFile
 from ..bundle.reader import Bundle
 from ..errors import BundleError
-from ..image.arrays import as_picture
 from ..noise import noise_field
 from .tiling import pad_edge, padded_size
 
@@ -87,7 +86,8 @@ def probe_output(bundle: Bundle, backend: Backend, image: NDArray[np.uint8], see
     rule, noise, scale = bundle.manifest.size, bundle.manifest.noise, bundle.manifest.scale
     height, width = image.shape[:2]
     rows, columns = padded_size(height, rule), padded_size(width, rule)
-    features = backend.encode(pad_edge(as_picture(image).rgb(0, height), rows, columns)[None])
+    planes = np.divide(image.transpose(2, 0, 1), np.float32(255), dtype=np.float32)
+    features = backend.encode(pad_edge(planes, rows, columns)[None])
     cells = (rows // noise.downscale, columns // noise.downscale)
     output = backend.generate(features, noise_field(seed, 0, *cells, channels=noise.channels)[None])
     crop = np.nan_to_num(output[0, :, : height * scale, : width * scale], nan=0.0)

@@ -1,20 +1,49 @@
-"""Cutting an image into tiles and putting the results together. Pure functions; all boxes are in LR pixels.
+"""How a picture is cut into tiles, and how large they may be within the memory.
 
-A tile has a core, which is its own part of the image, and a padded box, which is what the model is shown: the core with context
-around it, clipped at the image border. Cores with overlap 0 meet without sharing a pixel and their results are placed; with
-overlap > 0 neighbouring cores share exactly that many pixels, and their results are blended over them.
+All boxes and lengths are in LR pixels, sizes of memory in bytes.
+
+A tile has a core, which is its own part of the picture, and a padded box, which the model is shown: the core with context around it,
+clipped at the border of the picture. With overlap 0, cores meet without sharing a pixel and their results are placed side by side.
+With an overlap, neighbouring cores share exactly that many pixels, and their results are blended over them.
+
+The memory that a picture takes is estimated as a sum: the program and the weights, the caller's picture, the result if it is one
+array, the rows of output under way, and the model calls, in proportion to the pixels shown to them.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.manifest import SizeRule
+from ..bundle.manifest import Manifest, SizeRule
+from ..errors import SettingError
+from ..image.arrays import Picture
+
+# Bytes of encoder features kept for further samples of a picture.
+FEATURE_BUDGET: Final = 512 << 20
+# Bytes of output held while a row of tiles is computed.
+STRIP_BUDGET: Final = 64 << 20
+# Bytes of float32 output held between the two passes of adain.
+WHOLE_BUDGET: Final = 64 << 20
+# Bytes that model calls running at once may take if the caller gives no limit.
+LANE_BUDGET: Final = 512 << 20
+
+# Measured with the built-in bundle, ONNX Runtime 1.32 on x86-64: ru_maxrss of a fresh process after three encodes and generates of
+# one tile, less that after loading. Tiles of 128, 256, 512 (180, 308, 564 with context): INT8 76, 221, 622 MB, fp32 72, 232, 626 MB.
+# That is at most 2440 bytes per pixel shown, 5.1 times the 480 bytes of its image, features, noise and output.
+CALL_FACTOR: Final = 5.2
+# The same process before the calls: INT8 67 MB with 0.8 MB of graph files, fp32 75 MB with 2.8 MB.
+PROGRAM: Final = 66_000_000
+WEIGHT_FACTOR: Final = 4
+# Rows of float32 output that colour fix and scaling hold at most: windows, differences, temporaries.
+STAGE_ROWS: Final = 1000
+# Time with one call at a time over the time with a call in each lane; see `engine.py`.
+ONE_LANE: Final = 1.35
 
 Floats = NDArray[np.float32]
 
@@ -39,10 +68,89 @@ class Box:
 
 @dataclass(frozen=True)
 class Tile:
-    """core: inside the image. padded: inside the image as enlarged to `padded_size`, at multiples of `multiple_of`."""
+    """A part of the picture that one call of the model computes."""
 
     core: Box
+    """Its own part, inside the picture."""
     padded: Box
+    """The core with context, inside the picture as enlarged to `padded_size`, at multiples of `multiple_of`."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The memory that a picture takes whatever its tiles are."""
+
+    size: tuple[int, int]
+    """Its height and width."""
+    fixed: int
+    """Bytes of the caller's picture and of a result in one array."""
+    strip: int
+    """Bytes of output for each LR row, in each strip."""
+    strips: int
+    """How many strips are alive at once if one call runs at a time. With more lanes there is one more."""
+    work: int = 0
+    """Bytes of the stages after the model."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a picture is computed."""
+
+    tile: tuple[int, int]
+    """Height and width of a core."""
+    lanes: int
+    """Model calls at once."""
+    keep: bool
+    """Whether features stay for further samples."""
+    peak: int
+    """The estimated bytes of the whole process, with the features if they stay."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The memory that a bundle takes in one precision."""
+
+    weights: int
+    """Bytes of its graph files."""
+    pixel: int
+    """Bytes for each pixel shown to a call."""
+    kept: int
+    """Bytes of features for each pixel."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, precision: str) -> Costs:
+        def area(channels: int, scale: float) -> float:
+            return 4 * channels * scale * scale
+
+        features = sum(area(t.channels, t.scale) for t in manifest.encoder.outputs)
+        others = (manifest.image, manifest.noise_input, manifest.output)
+        tensors = features + sum(area(t.channels, t.scale) for t in others)
+        files = manifest.graphs.get(precision, {}).values()
+        return cls(
+            sum(file.total_bytes for file in files), math.ceil(CALL_FACTOR * tensors), math.ceil(features)
+        )
+
+
+def demand_of(
+    picture: Picture, size: tuple[int, int], scale: int, *, whole: bool, placed: bool, held: bool
+) -> Demand:
+    """The memory that a picture takes besides the model calls.
+
+    size: height and width of the result.
+    scale: the model's.
+    whole: the result is one array.
+    placed: tiles are rounded into their places. Else float rows go through colour and scaling.
+    held: the whole output is held in float32.
+    """
+    one = picture.empty(1, size[1]).nbytes  # a row of the result
+    fixed = picture.color.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes)
+    fixed += size[0] * one if whole else 0
+    if placed:
+        # of two strips, the taker holds one
+        return Demand((picture.height, picture.width), fixed, 0 if whole else one * scale, strips=2)
+    row = 12 * scale * picture.width  # of float32 output
+    work = row * (STAGE_ROWS + (scale * picture.height if held else 0))
+    return Demand((picture.height, picture.width), fixed, row * scale, strips=2, work=work)
 
 
 def padded_size(length: int, rule: SizeRule) -> int:
@@ -58,9 +166,11 @@ def tile_size(tile: int, rule: SizeRule) -> int:
 def plan_tiles(
     height: int, width: int, tile: int | tuple[int, int], rule: SizeRule, top: int = 0
 ) -> list[Tile]:
-    """Tiles of an image in reading order. tile: core size, or (height, width) of it; rounded up to what the rule allows.
+    """Tiles of a picture in reading order.
 
-    top: the first row of the first cores, a multiple of `multiple_of`; where overlap is 0, a plan may so be left for another.
+    height, width: of the picture.
+    tile: core size, or (height, width) of it, rounded up to what the rule allows.
+    top: the first row of the first cores, a multiple of `multiple_of`. With overlap 0, one plan may end there and another go on.
     """
     rows, columns = (tile, tile) if isinstance(tile, int) else tile
     across = _spans(width, tile_size(columns, rule), rule)
@@ -91,14 +201,90 @@ def ramp(length: int) -> Floats:
 
 
 def paste(canvas: Floats, piece: Floats, start: int, shared: int) -> None:
-    """Put piece (C, H, w) into canvas (C, H, W) at column start; its first `shared` columns are blended with what is there.
+    """Put piece (C, H, w) into canvas (C, H, W) at column start. Its first `shared` columns are blended with those of the canvas.
 
-    The blend a + w (b - a) leaves a pixel exactly as it is where both agree.
+    The blend a + w (b - a) changes nothing if a and b are equal.
     """
     if shared:
         there = canvas[..., start : start + shared]
         there += ramp(shared) * (piece[..., :shared] - there)
     canvas[..., start + shared : start + piece.shape[-1]] = piece[..., shared:]
+
+
+def least_tile(rule: SizeRule) -> int:
+    """The smallest core that is chosen: as long as the context. With less, the model would compute more than nine times its pixels."""
+    return tile_size(max(rule.context, rule.multiple_of), rule)
+
+
+def choose(
+    demand: Demand, costs: Costs, rule: SizeRule, *,
+    tile: int, lanes: int, largest: int | None, further: bool, limit: int | None,
+) -> Plan:  # fmt: skip
+    """The plan for a picture. SettingError if the limit is too low for any.
+
+    tile: side of the core that the caller wants.
+    lanes: model calls at once that the caller wants.
+    largest: side of what one call takes. None: any.
+    further: whether more samples may follow.
+    limit: bytes for the whole process. None: the budgets above apply.
+    """
+    core = tile_size(tile, rule)
+    if largest is not None:
+        room = (largest - 2 * rule.context) // rule.multiple_of * rule.multiple_of
+        core = max(rule.multiple_of, min(core, room))
+    if limit is None:
+        rows = STRIP_BUDGET // max(1, demand.strip) // rule.multiple_of * rule.multiple_of
+        shape = (min(core, max(rule.multiple_of, rows)), core)
+        call = shown(demand, rule, shape) * costs.pixel
+        lanes = max(1, min(lanes, LANE_BUDGET // call))
+        kept = features(demand, costs, rule, shape)
+        keep = further and kept <= FEATURE_BUDGET
+        return Plan(shape, lanes, keep, peak(demand, costs, rule, shape, lanes) + keep * kept)
+    least = min(core, least_tile(rule))
+    best: tuple[float, Plan] | None = None
+    for count in sorted({1, lanes}):
+        for side in range(core, least - 1, -rule.multiple_of):
+            estimate = peak(demand, costs, rule, (side, side), count)
+            if estimate <= limit:
+                time = (1 + 2 * rule.context / side) ** 2 * (ONE_LANE if count < lanes else 1)
+                if best is None or time < best[0]:
+                    best = time, Plan((side, side), count, False, estimate)
+                break  # smaller tiles would only take longer
+    if best is None:
+        wanted = peak(demand, costs, rule, (least, least), 1)
+        raise SettingError(
+            f"max_memory: expected at least {math.ceil(wanted / 2**20)}M for this picture of {demand.size[1]}x{demand.size[0]} "
+            f"pixels, came {limit / 2**20:.0f}M; raise the limit or use a smaller picture"
+        )
+    plan = best[1]
+    kept = features(demand, costs, rule, plan.tile)
+    keep = further and kept <= min(FEATURE_BUDGET, limit - plan.peak)
+    return Plan(plan.tile, plan.lanes, keep, plan.peak + keep * kept)
+
+
+def peak(demand: Demand, costs: Costs, rule: SizeRule, tile: tuple[int, int], lanes: int) -> int:
+    """The estimated bytes of the whole process, without kept features."""
+    program = PROGRAM + WEIGHT_FACTOR * costs.weights * (
+        1 if lanes == 1 else 2
+    )  # two backends, see `Engine.for_lanes`
+    strip = demand.strip * min(tile[0], demand.size[0])
+    strips = strip * (demand.strips + (lanes > 1))
+    return program + demand.fixed + demand.work + strips + lanes * costs.pixel * shown(demand, rule, tile)
+
+
+def shown(demand: Demand, rule: SizeRule, tile: tuple[int, int]) -> int:
+    """Pixels of the largest tile with its context."""
+    sides = [
+        min(padded_size(length, rule), max(rule.minimum, side + 2 * rule.context))
+        for length, side in zip(demand.size, tile, strict=True)
+    ]
+    return sides[0] * sides[1]
+
+
+def features(demand: Demand, costs: Costs, rule: SizeRule, tile: tuple[int, int]) -> int:
+    """Bytes of the features of all tiles."""
+    tiles = plan_tiles(*demand.size, tile, rule)
+    return costs.kept * sum(t.padded.height * t.padded.width for t in tiles)
 
 
 def _up(value: int, multiple: int) -> int:

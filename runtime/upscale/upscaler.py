@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..backends.base import Backend, Engine, open_backend, placement_note
-from ..backends.devices import choices, resolve, usable_processors
+from ..backends.base import Backend
+from ..backends.devices import choices, open_backend, placement_note, resolve, usable_processors
 from ..bundle.manifest import COLOR_FIXES, Manifest
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import DeviceError, GdposrError, SettingError
 from ..image.arrays import as_picture
 from ..image.bands import Strips
+from .engine import Engine, Progress
 from .probe import run_probe
-from .rendering import Progress, Rendering, Request
+from .rendering import Rendering, Request
 
 if TYPE_CHECKING:
     from ..image.arrays import Photo
