@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from runtime.errors import GdposrError
-from runtime.image.files import atomic_file
+from runtime.files import atomic_file
 from runtime.noise import noise_field
 from training.data.degradation import MILD, PAPER, degrade
 from training.data.photos import CropParams, PhotoSet, find_images, random_crop

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-import runtime.image.files
+import runtime.files
 import runtime.image.write.encode
 from runtime.errors import ImageError
+from runtime.files import find_photos
 from runtime.image.arrays import Photo
 from runtime.image.exif import ORIENTATION, PIXEL_WIDTH, upright_exif
-from runtime.image.files import find_photos
 from runtime.image.read.decode import read_photo
 from runtime.image.write.encode import write_photo
 
@@ -311,7 +311,7 @@ def test_a_failure_at_the_end_keeps_the_old_file(
     def fail(*args: Any) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(runtime.image.files.os, failing, fail)
+    monkeypatch.setattr(runtime.files.os, failing, fail)
     with pytest.raises(ImageError, match="Input/output error"):
         write_photo(path, Photo(255 - smooth()))
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]

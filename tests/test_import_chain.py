@@ -12,7 +12,7 @@ INSTALLED = ("runtime", "training", "calibration", "export", "gdposr")
 CHAIN = (*INSTALLED, "tools")
 # The rooms of each package: a module imports from its own and from those before it.
 ROOMS = {
-    "runtime": ("errors", "checks", "noise", "image", "bundle", "backends", "upscale"),
+    "runtime": ("errors", "checks", "files", "noise", "image", "bundle", "backends", "upscale"),
     "training": (
         "randomness", "settings", "checkpoint", "devices", "metrics", "model", "data", "loop", "stages", "bench", "main",
     ),
@@ -139,7 +139,7 @@ def test_a_room_is_easy_to_look_over(root: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("runtime.image.files", "from ..upscale.color import adain"),
+        ("runtime.image.arrays", "from ..upscale.color import adain"),
         ("runtime.noise", "from .bundle.reader import Bundle"),
         ("training.data.photos", "def f():\n    from training.loop.trainer import Trainer"),
         ("export.student.core", "import export.write_bundle"),

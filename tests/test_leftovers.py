@@ -10,7 +10,7 @@ import pytest
 from cli_helpers import files_in
 
 from gdposr.batch.leftovers import OLD, TEMPORARY, claimed
-from runtime.image.files import atomic_file
+from runtime.files import atomic_file
 
 LEFT = ".a.png.0123abcd.tmp"
 

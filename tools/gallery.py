@@ -107,7 +107,7 @@ def write_gallery(
 ) -> None:
     """Pictures first, the page that names them last."""
     from gdposr import Upscaler
-    from runtime.image.files import atomic_file
+    from runtime.files import atomic_file
 
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figures] = {}

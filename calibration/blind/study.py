@@ -27,7 +27,7 @@ from calibration.blind.pairs import Pair
 from calibration.blind.sheet import pair_sheet
 from calibration.measure.pairs import read_rgb
 from runtime.errors import GdposrError
-from runtime.image.files import atomic_file
+from runtime.files import atomic_file
 
 FORMAT = 1
 QUESTION = "Which would a person keep?"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import ImageError
-from runtime.image.files import find_photos
+from runtime.files import find_photos
 from runtime.image.read.decode import read_photo
 
 SHOWN = 3  # names listed in an error

@@ -20,7 +20,7 @@ from calibration.report.page import page
 from calibration.report.plots import Bar, Point, bar_plot, difference_plot, pareto_plot, scatter_plot
 from calibration.report.tables import PSNR, SQF, Metric, limits, metrics_of, table_rows
 from calibration.sensitivity import LayerNoise
-from runtime.image.files import atomic_file
+from runtime.files import atomic_file
 
 __all__ = ["CropCollector", "render", "table_rows", "write_report"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")  # as runtime.image.files.atomic_file names them
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")  # as runtime.files.atomic_file names them
 OLD = 24 * 3600.0  # seconds without a change
 TRIES, PAUSE = 20, 0.05  # seconds between two tries for the shared lock
 

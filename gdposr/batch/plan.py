@@ -113,7 +113,7 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options) -> list[Task]
     OUT with the suffix of a picture is one file, otherwise a folder in which an input folder's tree is kept. Raises UsageError
     where two photos would get one name, an output would replace an input, or the request does not fit OUT.
     """
-    from runtime.image.files import SUFFIXES
+    from runtime.files import SUFFIXES
     from runtime.image.write.encode import WRITE_FORMATS
 
     is_file = out.suffix.lower() in (*SUFFIXES, *WRITE_FORMATS, *NOT_WRITTEN) and not out.is_dir()
@@ -147,7 +147,7 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options) -> list[Task]
 
 def _sources(inputs: Sequence[str], out: Path | None) -> list[tuple[Path, Path]]:
     """Every photo once, with its path inside the input it came from (the tree to keep)."""
-    from runtime.image.files import find_photos
+    from runtime.files import find_photos
 
     exclude = [] if out is None else [out]
     found: dict[Path, tuple[Path, Path]] = {}

@@ -156,7 +156,7 @@ def large_pictures(
 def write_reports(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """The page and the table that were asked for."""
     from gdposr.bench.report import markdown, page
-    from runtime.image.files import atomic_file
+    from runtime.files import atomic_file
 
     for path, text in ((args.report, page), (args.table, markdown)):
         if path is not None:

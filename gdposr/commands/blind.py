@@ -144,7 +144,7 @@ def _command(args: argparse.Namespace, names: "Sequence[str]", seed: int) -> str
 def _page(args: argparse.Namespace) -> int:
     from calibration.blind.page import study_page
     from calibration.blind.study import read_study
-    from runtime.image.files import atomic_file
+    from runtime.files import atomic_file
 
     out = args.out or args.study.resolve().with_name(f"{args.study.resolve().name}.html")
     page = study_page(read_study(args.study))
@@ -161,7 +161,7 @@ def _score(args: argparse.Namespace) -> int:
     from calibration.blind.score import agreements, score, unanimous
     from calibration.blind.study import key_path, read_key, read_study
     from calibration.blind.votes import read_votes
-    from runtime.image.files import atomic_file
+    from runtime.files import atomic_file
 
     study = read_study(args.study)
     key = read_key(args.key or key_path(args.study), study)

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     check_report(args.report)
     from calibration.sensitivity import read_rows
     from runtime.bundle.reader import Bundle
-    from runtime.image.files import atomic_file
+    from runtime.files import atomic_file
 
     bundle = Bundle.open(args.bundle)
     accuracy = bundle.manifest.accuracy

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ...errors import ImageError
+from ...files import SUFFIXES
 from ..arrays import Photo, to_array, without_limit
 from ..exif import EXIF_HEADER, ORIENTATION, exif_dpi, is_sound, tiff_exif, upright_exif
-from ..files import SUFFIXES
 from .deep import DEEP_READ, deep_gray, deep_pixels
 from .deep_tiff import SIGNATURES, is_deep_tiff, opened_as_8_bit, tags_if_sound
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import ImageError
+from ...files import atomic_file
 from ..arrays import Photo
 from ..bands import Strips, block_rows, row_blocks
 from ..exif import revised_exif
-from ..files import atomic_file
 from .png import write_png
 from .tiff import LARGEST_FILE, raw_bytes, write_tiff
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
 
-from ..errors import ImageError
+from .errors import ImageError
 
-# Of the formats that can be read, see `read/decode.py`.
+# Of the formats that can be read, see `image/read/decode.py`.
 SUFFIXES: Final = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpe", ".jpeg", ".jpg",
     ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
