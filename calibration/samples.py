@@ -1,8 +1,7 @@
-"""Pictures and noise for calibration and parity checks: photos through the real degradation, at fixed seeds.
+"""Pictures and noise for calibration and parity checks: degraded photos at fixed seeds.
 
-The noise is the runtime's own field, so it has the one level that the model sees. Without a folder, the openly licensed photographs
-that come inside scikit-image are used, so an export gives the same bytes on every machine. Sets can be drawn once, saved and used
-again:
+The degradation is that of training, the noise is the runtime's own field. Without a folder, the openly licensed photographs inside
+scikit-image are used, so that an export gives the same bytes on every machine. Sets can be drawn once, saved and used again:
 
     python -m calibration.samples --photos DIR --out sets.safetensors
     gdposr export --checkpoint CHECKPOINT --out NAME.gdposr --calibration sets.safetensors
@@ -31,31 +30,36 @@ from training.data.degradation import MILD, PAPER, degrade
 from training.data.photos import CropParams, PhotoSet, find_images, random_crop
 
 OPEN_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "grass", "brick", "camera")
-# More of them, which no calibration sees: to measure on where a user gives no pairs.
+# Photographs that no calibration sees, to measure on if a user gives no pairs.
 HELD_OUT_PHOTOS = ("chelsea", "grass", "gravel", "moon", "hubble_deep_field", "retina")
-VALIDATION_EVERY: Final = 4  # one photo in four is for validation
+# One photo in four is for validation.
+VALIDATION_EVERY: Final = 4
 LEAST_PHOTOS: Final = 4
 LEAST_SAMPLES: Final = 4
 FORMAT: Final = "gdposr samples 1"
 
 
 class SampleError(GdposrError):
-    """A folder or file that no calibration can be drawn from."""
+    """A folder or file from which no samples can be drawn."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """lr: (3, h, w) float32 in [0, 1]; noise: (c, h/2, w/2) float32; hr: (3, 4h, 4w) float32 in [0, 1]. photo: which it came from."""
+    """One picture with its noise."""
 
     lr: np.ndarray
+    """(3, h, w) float32 in [0, 1]."""
     noise: np.ndarray
+    """(c, h/2, w/2) float32."""
     hr: np.ndarray
+    """(3, 4h, 4w) float32 in [0, 1]."""
     photo: str = ""
+    """Name of the photo that it is a crop of."""
 
 
 @dataclass(frozen=True)
 class SampleSets:
-    """Samples to calibrate with and samples to judge by; no photo is in both."""
+    """Samples for calibration and samples for validation; no photo is in both."""
 
     calibration: tuple[Sample, ...]
     validation: tuple[Sample, ...]
@@ -93,8 +97,12 @@ def open_photo_paths(names: Sequence[str] = OPEN_PHOTOS) -> list[Path]:
 def draw_samples(
     count: int, *, size: int = 64, channels: int = 4, downscale: int = 2, seed: int = 0, first: int = 0
 ) -> list[Sample]:
-    """count samples of size x size LR pixels, cycling over the open photos from the one of number first on; sample k has its own
-    crop and noise."""
+    """Samples of the open photos, taken in turn. Sample k has its own crop and noise.
+
+    size: side in LR pixels.
+    channels, downscale: of the noise: its channels, and LR pixels per noise cell.
+    first: number of the photo to begin with.
+    """
     photos = PhotoSet(open_photo_paths())
     crop = CropParams(4 * size, zoom_range=(1.0, 1.0), augment=False)
     samples = []
@@ -117,11 +125,16 @@ def draw_sets(
     downscale: int = 2,
     seed: int = 0,
 ) -> SampleSets:
-    """Both sets of the photos below a folder: crops of size x size LR pixels for calibration and half as many for validation, each with
-    that many seeds of noise.
+    """Both sets from the photos below a folder.
 
-    Photos are taken evenly from the sorted list, one for each crop where there are enough; every fourth of them is for validation.
-    Every other crop has the mild degradation. SampleError where there are fewer than four photos.
+    folder: None: the photographs inside scikit-image.
+    crops: for calibration; validation gets half as many.
+    seeds: of noise, for each crop.
+    size: side of a crop in LR pixels.
+    channels, downscale: of the noise: its channels, and LR pixels per noise cell.
+
+    Photos are taken evenly from the sorted list, one for each crop if there are enough. Every fourth of them is for validation.
+    Every second crop has the mild degradation. SampleError for fewer than four photos.
     """
     paths = open_photo_paths() if folder is None else find_images(folder)
     wanted = min(len(paths), max(LEAST_PHOTOS, crops + -(-crops // 2)))
@@ -172,7 +185,7 @@ def save_sets(sets: SampleSets, path: Path) -> None:
 
 
 def load_sets(path: Path) -> SampleSets:
-    """Read what `save_sets` wrote. SampleError where the file is something else."""
+    """Read what `save_sets` wrote. SampleError for any other file."""
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get("gdposr", "{}"))
@@ -193,7 +206,7 @@ def load_sets(path: Path) -> SampleSets:
 
 
 def check_fit(sets: SampleSets, *, multiple: int, channels: int, downscale: int) -> None:
-    """SampleError where a sample does not fit a model whose LR sides are multiples of that, with that noise."""
+    """SampleError for a sample that does not fit a model. multiple: of its LR sides; channels, downscale: of its noise."""
     for sample in (*sets.calibration, *sets.validation):
         height, width = sample.lr.shape[1:]
         noise = (channels, height // downscale, width // downscale)
@@ -205,9 +218,9 @@ def check_fit(sets: SampleSets, *, multiple: int, channels: int, downscale: int)
 
 
 def write_open_pairs(folder: Path, count: int, size: int = 128) -> tuple[Path, Path]:
-    """Pairs to measure on where there are no others: LR crops of size x size pixels of open photos that calibration does not see,
-    and what they were made from, as PNG files of the same names; returns both folders. The mild degradation, which is nearer to a
-    user's photo.
+    """Write pairs to measure on if a user gives none: crops of `HELD_OUT_PHOTOS` as HR and, degraded, as LR. Returns both folders.
+
+    The degradation is the mild one, which is nearer to a user's photo. size: side in LR pixels.
     """
     photos = PhotoSet(open_photo_paths(HELD_OUT_PHOTOS))
     crop = CropParams(4 * size, zoom_range=(1.0, 1.0), augment=False)

@@ -1,8 +1,8 @@
-"""Which layers bear few bits: the noise that each makes alone, and a plan that spends bits where they are needed.
+"""Which layers bear few bits: the noise of each layer alone, and a plan that spends bits on the layers that need them.
 
-The noise of a model whose layers are all quantized is close to the sum of the noises that each makes alone, being small and unrelated.
-So it is enough to measure each layer once at each width. The same rows lead to the layers that INT8 leaves in floating point and to the
-widths of the weights in a mixed Core ML package; `export` measures them, a bundle's manifest keeps them.
+Each layer's noise is small and unrelated to the others', so the noise of a model with all layers quantized is close to their sum. It is
+therefore enough to measure each layer once at each width. From the same rows come the layers that INT8 leaves in floating point and
+the widths of the weights in a mixed Core ML package. `export` measures the rows; a bundle's manifest keeps them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class PlanError(GdposrError):
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """PSNR in dB of the whole model's result with one layer alone at that many bits; inf: that width is free of noise.
-
-    cost: of that width, in whatever a plan is to save (bytes, bit operations)."""
+    """What one layer alone costs in quality at one width."""
 
     layer: str
     bits: int
     psnr: float
+    """PSNR in dB of the whole model's result with this layer alone quantized; inf: no noise at this width."""
     cost: float
+    """Cost of this width in what a plan is to save, such as bytes or bit operations."""
 
     def __post_init__(self) -> None:
         if math.isnan(self.psnr) or self.psnr == -math.inf:
@@ -49,8 +49,12 @@ def measure(
     cost: Callable[[str, int], float],
     say: Callable[[int, int], None] | None = None,
 ) -> list[LayerNoise]:
-    """Rows of all layers at all widths. alone(layer, bits): PSNR in dB with that layer alone quantized. say(done, total): called after
-    each layer."""
+    """Rows of all layers at all widths.
+
+    alone: layer, bits -> PSNR in dB with that layer alone quantized.
+    cost: layer, bits -> cost of that width.
+    say: called after each layer with layers done and in all.
+    """
     rows = []
     for done, layer in enumerate(layers, start=1):
         rows += [LayerNoise(layer, width, float(alone(layer, width)), cost(layer, width)) for width in bits]
@@ -60,10 +64,10 @@ def measure(
 
 
 def plan(rows: Sequence[LayerNoise], floor_db: float, *, reference_db: float = math.inf) -> dict[str, int]:
-    """Bits by layer: little cost such that the predicted PSNR keeps floor_db. reference_db: PSNR of the model unquantized.
+    """Bits of each layer, at low cost, with a predicted PSNR of at least floor_db. reference_db: PSNR of the unquantized model.
 
-    Greedy: all layers start at their cheapest width; the one that loses most noise per added cost is widened until the floor holds,
-    then whatever turns out not to be needed is narrowed again. PlanError where even the widest miss the floor.
+    Greedy: all layers start at their cheapest width. The layer that loses most noise per added cost is widened until the floor is
+    reached. Then layers are narrowed again as far as the floor allows. PlanError if even the widest widths miss the floor.
     """
     options = _options(rows)
     noise = {(row.layer, row.bits): _noise(row.psnr, reference_db) for row in rows}
@@ -102,15 +106,14 @@ def plan(rows: Sequence[LayerNoise], floor_db: float, *, reference_db: float = m
 def predicted_db(
     rows: Sequence[LayerNoise], chosen: Mapping[str, int], *, reference_db: float = math.inf
 ) -> float:
-    """PSNR in dB that a plan should have: the noise of the unquantized model and of each layer at its width, summed."""
+    """Predicted PSNR of a plan in dB: the sum of the unquantized model's noise and of each layer's at its width."""
     noise = {(row.layer, row.bits): _noise(row.psnr, reference_db) for row in rows}
     power = _power(reference_db) + math.fsum(noise[item] for item in chosen.items())
     return math.inf if power == 0 else -10 * math.log10(power)
 
 
 def noisiest(rows: Sequence[LayerNoise], chosen: Mapping[str, int]) -> str | None:
-    """The layer that makes most noise at its chosen width; None where none makes any. What a plan gives up first when measurement says
-    that it has promised too much."""
+    """The layer with most noise at its chosen width; None if no layer has any. If a plan misses its floor, it is the first to go."""
     now = [row for row in rows if chosen.get(row.layer) == row.bits and math.isfinite(row.psnr)]
     return min(now, key=lambda row: (row.psnr, row.layer)).layer if now else None
 
@@ -136,7 +139,7 @@ def _read(where: str, entry: object) -> LayerNoise:
 
 
 def _options(rows: Sequence[LayerNoise]) -> dict[str, list[int]]:
-    """The widths of each layer, narrow first, without those that save nothing against a wider one."""
+    """The widths of each layer, narrow first, without those that save nothing over a wider one."""
     options: dict[str, list[LayerNoise]] = {}
     for row in rows:
         options.setdefault(row.layer, []).append(row)

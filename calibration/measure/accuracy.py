@@ -46,7 +46,9 @@ from training.metrics import sqf
 
 __all__ = ["AccuracyReport", "ImageScore", "Observe", "Row", "evaluate", "measure_row", "versions"]
 
-Progress = Callable[[int, int, str], None]  # pictures done, pictures in all, row being measured
+# Called with pictures done, pictures in all, and the row being measured.
+Progress = Callable[[int, int, str], None]
+# Packages whose versions a report states.
 PACKAGES = (
     "gdposr", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "coremltools", "openvino", "pyiqa"
 )  # fmt: skip
@@ -54,27 +56,41 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What was measured, on what, and whether it is good enough."""
+    """What was measured, on which pictures, and whether it is good enough."""
 
-    bundle: dict[str, str]  # name, digest
+    bundle: dict[str, str]
+    """Its "name" and "digest"."""
     scale: int
-    pictures: str  # where they are from
-    count: int  # of them
-    groups: int  # of them that are independent: photos, where several pictures are crops of one
+    pictures: str
+    """Where the pictures come from."""
+    count: int
+    """Number of pictures."""
+    groups: int
+    """Number of independent pictures: of photos, if several pictures are crops of one photo."""
     seed: int
     diversity_images: int
+    """Pictures on which diversity was measured."""
     diversity_samples: int
-    sqf_note: str | None  # why there is no SQF
-    hr_niqe: float  # of the large photos themselves, to read the column by
+    """Samples of each of them."""
+    sqf_note: str | None
+    """Why there is no SQF; None: there is."""
+    hr_niqe: float
+    """NIQE of the HR photos themselves, for comparison."""
     hr_checkerboard: float | None
+    """The same for the checkerboard measure, in dB."""
     rows: tuple[Row, ...]
     gates: tuple[GateResult, ...] = field(default=())
     extra_metrics: tuple[str, ...] = ()
-    extra_note: str | None = None  # why there are none
-    budgets: dict[str, dict[str, float]] = field(default_factory=dict)  # row -> gate -> limit applied
-    sensitivity: dict[str, tuple[LayerNoise, ...]] = field(default_factory=dict)  # target -> layers
+    """Names of learned metrics."""
+    extra_note: str | None = None
+    """Why there are no learned metrics; None: there are."""
+    budgets: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Row -> gate -> limit that was applied."""
+    sensitivity: dict[str, tuple[LayerNoise, ...]] = field(default_factory=dict)
+    """Target -> its layers."""
     machine: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)  # distribution -> version
+    versions: dict[str, str] = field(default_factory=dict)
+    """Package -> version."""
 
     @property
     def few(self) -> bool:
@@ -83,7 +99,7 @@ class AccuracyReport:
 
     @property
     def caution(self) -> str:
-        """What the intervals are worth, in a sentence or two; empty where nothing was compared."""
+        """How far the intervals can be trusted, in a sentence or two; empty if nothing was compared."""
         if not any(row.differences for row in self.rows):
             return ""
         crops = f", of which the {self.count} pictures are crops" if self.groups < self.count else ""
@@ -96,7 +112,7 @@ class AccuracyReport:
 
     @property
     def ok(self) -> bool | None:
-        """All gates passed; None where none was set."""
+        """Whether all gates passed; None if there are none."""
         return all(gate.ok for gate in self.gates) if self.gates else None
 
     def row(self, name: str) -> Row:
@@ -107,8 +123,7 @@ class AccuracyReport:
         raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: a number that is not finite (PSNR of equal pictures) becomes null. Differences also say whether they are
-        real."""
+        """Ready for JSON: infinite numbers (PSNR of equal pictures) become null. Each difference says whether it is real."""
         values = asdict(self)
         for row, plain_row in zip(self.rows, values["rows"], strict=True):
             for name, difference in row.differences.items():
@@ -142,15 +157,22 @@ def evaluate(
     progress: Progress | None = None,
     observe: Observe | None = None,
 ) -> AccuracyReport:
-    """Measure a bundle (None: the built-in one) on all pairs of two folders.
+    """Measure a bundle on all pairs of two folders.
 
-    precisions: None = all the bundle has. folders: name -> pictures already enlarged. peers: name -> function
-    from (h, w, 3) uint8 to (H, W, 3) uint8. methods: further rows; those of kind "model", such as the bundle's Core
-    ML packages, stand last and take part in gates, others stand before the bundle's. extra_metrics: names of
-    `perceptual`. budgets: row -> its limits. limit: only the first pairs. pictures, machine: what the report is to
-    say of them; pictures None = both folders. group: picture name -> the photo that it is a crop of. observe is
-    handed every picture, for a report's crops.
-    SettingError for rows, budgets or precisions that cannot be, ImageError for pictures that cannot be used.
+    bundle: None: the built-in one.
+    precisions: rows of the bundle; None: all that it has.
+    limit: number of pairs, the first by name; None: all.
+    folders: name -> folder of pictures that are already enlarged.
+    peers: name -> function from (h, w, 3) uint8 to (H, W, 3) uint8.
+    methods: further rows. Those of kind "model", such as Core ML packages, come last and take part in gates.
+    extra_metrics: names of metrics in `training.metrics.pyiqa`.
+    diversity_images, diversity_samples: how many pictures diversity is measured on, and samples of each.
+    budgets: row -> its limits.
+    pictures, machine: what the report says of them; pictures None: the names of both folders.
+    group: picture name -> the photo that it is a crop of; None: each picture is a photo of its own.
+    observe: called with every picture, for a report's crops.
+
+    SettingError for impossible rows, budgets or precisions; ImageError for pictures that cannot be used.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
@@ -218,7 +240,7 @@ def evaluate(
 
 
 def measured_precisions(bundle: Bundle, precisions: Sequence[str] | None = None) -> list[str]:
-    """The ONNX rows, fp32 first; precisions: those asked for, None or none = all. SettingError for one that the bundle lacks."""
+    """The ONNX rows, fp32 first. precisions: those asked for; None or empty: all. SettingError for one that the bundle lacks."""
     graphs = bundle.manifest.graphs
     chosen = list(precisions or sorted(graphs, key=precision_rank))
     unknown = [name for name in chosen if name not in graphs]
@@ -228,7 +250,7 @@ def measured_precisions(bundle: Bundle, precisions: Sequence[str] | None = None)
 
 
 def versions() -> dict[str, str]:
-    """Of the packages behind the figures, those that are installed."""
+    """Versions of those of `PACKAGES` that are installed."""
     found = {}
     for name in PACKAGES:
         try:

@@ -1,6 +1,6 @@
-"""How far a student's samples are the teacher's: distance of each, spread of all, and whether a seed means the same sample.
+"""How closely a student's samples follow the teacher's: distance, diversity, and whether a seed gives the same sample.
 
-Pure functions of pictures, in levels of 1/255; two models are compared on samples of the same pictures and the same noise.
+Pure functions of pictures, in levels of 1/255. Both models are compared on samples of the same pictures and the same noise.
 """
 
 from __future__ import annotations
@@ -13,32 +13,43 @@ import numpy as np
 
 from runtime.upscale.probe import psnr_db
 
-HIGHEST_PSNR = 100.0  # dB, of equal pictures
-DIVERSITY_FLOOR = 0.9  # of the teacher's, that a distillation must keep
-WINDOW = 5  # pixels; what their mean takes away is texture
+# PSNR in dB that stands for equal pictures.
+HIGHEST_PSNR = 100.0
+# Share of the teacher's diversity that a distillation must keep.
+DIVERSITY_FLOOR = 0.9
+# Side in pixels of a mean filter. What the filter removes is texture.
+WINDOW = 5
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A student beside its teacher. Distances are the mean, over pictures and pairs of samples, of their RMS difference in 1/255."""
+    """A student beside its teacher. Distance: RMS difference of two samples in 1/255, mean over pictures and pairs of samples."""
 
-    teacher_psnr: (
-        float  # dB, RGB, of the student's sample to the teacher's of the same noise; mean over samples
-    )
-    diversity: float  # distance between the student's samples over that between the teacher's
-    texture_diversity: float  # the same of the texture alone
-    follows: float  # correlation of the differences between samples; 1: a seed means the same sample, 0: no relation
+    teacher_psnr: float
+    """PSNR in dB of the student's sample against the teacher's of the same noise, over RGB; mean over samples."""
+    diversity: float
+    """Distance between the student's samples over the distance between the teacher's."""
+    texture_diversity: float
+    """The same for the texture alone."""
+    follows: float
+    """Correlation of the differences between samples. 1: a seed gives the same sample; 0: no relation."""
     texture_follows: float
-    distance: float  # between the student's samples
+    """The same for the texture alone."""
+    distance: float
+    """Between the student's samples."""
     teacher_distance: float
+    """Between the teacher's samples."""
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
 
 
 def agreement(pictures: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]) -> Agreement:
-    """pictures: of each the student's and the teacher's samples, at least two, (H, W, 3) in [0, 255]; sample k of both has the same
-    noise. ValueError where the teacher's samples do not differ."""
+    """Compare the samples of both models.
+
+    pictures: the student's and the teacher's samples of each, at least two, (H, W, 3) in [0, 255]; sample k of both has the same noise.
+    ValueError if the teacher's samples do not differ.
+    """
     psnr, full, texture = [], _Differences(), _Differences()
     for ours, theirs in pictures:
         if len(ours) != len(theirs) or len(ours) < 2:
@@ -65,7 +76,7 @@ def agreement(pictures: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray
 
 
 def high_pass(image: np.ndarray) -> np.ndarray:
-    """What a 5x5 mean takes away, where the window fits: (H, W, 3) -> (H - 4, W - 4, 3)."""
+    """What a 5x5 mean filter removes, without the borders: (H, W, 3) -> (H - 4, W - 4, 3)."""
     edge = WINDOW // 2
     windows = np.lib.stride_tricks.sliding_window_view(image, (WINDOW, WINDOW), axis=(0, 1))
     return image[edge:-edge, edge:-edge] - windows.mean(axis=(-2, -1))
@@ -101,7 +112,7 @@ class _Differences:
 
     @property
     def correlation(self) -> float:
-        """Pearson's, over all pixels; 0 where one side is constant."""
+        """Pearson's, over all pixels; 0 if one side is constant."""
         n, a, b, aa, bb, ab = self._sums
         spread = (aa - a * a / n) * (bb - b * b / n)
         return float((ab - a * b / n) / np.sqrt(spread)) if spread > 0 else 0.0

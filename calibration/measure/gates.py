@@ -1,6 +1,6 @@
-"""Gates: limits that the rows of an accuracy table must keep. None = not asked.
+"""Gates: limits that the rows of an accuracy table must keep.
 
-A row's limits together are its budget; budgets go by the row's name, in a preset, in a bundle's manifest and in a report.
+All limits of a row are its budget. Presets, a bundle's manifest and reports list budgets by the name of the row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from runtime.errors import SettingError
 if TYPE_CHECKING:
     from calibration.measure.rows import Row
 
+# The row that relative gates and differences compare with.
 REFERENCE: Final = "fp32"
 RELATIVE: Final = (
     "max_psnr_loss", "max_sqf_rise", "max_niqe_rise", "max_lpips_rise", "min_diversity_ratio"
@@ -24,20 +25,29 @@ LPIPS_GATES: Final = ("max_lpips_rise",)
 
 @dataclass(frozen=True)
 class Gates:
-    """Limits of one row; those in `RELATIVE` compare it with fp32."""
+    """Limits of one row; those in `RELATIVE` compare it with fp32. None: no limit."""
 
-    min_psnr: float | None = None  # dB
+    min_psnr: float | None = None
+    """In dB."""
     min_ssim: float | None = None
     max_sqf: float | None = None
     max_niqe: float | None = None
-    max_colour_shift: float | None = None  # 1/255, `colour_shift_abs`
-    max_checkerboard: float | None = None  # dB
-    max_seam: float | None = None  # of ONNX rows only; without any seam single photos give 0.7 to 1.2
-    max_psnr_loss: float | None = None  # dB below fp32
-    max_sqf_rise: float | None = None  # share of fp32's SQF, 0.01 = 1 %
+    max_colour_shift: float | None = None
+    """Of `Row.colour_shift_abs`, in 1/255."""
+    max_checkerboard: float | None = None
+    """In dB."""
+    max_seam: float | None = None
+    """For ONNX rows only. Single photos without any seam give 0.7 to 1.2."""
+    max_psnr_loss: float | None = None
+    """In dB below fp32."""
+    max_sqf_rise: float | None = None
+    """Share of fp32's SQF; 0.01 is 1 %."""
     max_niqe_rise: float | None = None
-    max_lpips_rise: float | None = None  # LPIPS above fp32's
-    min_diversity_ratio: float | None = None  # share of fp32's diversity
+    """NIQE above fp32's."""
+    max_lpips_rise: float | None = None
+    """LPIPS above fp32's."""
+    min_diversity_ratio: float | None = None
+    """Share of fp32's diversity."""
 
     @property
     def needs_reference(self) -> bool:
@@ -45,13 +55,13 @@ class Gates:
         return any(getattr(self, name) is not None for name in RELATIVE)
 
     def to_dict(self) -> dict[str, float]:
-        """The limits that are asked, by the name of their gate."""
+        """The limits that are set, by the name of their gate."""
         limits = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "budget") -> Gates:
-        """SettingError for an unknown gate and for a limit that is no finite number. where: begins the message."""
+        """SettingError for an unknown gate or a limit that is no finite number. where: the beginning of the message."""
         for name, limit in data.items():
             if name not in GATE_NAMES:
                 raise SettingError(
@@ -65,32 +75,33 @@ class Gates:
         return cls(**{name: float(limit) for name, limit in data.items()})
 
     def without(self, names: Iterable[str]) -> Gates:
-        """The same with these gates not asked."""
+        """The same without these limits."""
         return replace(self, **dict.fromkeys(names))
 
     def overridden(self, other: Gates) -> Gates:
-        """The same with the limits that other asks in place of its own."""
+        """The same, but with the limits that `other` sets."""
         return replace(self, **other.to_dict())
 
 
 GATE_NAMES: Final = tuple(item.name for item in fields(Gates))
-# What INT8 may lose against fp32: a share of the method's own gain, not all of it.
+# What INT8 may lose against fp32: a small share of the model's gain over bicubic.
 INT8_GATES: Final = Gates(max_psnr_loss=0.1, max_sqf_rise=0.01, min_diversity_ratio=0.95)
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """One limit on one row. value: None where it could not be measured, which does not pass."""
+    """One limit on one row."""
 
     row: str
     gate: str
     limit: float
     value: float | None
+    """None: it could not be measured, so the gate does not pass."""
     ok: bool
 
 
 def default_budgets(stated: Mapping[str, Mapping[str, Any]], rows: Iterable[str]) -> dict[str, Gates]:
-    """The budget of each row: the stated one, such as a manifest's, else `INT8_GATES`, so that no row but fp32 goes unchecked."""
+    """The budget of each row: the stated one, such as a manifest's, else `INT8_GATES` for every row but fp32."""
     return {
         row: Gates.from_dict(stated[row], f"budget of {row}") if row in stated else INT8_GATES
         for row in rows

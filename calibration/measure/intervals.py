@@ -4,13 +4,13 @@ The percentile bootstrap of the mean (Efron & Tibshirani 1993, An Introduction t
 with replacement `RESAMPLES` times, and the interval runs between the tails of the resampled means. Two methods are compared on the
 same pictures: their difference is taken per picture and then resampled (paired), so that what all pictures share cancels out.
 
-Crops of one photo resemble each other and are no independent pictures: where groups are given, whole groups are drawn (the cluster
-bootstrap; Davison & Hinkley 1997, Bootstrap Methods and their Application, sec. 3.8).
+Crops of one photo resemble each other and are not independent. If groups are given, whole groups are drawn (the cluster bootstrap;
+Davison & Hinkley 1997, Bootstrap Methods and their Application, sec. 3.8).
 
-Infinite values (PSNR of equal pictures) obey the rules of limits: a mean with one is infinite, and a resample without it is not, so
-an interval may have a finite and an infinite end. Two infinite values of one picture are equal, their difference is 0.
+A mean with an infinite value (PSNR of equal pictures) is infinite, and a resample without that value is finite. So an interval may
+have one finite and one infinite end. Two infinite values of one picture are equal; their difference is 0.
 
-With few groups the intervals are too narrow, and with one they have no width at all: `FEW` says where to distrust them.
+With few groups the intervals are too narrow, and with one group they have no width: do not trust those of fewer than `FEW`.
 
 Not scipy.stats.bootstrap: its intervals are the same, but it refuses a single group, and the base install has no scipy.
 """
@@ -24,13 +24,15 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-FEW = 10  # groups; the percentile bootstrap of fewer covers well below its stated confidence
-_CHUNK = 2_000_000  # draws held at once, 16 MB
+# Groups. With fewer the percentile bootstrap covers well below its stated confidence.
+FEW = 10
+# Draws held in memory at once, 16 MB.
+_CHUNK = 2_000_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the mean over all pictures of this kind lies, at 95 % confidence unless another was asked. Unit of the metric."""
+    """Both ends of a confidence interval of the mean over all pictures of this kind, 95 % by default. Unit of the metric."""
 
     low: float
     high: float
@@ -46,14 +48,14 @@ class Difference:
 
     @property
     def real(self) -> bool:
-        """The interval excludes zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def interval(
     values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Of the mean of values, one per picture. ValueError for no values and for NaN."""
+    """Interval of the mean of values, one per picture. ValueError for no values and for NaN."""
     return intervals({"values": values}, resamples=resamples, seed=seed, confidence=confidence)["values"]
 
 
@@ -65,8 +67,10 @@ def difference(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> Difference:
-    """Of values - reference, picture k of both being the same. ValueError for none, for unequal numbers, and where one picture's
-    difference is infinite upwards and another's downwards, for there is no mean."""
+    """Mean of values - reference, with its interval. Picture k is the same in both.
+
+    ValueError for no values, for unequal numbers, and for differences without a mean (+infinity and -infinity).
+    """
     (found,) = differences(
         {"values": values}, {"values": reference}, resamples=resamples, seed=seed, confidence=confidence
     ).values()
@@ -81,8 +85,7 @@ def intervals(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
-    """`interval` of several metrics of the same pictures, on the same resamples. groups: which each picture is of; None: each is
-    one."""
+    """`interval` for several metrics of the same pictures, on the same resamples. groups: photo of each picture; None: its own."""
     if not columns:
         return {}
     values = _table(columns)
@@ -99,7 +102,7 @@ def differences(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Difference]:
-    """`difference` of the metrics that both have, on the same resamples; groups as in `intervals`."""
+    """`difference` for the metrics that both have, on the same resamples. groups: as in `intervals`."""
     names = [name for name in columns if name in reference]
     if not names:
         return {}
@@ -139,7 +142,7 @@ def _table(columns: Mapping[str, Sequence[float]]) -> np.ndarray:
 
 
 def _members(groups: Sequence[str] | None, count: int) -> np.ndarray:
-    """The number of each picture's group, (pictures,) int, counted as they first appear."""
+    """The number of each picture's group, (pictures,) int, in the order in which groups first appear."""
     if groups is None:
         return np.arange(count)
     if len(groups) != count:
@@ -151,7 +154,7 @@ def _members(groups: Sequence[str] | None, count: int) -> np.ndarray:
 def _tails(
     values: np.ndarray, members: np.ndarray, resamples: int, seed: int, confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends for (pictures, metrics): order statistics of the resampled means, which need no arithmetic and so may be infinite."""
+    """Both ends for (pictures, metrics): order statistics of the resampled means, which may be infinite."""
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(
             f"expected at least 1 resample and a confidence between 0 and 1, got {resamples} and {confidence}"
@@ -165,7 +168,7 @@ def _tails(
 
 
 def _resampled_means(values: np.ndarray, members: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(pictures, metrics) -> (resamples, metrics). Each resample is its groups' counts, so all metrics cost one product."""
+    """(pictures, metrics) -> (resamples, metrics). A resample is a count for each group, so one product gives all metrics."""
     count = int(members.max()) + 1
     rng = np.random.Generator(np.random.PCG64(seed))
     # A metric's offset cancels in its means; taking it away first makes a constant metric's interval exact.

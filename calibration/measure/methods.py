@@ -17,36 +17,42 @@ from runtime.upscale.tiling import plan_tiles
 from runtime.upscale.upscaler import Upscaler
 
 PRECISION_ORDER = ("fp32", "fp16", "int8", "w8", "w4")
-SEAM_TILE = 32  # LR pixels of a tile's core while seams are measured; small, so that a picture of 128 has three each way
+# Side of a tile's core in LR pixels while seams are measured. It is small so that a picture of 128 pixels has three seams each way.
+SEAM_TILE = 32
 
 
 @dataclass(frozen=True)
 class Tiled:
-    """A picture that was put together from tiles, (H, W, 3) uint8, and the first row or column of each tile but the first."""
+    """A picture that was put together from tiles."""
 
     picture: np.ndarray
+    """(H, W, 3) uint8."""
     rows: tuple[int, ...]
+    """First row of each tile, without the picture's own edge."""
     columns: tuple[int, ...]
+    """The same for columns."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to enlarge a picture. upscale: (pair name, (h, w, 3) uint8) -> (H, W, 3) uint8.
-
-    samples: the same with a count, giving that many versions; None where the method has no randomness. tiled: (h, w, 3) uint8 ->
-    the picture cut into small tiles; None where the method has no tiles.
-    """
+    """One way to enlarge a picture."""
 
     name: str
-    kind: str  # "bicubic", "model", "folder" or "peer"
+    kind: str
+    """"bicubic", "model", "folder" or "peer"."""
     upscale: Callable[[str, np.ndarray], np.ndarray]
+    """Name of a pair and its LR picture, (h, w, 3) uint8 -> (H, W, 3) uint8."""
     samples: Callable[[np.ndarray, int], Sequence[np.ndarray]] | None = None
+    """LR picture and a count -> so many samples; None: the method has no randomness."""
     parameters: int | None = None
-    bytes: int | None = None  # of the files with graphs or weights
+    bytes: int | None = None
+    """Size of the files with graphs or weights."""
     device: str | None = None
     notes: tuple[str, ...] = ()
-    target: str = ""  # "onnx", "coreml"; "torch" for a trained one-step model; empty for everything else
+    target: str = ""
+    """"onnx", "coreml", or "torch" for a trained one-step model; empty for everything else."""
     tiled: Callable[[np.ndarray], Tiled] | None = None
+    """LR picture -> the picture made of small tiles; None: the method has no tiles."""
 
 
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
@@ -106,16 +112,14 @@ def model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) 
 def tile_borders(
     height: int, width: int, tile: int, rule: SizeRule, scale: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(rows, columns) of the output where a tile's core begins, the picture's own edge left out. height, width, tile: LR pixels."""
+    """Rows and columns of the output at which a tile's core begins, without the picture's own edge. height, width, tile: LR pixels."""
     cores = [planned.core for planned in plan_tiles(height, width, tile, rule)]
     rows, columns = {core.y0 for core in cores}, {core.x0 for core in cores}
     return tuple(scale * y for y in sorted(rows - {0})), tuple(scale * x for x in sorted(columns - {0}))
 
 
 def count_parameters(bundle: Bundle) -> int | None:
-    """Weights of both graphs: as stated in the provenance, else counted in the finest precision where `onnx`
-    is installed.
-    """
+    """Weights of both graphs: as the provenance states, else counted in the finest precision. None: neither is possible."""
     stated = bundle.manifest.provenance.get("parameters")
     if isinstance(stated, int):
         return stated
@@ -127,7 +131,8 @@ def count_parameters(bundle: Bundle) -> int | None:
         return None
     graphs = bundle.manifest.graphs[min(bundle.manifest.graphs, key=precision_rank)]
     models = [onnx.load_model_from_string(bundle.read(file)) for file in graphs.values()]
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)  # integers are shapes
+    # integers are shapes
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     tensors = [tensor for model in models for tensor in model.graph.initializer]
     return sum(math.prod(tensor.dims) for tensor in tensors if tensor.dims and tensor.data_type in floats)
 

@@ -1,5 +1,7 @@
-"""The trained one-step model as a function of pictures, with the runtime's noise, so that it can be measured like any other; and
-what it costs: the files that hold its weights, and how many weights those are."""
+"""The trained one-step model as a function of pictures, so that it is measured like any other method, and what it costs.
+
+Its noise is the runtime's. Its cost: the files that hold its weights, and the number of weights.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,16 @@ from runtime.noise import noise_field
 if TYPE_CHECKING:
     from training.model.one_step import OneStepModel
 
-PARTS = ("unet", "vae")  # a text encoder makes one constant out of one prompt, and is left out
+# What counts as the model. The text encoder turns one prompt into a constant, so it is left out.
+PARTS = ("unet", "vae")
 
 
 def restore(model: OneStepModel, lr: np.ndarray, seed: int, sample: int = 0) -> np.ndarray:
-    """One sample of an LR picture (h, w, 3) uint8 -> (4h, 4w, 3) uint8. Sizes the model cannot take are mirrored up to one it can
-    and cut again. The noise is `runtime.noise.noise_field`, the same as the student's bundle gets."""
+    """One sample of an LR picture: (h, w, 3) uint8 -> (4h, 4w, 3) uint8.
+
+    A picture of a size that the model cannot take is padded by mirroring, and the result is cropped. The noise is
+    `runtime.noise.noise_field`, as in the student's bundle.
+    """
     import torch
 
     height, width = lr.shape[:2]
@@ -42,14 +48,14 @@ def count_weights(model: OneStepModel) -> int:
 
 
 def weight_files(source: str | Path) -> list[Path]:
-    """The files that UNet and VAE of `training.model.loading.load_model(source)` are read from: the weights, and for a run of adapters
-    those of the adapters after those of its base."""
+    """The files from which `training.model.loading.load_model` reads UNet and VAE: the base's, then those of adapters, if any."""
     from training.model.adapters import ADAPTER_WEIGHTS
     from training.model.loading import ADAPTERS, MODEL_FILE, find_model, read_model_file
 
     folder = find_model(source)
     if (folder / MODEL_FILE).is_file() and (document := read_model_file(folder))["kind"] == ADAPTERS:
-        base = document["base"]  # relative to the folder where it starts with a dot, else a hub name
+        # a path relative to the folder if it starts with a dot, else a name on the hub
+        base = document["base"]
         below = weight_files(folder.resolve() / base if base.startswith(".") else base)
         return [*below, *(folder / name / ADAPTER_WEIGHTS for name in document["adapters"])]
     return [file for part in PARTS for file in _part_files(folder / part)]

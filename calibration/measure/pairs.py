@@ -9,20 +9,22 @@ from runtime.errors import ImageError
 from runtime.files import find_photos
 from runtime.image.read.decode import read_photo
 
-SHOWN = 3  # names listed in an error
+# Names listed in an error.
+SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One scene. name: path below its folder without suffix, the same for both files."""
+    """One scene."""
 
     name: str
+    """Path of the photo below its folder, without suffix; the same for LR and HR."""
     lr: Path
     hr: Path
 
 
 def find_pairs(lr_dir: str | Path, hr_dir: str | Path, limit: int | None = None) -> list[Pair]:
-    """All pairs, sorted by name; limit: only the first of them. Every photo must have its partner."""
+    """All pairs, sorted by name. limit: number of pairs, the first by name; None: all. ImageError for a photo without partner."""
     small, large = named_photos(lr_dir), named_photos(hr_dir)
     lonely = sorted(small.keys() ^ large.keys())
     if lonely:
@@ -53,9 +55,7 @@ def named_photos(folder: str | Path) -> dict[str, Path]:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """A photo as (H, W, 3) uint8. Gray is repeated; what 8-bit RGB cannot hold is refused, as it would
-    distort the figures.
-    """
+    """A photo as (H, W, 3) uint8, gray repeated. ImageError for transparency and more than 8 bits: they would distort the figures."""
     pixels = read_photo(path).pixels
     if pixels.dtype != np.uint8 or pixels.shape[2] in (2, 4):
         raise ImageError(

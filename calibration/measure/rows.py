@@ -1,6 +1,6 @@
-"""The rows of an accuracy table: every method measured alike on all pairs, with what its figures are worth.
+"""The rows of an accuracy table: every method measured in the same way on all pairs, with intervals and differences.
 
-Pictures are compared as 8-bit RGB; pairs come sorted by name, so picture k is the same in every row.
+Pictures are compared as 8-bit RGB. Pairs are sorted by name, so picture k is the same in every row.
 """
 
 from __future__ import annotations
@@ -21,64 +21,73 @@ from training.metrics.fidelity import psnr_y, ssim_y
 from training.metrics.niqe import niqe
 
 Score = Callable[[np.ndarray, np.ndarray], float]
-Group = Callable[[str], str]  # picture name -> what it is a crop of
-Observe = Callable[
-    [str, str, np.ndarray], None
-]  # row ("LR", "HR" or its name), picture name, (H, W, 3) uint8
+# Name of a picture -> the photo that it is a crop of.
+Group = Callable[[str], str]
+# Called with the row ("LR", "HR" or its name), the picture's name, and its pixels, (H, W, 3) uint8.
+Observe = Callable[[str, str, np.ndarray], None]
 
+# Pictures on which diversity is measured, and samples of each.
 DIVERSITY_IMAGES, DIVERSITY_SAMPLES = 8, 4
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One picture of one method. sqf: None without weights; checkerboard: None for a picture below 128
-    pixels.
-    """
+    """One picture of one method."""
 
     name: str
-    psnr: float  # dB, infinite for equal pictures
+    psnr: float
+    """In dB; infinite for equal pictures."""
     ssim: float
     sqf: float | None
+    """None: without weights."""
     niqe: float
-    colour_shift: tuple[float, float, float]  # R, G, B against bicubic, 1/255
-    checkerboard: float | None  # dB
-    extra: dict[str, float] = field(default_factory=dict)  # metric of `perceptual` -> value
-    group: str = ""  # what it is a crop of; empty: a picture of its own
+    colour_shift: tuple[float, float, float]
+    """Red, green and blue against bicubic, in 1/255."""
+    checkerboard: float | None
+    """In dB; None for a picture below 128 pixels."""
+    extra: dict[str, float] = field(default_factory=dict)
+    """Name of a learned metric -> value."""
+    group: str = ""
+    """The photo that it is a crop of; empty: a photo of its own."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method: means over all pictures, and the pictures. None: does not apply or was not measured."""
+    """One method: means over all pictures, and the pictures. None: does not apply or was not measured. Units as in `ImageScore`."""
 
     name: str
     kind: str
+    """As in `Method`, like parameters, bytes, device, notes and target."""
     psnr: float
     ssim: float
     sqf: float | None
     niqe: float
     colour_shift: tuple[float, float, float]
-    colour_shift_abs: (
-        float  # mean over pictures and channels of the shift without sign: tints that cancel out in the mean
-    )
+    colour_shift_abs: float
+    """Mean of the absolute shift over pictures and channels: tints of opposite sign do not cancel out in it."""
     checkerboard: float | None
-    diversity: float | None  # mean pairwise RMS distance between samples, 1/255
+    diversity: float | None
+    """Mean RMS distance between two samples, in 1/255."""
     parameters: int | None
     bytes: int | None
     device: str | None
     notes: tuple[str, ...]
     images: tuple[ImageScore, ...]
-    target: str = ""  # "onnx", "coreml"; "torch" for a trained one-step model; empty for everything else
-    seam: float | None = None  # step at the borders of small tiles over steps beside them; 1: no seam
-    extra: dict[str, float] = field(default_factory=dict)  # metric of `perceptual` -> mean
-    intervals: dict[str, Interval] = field(
-        default_factory=dict
-    )  # metric ("psnr", "ssim", "sqf", "niqe", "diversity", extras) -> of its mean; only what was measured
-    differences: dict[str, Difference] = field(default_factory=dict)  # metric -> this row minus fp32
-    milliseconds: float | None = None  # median wall time of one whole picture
+    target: str = ""
+    seam: float | None = None
+    """Step across the borders of small tiles over the steps beside them; 1: no seam."""
+    extra: dict[str, float] = field(default_factory=dict)
+    """Name of a learned metric -> mean."""
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    """Metric ("psnr", "ssim", "sqf", "niqe", "diversity", learned ones) -> interval of its mean; only what was measured."""
+    differences: dict[str, Difference] = field(default_factory=dict)
+    """Metric -> this row minus fp32."""
+    milliseconds: float | None = None
+    """Median wall time of one whole picture."""
 
     @property
     def groups(self) -> list[str]:
-        """What each picture is of, for the bootstrap."""
+        """The photo that each picture is a crop of, for the bootstrap."""
         return [image.group or image.name for image in self.images]
 
     @property
@@ -107,8 +116,15 @@ def measure_row(
     extra: Mapping[str, Score] | None = None,
     group: Group | None = None,
 ) -> Row:
-    """All pictures of one method. score: SQF, None to leave it out; extra: further metrics by name. Diversity and seam are taken
-    on diversity_images pictures, spread evenly over the list.
+    """All pictures of one method.
+
+    score: SQF; None: leave it out.
+    diversity_images: pictures, spread evenly over the list, on which diversity and seam are measured.
+    diversity_samples: samples of each of them.
+    tick: called with the method's name after each picture.
+    observe: called with each picture.
+    extra: further metrics by name.
+    group: as in `evaluate`.
     """
     images, seams = [], []
     spread: dict[int, float] = {}  # picture -> its diversity
@@ -163,14 +179,16 @@ def measure_row(
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """Places in a list of that length, spread evenly from its first to its last, at most as many as wanted."""
+    """At most `wanted` indices of a list of that length, spread evenly from the first to the last."""
     places: list[int] = np.linspace(0, count - 1, min(wanted, count)).round().astype(int).tolist()
     return places
 
 
 def compared(rows: Sequence[Row]) -> list[Row]:
-    """The rows with their differences from fp32, where it is among them. A metric of which one picture differs infinitely upwards
-    and another downwards is left out: it has no mean."""
+    """The rows with their differences from fp32; unchanged without fp32.
+
+    A metric is left out if one picture differs by +infinity and another by -infinity: such differences have no mean.
+    """
     reference = next((row for row in rows if row.kind == "model" and row.name == REFERENCE), None)
     if reference is None:
         return list(rows)
@@ -207,7 +225,7 @@ def check_sizes(pair: Pair, lr: np.ndarray, hr: np.ndarray, scale: int) -> None:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Of the values that are known; None where none is."""
+    """Mean of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
