@@ -1,4 +1,4 @@
-"""A study as one HTML file to vote on: pictures, style and script are inside it, and nothing is loaded from elsewhere.
+"""A study as one HTML file to vote on. Pictures, style and script are inside it; it loads nothing.
 
 Votes are kept in the browser (localStorage, under the study's digest) and saved as a file of votes that `gdposr blind score` reads.
 """
@@ -132,7 +132,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 
 def study_page(study: Study) -> str:
-    """The whole page. StudyError where a picture of the study is missing."""
+    """The whole page. StudyError if a picture of the study is missing."""
     value = {
         "digest": study.digest,
         "pairs": [_pair(study, number) for number in range(1, study.pairs + 1)],

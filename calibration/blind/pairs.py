@@ -12,8 +12,10 @@ from calibration.measure.pairs import read_rgb
 from runtime.errors import ImageError
 from training.metrics.luma import FULL_RANGE
 
-CANDIDATES = 8  # positions that are drawn for one crop
-WINDOW = 8  # side in pixels of the squares whose variance tells content from sky
+# Positions that are drawn for one crop.
+CANDIDATES = 8
+# Side in pixels of the squares whose variance tells content from sky.
+WINDOW = 8
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,12 @@ class Pair:
 
 
 def choose_pairs(scenes: Sequence[Scene], count: int, crop: int, random: Generator) -> list[Pair]:
-    """`count` pairs in random order, spread evenly over kinds and photos; A stands on the left in half of them, in each kind too.
+    """`count` pairs in random order, spread evenly over kinds and photos. A stands on the left in half of them, also within each kind.
 
-    crop: side in pixels of the input. A photo is taken again only when every other one of its kind was taken. The position is one of
-    `CANDIDATES` random ones: of those in the upper half by content, the one that overlaps earlier crops of the photo least.
+    crop: side in pixels of the input.
+
+    A photo is taken again only after every other photo of its kind. The position is one of `CANDIDATES` random ones: among the half
+    with more content, the one that overlaps earlier crops of the photo least.
     """
     for scene in scenes:
         if min(scene.size) < crop:
@@ -56,7 +60,7 @@ def choose_pairs(scenes: Sequence[Scene], count: int, crop: int, random: Generat
 def content(pixels: np.ndarray) -> float:
     """Median variance of luma over squares of `WINDOW` pixels. pixels: (H, W, 3) uint8, H and W at least 1.
 
-    The median: one strong edge in an empty sky does not count as content.
+    It is the median so that one strong edge in an empty sky does not count as content.
     """
     luma = pixels.astype(np.float64) @ np.array(FULL_RANGE)  # (H, W)
     height, width = luma.shape
@@ -67,7 +71,7 @@ def content(pixels: np.ndarray) -> float:
 
 
 def _spread(scenes: Sequence[Scene], count: int, random: Generator) -> list[Scene]:
-    """The kinds in turn; of each the scene taken least often, then the photo taken least often, then by chance."""
+    """One scene of each kind in turn: the scene taken least often, among those the photo taken least often, else a random one."""
     kinds = sorted({scene.kind for scene in scenes})
     turn = [kinds[index] for index in random.permutation(len(kinds))]
     uses: Counter[str] = Counter()
@@ -100,11 +104,12 @@ def _position(
         """Pixels shared with earlier crops."""
         return sum(max(0, crop - abs(place[0] - y)) * max(0, crop - abs(place[1] - x)) for y, x in earlier)
 
-    return min(upper, key=overlap)  # of equal ones the first, which is a random one
+    # of equal ones the first, which is a random one
+    return min(upper, key=overlap)
 
 
 def _sides(kinds: Sequence[str], random: Generator) -> list[bool]:
-    """For each pair whether A stands left: half of each kind, and the odd ones left over are halved among themselves."""
+    """Whether A stands left, for each pair: in half of each kind, and in half of what is left over from kinds of odd number."""
     sides = [False] * len(kinds)
     start = bool(random.integers(2))
     for kind in sorted(set(kinds)):

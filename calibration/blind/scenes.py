@@ -1,4 +1,4 @@
-"""The same scene three times: the input and what two models made of it, matched by name and checked for size."""
+"""Scenes: an input with the enlargements of two models, matched by name and checked for size."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from calibration.measure.pairs import SHOWN, named_photos, read_rgb
 from runtime.errors import ImageError
 
 NO_KIND = "all"
-UPSCALED = re.compile(r"_x[\d.]+_seed\d+(_s\d+)?$")  # what `gdposr upscale` appends to a photo's name
+# What `gdposr upscale` appends to a photo's name.
+UPSCALED = re.compile(r"_x[\d.]+_seed\d+(_s\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ class Scene:
 
 
 def find_scenes(a_dir: Path, b_dir: Path, lr_dir: Path, *, by_folder: bool = True) -> list[Scene]:
-    """All scenes, sorted by name; every picture must have its partners, and every pair of sizes a whole scale.
+    """All scenes, sorted by name.
 
-    by_folder: the sub-folders of lr_dir are kinds of input; otherwise all are of one kind. A folder that `gdposr upscale` wrote fits as
-    it is: `photo_x4_seed0.png` is the partner of `photo`. ImageError names the file that does not fit.
+    by_folder: the sub-folders of lr_dir are kinds of input; otherwise all inputs are of one kind.
+
+    A folder that `gdposr upscale` wrote fits as it is: `photo_x4_seed0.png` belongs to `photo`. ImageError for a picture without its
+    partners, and for an enlargement that is not a whole multiple of its input.
     """
     inputs = named_photos(lr_dir)
     a, b = (_partners(inputs, folder, lr_dir) for folder in (a_dir, b_dir))
@@ -87,5 +90,5 @@ def _scene(name: str, lr: Path, a: Path, b: Path, by_folder: bool) -> Scene:
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    """(height, width) -> "width x height" as people say it."""
+    """(height, width) -> text, width first."""
     return f"{shape[1]}x{shape[0]}"

@@ -1,4 +1,4 @@
-"""Votes to counts: how often A, B and neither was chosen, by voter, by majority and by kind of input, and how far voters agree."""
+"""From votes to counts: how often A, B and neither was chosen, by voter, majority and kind of input, and how far voters agree."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ class Tally:
 
     @property
     def share(self) -> float | None:
-        """Of A among the decided ones, 0..1; None where none was decided."""
+        """Share of A among the decided choices, 0..1; None if nothing was decided."""
         return self.a / (self.a + self.b) if self.a + self.b else None
 
     def to_dict(self, interval: bool) -> dict[str, Any]:
-        """interval: whether each count is a pair of its own; several votes on one pair are not independent."""
+        """interval: whether to give one. Several votes on one pair are not independent, so they have none."""
         bounds = wilson(self.a, self.a + self.b) if interval else None
         low, high = bounds or (None, None)
         return {"a": self.a, "b": self.b, "ties": self.ties, "share": self.share, "low": low, "high": high}
@@ -53,7 +53,7 @@ class Row:
     tally: Tally
     """What was chosen."""
     interval: bool
-    """The interval holds: every count is a pair of its own."""
+    """Whether the tally has an interval: it counts pairs, not votes."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"who": self.who, "kind": self.kind, **self.tally.to_dict(self.interval)}
@@ -68,14 +68,14 @@ class Agreement:
     equal: float
     """Share of pairs with equal votes, 0..1."""
     kappa: float | None
-    """Cohen's kappa; None where chance alone agrees always."""
+    """Cohen's kappa; None if both always chose one and the same."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"voters": [self.first, self.second], "equal": self.equal, "kappa": self.kappa}
 
 
 def choices(ballot: Ballot, key: Key) -> list[str]:
-    """What a voter chose, by pair: "a", "b" or "tie"."""
+    """What a voter chose for each pair: "a", "b" or "tie"."""
     sides = {True: {"left": A, "right": B}, False: {"left": B, "right": A}}
     return [
         TIE if vote == "tie" else sides[a_left][vote]
@@ -84,15 +84,15 @@ def choices(ballot: Ballot, key: Key) -> list[str]:
 
 
 def majority(votes: Sequence[str]) -> str:
-    """The choice with more votes than any other; a tie where no single one leads."""
+    """The choice with more votes than any other, else a tie."""
     (first, most), *rest = Counter(votes).most_common()
     return TIE if rest and rest[0][1] == most else first
 
 
 def score(ballots: Sequence[Ballot], key: Key) -> list[Row]:
-    """Rows of each voter and, of several, of the majority per pair and of all votes; for each all kinds first, then every kind.
+    """Rows for each voter and, with several voters, for the majority of each pair and for all votes. All kinds together come first.
 
-    The majority counts pairs, so its interval holds; votes are counted without one, since those on one pair are not independent.
+    The majority counts pairs and has an interval. Votes have none, because several votes on one pair are not independent.
     """
     chosen = [choices(ballot, key) for ballot in ballots]
     columns = [
@@ -117,7 +117,7 @@ def score(ballots: Sequence[Ballot], key: Key) -> list[Row]:
 
 
 def agreements(ballots: Sequence[Ballot], key: Key) -> list[Agreement]:
-    """Of each two voters, on what they chose (A, B, tie)."""
+    """Agreement of each two voters on A, B or tie."""
     chosen = {ballot.voter: choices(ballot, key) for ballot in ballots}
     return [
         Agreement(
@@ -128,6 +128,6 @@ def agreements(ballots: Sequence[Ballot], key: Key) -> list[Agreement]:
 
 
 def unanimous(ballots: Sequence[Ballot]) -> float:
-    """Share of pairs on which all voters voted alike, 0..1."""
+    """Share of pairs on which all voters agree, 0..1."""
     pairs = list(zip(*(ballot.votes for ballot in ballots), strict=True))
     return sum(len(set(votes)) == 1 for votes in pairs) / len(pairs)

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-GAP = 12  # pixels around and between pictures
-LABEL = 24  # pixels for the text above a picture
+# Pixels around and between pictures, and for the text above a picture.
+GAP, LABEL = 12, 24
 FONT_SIZE = 16
 INK, PAPER = (30, 30, 30), (238, 238, 236)
 
@@ -26,7 +26,7 @@ def pair_sheet(number: int, source: np.ndarray, left: np.ndarray, right: np.ndar
 
     pen.text((GAP, GAP), str(number), fill=INK, font=font)
     put("INPUT", source, middle - width // 2, GAP, (width, height))
-    # at 1x the two stand next to each other, so that the eye has a short way
+    # at 1x the two touch, so that they are easy to compare
     top = 2 * GAP + LABEL + height
     put("LEFT", left, middle - GAP // 2 - width, top, (width, height))
     put("RIGHT", right, middle + GAP - GAP // 2, top, (width, height))

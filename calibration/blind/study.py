@@ -5,7 +5,7 @@
     STUDY/pairs/001_left.png   and _right.png, _input.png: its three crops, for the page
     STUDY.key.json             names, kinds, photos, places, sides, seed; not for voters
 
-Nothing inside the folder tells A from B: no name, no metadata in the pictures, one time for all files, random order.
+Nothing inside the folder tells A from B: it has no names, pictures have no metadata, all files have one time, the order is random.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ from runtime.files import atomic_file
 
 FORMAT = 1
 QUESTION = "Which would a person keep?"
-_TIME = 946_684_800  # 2000-01-01 UTC, of every file of a study
+# Time of every file of a study: 2000-01-01 UTC.
+_TIME = 946_684_800
 _PARTS = ("input", "left", "right")
 
 
@@ -70,7 +71,7 @@ class Key:
 
 
 def key_path(study: Path) -> Path:
-    """Where a study's key lies unless it was moved: beside the folder, never in it."""
+    """Default path of a study's key: beside the folder, never in it."""
     folder = Path(os.path.abspath(study))
     return folder.with_name(f"{folder.name}.key.json")
 
@@ -86,7 +87,13 @@ def write_study(
     version: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Study:
-    """Write the folder and its key; the folder appears complete or not at all. Neither may be there already."""
+    """Write the folder and its key. Neither may exist; the folder appears complete or not at all.
+
+    crop: side in pixels of the input.
+    names: A's and B's.
+    seed, command, version: how the study was made, for the key.
+    progress: called with pairs done and in all.
+    """
     out, key_file = Path(os.path.abspath(out)), key_path(out)
     for path in (out, key_file):
         if path.exists():
@@ -131,7 +138,7 @@ def write_study(
 
 
 def read_study(folder: Path) -> Study:
-    """StudyError where there is none or its description is damaged."""
+    """A study in a folder. StudyError if there is none or its description is damaged."""
     value = _json(folder / "study.json", "a study of `gdposr blind make`")
     try:
         pairs, question, digest = value["pairs"], value["question"], value["key_sha256"]
@@ -147,7 +154,7 @@ def read_study(folder: Path) -> Study:
 
 
 def read_key(path: Path, study: Study) -> Key:
-    """StudyError for a key that is missing, damaged, or of another study: its digest must be the one in study.json."""
+    """A study's key. StudyError for a key that is missing, damaged, or of another study: its digest must be that in study.json."""
     value = _json(path, "the key of the study (or --key FILE where it lies elsewhere)")
     found = key_digest(value)
     if found != study.digest:
@@ -164,7 +171,7 @@ def read_key(path: Path, study: Study) -> Key:
 
 
 def key_digest(key: Any) -> str:
-    """SHA-256 in hex of a key's content: the same however its file is indented."""
+    """SHA-256 in hex of a key's content, whatever the layout of its file."""
     text = json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -194,7 +201,7 @@ def _write_pair(stem: Path, number: int, pair: Pair, crop: int) -> None:
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
-    """Pixels alone: no text, no time, no colour profile."""
+    """Write a PNG file without text, time and colour profile."""
     buffer = BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
     path.write_bytes(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Files of votes: `pair,vote` with an optional `reason`, one voter each, and `#` lines for remarks."""
+"""Files of votes: one file per voter, with columns `pair,vote` and an optional `reason`; lines with `#` are remarks."""
 
 import csv
 import re
@@ -24,7 +24,7 @@ class Ballot:
 
 
 def read_votes(path: Path, study: Study) -> Ballot:
-    """A voter's file, complete and without contradiction. StudyError names file and line of what is wrong.
+    """A voter's file, which must have one vote on each pair. StudyError names file and line of what is wrong.
 
     A remark `# study: DIGEST`, which the page writes, must name this study.
     """
@@ -41,10 +41,12 @@ def read_votes(path: Path, study: Study) -> Ballot:
             f"{path}: expected text in UTF-8, got something else: save it as CSV in UTF-8"
         ) from None
     votes: dict[int, str] = {}
-    lines: dict[int, int] = {}  # pair -> line of its vote
+    # pair -> line of its vote
+    lines: dict[int, int] = {}
     columns: list[str] | None = None
     reader = csv.reader(StringIO(text, newline=""))
-    end = 0  # last line read
+    # last line read
+    end = 0
     try:
         for row in reader:
             line, end = end + 1, reader.line_num  # a quoted reason may run over several lines

@@ -1,10 +1,10 @@
-"""The paper's tables in small: preference tuning in many variants from one NAOSD model, each measured in the same way.
+"""The paper's ablation tables in small: preference tuning in many variants, from one NAOSD model and measured in the same way.
 
     python -m calibration.studies.ablation --base runs/naosd --data PHOTOS --lr DIR --hr DIR --sqf-weights FILE \
         --out runs/ablation --steps 100
 
-Every row is kept in OUT/results.jsonl as soon as it is measured, and a row that is there already is not run again. "grpo" draws from
-the policy, as it must, so compare it with "policy samples".
+Every row is written to OUT/results.jsonl as soon as it is measured; rows that are there are not run again. "grpo" has to draw its
+samples from the policy, so compare it with "policy samples".
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from training.stages.presets import PRESETS
 
 log = logging.getLogger("ablation")
 
-# Changes of the gdpo preset. "gdpo" is what the others are compared with.
+# Changes of the gdpo preset. "gdpo" is the preset itself, conditioned on LR; the paper conditions on candidates.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "gdpo": (),  # LR-conditioned, as the preset says
-    "gdpo, candidate-conditioned": ("condition=candidate",),  # as published
+    "gdpo": (),
+    "gdpo, candidate-conditioned": ("condition=candidate",),
     "diffusion-dpo": ("objective=dpo", "condition=candidate"),
     "grpo": ("objective=grpo", "sampler=policy"),
     "fidelity only": ("metrics=psnr",),
@@ -51,20 +51,22 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "noise of its own": ("shared_noise=false",),
     "policy samples": ("sampler=policy",),
 }
-HELD_OUT = PRESETS["gdpo"]["pocket"].held_out  # photos, the same that validation during training looks at
+# Number of photos that are held out; validation during training uses the same.
+HELD_OUT = PRESETS["gdpo"]["pocket"].held_out
 METRICS = ("psnr", "ssim", "sqf", "niqe")
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """name, and pairs of LR and HR pictures, uint8."""
+    """Pictures to measure on."""
 
     name: str
     pairs: list[tuple[np.ndarray, np.ndarray]]
+    """LR and HR, (H, W, 3) uint8."""
 
 
 def held_out_set(paths: Sequence[Path], crop: int) -> TestSet:
-    """The fixed crops that validation during training looks at, degraded as in training."""
+    """The fixed crops of validation during training, degraded as in training."""
     validation = Validation(PhotoSet(paths), Path(), size=crop)
     return TestSet(
         "held out",
@@ -79,7 +81,7 @@ def folder_set(name: str, lr: Path, hr: Path, every: int) -> TestSet:
 
 
 def measure(source: Path, sets: Sequence[TestSet], weights: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Means over each set, of one sample of every picture; lower is better for sqf and niqe."""
+    """Set -> metric -> mean over its pictures, of one sample each. Lower is better for sqf and niqe."""
     model, score = load_model(source), sqf.scorer(weights)
     table = {}
     for test in sets:
@@ -95,7 +97,7 @@ def measure(source: Path, sets: Sequence[TestSet], weights: Path, seed: int) -> 
 def tune(
     base: Path, data: Path, photos: PhotoSet, weights: Path, changes: Sequence[str], steps: int, out: Path
 ) -> None:
-    """One gdpo run from base on decoded photos."""
+    """One gdpo run from `base`. photos: those below `data`, decoded; weights: for SQF; changes: settings, KEY=VALUE."""
     settings = with_settings(PRESETS["gdpo"]["pocket"], changes)
     result = run(
         "gdpo",
@@ -113,7 +115,7 @@ def tune(
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean over seeds and, behind a ±, the standard deviation between them, for each variant and set."""
+    """The table: for each variant and set the mean over seeds and, after ±, the standard deviation between them."""
     names = list(dict.fromkeys(row["variant"] for row in rows))
     sets = list(rows[0]["measured"])
     header = ["variant", "runs", *(f"{test} {metric}" for test in sets for metric in METRICS)]
@@ -137,7 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--base", type=Path, required=True, help="finished naosd run")
     parser.add_argument(
-        "--also", action="append", default=[], metavar="NAME=RUN", help="measure this model too, untuned"
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME=RUN",
+        help="measure this model too, without tuning it",
     )
     parser.add_argument("--data", type=Path, required=True, help="training photos")
     parser.add_argument("--lr", type=Path, required=True, help="small photos of the benchmark")
@@ -157,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; exit code 0, or 2 when something is missing."""
+    """Print the table. Exit code 0, or 2 if something is missing."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
@@ -171,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, int, int, tuple[str, ...]]:
-    """What makes a row another experiment."""
+    """What tells one experiment from another."""
     return row["variant"], row["base"], row["seed"], row["steps"], tuple(row["changes"])
 
 

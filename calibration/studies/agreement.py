@@ -1,14 +1,14 @@
-"""Which automatic score agrees with the votes of blind studies, beside the base rate of always naming the usual winner.
+"""Which automatic score agrees with the votes of blind studies, compared with the base rate of always naming the usual winner.
 
     python -m calibration.studies.agreement --study STUDY.key.json --votes votes.csv --hr HR_DIR --sqf-weights FILE
 
-Each pair that the voters decided (the majority, where there are several) is a question to each score: which of the two crops is
-better? Without --a and --b the crops are those in the study's folder. Several studies are pooled: repeat --study and, in the same
-order, the others; a folder given once is used for all.
+Each score is asked which crop is better, for every pair that the voters (or most of them) decided. Without --a and --b the crops are
+those in the study's folder. Several studies are pooled: repeat --study and the other options in the same order; a folder given once is
+used for all.
 
-A score that always names the usual winner reaches the base rate and has learnt nothing. So the last columns ask what it knows beyond
-that: of the pairs that the usual loser won, how many it predicts, and how probable so many are for a score that names the loser as
-often, but blindly (Fisher's exact test, one-sided). Pairs count as independent, and the tests of many scores are not corrected for.
+A score that always names the usual winner reaches the base rate but tells nothing. The last columns show what a score knows beyond
+that: how many of the usual loser's wins it predicts, and how probable that number is for a score that names the loser as often, but at
+random (Fisher's exact test, one-sided). Pairs count as independent, and the tests are not corrected for the number of scores.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from calibration.studies.scores import INPUT, TRUTH, Score, all_scores
 from runtime.errors import GdposrError, SettingError
 from training.metrics import sqf
 
-CHANCE = 0.05  # below it the minority's agreement counts as above chance
+# Below this probability the agreement on the usual loser's wins counts as above chance.
+CHANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far one score agrees with the votes, over the pairs that both decided."""
+    """How far one score agrees with the votes, over the pairs that both decide."""
 
     score: str
     against: str
@@ -45,15 +46,15 @@ class Agreement:
     """Wilson's 95 % interval of that share."""
     high: float
     base: int
-    """Pairs in which always naming the usual winner of the study would have been right."""
+    """Pairs that the usual winner of the study won."""
     minority: int
     """Pairs that the usual loser won."""
     minority_agrees: int
-    """Those of them in which the score names it."""
+    """Those of them in which the score names the loser."""
     names_loser: int
     """Pairs in which the score names the usual loser, rightly or not."""
     chance: float | None
-    """Probability of at least as many right ones by chance; None where the voters, or the score, always name one side."""
+    """Probability of so many right ones or more by chance; None if the voters, or the score, always name one side."""
 
     @property
     def share(self) -> float | None:
@@ -65,7 +66,7 @@ class Agreement:
 
     @property
     def above_chance(self) -> bool:
-        """It tells the usual loser's wins from the rest."""
+        """Whether it tells the usual loser's wins from the rest."""
         return self.chance is not None and self.chance < CHANCE
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class Agreement:
 
 
 def count(score: str, against: str, named: Sequence[tuple[bool, bool]]) -> Agreement:
-    """named: of each pair whether the usual winner won, and whether the score names the usual winner."""
+    """The agreement of one score. named: for each pair whether the usual winner won, and whether the score names it."""
     pairs = len(named)
     agrees = sum(won == says for won, says in named)
     minority = sum(not won for won, _ in named)
@@ -88,8 +89,10 @@ def count(score: str, against: str, named: Sequence[tuple[bool, bool]]) -> Agree
 
 
 def by_chance(right: int, minority: int, names: int, pairs: int) -> float:
-    """Probability that `names` pairs, drawn blindly from `pairs`, hold at least `right` of the `minority` (hypergeometric;
-    Fisher 1935, The Design of Experiments, sec. 10)."""
+    """Probability that `names` pairs, drawn at random from `pairs`, hold at least `right` of the `minority`.
+
+    Hypergeometric; Fisher 1935, The Design of Experiments, sec. 10.
+    """
     ways = [
         math.comb(minority, k) * math.comb(pairs - minority, names - k)
         for k in range(right, min(minority, names) + 1)
@@ -98,7 +101,7 @@ def by_chance(right: int, minority: int, names: int, pairs: int) -> float:
 
 
 def values(score: Score, pair: Judged) -> tuple[float, float] | None:
-    """A's and B's; None where what the score needs is not there."""
+    """Values of A and B; None if what the score needs is missing."""
     reference = {TRUTH: pair.truth, INPUT: pair.enlarged}.get(score.against)
     if score.against in (TRUTH, INPUT) and reference is None:
         return None
@@ -106,7 +109,7 @@ def values(score: Score, pair: Judged) -> tuple[float, float] | None:
 
 
 def measure(scores: Sequence[Score], pairs: Sequence[Judged]) -> tuple[list[Agreement], list[dict[str, Any]]]:
-    """Each score's agreement, what gains most on its base rate first; and every pair with the values of A and B."""
+    """Each score's agreement, sorted by its gain over the base rate, and every pair with the values of A and B."""
     named: dict[str, list[tuple[bool, bool]]] = {score.metric.name: [] for score in scores}
     rows = []
     for pair in pairs:
@@ -129,7 +132,7 @@ def measure(scores: Sequence[Score], pairs: Sequence[Judged]) -> tuple[list[Agre
 
 
 def markdown(studies: Sequence[Votes], rows: Sequence[Agreement]) -> str:
-    """What was voted, in a line for each study, and the table."""
+    """A line of votes for each study, then the table."""
     lines = []
     for votes in studies:
         a, b = votes.names
@@ -163,7 +166,7 @@ def markdown(studies: Sequence[Votes], rows: Sequence[Agreement]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; exit code 0, or 2 when something is missing or does not fit."""
+    """Print the table. Exit code 0, or 2 if something is missing or does not fit."""
     args = _parser().parse_args(argv)
     try:
         scores = all_scores(args.sqf_weights, args.critic)
@@ -194,7 +197,7 @@ def percent(share: float | None) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Ready for JSON, which has no NaN and no infinity: null in their place."""
+    """Ready for JSON: NaN and infinity become null."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -271,8 +274,8 @@ def _parser() -> argparse.ArgumentParser:
         help="inputs (default: those in the study's folder)",
     )
     add("--sqf-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 as safetensors, for SQF")
-    add("--critic", type=Path, metavar="FILE", help="a trained critic, judged too")
-    add("--json", type=Path, metavar="FILE", help="write the result, and every pair's values, as JSON too")
+    add("--critic", type=Path, metavar="FILE", help="a trained critic, compared too")
+    add("--json", type=Path, metavar="FILE", help="write the result and every pair's values as JSON, too")
     return parser
 
 

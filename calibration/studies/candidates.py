@@ -1,7 +1,7 @@
 """Scores without reference that might tell the better of several samples; `calibration.studies.selection` measures whether they do.
 
-Each takes the samples of one picture, (H, W, 3) uint8, and its LR, (h, w, 3) uint8, and gives one number per sample. Whether less or
-more of it is better is for the measurement to say.
+Each takes the samples of one picture, (H, W, 3) uint8, and its LR, (h, w, 3) uint8, and gives one number per sample. The measurement
+shows whether lower or higher is better.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from training.metrics.niqe import niqe
 Samples = Sequence[np.ndarray]
 Candidate = Callable[[Samples, np.ndarray], Sequence[float]]
 
-BLOCK: Final = 8  # output pixels, period of the pixel shuffle and of JPEG
-BINS: Final = np.append(np.arange(0, 64, 1.0), 1e9)  # of gradient magnitude, 1/255
+# Period of the pixel shuffle and of JPEG, in output pixels.
+BLOCK: Final = 8
+# Bins of gradient magnitude, in 1/255.
+BINS: Final = np.append(np.arange(0, 64, 1.0), 1e9)
 
 
 def each(measure: Callable[[np.ndarray], float]) -> Candidate:
-    """A candidate that looks at one sample's luma alone."""
+    """A candidate that measures the luma of each sample by itself."""
     return lambda samples, lr: [measure(_luma(sample)) for sample in samples]
 
 
 def fine_energy(plane: np.ndarray) -> float:
-    """Variance of what the finest filter of `runtime.image.grain` takes away."""
+    """Variance of what the finest filter of `runtime.image.grain` removes."""
     return float(np.mean((plane[FINE:-FINE, FINE:-FINE] - binomial(plane, FINE)) ** 2))
 
 
@@ -45,7 +47,7 @@ def laplacian_energy(plane: np.ndarray) -> float:
 
 
 def laplacian_kurtosis(plane: np.ndarray) -> float:
-    """How much fine texture sits in few places: fourth moment over the squared second."""
+    """How far fine texture is concentrated in few places: fourth moment over the squared second."""
     squares = _laplacian(plane).astype(np.float64) ** 2
     energy = squares.mean()
     return float((squares**2).mean() / energy**2) if energy else 0.0
@@ -64,7 +66,7 @@ def gradient_entropy(plane: np.ndarray) -> float:
 
 
 def blockiness(plane: np.ndarray) -> float:
-    """How unevenly steps are spread over the eight places of a period: deviation over mean."""
+    """How unevenly steps are spread over the eight positions of a period: standard deviation over mean."""
     across = np.abs(np.diff(plane, axis=1)).mean(axis=0)
     down = np.abs(np.diff(plane, axis=0)).mean(axis=1)
     steps = np.array([across[k::BLOCK].mean() + down[k::BLOCK].mean() for k in range(BLOCK)])
@@ -72,28 +74,28 @@ def blockiness(plane: np.ndarray) -> float:
 
 
 def inconsistency(samples: Samples, lr: np.ndarray) -> list[float]:
-    """Mean squared distance of the reduced sample to LR."""
+    """Mean squared distance between the reduced sample and LR."""
     size = (lr.shape[1], lr.shape[0])
     small = [Image.fromarray(sample).resize(size, Image.Resampling.LANCZOS) for sample in samples]
     return [float(np.mean((np.asarray(s, np.float32) - lr) ** 2)) for s in small]
 
 
 def invention(samples: Samples, lr: np.ndarray) -> list[float]:
-    """Mean squared distance of luma to that of LR enlarged by bicubic interpolation."""
+    """Mean squared distance between the luma of a sample and of bicubic."""
     size = (samples[0].shape[1], samples[0].shape[0])
     plain = _luma(np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC)))
     return [float(np.mean((_luma(sample) - plain) ** 2)) for sample in samples]
 
 
 def distance_to_mean(samples: Samples, lr: np.ndarray) -> list[float]:
-    """Mean squared distance of luma to the mean of all samples: the least is the medoid."""
+    """Mean squared distance of luma to the mean of all samples; the sample with the least is the medoid."""
     planes = [_luma(sample) for sample in samples]
     mean = np.mean(planes, axis=0)
     return [float(np.mean((plane - mean) ** 2)) for plane in planes]
 
 
 def distance_to_others(samples: Samples, lr: np.ndarray) -> list[float]:
-    """Mean absolute distance of luma to the other samples, which weighs large differences less than the mean square does."""
+    """Mean absolute distance of luma to the other samples. Large differences count less than in a mean square."""
     planes = [_luma(sample) for sample in samples]
     return [float(np.mean([np.abs(plane - other).mean() for other in planes])) for plane in planes]
 

@@ -1,10 +1,13 @@
-"""What the scores of detail say about candidates: means over a folder of pairs, and in how many pictures each is good enough.
+"""The scores of detail for candidate models: means over a folder of pairs, and the share of pictures that reach the goals.
 
     python -m calibration.studies.eye --sr NAME=DIR --second NAME=DIR --baseline NAME --lr DIR --hr DIR
 
-Goals: gradients nearer to the truth than the baseline's in half of the pictures; on the truth's flat parts grain, and chroma, at most
-1.5 times the truth's in nine of ten; two samples (--sr and --second hold one each) that differ on texture and nowhere else. A picture
-without flat or without textured parts does not count where these are asked for.
+Goals:
+- gradients nearer to the truth than the baseline's, in half of the pictures;
+- on the truth's flat parts grain and chroma at most 1.5 times the truth's, in nine of ten pictures;
+- two samples (--sr and --second hold one each) that differ on texture and nowhere else.
+
+A picture without flat or textured parts does not count for the goals that need them.
 """
 
 from __future__ import annotations
@@ -30,9 +33,12 @@ from training.metrics import detail
 from training.metrics.fidelity import psnr, ssim
 from training.metrics.registry import to_tensor
 
-MOST = 1.5  # times the truth's grain or chroma that still looks clean
-ROUNDING = 1e-3  # levels; of a perfectly flat picture's grain
-MEANS = {  # key -> title, digits
+# Times the truth's grain or chroma that still look clean.
+MOST = 1.5
+# Grain of a perfectly flat picture, in levels.
+ROUNDING = 1e-3
+# Key -> title, digits.
+MEANS = {
     "psnr": ("PSNR", 2),
     "ssim": ("SSIM", 4),
     "gradients": ("gradients", 3),
@@ -46,7 +52,8 @@ MEANS = {  # key -> title, digits
     "flat": ("on flats (<= 0.7)", 2),
     "low": ("low-pass (<= 1)", 2),
 }
-SHARES = {  # key -> title with the goal
+# Key -> title with the goal.
+SHARES = {
     "nearer": "nearer gradients (>= 50 %)",
     "clean_grain": f"grain <= {MOST} x (>= 90 %)",
     "clean_chroma": f"chroma <= {MOST} x (>= 90 %)",
@@ -54,8 +61,10 @@ SHARES = {  # key -> title with the goal
 
 
 def measure_picture(sr: np.ndarray, hr: np.ndarray, second: np.ndarray | None = None) -> dict[str, float]:
-    """Scores of one picture by the keys of `MEANS`; (H, W, 3) uint8. second: another sample, None = no diversity. NaN where the picture
-    has no such part."""
+    """Scores of one picture by the keys of `MEANS`; NaN if the picture lacks the flat or textured parts that a score needs.
+
+    sr, hr, second: (H, W, 3) uint8; second is another sample, None: measure no diversity.
+    """
     x, y = to_tensor(sr), to_tensor(hr)
     grain, chroma = detail.fine_grain(x, y), detail.fine_chroma(x, y)
     found = {
@@ -78,7 +87,7 @@ def measure_picture(sr: np.ndarray, hr: np.ndarray, second: np.ndarray | None = 
 def measure(
     method: Method, pairs: Sequence[Pair], scale: int, second: Mapping[str, Path] | None = None
 ) -> list[dict[str, float]]:
-    """One method on all pairs, in their order. second: picture name -> another sample."""
+    """`measure_picture` for one method on all pairs, in their order. second: picture name -> another sample."""
     rows = []
     for pair in pairs:
         lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
@@ -98,8 +107,8 @@ def measure(
 def good_enough(
     rows: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]
 ) -> dict[str, list[bool]]:
-    """By the keys of `SHARES`, for each picture that can be asked, whether it reaches the mark. baseline: the same pictures of the
-    model to compare with."""
+    """By the keys of `SHARES`: for each picture that counts, whether it reaches the goal. baseline: the same pictures of the model to
+    compare with."""
     found = {
         "nearer": [row["gradients"] < base["gradients"] for row, base in zip(rows, baseline, strict=True)]
     }
@@ -112,7 +121,7 @@ def good_enough(
 def summary(
     name: str, rows: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]] | None
 ) -> dict[str, Any]:
-    """One line of the table, and of the JSON. baseline: None = it is this one, so that nothing is nearer than it."""
+    """One line of the table and of the JSON. baseline: None: this model is the baseline, so gradients are not compared."""
     enough = good_enough(rows, baseline or rows)
     if baseline is None:
         del enough["nearer"]
@@ -125,7 +134,7 @@ def summary(
 
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The table; columns that no line has are left out."""
+    """The table, without columns that no line has."""
     means = [key for key in MEANS if any(key in line["means"] for line in lines)]
     header = ["model", *(MEANS[key][0] for key in means), *SHARES.values()]
     table = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -146,7 +155,7 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; exit code 0, or 2 when something is missing or does not fit."""
+    """Print the table. Exit code 0, or 2 if something is missing or does not fit."""
     args = _parser().parse_args(argv)
     try:
         if args.every < 1:
@@ -186,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Over the pictures that have a value; NaN where none has."""
+    """Means over the pictures that have a value; NaN if none has."""
     found = {}
     for key in rows[0]:
         known = [row[key] for row in rows if not math.isnan(row[key])]
@@ -205,7 +214,7 @@ def _named(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _pictures(name: str, folder: Path, pairs: Sequence[Pair]) -> dict[str, Path]:
-    """By the pairs' names, all of them."""
+    """A picture for each pair, by its name. ImageError if one is missing."""
     found = outputs(folder)
     missing = [pair.name for pair in pairs if pair.name not in found]
     if missing:
@@ -242,12 +251,12 @@ def _parser() -> argparse.ArgumentParser:
         "--baseline",
         default="bicubic",
         metavar="NAME",
-        help="whose gradients to be nearer than (default: bicubic)",
+        help="the model to compare gradients with (default: bicubic)",
     )
     add("--lr", type=Path, required=True, metavar="DIR", help="folder of small photos")
     add("--hr", type=Path, required=True, metavar="DIR", help="folder of large photos of the same names")
     add("--every", type=int, default=1, metavar="N", help="only every n-th pair")
-    add("--json", type=Path, metavar="FILE", help="write the result, and every picture's values, as JSON too")
+    add("--json", type=Path, metavar="FILE", help="write the result and every picture's values as JSON, too")
     return parser
 
 

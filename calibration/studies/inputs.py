@@ -1,10 +1,10 @@
-"""Inputs of a blind study: six kinds of small picture, a folder each, to be enlarged by the models that are compared.
+"""Inputs of a blind study: six kinds of small pictures, one folder each, to be enlarged by the models that are compared.
 
     python -m calibration.studies.inputs --photos DIR --out DIR [--real DIR] [--camera DIR] [--each 8] [--seed 0]
 
-Kinds: clean (reduced and no more), jpeg75, jpeg40 and heavy (blur, noise, JPEG) from photos that no training has seen; real,
-low-quality photos as they are; camera, LR pictures of real camera pairs. OUT/lr/KIND/NAME.png are the inputs, OUT/hr/KIND/NAME.png the
-truth where there is one. Windows and choices are pure functions of the seed, so another seed is another study.
+From photos that no training has seen: clean (only reduced), jpeg75, jpeg40 and heavy (blur, noise, JPEG). real: low-quality photos as
+they are. camera: LR pictures of real camera pairs. OUT/lr/KIND/NAME.png are the inputs, OUT/hr/KIND/NAME.png the truth of the first
+four kinds. The seed alone decides on photos and windows, so another seed gives another study.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from training.data.everyday import degrade_everyday
 
 QUALITY = {"jpeg75": 75, "jpeg40": 40}
 MADE = ("clean", *QUALITY, "heavy")
-SIDE = 512  # HR pixels of a window, 128 LR pixels
+# Side of a window in HR pixels; 128 LR pixels.
+SIDE = 512
 
 
 def reduced(hr: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -41,7 +42,7 @@ def reduced(hr: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def window(picture: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A random window of at most side pixels a side, a multiple of 4."""
+    """A random window. side: of the window at most, in pixels; it is cut to a multiple of 4."""
     height, width = (min(side, size) // 4 * 4 for size in picture.shape[:2])
     top = int(rng.integers(0, picture.shape[0] - height + 1))
     left = int(rng.integers(0, picture.shape[1] - width + 1))
@@ -51,7 +52,12 @@ def window(picture: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarr
 def write_inputs(
     photos: Path, out: Path, each: int, seed: int, real: Path | None, camera: Path | None
 ) -> int:
-    """Write the inputs; returns how many. GdposrError where a folder holds too few photos."""
+    """Write the inputs and return how many.
+
+    each: pictures of each kind.
+    real, camera: folders of those kinds; None: leave the kind out.
+    GdposrError if `photos` holds too few.
+    """
     chosen = sorted(named_photos(photos).items())
     if len(chosen) < each:
         raise GdposrError(
@@ -86,7 +92,7 @@ def _write(path: Path, pixels: np.ndarray) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 2 when the inputs cannot be made."""
+    """Exit code 0, or 2 if the inputs cannot be made."""
     parser = argparse.ArgumentParser(
         prog="python -m calibration.studies.inputs", description=(__doc__ or "").split("\n")[0]
     )

@@ -1,4 +1,4 @@
-"""The pairs of blind studies that voters decided, with the crops that they saw and the same crop of the HR picture."""
+"""The pairs of blind studies that voters decided, with the crops they saw and the same crop of the HR picture."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ KEY_SUFFIX = ".key.json"
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a study's pictures lie."""
+    """Folders of a study's pictures."""
 
     a: Path | None = None
     """A's enlargements; None: the crops in the study's folder."""
     b: Path | None = None
-    """B's."""
+    """B's enlargements."""
     hr: Path | None = None
-    """HR pictures, named like the inputs or without the kind; those without one have no truth."""
+    """HR pictures, named like the inputs or without the kind. An input without one has no truth."""
     lr: Path | None = None
-    """Inputs; None: the crops in the study's folder, if it is there."""
+    """Inputs; None: the crops in the study's folder, if it exists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +43,20 @@ class Judged:
     number: int
     kind: str
     a_won: bool
-    """A was chosen, by most of the voters."""
+    """Whether most voters chose A."""
     usual_won: bool
-    """The winner is the one with more wins in the whole study."""
+    """Whether the winner is the one with more wins in the whole study."""
     a: np.ndarray
     b: np.ndarray
     truth: np.ndarray | None
-    """None where there is no HR picture."""
+    """None: no HR picture."""
     enlarged: np.ndarray | None
-    """The input by bicubic; None where it is not at hand."""
+    """The input by bicubic; None: no input at hand."""
 
 
 @dataclass(frozen=True)
 class Votes:
-    """What a study came to: the majority of its voters, pair by pair."""
+    """The result of a study: the majority of its voters, pair by pair."""
 
     study: str
     names: tuple[str, str]
@@ -70,12 +70,12 @@ class Votes:
 
     @property
     def a_usual(self) -> bool:
-        """A is the usual winner; also where both won equally often."""
+        """Whether A is the usual winner; also if both won equally often."""
         return self.a_wins >= self.b_wins
 
 
 def read_judged(key_file: Path, votes: Sequence[Path], folders: Folders) -> tuple[Votes, list[Judged]]:
-    """StudyError, ImageError: a file is missing, damaged, or does not fit the others."""
+    """The result of a study and its decided pairs. StudyError, ImageError: a file is missing, damaged, or does not fit the others."""
     entries, study = _open(key_file)
     key = read_key(key_file, study)
     ballots = [read_votes(path, study) for path in votes]
@@ -99,7 +99,7 @@ def read_judged(key_file: Path, votes: Sequence[Path], folders: Folders) -> tupl
 
 
 def outputs(folder: Path) -> dict[str, Path]:
-    """Pictures by the name of their input: `photo_x4_seed0.png`, as `gdposr upscale` writes it, belongs to `photo`."""
+    """Pictures by the name of their input: `photo_x4_seed0.png`, as written by `gdposr upscale`, belongs to `photo`."""
     pictures = named_photos(folder)
     found = dict(pictures)
     for name, path in pictures.items():
@@ -126,7 +126,7 @@ class _Pictures:
         self._lr = named_photos(folders.lr) if folders.lr else {}
 
     def crops(self, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """A's and B's."""
+        """Crops of A and B."""
         if self._outputs:
             a, b = (_cut(_of(photos, entry), entry, entry["scale"]) for photos in self._outputs)
             return a, b
@@ -163,7 +163,7 @@ class _Pictures:
 
 
 def _open(key_file: Path) -> tuple[list[dict[str, Any]], Study]:
-    """The entries of the key, and the study as far as the key tells it: its pictures need not be there."""
+    """The entries of the key, and the study as far as the key describes it; its folder may be missing."""
     if not key_file.name.endswith(KEY_SUFFIX):
         raise StudyError(f"{key_file}: expected STUDY{KEY_SUFFIX}, as gdposr blind make names it: rename it")
     folder = key_file.with_name(key_file.name.removesuffix(KEY_SUFFIX))
@@ -192,7 +192,7 @@ def _open(key_file: Path) -> tuple[list[dict[str, Any]], Study]:
 
 
 def _find(photos: Mapping[str, Path], entry: Mapping[str, Any]) -> Path | None:
-    """By kind and name, or by name alone: one HR picture may be the truth of several kinds."""
+    """The photo of that kind and name, or of that name alone: one HR picture may be the truth of several kinds."""
     photo = entry["photo"]
     return photos.get(photo if entry["kind"] == NO_KIND else f"{entry['kind']}/{photo}", photos.get(photo))
 

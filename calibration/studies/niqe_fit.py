@@ -11,8 +11,8 @@ Shipped model, measured against that log (100 images): 170 photos of the CID22 r
 relative 0.75 rule on all photos 4.997 / 0.946 / 0.670; limited-range luma 5.572 / 0.942 / 0.429.
 
 The protocol (collection, threshold, luma) was the best of about 200 combinations on these same 100 images, so
-these figures are not held out. Choosing among 129 of them on one random half and measuring on the other, 200
-times over, gives 0.370 on the chosen half and 0.388 on the other, correlation 0.964 and 0.960.
+these figures are not held out. Choosing among 129 of them on a random half and measuring on the other half,
+repeated 200 times, gives 0.370 on the chosen half and 0.388 on the other, correlation 0.964 and 0.960.
 """
 
 import argparse
@@ -29,13 +29,15 @@ from runtime.image.read.decode import read_photo
 from training.metrics.luma import rounded_luma
 from training.metrics.niqe import MODEL_FILE, NiqeModel, block_features
 
-SHARPNESS = 13.0  # mean local deviation in gray levels (0..255) a block must exceed
+# Mean local deviation in gray levels (0..255) that a block must exceed.
+SHARPNESS = 13.0
 PATTERN = "ccbysa-cid22-*"
-MIN_BLOCKS = 200  # fewer say nothing about a 36x36 covariance
+# With fewer blocks a 36x36 covariance is meaningless.
+MIN_BLOCKS = 200
 
 
 def fit(paths: Iterable[Path], sharpness: float = SHARPNESS) -> tuple[NiqeModel, int]:
-    """Photos -> the pristine model and the number of blocks it rests on."""
+    """Photos -> the pristine model and the number of blocks behind it. sharpness: as `SHARPNESS`."""
     kept = []
     for path in paths:
         features, deviation = block_features(rounded_luma(read_photo(path).pixels))

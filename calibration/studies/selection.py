@@ -1,17 +1,17 @@
-"""Which of several samples to keep: how well scores without reference agree with SQF against HR, and how much there is to choose.
+"""Which of several samples to keep: how well scores without reference agree with SQF against HR, and how much a choice can gain.
 
     python -m calibration.studies.selection --lr LR --hr HR --sqf-weights FILE
 
-Of every pair the bundle's samples are ranked by SQF (as near to people's judgement as weights at hand allow) and by each candidate.
-Agreement is Kendall's tau within a picture, averaged over pictures, so differences between pictures play no part; chance is 0. The
-pictures are split in two halves; a candidate's direction, and the candidate itself, are chosen on one and confirmed on the other.
-With `--first` the same is measured on draws that had no part in a choice. Results: `runtime.image.grain`. 800 samples took 11
-minutes of one core that other work shared.
+For every pair the bundle's samples are ranked by SQF (the nearest to people's judgement among the weights at hand) and by each
+candidate. Agreement is Kendall's tau within a picture, averaged over pictures, so differences between pictures do not count; chance is
+0. The pictures are split in two halves: a candidate and its direction are chosen on one half and confirmed on the other. With `--first`
+later samples are measured, which had no part in a choice. Results: `runtime.image.grain`. 800 samples took 11 minutes of one shared
+core.
 
 An earlier bundle (2b090b2a), INT8: the best of 8 samples by SQF is better than the mean sample by 0.0029 (0.57 %; standard deviation
-between samples 0.0019), and most of that comes from the two deepest of SQF's five layers. Even the sample nearest to the mean
-of the others in SQF's own features agrees with SQF no better than chance (tau 0.01 with a standard error of 0.03, samples 8-15): what
-makes one sample better here is mostly luck.
+between samples 0.0019). Most of that comes from the two deepest of SQF's five layers. Even the sample nearest to the mean of the others
+in SQF's own features agrees with SQF no better than chance (tau 0.01 with a standard error of 0.03, samples 8-15): which sample is
+better is mostly luck.
 """
 
 from __future__ import annotations
@@ -39,21 +39,26 @@ from training.metrics.luma import luma_y
 
 SAMPLES: Final = 8
 COMBINATION: Final = "all together"
-WORST: Final = 1e6  # stands for an infinite score, such as NIQE's of a flat picture
-LOW_PASS_LEVELS: Final = (
-    3  # of the a-trous filter, about 8 output pixels: coarser differences would be structure
-)
+# Stands for an infinite score, such as NIQE's of a flat picture.
+WORST: Final = 1e6
+# Levels of the a-trous filter, about 8 output pixels. Differences that are coarser would be structure.
+LOW_PASS_LEVELS: Final = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Rows are pictures, columns samples. scores: candidate -> (P, S)."""
+    """Figures of P pictures with S samples each."""
 
     sqf: np.ndarray
+    """(P, S)."""
     psnr: np.ndarray
+    """(P, S), in dB."""
     scores: dict[str, np.ndarray]
-    distance: np.ndarray  # (P,) RMS between two samples, mean over pairs, 1/255
-    low: np.ndarray  # (P,) the same of the low-passed luma
+    """Candidate -> (P, S)."""
+    distance: np.ndarray
+    """(P,) RMS difference of luma between two samples in 1/255, mean over pairs of samples."""
+    low: np.ndarray
+    """(P,) The same after a low-pass."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,24 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One candidate. sign: 1 where less is better, -1 where more is, as the half `chosen_on` has it; the rest on all given pictures."""
+    """How well one candidate chooses, over all pictures unless a field says otherwise."""
 
     name: str
     sign: int
-    chosen: float  # tau on the half that chose the direction
-    confirmed: float  # tau on the other
+    """1: lower is better; -1: higher is better. Chosen on one half of the pictures."""
+    chosen: float
+    """Tau on that half."""
+    confirmed: float
+    """Tau on the other half."""
     tau: Estimate
-    psnr_tau: float  # agreement with PSNR in place of SQF
-    wins: Estimate  # share of the other samples that the pick beats; chance 0.5
-    gain: Estimate  # SQF of the mean sample minus that of the pick; chance 0
-    share: float  # that gain over the one of picking by SQF itself
+    psnr_tau: float
+    """Agreement with PSNR instead of SQF."""
+    wins: Estimate
+    """Share of the other samples that the chosen one beats; 0.5 by chance."""
+    gain: Estimate
+    """SQF of the mean sample minus SQF of the chosen one; 0 by chance."""
+    share: float
+    """That gain over the gain of choosing by SQF itself."""
 
     @property
     def better_than_chance(self) -> bool:
@@ -94,7 +106,15 @@ def measure(
     candidates: Mapping[str, Candidate] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
-    """Samples first to first + samples of every pair. candidates: None = `CANDIDATES`. ImageError where sizes do not match."""
+    """Measure the samples of every pair.
+
+    weights: for SQF.
+    samples: of each pair.
+    first: number of the first sample.
+    candidates: None: `CANDIDATES`.
+    progress: called with pairs done and in all.
+    ImageError if the sizes of a pair do not match.
+    """
     if samples < 2:
         raise ImageError(f"expected at least 2 samples to choose from, came {samples}: ask for more")
     judge, chosen = sqf.scorer(weights), CANDIDATES if candidates is None else candidates
@@ -122,14 +142,14 @@ def measure(
 
 
 def kendall(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Kendall's tau-a between the samples' orders, of each row: (P, S) twice -> (P,). Equal values count as no agreement."""
+    """Kendall's tau-a of each row: (P, S) twice -> (P,). Equal values count as no agreement."""
     pairs = list(combinations(range(scores.shape[1]), 2))
     signs = [np.sign(scores[:, i] - scores[:, j]) * np.sign(truth[:, i] - truth[:, j]) for i, j in pairs]
     return np.mean(signs, axis=0)
 
 
 def halves(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every second picture in the order of names, so that both halves have the same cameras."""
+    """Indices of both halves. Pictures alternate in the order of names, so that both halves have the same cameras."""
     index = np.arange(count)
     return index[::2], index[1::2]
 
@@ -137,12 +157,18 @@ def halves(count: int) -> tuple[np.ndarray, np.ndarray]:
 def judged(
     name: str, scores: np.ndarray, measured: Measured, *, swapped: bool = False, sign: int | None = None
 ) -> Verdict:
-    """A candidate's agreement. swapped: the second half chooses. sign: the direction, None = the one that half has."""
+    """A candidate's agreement.
+
+    scores: (P, S).
+    swapped: the second half chooses instead of the first.
+    sign: the direction; None: as that half has it.
+    """
     choosing, confirming = halves(len(scores))[:: -1 if swapped else 1]
     tau = kendall(scores, measured.sqf)
     if sign is None:
         sign = 1 if tau[choosing].mean() >= 0 else -1
-    pick = (sign * scores).argmin(axis=1)  # the first of equals, as the command does
+    # the first of equal ones, as `gdposr upscale` does
+    pick = (sign * scores).argmin(axis=1)
     chosen = np.take_along_axis(measured.sqf, pick[:, None], axis=1)
     others = measured.sqf.shape[1] - 1
     wins = ((measured.sqf > chosen).sum(axis=1) + ((measured.sqf == chosen).sum(axis=1) - 1) / 2) / others
@@ -162,8 +188,8 @@ def judged(
 
 
 def combined(measured: Measured) -> np.ndarray:
-    """All candidates in one, (P, S), lower is better: standardised within pictures, with weights fitted to SQF by least squares on the
-    half that a picture is not in."""
+    """All candidates in one score, (P, S), lower is better: standardised within pictures and weighted by least squares to fit SQF. A
+    picture's weights come from the half that it is not in."""
     columns = np.stack([_standardised(v) for v in measured.scores.values()], axis=2)  # (P, S, C)
     target = _standardised(measured.sqf)
     result = np.zeros_like(target)
@@ -175,19 +201,19 @@ def combined(measured: Measured) -> np.ndarray:
 
 
 def best_gain(measured: Measured) -> np.ndarray:
-    """SQF of the mean sample minus that of the best, (P,): what a perfect choice wins."""
+    """SQF of the mean sample minus SQF of the best, (P,): the gain of a perfect choice."""
     return np.asarray(measured.sqf.mean(axis=1) - measured.sqf.min(axis=1))
 
 
 def verdicts(measured: Measured, swapped: bool = False) -> list[Verdict]:
-    """Every candidate, best on the half that chooses first; the combination last."""
+    """Every candidate, the best on the choosing half first, and the combination last."""
     found = [judged(name, values, measured, swapped=swapped) for name, values in measured.scores.items()]
     found.sort(key=lambda verdict: -verdict.chosen)
     return [*found, judged(COMBINATION, combined(measured), measured, swapped=swapped, sign=1)]
 
 
 def report(measured: Measured) -> str:
-    """What there is to choose, and the table of candidates, as Markdown."""
+    """How much a choice can gain, and the table of candidates, as Markdown."""
     count, samples = measured.sqf.shape
     gain = _estimate(best_gain(measured))
     mean, spread = float(measured.sqf.mean()), float(measured.sqf.std(axis=1, ddof=1).mean())
@@ -218,7 +244,7 @@ def report(measured: Measured) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; exit code 0, or 2 when something is missing."""
+    """Print the table. Exit code 0, or 2 if something is missing."""
     args = _parser().parse_args(argv)
     try:
         reason = sqf.unavailable(args.sqf_weights)
@@ -259,14 +285,14 @@ def _shown(value: Estimate, digits: int) -> str:
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
-    """Zero mean and unit deviation of each row; 0 where a row is constant."""
+    """Zero mean and unit standard deviation of each row; a constant row becomes 0."""
     centred = values - values.mean(axis=1, keepdims=True)
     spread = values.std(axis=1, keepdims=True)
     return np.asarray(centred / np.where(spread > 0, spread, 1.0))
 
 
 def _distance(planes: Sequence[np.ndarray]) -> float:
-    """Root mean square distance of two planes, mean over all pairs."""
+    """RMS difference of two planes, mean over all pairs."""
     return float(np.mean([np.sqrt(np.mean((a - b) ** 2)) for a, b in combinations(planes, 2)]))
 
 
