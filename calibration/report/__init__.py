@@ -1,1 +1,1 @@
-"""An accuracy report as one HTML page: tables, plots, crops."""
+"""Reports as one HTML page: tables, plots and crops, written by the templates in `templates/`."""

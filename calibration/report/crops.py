@@ -22,7 +22,7 @@ CROP = 160
 class CropCollector:
     """Keeps one small crop of every picture of every row; hand it to `evaluate(..., observe=...)`.
 
-    The crop is where HR has most contrast: there the methods differ. size: side in HR pixels.
+    The crop is the part of HR with most contrast, because methods differ most there. size: side in HR pixels.
     """
 
     def __init__(self, size: int = CROP) -> None:
@@ -41,9 +41,7 @@ class CropCollector:
 
 
 def busiest_box(pixels: np.ndarray, size: int, grid: int = 8) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of the window of that size with the largest mean gradient, on a grid of 8
-    pixels.
-    """
+    """(top, left, bottom, right) of the window of that size with the largest mean gradient. grid: step between windows, pixels."""
     gray = pixels.mean(axis=2)
     energy = np.zeros(gray.shape)
     energy[:-1] += np.abs(np.diff(gray, axis=0))
@@ -65,8 +63,8 @@ def busiest_box(pixels: np.ndarray, size: int, grid: int = 8) -> tuple[int, int,
 
 
 def judged_rows(report: AccuracyReport) -> list[Row]:
-    """The rows whose worst pictures are worth a look: INT8's, and of the gated rows the one nearest its limit or furthest beyond;
-    without either the last model row. One or two.
+    """The one or two rows whose worst pictures are shown: INT8, and the gated row that is nearest its limit or furthest beyond it.
+    Without either, the last row of the model.
     """
     models = {row.name: row for row in report.rows if row.kind == "model"}
     gated = [gate for gate in report.gates if gate.row in models and gate.value is not None]
@@ -78,8 +76,8 @@ def judged_rows(report: AccuracyReport) -> list[Row]:
 
 
 def shown_pictures(report: AccuracyReport, typical: int = 3) -> list[tuple[str, str]]:
-    """(picture, why it is shown): where the judged rows lose most against fp32, where the first of them scores worst, then some
-    spread over the set.
+    """Name of each picture to show, and the reason: the pictures in which the judged rows lose most against fp32, in which the first
+    of them scores worst, and a few spread over the set. typical: number of the last.
     """
     row, *others = judged_rows(report)
     worst = [*_losses(report, row), *(loss for other in others for loss in _losses(report, other)[:1])]
@@ -97,7 +95,7 @@ def shown_pictures(report: AccuracyReport, typical: int = 3) -> list[tuple[str, 
 
 
 def _losses(report: AccuracyReport, row: Row) -> list[tuple[str, list[float], int]]:
-    """(reason, badness of each picture, how many to show) of a row against fp32, PSNR first; none without fp32 or for itself."""
+    """(reason, badness of each picture, number to show) of a row against fp32, PSNR first; empty without fp32 and for fp32 itself."""
     reference = next((r for r in report.rows if r.name == REFERENCE and r is not row), None)
     if reference is None:
         return []
@@ -112,10 +110,11 @@ def _losses(report: AccuracyReport, row: Row) -> list[tuple[str, list[float], in
 
 
 def _slack(gate: GateResult) -> float:
-    """What is left of a measured gate's limit, as a share of what it allows; below 0 where it is broken."""
+    """The distance of a measured gate from its limit, as a share of what the limit allows; below 0 for a broken gate."""
     value = math.inf if gate.value is None else gate.value
     left = value - gate.limit if gate.gate.startswith("min_") else gate.limit - value
-    allowed = 1.0 - gate.limit if gate.gate == "min_diversity_ratio" else gate.limit  # a ratio is lost from 1
+    # a ratio falls from 1, other losses rise from 0
+    allowed = 1.0 - gate.limit if gate.gate == "min_diversity_ratio" else gate.limit
     return left / (abs(allowed) or 1.0)
 
 
@@ -131,7 +130,7 @@ class Strip:
 
 
 def strips(report: AccuracyReport, collected: CropCollector) -> list[Strip]:
-    """The pictures to show, those that were collected."""
+    """The pictures to show, as far as their crops were collected."""
     scores = {(row.name, image.name): _scores(image) for row in report.rows for image in row.images}
     found = []
     for picture, reason in shown_pictures(report):
@@ -144,7 +143,7 @@ def strips(report: AccuracyReport, collected: CropCollector) -> list[Strip]:
 
 
 def compared(report: AccuracyReport) -> tuple[str, str]:
-    """What a comparison opens with: fp32 and the row whose worst pictures are shown, else bicubic and that row."""
+    """The two rows that a comparison shows first: fp32 and the row whose worst pictures are shown, else bicubic and that row."""
     names = [row.name for row in report.rows]
     right = judged_rows(report)[0].name
     left = REFERENCE if REFERENCE in names and right != REFERENCE else names[0]
@@ -152,7 +151,7 @@ def compared(report: AccuracyReport) -> tuple[str, str]:
 
 
 def strip_order(rows: Sequence[Row]) -> list[str]:
-    """LR, bicubic, the model's rows, HR, then what was made elsewhere."""
+    """LR, bicubic, the model's rows, HR, then pictures made elsewhere."""
     own = [row.name for row in rows if row.kind in ("bicubic", "model")]
     return ["LR", *own, "HR", *(row.name for row in rows if row.name not in own)]
 
@@ -171,5 +170,5 @@ def _scores(image: ImageScore) -> list[str]:
 
 
 def _finite(value: float) -> float:
-    """A loss to sort by: none where both pictures equal HR."""
+    """A loss to sort by; 0 if both pictures equal HR."""
     return 0.0 if math.isnan(value) else value

@@ -1,24 +1,27 @@
-"""Where a label of a plot has room: matplotlib has no such rule. Lengths in SVG units, y downwards."""
+"""Places for the labels of a plot, which matplotlib does not find by itself. Lengths in SVG units, y downwards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-Spot = tuple[float, float, str]  # x, y of the baseline, text anchor
+# Left, top, right, bottom.
+Box = tuple[float, float, float, float]
+# x, y of the baseline, text anchor.
+Spot = tuple[float, float, str]
 
-GLYPH = 0.62  # width of a character over the font size, a little above the mean of common sans-serif fonts
+# Width of a character over the font size, a little above the mean of common sans-serif fonts.
+GLYPH = 0.62
 
 
 def text_box(x: float, y: float, text: str, size: float, anchor: str = "start") -> Box:
-    """What a line of text on the baseline (x, y) covers, by estimate. anchor: start, middle or end."""
+    """Estimate of the area of a line of text on the baseline (x, y). anchor: start, middle or end."""
     width = len(text) * size * GLYPH
     left = x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
     return left, y - 0.8 * size, left + width, y + 0.25 * size
 
 
 def best_box(candidates: Sequence[Box], taken: Sequence[Box], area: Box) -> int:
-    """Index of the first candidate that lies in the area and on nothing taken, else of the one that covers least."""
+    """Index of the first candidate inside the area that covers no taken box, else of the one that covers least."""
 
     def cost(box: Box) -> float:
         whole = (box[2] - box[0]) * (box[3] - box[1])
@@ -29,7 +32,7 @@ def best_box(candidates: Sequence[Box], taken: Sequence[Box], area: Box) -> int:
 
 
 def spots_around(x: float, y: float) -> list[Spot]:
-    """Where a point's label may stand, the nearest places first."""
+    """Possible places for the label of a point, the nearest first."""
     near = [(x + 10, y + 4, "start"), (x - 10, y + 4, "end"), (x, y - 11, "middle"), (x, y + 19, "middle")]
     far = [
         (x + shift, y + 4 + rise * way, anchor)
@@ -41,7 +44,7 @@ def spots_around(x: float, y: float) -> list[Spot]:
 
 
 def spots_along(left: float, right: float, y: float) -> list[Spot]:
-    """Where the label of a level line may stand: at its ends, then between, above it before below it, then further off."""
+    """Possible places for the label of a level line: first at its ends, then between; above it, below it, then further away."""
     shares = ((1.0, "end"), (0.0, "start"), (0.5, "middle"), (0.75, "middle"), (0.25, "middle"))
     return [
         (left + 5 + (right - left - 10) * share, y + rise, anchor)
@@ -51,7 +54,7 @@ def spots_along(left: float, right: float, y: float) -> list[Spot]:
 
 
 def place(text: str, size: float, spots: Sequence[Spot], taken: list[Box], area: Box) -> Spot:
-    """The first spot where the text lies in the area and on nothing taken, else where it covers least; then it is taken too."""
+    """The first spot at which the text is inside the area and covers no taken box, else the one that covers least. It becomes taken."""
     boxes = [text_box(x, y, text, size, anchor) for x, y, anchor in spots]
     index = best_box(boxes, taken, area)
     taken.append(boxes[index])
@@ -66,7 +69,7 @@ def overlap(first: Box, second: Box) -> float:
 
 
 def shorten(text: str, most: int, *, front: bool = False) -> str:
-    """At most so many characters. An ellipsis stands for what is left out of the middle, or at the front where the end tells most."""
+    """At most so many characters, with an ellipsis for the part left out of the middle. front: leave out the beginning instead."""
     if len(text) <= most:
         return text
     head = 0 if front else (most - 1) * 2 // 3

@@ -236,7 +236,7 @@ def time_plot(ms: Mapping[str, Mapping[str, float]], ours: Sequence[str], label:
 
 
 def _labels(plot: Canvas, points: Sequence[Point], lines: Sequence[tuple[str, float]]) -> None:
-    """Names beside their points and along their lines; a thin line leads to a name that found no room close by."""
+    """Write names beside their points and along their lines. A thin line leads to a name that found no room nearby."""
     places = [plot.at(p.cost, p.quality) for p in points]
     taken: list[Box] = [(px - 7, py - 7, px + 7, py + 7) for px, py in places]
     left, _, right, _ = plot.area

@@ -22,7 +22,7 @@ class Metric:
     """Whether a larger value is better."""
 
     def of(self, score: Row | ImageScore) -> float | None:
-        """The figure of a row or a picture; None where it was not measured."""
+        """The figure of a row or a picture; None if it was not measured."""
         value: float | None = score.extra.get(self.key) if self.learned else getattr(score, self.key)
         return value
 
@@ -47,7 +47,7 @@ BASIC = (
 
 
 def metrics_of(report: AccuracyReport) -> list[Metric]:
-    """The quality figures of a report in the order of its columns: those that some row has."""
+    """The quality figures that some row of a report has, in the order of its columns."""
     extras = [
         Metric(m.name, m.title, "learned, against HR" if m.reference else "learned, no reference", 3, m.higher_is_better)
         for m in LEARNED
@@ -57,9 +57,9 @@ def metrics_of(report: AccuracyReport) -> list[Metric]:
 
 
 def table_rows(report: AccuracyReport) -> list[list[str]]:
-    """The table as text for a terminal, header first; a dash where something does not apply or was not measured.
+    """The table as text for a terminal, header first; a dash for what does not apply or was not measured.
 
-    Figures are plain ASCII: not every terminal has more.
+    Figures are plain ASCII, because not every terminal has more.
     """
     quality = (*BASIC, *(metric for metric in metrics_of(report) if metric.learned))
     rows = report.rows
