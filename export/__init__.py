@@ -1,1 +1,1 @@
-"""Export stage: the student, its training, ONNX conversion, quantization and bundle writing."""
+"""From a checkpoint to a bundle: the student's training, conversion to ONNX and Core ML, and the proof against torch."""

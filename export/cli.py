@@ -1,4 +1,4 @@
-"""The command `gdposr export`: arguments in, a bundle or a clear refusal out."""
+"""The command `gdposr export`: writes a bundle from a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--targets", default="onnx", help="onnx, coreml, or both: onnx,coreml (default: onnx)"
     )
-    parser.add_argument("--base", help="of a checkpoint with unet/ and vae/ only: the model with the rest")
+    parser.add_argument(
+        "--base", help="for a checkpoint with only unet/ and vae/: the model with the other parts"
+    )
     parser.add_argument("--prompt", help="the prompt folded into a one-step model (default: a general one)")
     parser.add_argument(
         "--precision",
         nargs="+",
         choices=PRECISIONS,
-        help="of the ONNX graphs (default: those that suit the model)",
+        help="precisions of the ONNX graphs (default: depends on the model)",
     )
     parser.add_argument(
         "--calibration",
         type=Path,
-        help="photos for INT8: a folder, or what `python -m calibration.samples` drew (default: those inside scikit-image)",
+        help="calibration photos for INT8: a folder, or the output of `python -m calibration.samples` (default: scikit-image's photos)",
     )
     parser.add_argument(
         "--int8",
@@ -53,46 +55,46 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NODE",
-        help="a node that INT8 leaves in floating point; may be repeated",
+        help="a node to keep in floating point in INT8 graphs; may be repeated",
     )
     parser.add_argument(
         "--budget",
         action="append",
         default=[],
         metavar="GATE=VALUE",
-        help="what INT8 may lose, in place of the preset's limit, such as max_psnr_loss=0.05; may be repeated",
+        help="limit of the loss by INT8 instead of the preset's, such as max_psnr_loss=0.05; may be repeated",
     )
     parser.add_argument(
         "--sqf-weights",
         type=Path,
         metavar="FILE",
-        help="SqueezeNet 1.1 as .safetensors: INT8 must keep the SQF gate, too",
+        help="SqueezeNet 1.1 as .safetensors; INT8 must then also pass the SQF gate",
     )
     parser.add_argument(
         "--variant",
         nargs="+",
-        help="of the Core ML packages (default: those that suit the model)",
+        help="variants of the Core ML packages (default: depends on the model)",
     )
     parser.add_argument(
-        "--system", choices=SYSTEMS, default="iOS17", help="oldest system that runs the packages"
+        "--system", choices=SYSTEMS, default="iOS17", help="oldest system that must run the packages"
     )
     parser.add_argument(
         "--tile",
         type=int,
         default=TILE,
-        help="LR pixels a package takes, in height and width (default: %(default)s)",
+        help="side in LR pixels of a package's input (default: %(default)s)",
     )
     parser.add_argument(
-        "--images", action="store_true", help="packages take and give images instead of arrays"
+        "--images", action="store_true", help="packages take and return images instead of arrays"
     )
     parser.add_argument(
-        "--accuracy", type=Path, help="JSON report of `gdposr accuracy` to put into the manifest"
+        "--accuracy", type=Path, help="JSON report of `gdposr accuracy` to store in the manifest"
     )
     return parser
 
 
 def _budget(limits: list[str]) -> Gates | None:
-    """GATE=VALUE texts as limits."""
+    """Parse GATE=VALUE texts; None if there are none."""
     named = (text.partition("=") for text in limits)
     try:
         return Gates.from_dict({name: float(value) for name, _, value in named}) if limits else None
@@ -101,7 +103,7 @@ def _budget(limits: list[str]) -> Gates | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, 1 when a parity floor is missed, 2 for wrong arguments or checkpoints."""
+    """Exit code 0 on success, 1 if a parity floor is missed, 2 for wrong arguments or checkpoints."""
     args = _parser().parse_args(argv)
 
     def say(text: str) -> None:

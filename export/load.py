@@ -1,4 +1,4 @@
-"""The model that an export begins with, from its checkpoint: a student, or a one-step diffusion model."""
+"""Load the model to export from its checkpoint: a student or a one-step diffusion model."""
 
 from __future__ import annotations
 
@@ -10,34 +10,42 @@ from export.source import BASE, FEATURES, IMAGE, NOISE, SR, STUDENT, Source, fil
 from export.student.network import CONFIG_FILE, WEIGHTS_FILE, Student, load_student
 from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 
-STUDENT_TILE = 256  # LR pixels
+# LR pixels.
+STUDENT_TILE = 256
 
 
 def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str | None = None) -> Source:
-    """The model at checkpoint: a student's folder, or a one-step model, anything `training.model.loading.load_model` reads.
+    """The model at `checkpoint`.
 
-    base: where text encoder and scheduler of a one-step model come from if it has none; prompt: what it is told, None: the default.
-    """
+    checkpoint: a student's folder, a distillation run, or anything that `training.model.loading.load_model` reads.
+    base: source of the text encoder and scheduler of a one-step model that lacks them.
+    prompt: of a one-step model; None for the default."""
     if any((checkpoint / name).exists() for name in ("model", "model.json", "unet")):
         from export.fold.one_step import load_one_step  # needs diffusers, which a student does not
 
         return load_one_step(checkpoint, base, prompt)
     folder = (
         checkpoint / "student" if (checkpoint / "student").is_dir() else checkpoint
-    )  # of a distillation run
+    )  # a distillation run keeps the student in a subfolder
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"{checkpoint} is not a student checkpoint ({CONFIG_FILE}, {WEIGHTS_FILE}), and not a one-step model (a training run with "
             "model/, or a folder with unet/ and vae/)"
         )
     if base is not None or prompt is not None:
-        raise ValueError(f"{checkpoint} is a student, which takes no base and no prompt: leave them out")
+        raise ValueError(
+            f"{checkpoint} is a student, which takes no base and no prompt: leave them out"
+        )
     student, training = load_student(folder)
     return student_source(student, training, file_sha256(folder / WEIGHTS_FILE))
 
 
 def student_source(student: Student, training: Mapping[str, Any], checkpoint_sha256: str) -> Source:
-    """A student with the two graphs it is made of."""
+    """A student as a source with two graphs.
+
+    student: the network.
+    training: its provenance.
+    checkpoint_sha256: hash of its weights file."""
     c = student.config
     student = student.cpu().float().eval()
     image = TensorSpec(IMAGE, 3, 1.0, (0.0, 1.0))

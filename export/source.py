@@ -1,8 +1,7 @@
-"""What an export begins with: two modules of torch, and what their tensors mean.
+"""The model that an export starts from: two torch modules and the meaning of their tensors.
 
-A student and a one-step diffusion model look alike from here on: an encoder that runs once per photo and a generator that runs once
-per sample. Converters, checks and the bundle writer know nothing else about a model.
-"""
+Students and one-step diffusion models share this interface: an encoder that runs once per photo and a generator that
+runs once per sample. Converters, checks and the bundle writer use nothing else of a model."""
 
 from __future__ import annotations
 
@@ -26,24 +25,37 @@ STUDENT = "gdposr student"
 
 @dataclass(frozen=True)
 class Source:
-    """A model ready to be converted: float32, on the CPU, in evaluation mode, free of hidden random numbers.
+    """A model ready for conversion: float32, on the CPU, in eval mode, without internal randomness.
 
-    Called with image (n, 3, h, w) in [0, 1] and noise (n, c, h', w') it gives one sample, (n, 3, scale h, scale w) in [0, 1].
-    """
+    A call takes an image (n, 3, h, w) in [0, 1] and noise (n, c, h', w') and returns one sample, (n, 3, scale h,
+    scale w) in [0, 1]."""
 
-    kind: str  # for people: STUDENT, or what else it is
-    modules: Mapping[str, nn.Module]  # by role; each takes and gives tensors in the order of its spec
-    specs: Mapping[str, GraphSpec]  # by role
+    kind: str
+    """Kind of model as shown to users, such as `STUDENT`."""
+    modules: Mapping[str, nn.Module]
+    """Encoder and generator by role. Each takes and returns tensors in the order of its spec."""
+    specs: Mapping[str, GraphSpec]
+    """Inputs and outputs of the graphs by role."""
     scale: int
+    """Upscaling factor."""
     size: SizeRule
+    """Which image sizes the model takes, and how larger images are tiled."""
     noise: NoiseSpec
+    """Version and shape of the noise."""
     parameters: int
+    """Number of parameters."""
     checkpoint_sha256: str
-    training: Mapping[str, Any]  # provenance, as the checkpoint tells it
-    t_n: int | None = None  # timestep of the added noise; None for a student
-    t_d: int | None = None  # timestep the network is told
-    prompt: str | None = None  # the text folded in; None: the model takes none
-    folded_db: float | None = None  # PSNR against the model before it was folded; None: nothing was folded
+    """Hash of the weights that the model was loaded from."""
+    training: Mapping[str, Any]
+    """Provenance from the checkpoint."""
+    t_n: int | None = None
+    """Timestep of the added noise; None for a student."""
+    t_d: int | None = None
+    """Timestep that the network is given; None for a student."""
+    prompt: str | None = None
+    """Prompt that was folded in; None if the model takes none."""
+    folded_db: float | None = None
+    """PSNR in dB against the model before folding; None if nothing was folded."""
 
     @torch.no_grad()
     def __call__(self, image: Tensor, noise: Tensor) -> Tensor:
@@ -51,17 +63,22 @@ class Source:
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The features of an image, in the order of the encoder's outputs."""
+        """The features of an image (n, 3, h, w), in the order of the encoder's outputs."""
         features = self.modules["encoder"](image)
         return (features,) if isinstance(features, Tensor) else tuple(features)
 
     @torch.no_grad()
     def generate(self, features: tuple[Tensor, ...], noise: Tensor) -> Tensor:
+        """A sample (n, 3, scale h, scale w) from the encoder's features and noise."""
         sr: Tensor = self.modules["generator"](*features, noise)
         return sr
 
     def shape(self, tensor: TensorSpec, height: int, width: int, batch: int = 1) -> tuple[int, int, int, int]:
-        """Shape of a graph's input or output for an LR image of height x width, multiples of `size.multiple_of`."""
+        """Shape of a graph's input or output.
+
+        tensor: the input or output.
+        height, width: of the LR image, multiples of `size.multiple_of`.
+        batch: number of images."""
         for side in (height, width):
             if side < 1 or side % self.size.multiple_of:
                 raise ValueError(
@@ -70,7 +87,11 @@ class Source:
         return (batch, tensor.channels, round(height * tensor.scale), round(width * tensor.scale))
 
     def examples(self, role: str, height: int, width: int, batch: int = 1) -> tuple[Tensor, ...]:
-        """Inputs of a graph for an LR image of that size: a random picture, its own features, random noise; always the same."""
+        """Example inputs of a graph, always the same: a random image, its features, random noise.
+
+        role: encoder or generator.
+        height, width: of the LR image.
+        batch: number of images."""
         draw = torch.Generator().manual_seed(0)
         image_spec, noise_spec = self.specs["encoder"].inputs[0], self.specs["generator"].inputs[-1]
         image = torch.rand(self.shape(image_spec, height, width, batch), generator=draw)
@@ -81,11 +102,11 @@ class Source:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hex, read piece by piece."""
+    """SHA-256 of a file in hex, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def psnr(came: np.ndarray, expected: np.ndarray) -> float:
-    """PSNR in dB for a peak of 1; 200 where both are equal, -inf where one is not finite."""
+    """PSNR in dB for a peak of 1: 200 if both are equal, -inf if a value is not finite."""
     return psnr_db(came, expected, peak=1.0, equal=200.0)

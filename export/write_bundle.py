@@ -1,11 +1,10 @@
-"""Write a bundle from a checkpoint: convert, quantize, compress, prove each file equal to torch, and put it in place whole.
+"""Write a bundle from a checkpoint: convert, quantize, compress, and check every file against torch.
 
     gdposr export --checkpoint export/weights/pocket --out build/pocket.gdposr --targets onnx,coreml
 
-The checkpoint is a student, a training run, or a one-step model in diffusers layout. The new bundle is built beside the target and
-swapped in at the end, so an interrupted export leaves what stood there before. The same checkpoint and tools give the same
-bytes on one kind of processor.
-"""
+The checkpoint is a student, a training run, or a one-step model in diffusers layout. The new bundle is built beside
+the target and replaces it at the end, so an interrupted export leaves the old bundle intact. The same checkpoint and
+tools give the same bytes on the same kind of processor."""
 
 from __future__ import annotations
 
@@ -37,13 +36,14 @@ from training.checkpoint import replace_folder
 from training.metrics.sqf import scorer
 
 TARGETS = ("onnx", "coreml")
+# Least PSNR in dB of the 8-bit probe against torch, on any device.
 PROBE_FLOOR_DB = {
     "fp32": 50.0,
     "fp16": 45.0,
     "int8": 32.0,
     "w8": 40.0,
     "w4": 30.0,
-}  # of the 8-bit probe against torch, on any device
+}
 PROBE_INPUT, PROBE_OUTPUT, PROBE_SEED = "probe_lr.png", "probe_sr.png", 7
 DEFAULT_PRECISION = {"cpu": "int8", "cuda": "fp16", "ane": "fp16", "openvino": "int8"}
 SYSTEMS = ("iOS17", "iOS18")
@@ -51,21 +51,32 @@ SYSTEMS = ("iOS17", "iOS18")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a bundle is to hold."""
+    """What a bundle should contain."""
 
     targets: tuple[str, ...] = ("onnx",)
-    precisions: tuple[str, ...] | None = None  # of the ONNX graphs; None: those that suit the model
-    variants: tuple[str, ...] | None = None  # of the Core ML packages; None: those that suit the model
-    system: str = "iOS17"  # oldest system that is to run the packages
-    tile: int = TILE  # LR pixels a package takes, in height and width
-    images: bool = False  # packages take and give images instead of arrays
+    """Some of `TARGETS`."""
+    precisions: tuple[str, ...] | None = None
+    """Precisions of the ONNX graphs; None for the model's defaults."""
+    variants: tuple[str, ...] | None = None
+    """Variants of the Core ML packages; None for the model's defaults."""
+    system: str = "iOS17"
+    """Oldest system that must run the Core ML packages."""
+    tile: int = TILE
+    """Side in LR pixels of a Core ML package's input."""
+    images: bool = False
+    """Whether Core ML packages take and return images instead of arrays."""
     calibration: Path | None = (
         None  # folder of photos, or samples drawn from one; None: the photos inside scikit-image
     )
-    int8: str = "avx2"  # preset of `export.onnx.int8.quantize`
-    float_layers: tuple[str, ...] = ()  # nodes that INT8 leaves in floating point whatever they bear
-    sqf_weights: Path | None = None  # SqueezeNet 1.1, for the SQF gate of INT8; None: without that gate
-    budget: Gates | None = None  # limits of INT8 in place of the preset's
+    """Folder of photos, or a file of samples drawn from one; None for scikit-image's photos."""
+    int8: str = "avx2"
+    """Preset of `export.onnx.int8.quantize`."""
+    float_layers: tuple[str, ...] = ()
+    """Nodes that stay in floating point in INT8 graphs."""
+    sqf_weights: Path | None = None
+    """SqueezeNet 1.1 for the SQF gate of INT8; None skips that gate."""
+    budget: Gates | None = None
+    """Limits of the loss by INT8 that replace the preset's."""
 
     def __post_init__(self) -> None:
         for name, known in (("targets", TARGETS), ("precisions", PRECISIONS)):
@@ -91,19 +102,25 @@ def write_bundle(
     accuracy: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Export a checkpoint folder to a bundle folder; returns the manifest. ParityError when a file misses its floor.
+    """Export a checkpoint folder to a bundle folder; returns the manifest. Raises ParityError if a file misses its
+    floor.
 
-    base and prompt are for one-step models: where text encoder and scheduler come from if the checkpoint has none, and the prompt
-    that is folded in (None: the default one). accuracy: a report of `gdposr accuracy` to store with the bundle.
-    """
+    checkpoint: folder of the model.
+    out: bundle folder to write.
+    wanted: its content; None for the defaults.
+    base: source of the text encoder and scheduler of a one-step model that lacks them.
+    prompt: to fold into a one-step model; None for the default.
+    name: of the bundle; None takes it from `out`.
+    accuracy: report of `gdposr accuracy` to store in the bundle.
+    say: receives progress messages."""
     _check_place(out)
     wanted = wanted or Wanted()
     source = load_source(checkpoint, base=base, prompt=prompt)
     precisions = wanted.precisions or default_precisions(source)
     if "int8" in precisions and "int8" not in default_precisions(source):
         raise ValueError(
-            "precision: int8 is for students, whose activations keep to static ranges: leave it out for a one-step model, or distil it "
-            "first (`gdposr distill`)"
+            "precision: int8 is for students only, since a one-step model's activations do not fit static ranges: leave it out, or "
+            "distil the model first (`gdposr distill`)"
         )
     variants = wanted.variants or default_variants(source)
     with_int8 = "onnx" in wanted.targets and "int8" in precisions
@@ -112,10 +129,10 @@ def write_bundle(
     int8 = _int8_request(sets, wanted) if sets and with_int8 else None
     if not with_int8 and (wanted.float_layers or wanted.sqf_weights or wanted.budget):
         raise ValueError(
-            "float layers, SQF weights and a budget are for INT8 graphs, and none are wanted: leave them out"
+            "float layers, SQF weights and a budget apply to INT8 graphs only, and none are wanted: leave them out"
         )
     if source.folded_db is not None:
-        say(f"folded: {source.folded_db:.1f} dB against the model as it was")
+        say(f"folded: {source.folded_db:.1f} dB against the original model")
     metadata = {"model": source.kind, "checkpoint_sha256": source.checkpoint_sha256}
     fresh = out.with_name(f"{out.name}.{os.getpid()}.new")
     fresh.mkdir(parents=True)
@@ -123,7 +140,7 @@ def write_bundle(
         graphs: dict[str, dict[str, Graph]] = {}
         packages: dict[str, dict[str, Package]] = {}
         measured: dict[str, Any] = {} if source.folded_db is None else {"folded_db": source.folded_db}
-        if "coreml" in wanted.targets:  # first: it is quick to refuse a wrong variant or tile
+        if "coreml" in wanted.targets:  # first, since it rejects a wrong variant or tile quickly
             packages, found = write_coreml(
                 source,
                 fresh,
@@ -166,7 +183,7 @@ def write_bundle(
                 **({"prompt": source.prompt} if source.prompt is not None else {}),
                 **metadata,
             },
-            accuracy={**(accuracy or {}), **measured},  # a report's copy of what export measured is older
+            accuracy={**(accuracy or {}), **measured},  # export's own values replace older copies in a report
             budgets={row: gates.to_dict() for row, gates in _budgets(graphs, packages, int8).items()},
         )
         (fresh / MANIFEST_NAME).write_text(json.dumps(manifest.to_dict(), indent=2, sort_keys=True) + "\n")
@@ -179,7 +196,7 @@ def write_bundle(
 
 
 def _sets(source: Source, wanted: Wanted) -> SampleSets:
-    """Samples to calibrate on and to judge by, drawn or read."""
+    """Calibration and validation samples, drawn or read."""
     noise = source.noise
     if wanted.calibration is not None and wanted.calibration.is_file():
         sets = load_sets(wanted.calibration)
@@ -198,13 +215,15 @@ def _int8_request(sets: SampleSets, wanted: Wanted) -> Int8Request:
 def _budgets(
     graphs: Mapping[str, Any], packages: Mapping[str, Any], int8: Int8Request | None
 ) -> dict[str, Gates]:
-    """What each row of an accuracy table may lose against fp32. INT8 was judged by its own at export; `gdposr accuracy` judges all."""
+    """What each row of an accuracy table may lose against fp32.
+
+    INT8 was judged by its own limits at export; `gdposr accuracy` judges all rows."""
     rows = [name for name in graphs if name != REFERENCE] + [f"coreml {name}" for name in packages]
     return {row: int8.limits if row == "int8" and int8 else INT8_GATES for row in rows}
 
 
 def _check_place(out: Path) -> None:
-    """out must be free, or hold a bundle and nothing else: it is replaced as a whole."""
+    """`out` must not exist, or hold a bundle and nothing else, since it is replaced as a whole."""
     if not out.exists():
         return
     try:
@@ -221,12 +240,12 @@ def _check_place(out: Path) -> None:
     )
     if strangers:
         raise FileExistsError(
-            f"{out} holds {strangers[0]}, which is not of the bundle there and would be lost; move it, or choose another --out"
+            f"{out} holds {strangers[0]}, which is not part of the bundle and would be lost; move it, or choose another --out"
         )
 
 
 def _write_probe(source: Source, folder: Path, precisions: Sequence[str]) -> Probe:
-    """A degraded photo and torch's own result for it, as 8-bit PNG files."""
+    """Write a degraded photo and torch's result for it as 8-bit PNG files."""
     (sample,) = samples(source, 1, seed=2)
     Image.fromarray(as_pixels(sample.lr)).save(folder / PROBE_INPUT)
     height, width = sample.lr.shape[1:]
@@ -242,7 +261,7 @@ def _entry(path: Path) -> GraphFile:
 
 
 def _tools(targets: Sequence[str]) -> dict[str, str]:
-    """Versions of the packages that wrote the files."""
+    """Versions of the packages that write the files."""
     names = ["torch"]
     names += ["onnx", "onnxruntime", "onnxscript", "nncf"] if "onnx" in targets else []
     names += ["coremltools"] if "coreml" in targets else []

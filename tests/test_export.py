@@ -180,7 +180,7 @@ def test_a_folder_with_files_of_others_is_not_replaced(
     mixed = tmp_path / "mixed.gdposr"
     shutil.copytree(exported, mixed)
     (mixed / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"notes\.txt, which is not of the bundle"):
+    with pytest.raises(FileExistsError, match=r"notes\.txt, which is not part of the bundle"):
         writer.write_bundle(checkpoint, mixed)
     assert (mixed / "notes.txt").read_text() == "mine"
 

@@ -349,6 +349,6 @@ def test_options_without_effect_are_refused(student: Student, tmp_path: Path) ->
         Wanted(precisions=("fp32",), float_layers=("generator/Add_2",)),
         Wanted(("coreml",), budget=Gates(max_psnr_loss=0.2)),
     ):
-        with pytest.raises(ValueError, match="are for INT8 graphs, and none are wanted"):
+        with pytest.raises(ValueError, match="apply to INT8 graphs only, and none are wanted"):
             write_bundle(tmp_path / "student", tmp_path / "b.gdposr", wanted)
     assert not (tmp_path / "b.gdposr").exists()

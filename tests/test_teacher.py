@@ -523,7 +523,7 @@ def test_weights_teacher_and_cache_must_belong_together(
     for config, given, cache, message in (
         (TINY, None, None, "give --teacher RUN"),
         (alone, teacher, None, "preset whose name ends in -teacher"),
-        (alone, None, (tmp_path / "cache", 4), "--cache keeps a teacher's samples"),
+        (alone, None, (tmp_path / "cache", 4), "--cache stores a teacher's samples"),
         (replace(TINY, crop=72), teacher, None, "set crop to a multiple of 16"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -653,7 +653,7 @@ def test_command_distils_and_names_what_is_wrong(
     for wrong, message in (
         (["--teacher", str(tmp_path / "nowhere")], "no model at"),
         (["--set", "student.noise_channels=20"], "--set student.noise_channels=16"),
-        (cache[:2], "--cache and --cache-items belong together"),
+        (cache[:2], "--cache and --cache-items need each other"),
         ([*cache, "--teacher", str(run_folder)], "made for something else"),
         (["--preset", "tiny"], "give the teacher no weight"),
     ):

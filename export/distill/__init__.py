@@ -1,1 +1,1 @@
-"""The student's training from photos and from a one-step teacher."""
+"""Training the student from photos and a one-step teacher: teacher, cache, pairs, stage, command."""

@@ -1,4 +1,4 @@
-"""A teacher's samples of the first items of a training stream, kept on disk: made once, learnt from again and again."""
+"""A cache on disk of a teacher's samples for the first items of a training stream: made once, used many times."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ from training.settings import differences
 
 FORMAT_VERSION = 2
 CACHE_FILE = "cache.json"
-SHARD = 64  # items of a file
-BATCH = 4  # items the teacher gets at once; a shard is whole batches, so that a resumed fill computes the same batches
+# Items per file.
+SHARD = 64
+# Items that the teacher computes at once. A shard consists of whole batches, so that a resumed fill computes the same batches.
+BATCH = 4
 
 
 def cache_facts(
     teacher: Teacher, config: DistillConfig, photos: Sequence[Path], root: Path
 ) -> dict[str, Any]:
-    """What the items of a cache depend on. Photos count by their place below root and their size."""
+    """Everything that the items of a cache depend on.
+
+    teacher: makes the samples.
+    config: recipe of the training stream.
+    photos: training photos, identified by path below root and file size.
+    root: their folder."""
     listing = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in photos]
     return {
         "teacher": teacher.digest,
@@ -49,14 +56,15 @@ def cache_facts(
 
 
 class TeacherCache:
-    """The first `items` items of a training stream with the teacher's samples, in a folder: files of 64 items, lr (n, 3, h, w),
-    hr (n, 3, 4h, 4w) and samples (n, 2, 3, 4h, 4w), all uint8, drawn (n,) bool, and cache.json with what they were made for.
+    """The first `items` items of a training stream with the teacher's samples, in a folder.
 
-    About 340 kB an item of 192 pixels. A longer cache of the same facts goes on from a shorter one."""
+    Each file holds 64 items: lr (n, 3, h, w), hr (n, 3, 4h, 4w) and samples (n, 2, 3, 4h, 4w), all uint8, and drawn
+    (n,) bool. cache.json describes what they depend on. An item of 192 pixels takes about 340 kB. A larger cache of
+    the same stream extends a smaller one."""
 
     def __init__(self, folder: Path, items: int, made_for: Mapping[str, Any]) -> None:
         if items < 1:
-            raise ValueError(f"a cache holds at least 1 item, got --cache-items {items}")
+            raise ValueError(f"a cache must hold at least 1 item, got --cache-items {items}")
         self.folder, self.items = folder, items
         self._document = {"format_version": FORMAT_VERSION, "made_for": dict(made_for)}
         path = folder / CACHE_FILE
@@ -69,7 +77,7 @@ class TeacherCache:
             if changed:
                 raise ValueError(
                     f"{folder} holds samples that were made for something else ({'; '.join(changed)}): give another --cache, or the "
-                    "settings, photos and teacher it was made for"
+                    "same settings, photos and teacher"
                 )
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(
@@ -77,7 +85,7 @@ class TeacherCache:
             )
 
     def read(self, item: int) -> dict[str, Tensor]:
-        """lr, hr and samples of an item, uint8; drawn, bool."""
+        """lr, hr and samples of an item, uint8, and drawn, bool."""
         try:
             with safe_open(self._path(item // SHARD), "pt") as file:
                 return {name: file.get_slice(name)[item % SHARD] for name in ("lr", "hr", "samples", "drawn")}
@@ -85,7 +93,7 @@ class TeacherCache:
             raise self._damaged(item // SHARD, error) from error
 
     def rows(self, shard: int) -> int:
-        """Finished items of a shard."""
+        """Number of finished items in a shard."""
         if not self._path(shard).is_file():
             return 0
         try:
@@ -95,7 +103,7 @@ class TeacherCache:
             raise self._damaged(shard, error) from error
 
     def missing(self) -> list[list[int]]:
-        """Items yet to be made, in the batches in which the teacher gets them."""
+        """Items still to be made, in the batches that the teacher computes."""
         batches = []
         for first in range(0, self.items, SHARD):
             have, want = self.rows(first // SHARD), min(SHARD, self.items - first)
@@ -113,10 +121,15 @@ class TeacherCache:
         workers: int = 1,
         on_progress: Callable[[int, int, float], None] | None = None,
     ) -> None:
-        """Make what is missing of the items of `pairs`, which bring the teacher's noise. on_progress: items done, of
-        how many, items a second.
+        """Make the missing items.
 
-        KeyboardInterrupt after Ctrl-C and OSError when the disk is full: what was made by then stays and is not made again."""
+        pairs: the training stream, with the teacher's noise.
+        teacher: makes the samples.
+        workers: processes that prepare pairs.
+        on_progress: called with the items done, their total number, and items per second.
+
+        Raises KeyboardInterrupt after Ctrl-C and OSError if the disk is full. Finished items are kept and not made
+        again."""
         batches = self.missing()
         done, begun = self.items - sum(map(len, batches)), time.monotonic()
         before, pending = done, []
@@ -148,14 +161,14 @@ class TeacherCache:
                         self._append(finished)
                     if interrupt.asked:
                         raise KeyboardInterrupt(
-                            f"{done} of {self.items} items are in {self.folder}; the same command goes on from there"
+                            f"{done} of {self.items} items are in {self.folder}; repeat the same command to resume"
                         )
             finally:
                 if pending:
                     self._append(pending)
 
     def _append(self, parts: Sequence[tuple[list[int], dict[str, Tensor]]]) -> None:
-        """Put batches of one shard behind what it holds up to the first of them."""
+        """Write batches of one shard after those that it holds before the first of them."""
         shard, begin = divmod(parts[0][0][0], SHARD)
         columns = [values for _, values in parts]
         if begin:
@@ -180,7 +193,7 @@ class TeacherCache:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside path and put it in place when it is whole."""
+    """Write to a file beside path and rename it once it is complete."""
     fresh = path.with_name(path.name + ".new")
     try:
         write(fresh)

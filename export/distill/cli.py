@@ -1,10 +1,9 @@
-"""The command that trains the student, from photos alone or from a teacher as well.
+"""The command that trains the student, from photos alone or also from a teacher.
 
     python -m export.distill.cli --teacher RUN --data DIR --perceptual-weights FILE --out RUN --minutes 120
 
-`gdposr distill` and `gdposr train student` are the same. A run folder is what `training.loop.trainer` writes, with the student, the
-averaged weights, in student/ and in snapshots/, one for each validation.
-"""
+`gdposr distill` and `gdposr train student` run the same command. `training.loop.trainer` describes the run folder.
+student/ holds the student with averaged weights, and snapshots/ one for each validation."""
 
 from __future__ import annotations
 
@@ -53,8 +52,19 @@ def run(
 ) -> dict[str, Any]:
     """Train the student; returns what `Trainer.run` returns.
 
-    cache: folder and number of items of the teacher's samples; it is filled before the budget begins to count, and Ctrl-C while it is
-    filled raises KeyboardInterrupt."""
+    config: recipe of the training.
+    data: folder of photos, searched recursively.
+    perceptual_weights: SqueezeNet 1.1 weights.
+    out: run folder.
+    budget: when to end.
+    teacher: one-step model to follow; None trains on photos alone.
+    cache: folder and number of items of the teacher's samples. It is filled before the budget starts to count; Ctrl-C
+        meanwhile raises KeyboardInterrupt.
+    resume: continue from out/state.
+    init: student checkpoint to start from.
+    workers: processes that prepare pictures.
+    validate_minutes: minutes between validations and saved states.
+    on_step: called with the step number and the losses after every step."""
     _check_teacher(config, teacher, cache)
     config, accelerator, training, held_out = begin(config, data, out, resume=resume)
     features = SqueezeFeatures(perceptual_weights)
@@ -97,14 +107,14 @@ def run(
 
 
 def _check_teacher(config: DistillConfig, teacher: Teacher | None, cache: tuple[Path, int] | None) -> None:
-    """ValueError where settings, teacher and cache do not belong together."""
+    """Raise ValueError if settings, teacher and cache do not fit together."""
     if teacher is None:
         if config.taught:
             raise ValueError(
-                "the settings give a teacher weight, but there is none: give --teacher RUN, or a preset for photos alone"
+                "the settings give weight to a teacher, but there is none: give --teacher RUN, or a preset for photos alone"
             )
         if cache is not None:
-            raise ValueError("--cache keeps a teacher's samples: give --teacher RUN as well")
+            raise ValueError("--cache stores a teacher's samples: give --teacher RUN as well")
     else:
         if not config.taught:
             raise ValueError(
@@ -117,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gdposr distill",
         description="Train the student from a folder of photos and, with --teacher, from a tuned one-step model. "
-        "`gdposr train student` is the same command.",
+        "`gdposr train student` runs the same command.",
     )
     add_options(
         parser,
@@ -129,16 +139,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher-base",
         metavar="BASE",
-        help="where its text encoder and scheduler come from, if it has none",
+        help="source of the teacher's text encoder and scheduler, if it has none",
     )
     parser.add_argument("--teacher-precision", choices=sorted(PRECISIONS), default="fp32")
     parser.add_argument("--teacher-device", help="cpu, cuda, ... (default: the student's)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the teacher's samples here")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="store the teacher's samples in this folder"
+    )
     parser.add_argument(
         "--cache-items",
         type=int,
         metavar="N",
-        help="with --cache: train on the first N items, again and again",
+        help="with --cache: number of items to store and to train on repeatedly",
     )
     parser.add_argument(
         "--perceptual-weights",
@@ -147,25 +159,23 @@ def _parser() -> argparse.ArgumentParser:
         help="SqueezeNet 1.1 weights (safetensors, Caffe layout)",
     )
     parser.add_argument(
-        "--init", type=Path, metavar="STUDENT", help="begin with the weights of a finished student"
+        "--init", type=Path, metavar="STUDENT", help="start from the weights of a finished student"
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto (default: a GPU where there is one), cpu, cuda"
-    )
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda")
     return parser
 
 
 def _fitted(config: DistillConfig, teacher: Teacher, changes: list[str]) -> DistillConfig:
-    """The student takes noise as the teacher does, but for what the user has set himself."""
+    """Set the student's noise to the teacher's, except for settings that the user has changed."""
     found = fitted(config.student, teacher, [change.partition("=")[0] for change in changes])
     for name, value in found.items():
-        log.info("student.%s=%d, as the teacher has it", name, value)
+        log.info("student.%s=%d, as in the teacher", name, value)
     return replace(config, student=replace(config.student, **found))
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     if (args.cache is None) != (args.cache_items is None):
-        raise ValueError("--cache and --cache-items belong together: give both or none")
+        raise ValueError("--cache and --cache-items need each other: give both or neither")
     config = with_settings(PRESETS[args.preset or ("pocket-teacher" if args.teacher else "pocket")], args.set)
     budget = Budget(steps=args.steps, minutes=args.minutes)
     device = make_accelerator(config.precision, device=torch_device(args.device)).device
@@ -192,7 +202,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, 2 when an argument is wrong or the run fails, 130 when it was stopped by the user."""
+    """Exit code 0 on success, 2 on a wrong argument or a failed run, 130 when the user stopped it."""
     args = _parser().parse_args(argv)
     return exit_code(lambda: _run(args), f"student written to {args.out / 'student'}")
 

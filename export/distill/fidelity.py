@@ -1,7 +1,7 @@
-"""How faithful a student is to its teacher, on the same noise: while it learns, and afterwards by
+"""How faithfully a student follows its teacher on the same noise, measured during training and afterwards.
 
-python -m export.distill.fidelity --student DIR --teacher RUN --lr LR --hr HR [--every 5] [--seeds 4] [--json] [--check]
-"""
+python -m export.distill.fidelity --student DIR --teacher RUN --lr LR --hr HR [--every 5] [--seeds 4] [--json]
+[--check]"""
 
 from __future__ import annotations
 
@@ -26,20 +26,27 @@ from runtime.errors import GdposrError
 from runtime.noise import noise_field
 from training.metrics.fidelity import psnr_y
 
-PICTURES = 4  # sampled at once in a comparison
+# Pictures that are sampled at once.
+PICTURES = 4
 LOGGED = ("teacher_psnr", "diversity", "texture_diversity", "follows")
 
 
 def validation_noise(lr: Tensor, k: int, channels: int, fold: int) -> Tensor:
-    """Noise of sample k of validation pictures (n, 3, h, w)."""
+    """Noise of one sample of validation pictures.
+
+    lr: (n, 3, h, w).
+    k: number of the sample.
+    channels: noise channels.
+    fold: LR pixels per noise cell."""
     shape = (len(lr), channels, lr.shape[2] // fold, lr.shape[3] // fold)
     return torch.randn(shape, generator=torch.Generator().manual_seed(k))
 
 
 class Comparison:
-    """The teacher's samples of the validation pictures, made once; calling it sets a student's of the same noise beside them.
+    """Compares a student with its teacher on the validation pictures, with the same noise. The teacher's samples are
+    made once.
 
-    ValueError where the teacher's samples do not differ."""
+    Raises ValueError if the teacher's samples do not differ from each other."""
 
     def __init__(self, teacher: Teacher, config: StudentConfig, lr: Tensor) -> None:
         self.lr = lr
@@ -50,13 +57,16 @@ class Comparison:
 
     @torch.no_grad()
     def __call__(self, student: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
-        """student: (lr, noise) -> samples, on any device. Returns teacher_psnr, diversity, texture_diversity and follows, see
-        `calibration.measure.diversity.Agreement`."""
+        """Compare a student.
+
+        student: (lr, noise) -> samples, on any device.
+
+        Returns teacher_psnr, diversity, texture_diversity and follows, see `calibration.measure.diversity.Agreement`."""
         found = agreement(zip(self._pictures(student), self._teacher, strict=True)).to_dict()
         return {name: found[name] for name in LOGGED}
 
     def _pictures(self, model: Callable[[Tensor, Tensor], Tensor]) -> list[list[np.ndarray]]:
-        """For each picture its samples, (H, W, 3) float32 in [0, 255]."""
+        """The samples of each picture, (H, W, 3) float32 in [0, 255]."""
         by_sample = [
             torch.cat(
                 [model(*part) for part in zip(self.lr.split(PICTURES), noise.split(PICTURES), strict=True)]
@@ -69,17 +79,22 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """Means over pictures and seeds; agreement as in `calibration.measure.diversity.Agreement`."""
+    """Means over pictures and seeds."""
 
     pictures: int
+    """Number of pictures."""
     seeds: int
-    student_psnr: float  # dB, Y, to HR
+    """Samples per picture."""
+    student_psnr: float
+    """PSNR in dB on Y, against HR."""
     teacher_psnr: float
+    """PSNR in dB on Y, against HR."""
     agreement: dict[str, float]
+    """Values of `calibration.measure.diversity.Agreement`."""
 
     @property
     def ok(self) -> bool:
-        """The student kept the diversity that it must."""
+        """Whether the student kept the required diversity."""
         return self.agreement["diversity"] >= DIVERSITY_FLOOR
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +115,7 @@ class Report:
             ("PSNR (RGB) student to teacher, same noise", f"{a['teacher_psnr']:.2f} dB"),
             ("distance between seeds, student", f"{a['distance']:.2f} / 255"),
             ("distance between seeds, teacher", f"{a['teacher_distance']:.2f} / 255"),
-            ("diversity kept", f"{a['diversity']:.1%} (at least {DIVERSITY_FLOOR:.0%} wanted)"),
+            ("diversity kept", f"{a['diversity']:.1%} (at least {DIVERSITY_FLOOR:.0%} required)"),
             ("diversity kept, texture alone", f"{a['texture_diversity']:.1%}"),
             ("follows the teacher's seeds", f"{a['follows']:.3f}"),
             ("follows the teacher's seeds, texture alone", f"{a['texture_follows']:.3f}"),
@@ -110,8 +125,9 @@ class Report:
 
 
 def sample(student: Student, lr: np.ndarray, seed: int) -> np.ndarray:
-    """One sample of an LR picture (h, w, 3) uint8 -> (4h, 4w, 3) uint8, with the runtime's noise, as
-    `calibration.measure.onestep.restore`."""
+    """One sample of an LR picture (h, w, 3) uint8 -> (4h, 4w, 3) uint8, with the runtime's noise.
+
+    The same as `calibration.measure.onestep.restore` does for a one-step model."""
     c = student.config
     height, width = lr.shape[:2]
     padded = np.pad(lr, ((0, -height % c.fold), (0, -width % c.fold), (0, 0)), mode="symmetric")
@@ -130,7 +146,12 @@ def measure(
     seeds: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Sample every pair's LR with seeds 0, 1, ... by both models and compare. seeds: at least 2."""
+    """Sample every pair's LR picture with both models and compare.
+
+    student, teacher: the models.
+    pairs: LR and HR files.
+    seeds: samples per picture, at least 2; seeds 0, 1, ... are used.
+    on_progress: called with the pictures done and their total number."""
     if seeds < 2:
         raise ValueError(f"diversity needs at least 2 seeds, got --seeds {seeds}")
     teacher.check(student.config, teacher.model.size_multiple)
@@ -162,28 +183,28 @@ def measure(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.distill.fidelity",
-        description="Set a student's samples beside its teacher's of the same noise.",
+        description="Compare a student's samples with its teacher's from the same noise.",
     )
     parser.add_argument("--student", type=Path, required=True, help="student checkpoint")
     parser.add_argument("--teacher", required=True, help="training run, model folder or hub name")
     parser.add_argument(
-        "--teacher-base", help="where the teacher's text encoder and scheduler come from, if it has none"
+        "--teacher-base", help="source of the teacher's text encoder and scheduler, if it has none"
     )
-    parser.add_argument("--lr", type=Path, required=True, help="folder of small photos")
-    parser.add_argument("--hr", type=Path, required=True, help="folder of large photos of the same names")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth pair")
+    parser.add_argument("--lr", type=Path, required=True, help="folder of LR pictures")
+    parser.add_argument("--hr", type=Path, required=True, help="folder of HR pictures with the same names")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="use every Nth pair only")
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--check",
         action="store_true",
-        help=f"exit code 1 when less than {DIVERSITY_FLOOR:.0%}% of the diversity is kept",
+        help=f"exit with code 1 if less than {DIVERSITY_FLOOR:.0%}% of the diversity is kept",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 1 when --check does not hold; 2 when it cannot be measured."""
+    """Exit code 0 on success, 1 if --check fails, 2 if nothing could be measured."""
     args = _parser().parse_args(argv)
 
     def show(done: int, total: int) -> None:

@@ -1,8 +1,8 @@
-"""What the student learns from: photos and, with a teacher, noise and the teacher's samples of it.
+"""Training pairs for distillation: photos and, with a teacher, noise and the teacher's samples.
 
-The teacher either runs at every step, or its samples of the first N items of the stream are made once and kept on disk. Everything is
-a pure function of the seed and the item's number, so a resumed run gets what it would have got, and so do several processes.
-"""
+The teacher either runs at every step, or its samples of the first N items of the stream are stored in a cache.
+Everything is a pure function of the seed and the item's number, so resumed runs and several processes get the same
+pairs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from training.randomness import generator, integers
 
 log = logging.getLogger("train")
 
-FRESH_FROM = 1 << 32  # number of the first item that no teacher is asked about
-TURNS = 8  # flips and quarter turns of a square
-WAIT = 5.0  # seconds between looks at a cache that another process fills
+# Number of the first item without a teacher's samples.
+FRESH_FROM = 1 << 32
+# Number of flips and quarter turns of a square.
+TURNS = 8
+# Seconds between checks of a cache that another process fills.
+WAIT = 5.0
 
 
 def photo_pairs(photos: PhotoSet, config: DistillConfig) -> PairDataset:
-    """Photos alone, degraded in the recipe's mixture."""
+    """Photos alone, degraded by the recipe's mixture."""
     return PairDataset(
         photos,
         CropParams(config.crop, zoom_range=(config.zoom_min, 1.0)),
@@ -40,12 +43,17 @@ def photo_pairs(photos: PhotoSet, config: DistillConfig) -> PairDataset:
 
 
 class TaughtPairs:
-    """Pairs with a teacher's noise and, from a cache, its samples; the cache's items come over and over, in an order that is a pure
-    function of (seed, epoch).
+    """Pairs with a teacher's noise and, from a cache, its samples.
 
-    channels: of the teacher's noise. step: pairs of a training step, over all processes. Of what the teacher has no say in, pairs that
-    never come again teach more than the few of a cache: with config.fresh each of the teacher's steps is followed by so many of others,
-    which bring no noise."""
+    pairs: photos alone.
+    config: the recipe.
+    channels: of the teacher's noise.
+    cache: the teacher's samples; None if the teacher runs at every step. Its items repeat, in an order that is a pure
+        function of (seed, epoch).
+    step: pairs per training step over all processes.
+
+    With config.fresh, each step with the teacher is followed by that many steps of new pairs without noise. The
+    losses that do not use the teacher learn more from pairs that never repeat."""
 
     def __init__(
         self,
@@ -92,10 +100,10 @@ class TaughtPairs:
 
 
 def turned(pair: Pair, turn: int) -> Pair:
-    """A pair with pictures, samples and noise flipped alike. turn: bit 0 left-right, bit 1 up-down, bit 2 rows for columns.
+    """A pair with pictures, samples and noise flipped alike. turn: bit 0 flips left-right, bit 1 up-down, bit 2
+    transposes.
 
-    A teacher treats a flipped picture with flipped noise not quite as it treats the picture: its kernels have a left and a right.
-    """
+    A teacher's result for a flipped picture is not exactly the flipped result, since its kernels are not symmetric."""
 
     def move(x: Tensor) -> Tensor:
         x = x.flip([axis for bit, axis in ((1, -1), (2, -2)) if turn & bit])
@@ -107,7 +115,13 @@ def turned(pair: Pair, turn: int) -> Pair:
 
 
 def fill(cache: TeacherCache, pairs: TaughtPairs, teacher: Teacher, workers: int, *, main: bool) -> None:
-    """The main process makes what a cache lacks and tells how far it is every ten seconds; the others wait for it."""
+    """Fill a cache in the main process, with a progress line every ten seconds; the other processes wait.
+
+    cache: to fill.
+    pairs: the training stream.
+    teacher: makes the samples.
+    workers: processes that prepare pairs.
+    main: whether this is the main process."""
     if not main:
         while cache.missing():
             time.sleep(WAIT)

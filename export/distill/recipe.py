@@ -1,4 +1,4 @@
-"""Recipe of a student's training: every setting that decides a run besides its data, and the presets."""
+"""The recipe of distillation: all settings of a run except its data, and the presets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from training.data.cards import Variety
 from training.loop.stage import RunSettings
 from training.metrics.squeezenet import LAYERS
 
-WEIGHTS = (  # settings that multiply a term of the loss or, the texture share, what one asks for
+# Settings that must not be negative: weights of the losses, and the texture share.
+WEIGHTS = (
     "pixel", "feature", "structure", "colour", "chroma", "grid", "diversity", "texture_share",
     "teacher", "teacher_feature", "teacher_difference", "adversary",
 )  # fmt: skip
@@ -18,55 +19,86 @@ WEIGHTS = (  # settings that multiply a term of the loss or, the texture share, 
 
 @dataclass(frozen=True)
 class DistillConfig(RunSettings):
-    """Settings of the student's training beside those of every run. Each LR picture of a batch gets two samples. Weights of the losses
-    multiply terms of order 0.01 to 1."""
+    """Settings of distillation in addition to `RunSettings`. Each LR picture of a batch gets two samples.
+
+    Losses are of the order 0.01 to 1 before their weights."""
 
     student: StudentConfig = field(default_factory=StudentConfig)
+    """Shape of the network."""
     mild_share: float = (
         0.45  # part of the pairs with the mild degradation, see training.data.degradation.MILD
     )
+    """Share of the pairs, 0 to 1, with the mild degradation (`training.data.degradation.MILD`)."""
     plain_share: float = (
         0.35  # part that is made smaller and no more, see training.data.degradation.reduce_plainly
     )
+    """Share of the pairs, 0 to 1, that are only downscaled (`training.data.degradation.reduce_plainly`)."""
     graphics_share: float = (
         0.25  # part of the pictures that are drawn: text, patterns; see training.data.cards
     )
-    recolour_share: float = 0.3  # part of the photos in gray or other colours
+    """Share of the pictures, 0 to 1, that are drawn text and patterns (`training.data.cards`)."""
+    recolour_share: float = 0.3
+    """Share of the photos, 0 to 1, that become gray or get other colours."""
     lr: float = 2.5e-4
     final_lr: float = 1e-5
     warmup_steps: int = 200
     beta2: float = 0.99
     discriminator_lr: float = 1e-4
+    """The discriminator's learning rate; constant after warm-up."""
     discriminator_width: int = 32
-    discriminator_every: int = 2  # steps between updates of the discriminator
-    adversary_from: float = 0.2  # part of the run after which the adversary joins
+    """Channels of the discriminator's first layer."""
+    discriminator_every: int = 2
+    """Steps between updates of the discriminator."""
+    adversary_from: float = 0.2
+    """Progress of the run, 0 to 1, at which the adversary joins."""
     pixel: float = 1.0
+    """Weight of the L1 distance to the photo."""
     feature: float = 4.0
-    drawn_feature: float = 0.1  # its share on drawn pictures: it makes up letters
-    feature_layers: tuple[float, ...] = (1.0,) * len(LAYERS)  # weights of conv1, fire3, fire5, fire7, fire9
+    """Weight of the squared distance of SqueezeNet features to the photo's."""
+    drawn_feature: float = 0.1
+    """Factor on the feature losses, 0 to 1, for drawn pictures. These losses make up letters."""
+    feature_layers: tuple[float, ...] = (1.0,) * len(LAYERS)
+    """Weights of the layers conv1, fire3, fire5, fire7 and fire9 in the feature losses."""
     structure: float = 2.0
-    colour: float = 4.0  # mean colour of a picture
-    chroma: float = 6.0  # colour of each pixel without its brightness
-    grid: float = 40.0  # against patterns at the period of the pixel shuffles
+    """Weight of the L1 distance of means over 8x8 pixels, to the photo's and between samples."""
+    colour: float = 4.0
+    """Weight of the L1 distance of the whole picture's mean colour."""
+    chroma: float = 6.0
+    """Weight of the L1 distance of colours without brightness."""
+    grid: float = 40.0
+    """Weight of the loss on patterns with the period of the pixel shuffles."""
     diversity: float = 0.5
+    """Weight of the loss on too little difference between samples."""
     texture_share: float = (
         0.3  # see objectives.diversity_loss; where `teacher` is above 0, its diversity is the measure instead
     )
+    """Required difference between samples as a share of the photo's texture (`objectives.diversity_loss`). Not used
+    if `teacher` is above 0: the teacher's own difference is then required."""
     teacher: float = (
         0.0  # L1 to the teacher's sample of the same noise; above 0 it needs --teacher, like the two below
     )
+    """Weight of the L1 distance to the teacher's sample from the same noise. If this or one of the next two is above
+    0, a teacher is needed."""
     teacher_feature: float = 0.0
-    teacher_difference: float = 0.0  # L1 between what changes from sample to sample
-    fresh: int = 0  # batches of other pairs, without the teacher, after each of the teacher's
-    cache_turns: bool = False  # flips and quarter turns of cached items: more of them, but another teacher (see lessons.turned)
+    """Weight of the squared distance of SqueezeNet features to the teacher's sample."""
+    teacher_difference: float = 0.0
+    """Weight of the L1 distance between the student's and the teacher's difference of two samples, in texture."""
+    fresh: int = 0
+    """Batches of new pairs without the teacher after each batch with it."""
+    cache_turns: bool = False
+    """Whether cached items are flipped and rotated. This gives more items, but differs from the teacher's own result
+    (`pairs.turned`)."""
     adversary: float = (
         0.3  # its gradient at the pixels, relative to that of pixel, structure, colour and teacher together
     )
+    """Norm of the adversarial loss's gradient at the samples, relative to that of pixel, structure, colour and
+    teacher together. 0 turns the adversary off."""
     ema: float = 0.999
     clip: float = 0.5
     snapshots: bool = True
     precision: str = "auto"
-    compile: bool = True  # compile the perceptual loss (half its time; needs a C++ compiler)
+    compile: bool = True
+    """Whether the perceptual loss is compiled, which halves its time and needs a C++ compiler."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +108,7 @@ class DistillConfig(RunSettings):
             raise ValueError(f"drawn_feature must be from 0 to 1, got {self.drawn_feature}")
         if self.fresh < 0:
             raise ValueError(f"fresh must be at least 0, got {self.fresh}")
-        Variety(self.graphics_share, self.recolour_share)  # refuses what is no share
+        Variety(self.graphics_share, self.recolour_share)  # raises ValueError for values outside 0 to 1
         for name in ("discriminator_every", "discriminator_width", "held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -96,13 +128,15 @@ class DistillConfig(RunSettings):
 
     @property
     def taught(self) -> bool:
-        """True when a teacher has a weight in the loss."""
+        """Whether the loss uses a teacher."""
         return max(self.teacher, self.teacher_feature, self.teacher_difference) > 0
 
 
 def with_teacher(config: DistillConfig) -> DistillConfig:
-    """The recipe of photos alone with the teacher in the lead: the photo's terms, which pull every sample to the same picture, step
-    back, and the teacher says how much samples differ."""
+    """The recipe for photos alone, changed to follow a teacher.
+
+    The photo's losses, which pull all samples to the same picture, get lower weights. The teacher determines how much
+    samples differ."""
     return replace(
         config,
         pixel=0.5,
@@ -117,13 +151,15 @@ def with_teacher(config: DistillConfig) -> DistillConfig:
 
 
 def with_texture_of_teacher(config: DistillConfig) -> DistillConfig:
-    """The recipe of photos alone, and a teacher that leads only in what changes from sample to sample: its texture. For a teacher that
-    is behind the student in everything else."""
+    """The recipe for photos alone, plus a teacher that only guides the texture that differs between samples.
+
+    For a teacher that is worse than the student in everything else."""
     return replace(config, teacher_difference=15.0, diversity=4.0, texture_share=0.4, fresh=2)
 
 
 POCKET = DistillConfig()
-TINY = DistillConfig(  # for tests: seconds on a CPU
+# For tests: takes seconds on a CPU.
+TINY = DistillConfig(
     student=StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8),
     crop=64,
     mild_share=0.0,

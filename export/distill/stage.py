@@ -1,4 +1,4 @@
-"""The student's training from photos and a teacher as a stage: its losses, its adversary, and what validation says of it."""
+"""Distillation as a stage of the trainer: losses, adversary and validation."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ from training.loop.validation import Validation
 from training.metrics.squeezenet import SqueezeFeatures, squared_feature_distance
 from training.randomness import integers, normal
 
-DEAD_BELOW = 1e-3  # difference of two samples, 1/255 rms, under which the student counts as dead
-PHASE = 8  # pixels; side of the cells of the pixel shuffles and of the noise
+# RMS difference of two samples, in 1/255, below which the noise has lost its effect.
+DEAD_BELOW = 1e-3
+# Period in pixels of the grid of pixel shuffles and noise cells.
+PHASE = 8
 
 
 class StudentDistill(StudentStage):
-    """Phase "student", and "discriminator" at every so many steps once it has joined.
+    """Trains the student. Phases: "student", and every few steps "discriminator" after it has joined.
 
-    Random numbers are functions of a pair's number, so they are the same for every device and number of processes."""
+    Random numbers are functions of a pair's number, so they do not depend on the device or the number of processes."""
 
     model_folder = "student"
 
@@ -53,7 +55,11 @@ class StudentDistill(StudentStage):
         comparison: Comparison | None = None,
         init: Path | None = None,
     ) -> None:
-        """init: a student to begin with. comparison: what validation sets the student beside."""
+        """config: the recipe.
+        features: SqueezeNet for the perceptual losses.
+        teacher: one-step model to follow; None trains on photos alone.
+        comparison: compares the student with the teacher at validation.
+        init: student checkpoint to start from."""
         super().__init__()
         self.config, self.features = config, features
         self.teacher, self.comparison = teacher, comparison
@@ -85,11 +91,11 @@ class StudentDistill(StudentStage):
         return ("student",)
 
     def phase_progress(self, phase: str, progress: float) -> float:
-        """The discriminator's rate stays where it is after its warm-up."""
+        """Keeps the discriminator's learning rate constant after its warm-up."""
         return progress if phase == "student" else 0.0
 
     def prepare(self, batch: Batch) -> Batch:
-        """With the teacher's samples, drawn now where no cache held them."""
+        """Add the teacher's samples, computed now if no cache supplied them."""
         if batch.noise is None or batch.target is not None:
             return batch
         assert self.teacher is not None
@@ -106,7 +112,7 @@ class StudentDistill(StudentStage):
         residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), self._noise(batch))
         samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
 
-        # so that no loss sees the pixel-shuffle grid at a fixed phase
+        # random shifts, so that no loss sees the pixel-shuffle grid at a fixed phase
         shifts = [integers(c.seed, batch.items, 0, PHASE, axis).tolist() for axis in ("dy", "dx")]
         losses, pull, real, fake = self._pull(
             samples.detach().requires_grad_(True),
@@ -116,7 +122,7 @@ class StudentDistill(StudentStage):
             taught,
         )
 
-        # the sum of the losses in value, and in gradient the pull at the samples
+        # the value is the sum of the losses, the gradient is the pull at the samples
         pulled = (samples * pull).sum()
         loss = self._weighted(losses) + pulled - pulled.detach()
         half = self.step // c.discriminator_every % 2
@@ -133,11 +139,11 @@ class StudentDistill(StudentStage):
         if not measured.get("samples_differ", 1.0) > DEAD_BELOW:
             raise FloatingPointError(
                 f"step {measured['step']}: the noise has lost its effect (two samples differ by {measured['samples_differ']:.2g}/255): "
-                "the student died. Go on from an earlier one in the run's snapshots/ with --init and a lower lr"
+                "the student died. Continue from an earlier one in the run's snapshots/ with --init and a lower lr"
             )
 
     def _noise(self, batch: Batch) -> Tensor:
-        """Of both samples, (2n, C, h/f, w/f): a teacher's first channels, or else the pairs' own."""
+        """Noise of both samples, (2n, C, h/f, w/f): the teacher's first channels, or the pairs' own noise."""
         c = self.config.student
         if batch.noise is not None:
             return by_sample(batch.noise)[:, : c.noise_channels].contiguous()
@@ -145,7 +151,7 @@ class StudentDistill(StudentStage):
         return by_sample(normal(self.config.seed, batch.items, shape, "noise")).to(batch.lr)
 
     def _discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        if not len(real):  # drawn pictures alone
+        if not len(real):  # the batch has drawn pictures only
             return 0.0 * torch.stack([p.sum() for p in self.discriminator.parameters()]).sum()
         return discriminator_loss(self.discriminator(real).float(), self.discriminator(fake).float())
 
@@ -163,14 +169,20 @@ class StudentDistill(StudentStage):
         shifts: list[tuple[int, int]],
         teacher: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-        """Losses, the gradient of their sum at the samples, and what the discriminator is to see (photos, samples).
+        """The losses of a batch and the gradient of their sum at the samples.
 
-        shifts: of each picture, what features and adversary do not see of its left and upper border, in pixels below 8.
-        photos: (n,) bool, False for drawn pictures. Those have one right answer, so no adversary and no diversity pulls at them, and
-        features by a share.
-        teacher: its samples of the same noise. Where its samples as wholes have no weight, only its texture is followed: structure and
-        the amount of diversity are then asked of the photo. The adversary's gradient is scaled to a fixed share of that of pixel,
-        structure, colour and teacher, so its strength does not depend on how steep the discriminator happens to be."""
+        samples: (2n, 3, H, W), first samples first.
+        hr: (n, 3, H, W).
+        photos: (n,) bool, False for drawn pictures. These have one right answer, so adversary and diversity leave
+            them out, and the feature losses count less.
+        shifts: for each picture, rows and columns below 8 that feature losses and adversary skip at the upper and
+            left border.
+        teacher: (2n, 3, H, W), its samples from the same noise. If `config.teacher` is 0, only its texture is
+            followed; structure and diversity then follow the photo.
+
+        Returns losses, gradient, and the photos and samples for the discriminator. The adversary's gradient is scaled
+        to a fixed ratio to that of pixel, structure, colour and teacher, so it does not depend on how steep the
+        discriminator is."""
         c = self.config
         n, side = len(hr), hr.shape[-1] - PHASE
 
@@ -195,7 +207,7 @@ class StudentDistill(StudentStage):
         if teacher is not None and c.teacher_feature > 0:
             targets.append(shifted(teacher[:n]))
         guards = {"grid": grid_loss(samples, hr), "chroma": chroma_loss(samples, hr)}
-        # of the first samples: same expectation, half the cost
+        # on the first samples only: same expectation, half the cost
         features = dict(
             zip(("feature", "teacher_feature"), self._perceptual(fake[:n], *targets), strict=False)
         )
@@ -227,7 +239,7 @@ class StudentDistill(StudentStage):
 
 
 def _check_compiler() -> None:
-    """ValueError where torch.compile would fail at the first step."""
+    """Raise ValueError if torch.compile would fail at the first step for lack of a compiler."""
     known = ("g++", "clang++", "c++", "cl")
     if not (os.environ.get("CXX") or any(map(shutil.which, known))):
         raise ValueError(

@@ -1,9 +1,9 @@
-"""The teacher of a student: a frozen one-step model, called with the very noise that the student gets.
+"""The teacher of distillation: a frozen one-step model that gets the same noise as the student.
 
-A sample of the student can follow a sample of the teacher only if both come from one noise field, so the student's noise has the
-teacher's cells, and its channels or the first of them: of what the others decide the student can learn no more than the average. What
-the teacher gives is an 8-bit picture, whether it is made at this moment or was kept on disk.
-"""
+The student can follow the teacher's samples only if both come from the same noise field. The student's noise
+therefore has the teacher's cells, and all of its channels or the first ones. What the missing channels decide, the
+student can learn only on average. The teacher's samples are 8-bit pictures, whether they are computed now or read
+from a cache."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from runtime.noise import noise_field
 from training.model.loading import load_model
 from training.model.one_step import OneStepModel, base_config
 
-SAMPLES = 2  # of each training item
+# Samples of each training item.
+SAMPLES = 2
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def item_noise(seed: int, item: int, shape: Sequence[int]) -> Tensor:
-    """Noise of a training item's two samples, (2, C, H, W) float32 for shape (C, H, W): fields 2 item and 2 item + 1 of the seed.
+    """Noise of a training item's two samples, (2, C, H, W) float32 for shape (C, H, W): fields 2 item and 2 item + 1
+    of the seed.
 
-    By `runtime.noise`, whose values never change, so that it need not be kept beside samples that are."""
+    It comes from `runtime.noise`, whose values never change, so caches need not store it."""
     channels, height, width = shape
     fields = [
         noise_field(seed, SAMPLES * item + which, height, width, channels=channels)
@@ -59,8 +61,10 @@ def by_picture(x: Tensor) -> Tensor:
 
 
 class Teacher:
-    """A one-step model with the default prompt, frozen. Called with LR (n, 3, h, w) in [0, 1] and noise (k n, C, 4h/f, 4w/f), the
-    first n for the first samples of all pictures, it gives (k n, 3, 4h, 4w) in [0, 1], float32 on the CPU."""
+    """A one-step model with the default prompt, frozen.
+
+    A call takes LR (n, 3, h, w) in [0, 1] and noise (k n, C, 4h/f, 4w/f), the first n fields for the first samples of
+    all pictures. It returns (k n, 3, 4h, 4w) in [0, 1], float32 on the CPU."""
 
     def __init__(
         self,
@@ -71,7 +75,9 @@ class Teacher:
         device: str | torch.device = "cpu",
     ) -> None:
         if precision not in PRECISIONS:
-            raise ValueError(f"the teacher's precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+            raise ValueError(
+                f"the teacher's precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
+            )
         if model.vae_factor % model.scale:
             raise ValueError(
                 f"a cell of the teacher's noise is {model.vae_factor} pixels wide, expected a multiple of its scale {model.scale}: "
@@ -80,7 +86,7 @@ class Teacher:
         self.source, self.precision = source, precision
         self.digest = model_digest(model.freeze())
         self.model = model.to(device=device, dtype=PRECISIONS[precision])
-        for name in ("vae", "unet"):  # half the time of a convolution on a CPU
+        for name in ("vae", "unet"):  # convolutions on a CPU take half the time channels last
             getattr(self.model, name).to(memory_format=torch.channels_last)
 
     @classmethod
@@ -92,7 +98,12 @@ class Teacher:
         precision: str = "fp32",
         device: str | torch.device = "cpu",
     ) -> Teacher:
-        """The teacher at source: anything `training.model.loading.load_model` reads; base as there."""
+        """Load the teacher.
+
+        source: anything that `training.model.loading.load_model` reads.
+        base: source of the parts that it lacks.
+        precision: key of `PRECISIONS`.
+        device: that runs it."""
         return cls(load_model(source, base=base), str(source), precision=precision, device=device)
 
     @property
@@ -105,7 +116,7 @@ class Teacher:
         return self.model.vae_factor // self.model.scale
 
     def describe(self) -> dict[str, Any]:
-        """For provenance: what its samples depend on, wherever it lies."""
+        """Provenance: everything that the samples depend on, independent of the file's location."""
         return {
             "weights_sha256": self.digest,
             "precision": self.precision,
@@ -114,7 +125,8 @@ class Teacher:
         }
 
     def check(self, student: StudentConfig, size: int) -> None:
-        """ValueError where the student's noise or scale is not the teacher's, or the teacher cannot take `size` LR pixels a side."""
+        """Raise ValueError if the student's noise or scale does not fit the teacher, or the teacher cannot take
+        pictures of `size` x `size` LR pixels."""
         wanted = {"fold": self.fold, "scale": self.model.scale}
         if student.noise_channels > self.noise_channels:
             wanted["noise_channels"] = self.noise_channels
@@ -142,7 +154,12 @@ class Teacher:
         return model.decode(restored).float().clamp(0, 1).cpu()
 
     def samples(self, lr: Tensor, noise: Tensor, items: Sequence[int]) -> Tensor:
-        """The same as uint8. FloatingPointError names the items (one for each picture) whose samples are not finite."""
+        """Samples as uint8.
+
+        lr, noise: as in a call.
+        items: number of each picture's item, for messages.
+
+        Raises FloatingPointError, which names the items, if a sample is not finite."""
         samples = self(lr, noise)
         finite = samples.flatten(1).isfinite().all(1).view(-1, len(lr)).all(0)
         if not finite.all():
@@ -151,14 +168,14 @@ class Teacher:
             )
             raise FloatingPointError(
                 f"the teacher {self.source} gave values that are not finite for item {broken} of the training stream: check it on "
-                "photos of your own, or load it in another precision (now "
+                "your own photos, or load it in another precision (now "
                 f"{self.precision})"
             )
         return to_bytes(samples)
 
 
 def fitted(student: StudentConfig, teacher: Teacher, given: Sequence[str]) -> dict[str, Any]:
-    """The student's settings that must follow the teacher, {name: value}; those that the user has given himself stay out."""
+    """Settings of the student that must follow the teacher, {name: value}, except those that the user has set."""
     wanted = {"noise_channels": teacher.noise_channels, "fold": teacher.fold}
     return {
         name: value
@@ -168,7 +185,8 @@ def fitted(student: StudentConfig, teacher: Teacher, given: Sequence[str]) -> di
 
 
 def model_digest(model: OneStepModel) -> str:
-    """SHA-256 of everything a model's samples depend on: its weights, merged or not, its timesteps, schedule and latent scale."""
+    """SHA-256 of everything that a model's samples depend on: weights (merged or not), timesteps, schedule and latent
+    scale."""
     vae = base_config(model.vae)
     digest = hashlib.sha256()
     facts = {
