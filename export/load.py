@@ -33,9 +33,7 @@ def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str
             "model/, or a folder with unet/ and vae/)"
         )
     if base is not None or prompt is not None:
-        raise ValueError(
-            f"{checkpoint} is a student, which takes no base and no prompt: leave them out"
-        )
+        raise ValueError(f"{checkpoint} is a student, which takes no base and no prompt: leave them out")
     student, training = load_student(folder)
     return student_source(student, training, file_sha256(folder / WEIGHTS_FILE))
 

@@ -65,9 +65,7 @@ class Wanted:
     """Side in LR pixels of a Core ML package's input."""
     images: bool = False
     """Whether Core ML packages take and return images instead of arrays."""
-    calibration: Path | None = (
-        None  # folder of photos, or samples drawn from one; None: the photos inside scikit-image
-    )
+    calibration: Path | None = None
     """Folder of photos, or a file of samples drawn from one; None for scikit-image's photos."""
     int8: str = "avx2"
     """Preset of `export.onnx.int8.quantize`."""

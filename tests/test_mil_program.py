@@ -235,7 +235,7 @@ def test_damaged_packages_are_explained(damaged: Path, tmp_path: Path) -> None:
     (damaged / WEIGHTS).unlink()
     expect("expected the weights of the program, came nothing")
     (damaged / WEIGHTS).write_bytes(whole[WEIGHTS][:-200])
-    expect("the file is damaged or of another package")
+    expect("the file is damaged or belongs to another package")
     (damaged / WEIGHTS).write_bytes(whole[WEIGHTS][:64] + bytes(64) + whole[WEIGHTS][128:])
     expect("expected the mark 0xdeadbeef, came 0x0")
     half = struct.pack("<II", 0xDEADBEEF, 1)

@@ -1,1 +1,1 @@
-"""Core ML packages: conversion and compression."""
+"""Core ML packages of a model: conversion, compression and 8-bit activations."""

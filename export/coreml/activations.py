@@ -1,11 +1,11 @@
-"""A student that computes with 8-bit weights and 8-bit activations, calibrated on photos: the Core ML variant w8a8.
+"""The Core ML variant w8a8: a student with 8-bit weights and 8-bit activations, calibrated on photos.
 
-coremltools.optimize.torch wraps each layer of the residual in quantization, the way Core ML wants it for arithmetic in 8 bits (from
-the A17 Pro and the M4 on): symmetric, one scale per activation, one per output channel of a weight. The picture stays in floating
-point: the base, its sum with the residual, and the photo up to the first layer; so does what passes from encoder to generator.
+coremltools.optimize.torch wraps each layer of the residual in quantization as Core ML requires for 8-bit arithmetic
+(from the A17 Pro and the M4 on): symmetric, one scale per activation, one per output channel of a weight. The picture
+stays in floating point: the base, its sum with the residual, and the photo up to the first layer. So do the tensors
+between encoder and generator.
 
-torch.export has no rule for quantized tensors (torch 2.13), so `export.coreml.convert` traces such a student instead.
-"""
+torch.export has no rule for quantized tensors (torch 2.13), so `export.coreml.convert` traces such a student instead."""
 
 from __future__ import annotations
 
@@ -26,25 +26,29 @@ if TYPE_CHECKING:
     from torch.ao.quantization import FakeQuantize
 
 W8A8: Final = "w8a8"
-SAMPLES: Final = 32  # usual size of a calibration set; with 8 the PSNR is the same within 0.2 dB
-BINS: Final = 4096  # of the histogram of an activation's magnitudes
-TRIED: Final = 181  # ranges tried for it, evenly spaced from a tenth of the largest magnitude to all of it
+# Usual size of a calibration set. With 8, the PSNR is the same within 0.2 dB.
+SAMPLES: Final = 32
+# Bins of the histogram of an activation's magnitudes.
+BINS: Final = 4096
+# Ranges tried for an activation, evenly spaced from a tenth of its largest magnitude to all of it.
+TRIED: Final = 181
 Arguments = tuple[Tensor, ...]
 
 
 class CalibrationError(GdposrError):
-    """Calibration photos that ranges cannot be measured on, or a model that computes no finite numbers of them."""
+    """Calibration photos on which ranges cannot be measured, or for which the model gives NaN or infinity."""
 
 
 def quantize_activations(source: Source, samples: Sequence[Sample]) -> Source:
-    """The same student with quantized modules, to be converted with variant w8a8. It runs in torch as well, on the CPU.
+    """The same student with quantized modules, for conversion with variant w8a8. It also runs in torch on the CPU.
 
-    samples: at least 4, better 32; the generator is calibrated on the features of the float encoder. SettingError for a model that
-    is no student, CalibrationError for too few samples or where an operation gives NaN or infinity.
-    """
+    samples: at least 4, better 32. The generator is calibrated on the features of the float encoder.
+
+    Raises SettingError for a model that is not a student, and CalibrationError for too few samples or if an operation
+    gives NaN or infinity."""
     if source.kind != STUDENT:
         raise SettingError(
-            f"{W8A8}: expected a student, whose activations keep to static ranges, came a {source.kind}; distil it first "
+            f"{W8A8}: expected a student, whose activations fit static ranges, came a {source.kind}; distil it first "
             "(`gdposr distill`)"
         )
     if len(samples) < LEAST_SAMPLES:
@@ -70,11 +74,13 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def best_bound(counts: Tensor, largest: float, levels: float) -> float:
-    """Where to clip an activation such that clipping and rounding together lose least.
+    """The bound for clipping an activation with the least total error of clipping and rounding.
 
-    counts: (bins,) float, how often magnitudes fall into equal bins of [0, largest]; levels: steps between 0 and the bound, 127.5 with
-    a sign and 255 without. Squared error of a bound b: sum over x > b of (x - b)^2, and (b / levels)^2 / 12 for each other x.
-    """
+    counts: (bins,) float, number of magnitudes in equal bins of [0, largest].
+    largest: upper end of the last bin.
+    levels: steps between 0 and the bound, 127.5 with a sign and 255 without.
+
+    The squared error of a bound b is the sum over x > b of (x - b)^2, plus (b / levels)^2 / 12 for each other x."""
     centres = (torch.arange(len(counts), dtype=torch.float64) + 0.5) * largest / len(counts)
     bounds = torch.linspace(0.1, 1.0, TRIED, dtype=torch.float64) * largest
     over = (centres - bounds[:, None]).clamp(min=0)  # (tried, bins)
@@ -116,7 +122,7 @@ def _quantized(source: Source, role: str, feeds: Sequence[Arguments]) -> nn.Modu
 
 
 def _keep_picture_in_float(prepared: fx.GraphModule, spec: GraphSpec) -> None:
-    """Remove the observers of what belongs to the picture, so that it is never quantized."""
+    """Remove the observers of values that belong to the picture, so that these are never quantized."""
     graph = prepared.graph
     picture = _picture(prepared, spec)
     for node, observed in list(_observers(prepared)):
@@ -129,7 +135,8 @@ def _keep_picture_in_float(prepared: fx.GraphModule, spec: GraphSpec) -> None:
 
 
 def _picture(prepared: fx.GraphModule, spec: GraphSpec) -> set[fx.Node]:
-    """What stays in floating point: what leads to the base alone, what takes the base, and the photo up to the first layer."""
+    """Nodes that stay in floating point: those that lead only to the base, those that use the base, and the photo up
+    to the first layer."""
     graph = prepared.graph
     inputs = {node.target: node for node in graph.nodes if node.op == "placeholder"}
     (end,) = (node for node in graph.nodes if node.op == "output")
@@ -152,7 +159,7 @@ def _is_layer(prepared: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _reached(start: Iterable[Any], step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    """The nodes of start and all that step leads to from there."""
+    """The start nodes and all nodes that repeated steps lead to."""
     found: set[fx.Node] = set()
     waiting = list(start)
     while waiting:
@@ -164,7 +171,7 @@ def _reached(start: Iterable[Any], step: Callable[[fx.Node], Iterable[fx.Node]])
 
 
 def _observers(prepared: fx.GraphModule) -> Iterable[tuple[fx.Node, fx.Node]]:
-    """Each node that observes, with the node that it observes."""
+    """Each observing node with the node that it observes."""
     from torch.ao.quantization import FakeQuantize
 
     for node in prepared.graph.nodes:
@@ -173,7 +180,7 @@ def _observers(prepared: fx.GraphModule) -> Iterable[tuple[fx.Node, fx.Node]]:
 
 
 def _clip(prepared: fx.GraphModule, role: str, feeds: Sequence[Arguments]) -> None:
-    """Narrow the range of each activation from its extremes to what loses least. The extremes are of a few pixels."""
+    """Narrow the range of each activation to the best bound. Its extremes come from only a few pixels."""
     quantizers: dict[str, FakeQuantize] = {}
     largest: dict[str, float] = {}
     counts: dict[str, Tensor] = {}
@@ -204,13 +211,18 @@ def _run(
     feeds: Sequence[Arguments],
     look: Callable[[fx.Node, Tensor], None] = lambda node, value: None,
 ) -> None:
-    """Run all samples and look at each value; CalibrationError at the first that is not finite."""
+    """Run all samples and look at each value. Raises CalibrationError at the first value that is not finite.
+
+    prepared: the graph.
+    role: encoder or generator, for errors.
+    feeds: inputs of each sample.
+    look: called with each node and its value."""
     for number, feed in enumerate(feeds, start=1):
         _Watched(prepared, f"{role}, calibration sample {number}", look).run(*feed)
 
 
 class _Watched(fx.Interpreter):
-    """Runs a graph node by node and looks at each result."""
+    """Runs a graph node by node and passes each result to a function."""
 
     def __init__(self, module: fx.GraphModule, where: str, look: Callable[[fx.Node, Tensor], None]) -> None:
         super().__init__(module)

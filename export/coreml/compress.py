@@ -1,9 +1,8 @@
-"""Smaller Core ML packages: the weights of a float16 package stored in 8 bits or fewer, by presets.
+"""Smaller Core ML packages: the weights of a float16 package stored in 8 bits or fewer.
 
-Arithmetic stays float16; the device unpacks weights as it loads them, so a preset trades accuracy for size on disk and for memory
-traffic. `mixed` gives each weight its own width, see `export.coreml.mixed`. w8a8 computes in 8 bits as well: it is not made from a
-package but from the model, see `export.coreml.activations`.
-"""
+Arithmetic stays float16. The device unpacks weights when it loads them, so a variant trades accuracy for size on disk
+and memory traffic. `mixed` gives each weight its own width, see `export.coreml.mixed`. w8a8 also computes in 8 bits;
+it is made from the model instead of a package, see `export.coreml.activations`."""
 
 from __future__ import annotations
 
@@ -42,18 +41,22 @@ MIXED: Final = "mixed"
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to store weights, and for `activations` to compute. floor_db: PSNR against torch that the worst sample keeps, encoder and
-    generator in the same variant."""
+    """A way to store weights and, for `activations`, to compute."""
 
     name: str
-    method: str  # none, linear, block, palette or activations
-    bits: int | None  # of a weight; None: chosen per weight
-    target: str  # oldest system that reads it
+    """Name of the variant."""
+    method: str
+    """none, linear, block, palette or activations."""
+    bits: int | None
+    """Bits of a weight; None if chosen per weight."""
+    target: str
+    """Oldest system that reads it."""
     floor_db: float
+    """Least PSNR of the worst sample against torch, with encoder and generator in this variant."""
 
 
-# Comments: bytes of both packages whole and PSNR as printed by `gdposr export --checkpoint export/weights/pocket --out build/c.gdposr
-# --targets coreml --variant fp16 linear8 palette8 palette6 w8a8 mixed palette4`; iOS 18: the same with --system iOS18.
+# The comments give the bytes of both packages and the PSNR as printed by `gdposr export --checkpoint export/weights/pocket
+# --out build/c.gdposr --targets coreml --variant fp16 linear8 palette8 palette6 w8a8 mixed palette4`; for iOS 18 with --system iOS18.
 VARIANTS: Final[Mapping[str, Variant]] = {
     variant.name: variant
     for variant in (
@@ -68,19 +71,26 @@ VARIANTS: Final[Mapping[str, Variant]] = {
         Variant(MIXED,      "palette", None, "iOS17", 43.0),            #   626,477  46.5
     )
 }  # fmt: skip
-GROUP: Final = 16  # output channels that share a palette from iOS 18 on
-BLOCK: Final = 16  # input channels that share a 4-bit scale
-MIN_ELEMENTS: Final = 1024  # smaller weights stay float16: a palette of 8 bits takes 512 bytes itself
-WIDTHS: Final = (4, 6, 8)  # bits that `plan` chooses from
-_ROUNDS = 300  # of Lloyd's algorithm; a few dozen are typical
+# Output channels that share a palette, from iOS 18 on.
+GROUP: Final = 16
+# Input channels that share a 4-bit scale.
+BLOCK: Final = 16
+# Weights with fewer elements stay float16, since an 8-bit palette alone takes 512 bytes.
+MIN_ELEMENTS: Final = 1024
+# Bit widths that `plan` may choose.
+WIDTHS: Final = (4, 6, 8)
+# Most iterations of Lloyd's algorithm; a few dozen are typical.
+_ROUNDS = 300
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of a program that may be compressed, by the name that the program gives it."""
+    """A weight of a program that may be compressed."""
 
     name: str
+    """Name in the program."""
     shape: tuple[int, ...]
+    """Shape in the program."""
 
     @property
     def parameters(self) -> int:
@@ -95,8 +105,14 @@ def compress(
     plan: Mapping[str, int] | None = None,
     floor_db: float | None = None,
 ) -> Path:
-    """Write a copy of a float16 package with its weights in a variant; returns out. plan: bits by weight name, for `mixed` only.
-    floor_db: the PSNR that the package promises; None: the variant's; IMAGE_FLOOR_DB at most where it takes or gives pixel buffers."""
+    """Write a copy of a float16 package with compressed weights; returns out.
+
+    package: the float16 package.
+    variant: key of `VARIANTS`.
+    out: the package to write.
+    plan: bits by weight name, for `mixed` only.
+    floor_db: PSNR that the package promises; None for the variant's. A package with pixel buffers promises at most
+        IMAGE_FLOOR_DB."""
     row, spec = _variant(variant), read_spec(package)
     if row.method == "activations":
         raise SettingError(
@@ -130,14 +146,14 @@ def compress(
         model = shrink(given, config)
     try:
         return _write(model.get_spec(), spec, Path(model.weights_dir), out, about)
-    finally:  # coremltools would keep both copies in the temporary folder until the process ends
+    finally:  # without this, coremltools keeps both copies until the process ends
         for copy in (given, model):
             if copy.is_temp_package:
                 shutil.rmtree(copy.package_path, ignore_errors=True)
 
 
 def check_variant(name: str, target: str) -> Variant:
-    """The variant of that name; SettingError where there is none, or where a package for target cannot hold it."""
+    """The variant of that name. Raises SettingError if there is none, or if a package for target cannot hold it."""
     row = _variant(name)
     if TARGETS[target] < TARGETS[row.target]:
         raise SettingError(
@@ -147,8 +163,10 @@ def check_variant(name: str, target: str) -> Variant:
 
 
 def find_weights(spec: Model) -> list[Weight]:
-    """Weights that may be compressed, in the program's order: large ones, but not those of a convolution that takes the picture as it
-    is. Those enlarge it bicubically, are exact in float16 or nearly so, and their errors would be seen."""
+    """Weights that may be compressed, in the program's order.
+
+    Small weights are left out, and those of a convolution directly on the image. That is the bicubic upscale, whose
+    weights are nearly exact in float16 and whose errors would be visible."""
     found, used, exact = [], set(), set()
     makers = {output.name: operation for operation in operations(spec) for output in operation.outputs}
     if any(operation.type.startswith("constexpr") for operation in makers.values()):
@@ -179,10 +197,10 @@ def find_weights(spec: Model) -> list[Weight]:
 def palette(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """k-means in one dimension: 2^bits values and, for each element in flat order, the index of its value (uint8).
 
-    Lloyd's algorithm on sorted distinct values. It starts where the cube root of the density puts the points, which is best for many of
-    them (Panter and Dite 1951), so no random start is needed and the same weights give the same palette. Squared error for the shipped
-    student's large weights: within 2 % of the least possible with 4 and 6 bits, 6 % with 8.
-    """
+    Lloyd's algorithm on sorted distinct values. It starts with points spaced by the cube root of the density, which
+    is optimal for many points (Panter and Dite 1951). No random start is needed, so the same weights give the same
+    palette. Its squared error for the shipped student's large weights is within 2 % of the optimum with 4 and 6 bits,
+    and 6 % with 8."""
     values, inverse, counts = np.unique(weight, return_inverse=True, return_counts=True)
     size, points = 2**bits, values.astype(np.float64)
     if len(points) <= size:
@@ -220,7 +238,12 @@ def _variant(name: str) -> Variant:
 def _configs(
     row: Variant, weights: Sequence[Weight], bits: Mapping[str, int], grouped: bool
 ) -> dict[str, Any]:
-    """How coremltools shall compress each weight, by name. Weights that are not named stay as they are."""
+    """Settings of coremltools for each weight, by name. Weights without an entry stay as they are.
+
+    row: the variant.
+    weights: those that may be compressed.
+    bits: by weight name, for `mixed`.
+    grouped: whether the system reads palettes per group of channels."""
     import coremltools.optimize.coreml as cto
 
     unknown = sorted(set(bits) - {weight.name for weight in weights})
@@ -257,7 +280,13 @@ def _configs(
 
 
 def _write(spec: Model, original: Model, weights: Path, out: Path, about: Mapping[str, str]) -> Path:
-    """Write spec with the description of the original: compression changes no input, output or metadata but what about tells."""
+    """Write a compressed program with the description of the original, which compression must not change.
+
+    spec: the compressed program.
+    original: the original program.
+    weights: folder of the weight files.
+    out: the package to write.
+    about: metadata entries to change."""
     named = type(spec)()
     named.CopyFrom(spec)
     named.description.CopyFrom(original.description)

@@ -1,13 +1,14 @@
-"""Core ML conversion: one graph of a model for one size of LR tile, as an ML program in a package.
+"""Core ML conversion: one graph of a model, for one size of LR tile, as an ML program in a package.
 
-**Sizes are fixed**, batch 1: the compiler for the Neural Engine plans memory ahead, and a program of flexible size may leave it. A
-package can list more than one size (`sizes`), but only from iOS 18 on, since below that Core ML takes a single input of enumerated
-shape and a generator has several; the program then declares no sizes inside, so a package per size stays the better choice.
+**Sizes are fixed**, with batch 1. The compiler for the Neural Engine plans memory ahead, and a program with flexible
+sizes may not run there. A package can list several sizes (`sizes`), but only from iOS 18 on: earlier systems allow
+enumerated shapes for a single input only, and a generator has several. Such a program has no fixed sizes inside, so a
+package per size remains the better choice.
 
-**Arrays are float16** at the border of an fp16 program (iOS 16 and later take them): features pass from encoder to generator without
-a conversion on either side, in half the memory, and the first and last operations need no cast. With `images`, photo and result are
-pixel buffers instead: Core ML hands over the photo's 8-bit RGB times 1/255 and takes the result in 0..255.
-"""
+**Arrays are float16** at the inputs and outputs of an fp16 program (from iOS 16 on). Features then pass from encoder
+to generator without conversion and in half the memory, and the first and last operations need no cast. With `images`,
+photo and result are pixel buffers instead: Core ML passes the photo's 8-bit RGB times 1/255 and expects the result in
+0..255."""
 
 from __future__ import annotations
 
@@ -30,19 +31,24 @@ from runtime.errors import GdposrError, SettingError
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model
 
-ARRAYS: Final = {"fp16": np.float16, "fp32": np.float32}  # element type of inputs and outputs, by precision
-# Worst PSNR in dB against torch, by precision; the shipped student has 72.5, and with fp32 the very same values.
+# Element type of inputs and outputs by precision.
+ARRAYS: Final = {"fp16": np.float16, "fp32": np.float32}
+# Least PSNR in dB against torch, by precision. The shipped student has 72.5, and with fp32 exactly the same values.
 FLOOR_DB: Final = {"fp16": 70.0, "fp32": 100.0}
-IMAGE_FLOOR_DB: Final = (
-    50.0  # most that a pixel buffer can promise: rounding to 8 bits alone leaves 58.9 dB, devices add to it
-)
-TARGETS: Final = {"iOS17": 8, "iOS18": 9}  # oldest system, and the version of the model format that it reads
-MAX_RANK: Final = 4  # the Neural Engine runs nothing with more axes
+# Highest PSNR in dB that a package with pixel buffers promises. Rounding to 8 bits alone gives 58.9 dB, and devices add errors.
+IMAGE_FLOOR_DB: Final = 50.0
+# Version of the model format that each oldest system reads.
+TARGETS: Final = {"iOS17": 8, "iOS18": 9}
+# The Neural Engine does not run tensors with more axes.
+MAX_RANK: Final = 4
 AUTHOR: Final = "The gdposr authors"
 LICENSE: Final = "Apache-2.0"
-OTHERS: Final = ("see the checkpoint", "that of the checkpoint's weights")  # both, of foreign weights
-PREFIX: Final = "gdposr."  # of the user-defined metadata
-Size = tuple[int, int]  # height and width in LR pixels
+# Author and license for weights that are not ours.
+OTHERS: Final = ("see the checkpoint", "that of the checkpoint's weights")
+# Prefix of our user-defined metadata.
+PREFIX: Final = "gdposr."
+# Height and width in LR pixels.
+Size = tuple[int, int]
 
 
 class ConversionError(GdposrError):
@@ -64,13 +70,19 @@ def convert(
     variant: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write folder/ROLE.VARIANT.mlpackage for LR tiles of height x width pixels; returns its path.
+    """Write folder/ROLE.VARIANT.mlpackage; returns its path. The same model gives the same bytes.
 
-    sizes: further (height, width) that the same package takes. target: the oldest system that runs it. precision: of weights,
-    arithmetic and arrays. images: pixel buffers for photo and result. floor_db: the PSNR that the package promises; None: that of a
-    student; at most IMAGE_FLOOR_DB with images. variant: what the package is called; None: the precision. metadata: author, license,
-    further user-defined entries. Same model, same bytes.
-    """
+    source: the model.
+    role: encoder or generator.
+    folder: for the package.
+    height, width: of the tile in LR pixels.
+    sizes: further (height, width) that the package takes.
+    target: oldest system that must run it.
+    precision: of weights, arithmetic and arrays.
+    images: use pixel buffers for photo and result.
+    floor_db: PSNR that the package promises; None for a student's. At most IMAGE_FLOOR_DB with images.
+    variant: name of the variant; None for the precision.
+    metadata: author, license, further user-defined entries."""
     variant = variant or precision
     choices = (("role", role, ROLES), ("target", target, TARGETS), ("precision", precision, ARRAYS))
     for name, value, known in choices:
@@ -89,7 +101,7 @@ def convert(
 
 
 class _Pixels(nn.Module):
-    """A generator whose image is in 0..255, as pixel buffers are."""
+    """A generator whose image is in 0..255, as in pixel buffers."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -120,7 +132,13 @@ def _is_image(tensor: TensorSpec) -> bool:
 def _model(
     source: Source, role: str, tiles: Sequence[Size], target: str, precision: str, images: bool
 ) -> Any:
-    """coremltools' model of a graph."""
+    """coremltools' model of a graph.
+
+    source, role: the model and the graph.
+    tiles: all (height, width) in LR pixels.
+    target: oldest system.
+    precision: of weights, arithmetic and arrays.
+    images: use pixel buffers for photo and result."""
     import coremltools as ct
 
     spec, module = source.specs[role], source.modules[role]
@@ -153,16 +171,23 @@ def _model(
             skip_model_load=True,
         )
     except (OSError, MemoryError):
-        raise  # says nothing about the model
-    except Exception as error:  # torch.export and coremltools raise whatever their operations happen to raise
+        raise  # not an error of the model
+    except Exception as error:  # torch.export and coremltools raise many kinds of exceptions
         raise ConversionError(_explain(role, error)) from error
 
 
 def _program(
     source: Source, module: nn.Module, tensors: Sequence[TensorSpec], tiles: Sequence[Size]
 ) -> torch.export.ExportedProgram | torch.jit.ScriptModule:
-    """The graph as torch exports it, undecomposed: its pixel shuffles would become reshapes of six axes. A side that differs between
-    the tiles is a multiple of one symbol. A module with quantized activations is traced, for torch.export cannot."""
+    """The graph as exported by torch, without decompositions, which would turn pixel shuffles into reshapes with six
+    axes.
+
+    source: the model.
+    module: the graph's module.
+    tensors: its inputs.
+    tiles: all (height, width). A side that differs between them is a multiple of a symbol.
+
+    A module with quantized activations is traced, since torch.export does not support it."""
     largest = tuple(max(sides) for sides in zip(*tiles, strict=True))
     example = tuple(torch.zeros(source.shape(tensor, *largest)) for tensor in tensors)
     if is_quantized(module):
@@ -186,13 +211,13 @@ def _program(
     if symbols != [None, None]:
         shapes = (
             (dynamic,) if isinstance(module, _Pixels) else dynamic
-        )  # its inputs are one variadic argument
+        )  # _Pixels takes its inputs as one variadic argument
     exported = torch.export.export(module, example, dynamic_shapes=shapes)
     return exported.run_decompositions({})
 
 
 def _explain(role: str, error: Exception) -> str:
-    """What went wrong, with the name of the operation where coremltools tells it."""
+    """An error message with the name of the operation, if coremltools gives it."""
     text = " ".join(str(error).split()) or type(error).__name__
     named = re.search(r"for op '([^']+)'|[Uu]nsupported (?:fx node|operation)[^\w]*(\w+)", text)
     op = next((name for name in (named.groups() if named else ()) if name), None)
@@ -204,7 +229,7 @@ def _explain(role: str, error: Exception) -> str:
 
 
 def _check(spec: Model, source: Source, role: str) -> None:
-    """The promised names, and no tensor with more axes than the Neural Engine takes."""
+    """Check the names of inputs and outputs, and that no tensor has more axes than the Neural Engine takes."""
     graph, description = source.specs[role], spec.description
     for what, expected, came in (
         ("inputs", graph.inputs, description.input),
@@ -233,7 +258,14 @@ def _describe(
     variant: str,
     metadata: Mapping[str, str],
 ) -> None:
-    """Fill in what people and programs read about a package."""
+    """Fill in the package's description and metadata; the parameters are those of `convert`.
+
+    spec: the program to describe.
+    source, role: the model and the graph.
+    tiles: all (height, width).
+    target: oldest system.
+    variant: name of the variant.
+    metadata: author, license, further entries."""
     graph, description = source.specs[role], spec.description
     about, given = description.metadata, dict(metadata)
     author, license = (AUTHOR, LICENSE) if source.kind == STUDENT else OTHERS
@@ -270,7 +302,7 @@ def _describe(
 
 
 def _meaning(source: Source, tensor: TensorSpec) -> str:
-    """What a tensor holds, for people."""
+    """What a tensor contains, for users."""
     first, last = source.specs["encoder"].inputs[0], source.specs["generator"].inputs[-1]
     if tensor.name == first.name:
         return "LR image, RGB."
@@ -287,7 +319,7 @@ def _meaning(source: Source, tensor: TensorSpec) -> str:
 
 
 def _form(kind: str, tensor: TensorSpec, shapes: Sequence[tuple[int, ...]]) -> str:
-    """Shape and range of a feature."""
+    """Shape and range of a feature, for users."""
     if kind == "imageType":
         sizes = " or ".join(f"{shape[3]} wide and {shape[2]} high" for shape in shapes)
         return f"Pixel buffer, {sizes}, 8 bits per channel."
@@ -303,4 +335,4 @@ def _version() -> str:
     try:
         return importlib.metadata.version("gdposr")
     except importlib.metadata.PackageNotFoundError:
-        return "unknown"  # run from a folder that was never installed
+        return "unknown"  # not installed

@@ -1,4 +1,5 @@
-"""How much each weight of a Core ML package suffers from few bits, in rows that `calibration.sensitivity.plan` chooses widths from."""
+"""Measures the noise of each weight of a Core ML package in few bits, for `calibration.sensitivity.plan` to choose
+widths."""
 
 from __future__ import annotations
 
@@ -19,9 +20,14 @@ def weight_noise(
     *,
     say: Callable[[int, int], None] | None = None,
 ) -> list[LayerNoise]:
-    """Measure each weight of a float16 package at each width: evaluate gives the PSNR in dB of a package. cost: bytes of the weight
-    with its palette. The widest palette counts as free of noise unless it was measured. say(done, total) is called after each
-    weight."""
+    """Measure each weight of a float16 package at each width.
+
+    package: the float16 package.
+    evaluate: PSNR in dB of a package.
+    bits: widths to measure. The widest palette counts as noise-free unless it is among them.
+    say: called with the weights done and their number after each weight.
+
+    The cost of a row is the size of the weight and its palette in bytes."""
     parameters = {weight.name: weight.parameters for weight in find_weights(read_spec(package))}
 
     def cost(name: str, width: int) -> float:

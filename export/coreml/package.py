@@ -1,8 +1,8 @@
-"""A Core ML package on disk, the same bytes for the same content, in place whole or not at all.
+"""Core ML packages on disk: the same bytes for the same content, and written completely or not at all.
 
-A package is a folder: Manifest.json names the model (a protobuf) and the folder with its weights. coremltools gives both a random
-identifier, stamps the day into the model and leaves the order of the protobuf's maps to chance; nothing of that is written here.
-"""
+A package is a folder. Manifest.json names the model (a protobuf) and the folder with its weights. coremltools gives
+both random identifiers, stores the date in the model and writes the protobuf's maps in random order. All of this is
+removed here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_OID, "gdposr mlpackage")
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """coremltools without its progress bars, warnings and log lines, also while it is imported; all as before afterwards."""
+    """Suppress coremltools' progress bars, warnings and log, also during its import."""
     log = logging.getLogger("coremltools")
     level = log.level
     log.setLevel(logging.ERROR + 1)
@@ -53,8 +53,8 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fresh_names() -> Iterator[None]:
-    """coremltools numbers the constants it names over all conversions of a process; here from 0, so that a package's bytes do not
-    depend on what was converted before it."""
+    """Restart coremltools' numbering of constants at 0, so that a package does not depend on earlier conversions in
+    the process."""
     from coremltools.converters.mil.mil.builder import Builder
 
     before, Builder.name_count = Builder.name_count, collections.defaultdict(int)
@@ -65,10 +65,10 @@ def fresh_names() -> Iterator[None]:
 
 
 def write_package(spec: Model, weights: Path | None, path: Path) -> Path:
-    """Write a model and the files of its weights folder as the package path, replacing what stood there.
+    """Write a model and the files of its weights folder as a package, replacing an existing one.
 
-    Nothing of the machine or the day is kept. Where writing fails, what stood at path before is still there, and nothing beside it.
-    """
+    The package contains no trace of machine or date. If writing fails, the existing package stays and nothing else is
+    left."""
     if path.suffix != SUFFIX:
         raise PackageError(f"expected a package name that ends in {SUFFIX}, came {path.name}; rename it")
     model = _undated(spec).SerializeToString(deterministic=True)
@@ -95,8 +95,9 @@ def write_package(spec: Model, weights: Path | None, path: Path) -> Path:
 
 
 def read_model(path: Path) -> MLModel:
-    """A copy of the package as coremltools' model, not compiled and not loaded on a device. (Opened by its path, coremltools would
-    write the package's Manifest.json anew.)"""
+    """A copy of the package as coremltools' model, not compiled and not loaded on a device.
+
+    Opened by its path, coremltools would rewrite the package's Manifest.json."""
     spec, weights = read_spec(path), weights_folder(path)
     with quiet():
         from coremltools.models import MLModel
@@ -115,12 +116,12 @@ def read_spec(path: Path) -> Model:
 
 
 def weights_folder(path: Path) -> Path:
-    """Where the package's weight files stand."""
+    """The folder with the package's weight files."""
     return path / _DATA / _WEIGHTS
 
 
 def operations(spec: Model) -> Iterator[Operation]:
-    """Every operation of the program, blocks inside blocks included, in order of functions' names."""
+    """Every operation of the program, including nested blocks, in order of the functions' names."""
 
     def walk(block: Any) -> Iterator[Operation]:
         for operation in block.operations:
@@ -136,7 +137,7 @@ def operations(spec: Model) -> Iterator[Operation]:
 
 
 def argument(operation: Operation, name: str) -> str | None:
-    """The name of the value that feeds an operation's argument; None where it has no such argument or holds it in place."""
+    """The name of the value for an operation's argument; None if it has no such argument or an inline value."""
     if name not in operation.inputs:
         return None
     bindings = operation.inputs[name].arguments
@@ -152,7 +153,7 @@ def _check(path: Path) -> None:
 
 
 def _undated(spec: Model) -> Model:
-    """A copy of the model without the day it was made."""
+    """A copy of the model without its date."""
     copy = type(spec)()
     copy.CopyFrom(spec)
     copy.description.metadata.userDefined.pop(_DATE, None)
@@ -160,7 +161,7 @@ def _undated(spec: Model) -> Model:
 
 
 def _manifest(items: Mapping[Path, tuple[str, str]]) -> str:
-    """Manifest.json for (description, digest) by path. An item's identifier follows from its path and content."""
+    """Manifest.json for (description, digest) by path. An item's identifier is a function of its path and content."""
     identifiers = {
         path: str(uuid.uuid5(_NAMESPACE, f"{path.as_posix()} {digest}")).upper()
         for path, (_, digest) in items.items()

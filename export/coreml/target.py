@@ -1,4 +1,4 @@
-"""The Core ML packages of a bundle, by variant, each proven against torch by the reference evaluator."""
+"""The Core ML packages of a bundle, by variant, each checked against torch by the reference evaluator."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from runtime.errors import SettingError
 
 Say = Callable[[str], None]
 
-TILE = 128  # LR pixels: the fixed size of a package
-STUDENT_VARIANTS = ("fp16", "w8a8", "palette6", "mixed")  # written unless others are asked for
+# Fixed side of a package's input in LR pixels.
+TILE = 128
+# Default variants of a student.
+STUDENT_VARIANTS = ("fp16", "w8a8", "palette6", "mixed")
 ONE_STEP_VARIANTS = ("fp16", "palette6")
-MIXED_ROLE_DB = 51.5  # what a mixed plan aims at for encoder and generator, each with the other uncompressed
-# Of one-step models; the pocket one has 71.5, 53.6 and 41.9 dB. Those of a student stand beside the variants in export.coreml.compress.
+# PSNR in dB at which a mixed plan aims for encoder and generator, each with the other uncompressed.
+MIXED_ROLE_DB = 51.5
+# Floors of one-step models in dB; the pocket one has 71.5, 53.6 and 41.9. Those of a student are in export.coreml.compress.
 ONE_STEP_FLOOR_DB = {"fp16": 40.0, "linear8": 40.0, "palette6": 35.0}
 
 
@@ -40,11 +43,20 @@ def write_coreml(
     *,
     calibration: Sequence[Sample] | None = None,
 ) -> tuple[dict[str, dict[str, Package]], dict[str, Any]]:
-    """Write the packages of each variant for LR tiles of tile x tile pixels, for system (iOS17 or iOS18) and later; returns them with
-    what was measured. That is the worst PSNR of each, encoder and generator in a chain, and for `mixed` the noise of each weight
-    and the bits it got. ParityError where a variant misses its floor. calibration: what w8a8 finds its ranges on; None: openly
-    licensed photos.
-    """
+    """Write the packages of each variant; returns them and the measurements.
+
+    source: the model.
+    folder: for the packages.
+    variants: keys of `export.coreml.compress.VARIANTS`.
+    system: oldest system that must run them, iOS17 or iOS18.
+    tile: side of the input in LR pixels.
+    images: use pixel buffers for photo and result.
+    metadata: to store in the packages.
+    say: receives progress messages.
+    calibration: samples for w8a8; None for openly licensed photos.
+
+    The measurements are the worst PSNR of each variant, encoder and generator in a chain, and for `mixed` the noise
+    and bits of each weight. Raises ParityError if a variant misses its floor."""
     from export.coreml.activations import SAMPLES, W8A8, quantize_activations
     from export.coreml.compress import FP16, MIXED, check_variant, compress
     from export.coreml.convert import IMAGE_FLOOR_DB, convert
@@ -55,8 +67,8 @@ def write_coreml(
         unknown = [name for name in floors if name not in ONE_STEP_FLOOR_DB]
         if unknown:
             raise SettingError(
-                f"variant: expected one of {', '.join(ONE_STEP_FLOOR_DB)} for a one-step model, came {unknown[0]!r}, whose floor "
-                "was never measured; distil the model to a student for smaller ones"
+                f"variant: expected one of {', '.join(ONE_STEP_FLOOR_DB)} for a one-step model, came {unknown[0]!r}, which has no "
+                "measured floor; distil the model to a student for smaller variants"
             )
         floors = {name: ONE_STEP_FLOOR_DB[name] for name in floors}
     if images:
@@ -134,8 +146,16 @@ def mixed_plans(
     say: Say,
     floor_db: float = MIXED_ROLE_DB,
 ) -> tuple[dict[str, dict[str, int]], list[LayerNoise]]:
-    """Bits by weight name for each role, and what they follow from: the PSNR of the whole model when one weight alone is compressed, on
-    one photo, named by role and weight."""
+    """Bits by weight name for each role, and the measurements they are based on.
+
+    source: the model.
+    packages: float16 packages by role.
+    tile: side of the input in LR pixels.
+    say: receives progress messages.
+    floor_db: PSNR to plan for.
+
+    Measured is the PSNR of the whole model on one photo, with one weight compressed. Rows are named by role and
+    weight."""
     from export.coreml.mixed import weight_noise
     from export.mil.pair import PackagePair
 
@@ -165,7 +185,7 @@ def mixed_plans(
 
 
 def default_variants(source: Source) -> tuple[str, ...]:
-    """Those that suit the model; `export.coreml.compress` has them all."""
+    """Variants that suit the model; `export.coreml.compress` has all."""
     return STUDENT_VARIANTS if source.kind == STUDENT else ONE_STEP_VARIANTS
 
 

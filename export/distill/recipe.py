@@ -21,21 +21,16 @@ WEIGHTS = (
 class DistillConfig(RunSettings):
     """Settings of distillation in addition to `RunSettings`. Each LR picture of a batch gets two samples.
 
-    Losses are of the order 0.01 to 1 before their weights."""
+    Losses are of the order 0.01 to 1 before their weights. Fields without a docstring override a default of
+    `RunSettings`."""
 
     student: StudentConfig = field(default_factory=StudentConfig)
     """Shape of the network."""
-    mild_share: float = (
-        0.45  # part of the pairs with the mild degradation, see training.data.degradation.MILD
-    )
+    mild_share: float = 0.45
     """Share of the pairs, 0 to 1, with the mild degradation (`training.data.degradation.MILD`)."""
-    plain_share: float = (
-        0.35  # part that is made smaller and no more, see training.data.degradation.reduce_plainly
-    )
+    plain_share: float = 0.35
     """Share of the pairs, 0 to 1, that are only downscaled (`training.data.degradation.reduce_plainly`)."""
-    graphics_share: float = (
-        0.25  # part of the pictures that are drawn: text, patterns; see training.data.cards
-    )
+    graphics_share: float = 0.25
     """Share of the pictures, 0 to 1, that are drawn text and patterns (`training.data.cards`)."""
     recolour_share: float = 0.3
     """Share of the photos, 0 to 1, that become gray or get other colours."""
@@ -69,14 +64,10 @@ class DistillConfig(RunSettings):
     """Weight of the loss on patterns with the period of the pixel shuffles."""
     diversity: float = 0.5
     """Weight of the loss on too little difference between samples."""
-    texture_share: float = (
-        0.3  # see objectives.diversity_loss; where `teacher` is above 0, its diversity is the measure instead
-    )
+    texture_share: float = 0.3
     """Required difference between samples as a share of the photo's texture (`objectives.diversity_loss`). Not used
     if `teacher` is above 0: the teacher's own difference is then required."""
-    teacher: float = (
-        0.0  # L1 to the teacher's sample of the same noise; above 0 it needs --teacher, like the two below
-    )
+    teacher: float = 0.0
     """Weight of the L1 distance to the teacher's sample from the same noise. If this or one of the next two is above
     0, a teacher is needed."""
     teacher_feature: float = 0.0
@@ -88,9 +79,7 @@ class DistillConfig(RunSettings):
     cache_turns: bool = False
     """Whether cached items are flipped and rotated. This gives more items, but differs from the teacher's own result
     (`pairs.turned`)."""
-    adversary: float = (
-        0.3  # its gradient at the pixels, relative to that of pixel, structure, colour and teacher together
-    )
+    adversary: float = 0.3
     """Norm of the adversarial loss's gradient at the samples, relative to that of pixel, structure, colour and
     teacher together. 0 turns the adversary off."""
     ema: float = 0.999

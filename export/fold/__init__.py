@@ -1,1 +1,1 @@
-"""The one-step diffusion model folded into two lean graphs."""
+"""Folding a one-step diffusion model into two graphs: adapters, prompt and timestep become constants."""

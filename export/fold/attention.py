@@ -1,8 +1,8 @@
-"""Attention and normalisation on maps (n, C, H, W): what phone accelerators run well, with the weights of diffusers' modules.
+"""Attention and normalisation on maps (n, C, H, W), in operations that phone accelerators run well, with diffusers'
+weights.
 
-A linear layer over tokens is a 1x1 convolution over the map, heads are split by one reshape, and no tensor has more than four
-dimensions. Keys and values of a prompt are constants here: a folded network looks at one prompt only.
-"""
+A linear layer over tokens becomes a 1x1 convolution over the map. One reshape splits the heads, and no tensor has
+more than four dimensions. A folded network has one fixed prompt, so the prompt's keys and values are constants."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 
 class FoldError(ValueError):
-    """A network has a part that folding does not know; the message names it."""
+    """A network has a part that folding does not support. The message names it."""
 
 
 def require(condition: bool, name: str, expected: str, came: object) -> None:
-    """FoldError where a part of the network is not what Stable Diffusion 2.1 or the pocket preset is made of."""
+    """Raise FoldError if a part is not as in Stable Diffusion 2.1 or the pocket preset.
+
+    condition: whether the part is supported.
+    name: of the part, as in "unet.conv_in".
+    expected: the supported form, in words.
+    came: what the part has instead."""
     if not condition:
         raise FoldError(
             f"{name}: expected {expected}, came {came}; only the parts of Stable Diffusion 2.1 and of the pocket preset "
@@ -27,12 +32,12 @@ def require(condition: bool, name: str, expected: str, came: object) -> None:
 
 
 def shared(tensor: Tensor) -> nn.Parameter:
-    """A frozen float32 parameter on the same storage, where the tensor is float32 already."""
+    """A frozen float32 parameter. It shares the tensor's storage if that is float32 already."""
     return nn.Parameter(tensor.detach().float(), requires_grad=False)
 
 
 def conv_from(weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Conv2d:
-    """A convolution around weight (out, in, kh, kw) and bias (out,); options are Conv2d's stride and padding."""
+    """A convolution with weight (out, in, kh, kw) and bias (out,). options: Conv2d's stride and padding."""
     outputs, inputs, height, width = weight.shape
     with torch.device("meta"):  # no memory for weights that are replaced at once
         conv = nn.Conv2d(inputs, outputs, (height, width), bias=bias is not None, **options)
@@ -43,7 +48,7 @@ def conv_from(weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Conv2d:
 
 
 def fold_conv(conv: Any, name: str) -> nn.Conv2d:
-    """A plain convolution with zeros around, sharing its weights."""
+    """A plain convolution with zero padding that shares the weights of `conv`."""
     require(type(conv) is nn.Conv2d, name, "a Conv2d", type(conv).__name__)
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     require(plain, name, "no groups, no dilation, padding with zeros", conv)
@@ -51,7 +56,7 @@ def fold_conv(conv: Any, name: str) -> nn.Conv2d:
 
 
 def pointwise(layer: Any, name: str, factor: float = 1.0) -> nn.Conv2d:
-    """A linear layer, or a 1x1 convolution, as a 1x1 convolution; its output times factor."""
+    """A linear layer or 1x1 convolution as a 1x1 convolution, with its output multiplied by `factor`."""
     known = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.kernel_size == (1, 1))
     require(known, name, "a Linear or a 1x1 Conv2d", type(layer).__name__)
     weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
@@ -62,8 +67,10 @@ def pointwise(layer: Any, name: str, factor: float = 1.0) -> nn.Conv2d:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) of (n, C, H, W). Means are taken per channel first and per group of channels then, so the map
-    itself is never reshaped: on an accelerator that would move all of it."""
+    """Group normalisation (Wu & He 2018) of (n, C, H, W).
+
+    Means are taken per channel first and then per group of channels. The map itself is never reshaped, which on an
+    accelerator would move all of it."""
 
     def __init__(self, norm: Any, name: str) -> None:
         super().__init__()
@@ -86,7 +93,7 @@ class GroupNorm(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel, (n, C, H, W)."""
+    """Layer normalisation over the channels of each pixel of (n, C, H, W)."""
 
     def __init__(self, norm: Any, name: str) -> None:
         super().__init__()
@@ -102,16 +109,15 @@ class ChannelNorm(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q^T k) v^T per head (Vaswani et al. 2017, Eq. 1), the scale being folded into query or key.
+    """softmax(q^T k) v^T per head (Vaswani et al. 2017, Eq. 1). The scale is already part of query or key.
 
-    query: (n, heads, d, Q); key, value: (n or 1, heads, d, K) -> (n, heads, d, Q).
-    """
+    query: (n, heads, d, Q); key, value: (n or 1, heads, d, K) -> (n, heads, d, Q)."""
     weights = (query.transpose(2, 3) @ key).softmax(dim=3)  # (n, heads, Q, K)
     return value @ weights.transpose(2, 3)
 
 
 def check_attention(attention: Any, name: str) -> None:
-    """Refuse what no attention of Stable Diffusion 2.1 has."""
+    """Raise FoldError for features that attention in Stable Diffusion 2.1 does not have."""
     require(type(attention).__name__ == "Attention", name, "an Attention", type(attention).__name__)
     for part in ("norm_q", "norm_k", "norm_cross", "spatial_norm", "add_k_proj", "add_q_proj", "to_add_out"):
         require(getattr(attention, part, None) is None, f"{name}.{part}", "nothing", "a layer")
@@ -152,13 +158,13 @@ class SelfAttention(nn.Module):
 
 
 class PromptAttention(nn.Module):
-    """Attention of the pixels (n, C, H, W) to one prompt, whose keys and values are constants (1, heads, d, L)."""
+    """Attention of the pixels (n, C, H, W) to one prompt with constant keys and values (1, heads, d, L)."""
 
     key: Tensor
     value: Tensor
 
     def __init__(self, attention: Any, prompt: Tensor, name: str) -> None:
-        """prompt: its embedding, (1, L, D)."""
+        """attention: diffusers' module. prompt: embedding of the prompt, (1, L, D). name: of the part, for errors."""
         super().__init__()
         check_attention(attention, name)
         require(prompt.shape[2] == attention.cross_attention_dim, name,
@@ -185,7 +191,7 @@ class PromptAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU (Shazeer 2020) per pixel: out(a * gelu(b)), where a and b are the halves of one projection."""
+    """GEGLU (Shazeer 2020) per pixel: out(a * gelu(b)). a and b are the two halves of one projection."""
 
     def __init__(self, layer: Any, name: str) -> None:
         super().__init__()
@@ -201,7 +207,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the prompt, feed-forward; each on the normalised map and added to it."""
+    """Self-attention, attention to the prompt, feed-forward. Each takes the normalised map and is added to the map."""
 
     def __init__(self, block: Any, prompt: Tensor, name: str) -> None:
         super().__init__()
@@ -225,7 +231,7 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """diffusers' Transformer2DModel on a map, with linear or convolutional projections, for one prompt (1, L, D)."""
+    """diffusers' Transformer2DModel on a map for one prompt (1, L, D), with linear or convolutional projections."""
 
     def __init__(self, transformer: Any, prompt: Tensor | None, name: str) -> None:
         super().__init__()
@@ -252,7 +258,7 @@ class Transformer(nn.Module):
 
 
 class MapAttention(nn.Module):
-    """The attention in the middle of AutoencoderKL: x + attention(norm(x))."""
+    """The attention in the middle block of AutoencoderKL: x + attention(norm(x))."""
 
     def __init__(self, attention: Any, name: str) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What UNet and VAE are built of, as lean modules: residual blocks and levels without a time embedding or a prompt as an input.
+"""The building blocks of UNet and VAE without time embedding and prompt as inputs: residual blocks and levels.
 
-The weights are shared with diffusers' modules wherever nothing was folded into them. `FoldError` names a part that is not known.
-"""
+Weights are shared with diffusers' modules unless something was folded into them. `FoldError` names an unsupported
+part."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from export.fold.attention import GroupNorm, MapAttention, Transformer, fold_con
 
 
 class Resnet(nn.Module):
-    """diffusers' ResnetBlock2D; the timestep's embedding, added after the first convolution, is part of its bias."""
+    """diffusers' ResnetBlock2D. The timestep's embedding, which it adds after the first convolution, becomes part of
+    that bias."""
 
     def __init__(self, block: Any, embedding: Tensor | None, name: str) -> None:
-        """embedding: the timestep's, (1, E), activation included; None for a VAE."""
+        """block: diffusers' module. embedding: of the timestep, (1, E), after its activation; None for a VAE. name:
+        of the part."""
         super().__init__()
         kind = type(block).__name__
         require(kind == "ResnetBlock2D", name, "a ResnetBlock2D", kind)
         norm = block.time_embedding_norm
-        plain = norm == "default" or (norm == "group" and embedding is None)  # what a VAE's decoder calls it
+        plain = norm == "default" or (norm == "group" and embedding is None)  # the name in a VAE's decoder
         require(plain, name, 'time_embedding_norm "default"', norm)
         resizes = block.upsample is not None or block.downsample is not None
         require(not resizes, name, "no resampling inside", "some")
@@ -51,13 +53,13 @@ class Resnet(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size by a convolution of stride 2."""
+    """Halves height and width by a convolution of stride 2."""
 
     def __init__(self, layer: Any, name: str) -> None:
         super().__init__()
         known = type(layer).__name__ == "Downsample2D" and layer.use_conv and layer.norm is None
         require(known, name, "a Downsample2D with a convolution and no norm", type(layer).__name__)
-        self.behind = layer.padding == 0  # a VAE pads one row and one column behind the map only
+        self.behind = layer.padding == 0  # a VAE pads one row and one column at the end only
         self.conv = fold_conv(layer.conv, f"{name}.conv")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: each pixel four times, then a convolution."""
+    """Doubles height and width by nearest neighbours, followed by a convolution."""
 
     def __init__(self, conv: Any, name: str) -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class Upsample(nn.Module):
 
 
 def fold_upsampler(layer: Any, name: str) -> Upsample:
-    """diffusers' Upsample2D."""
+    """Fold diffusers' Upsample2D."""
     known = type(layer).__name__ == "Upsample2D" and layer.use_conv and not layer.use_conv_transpose
     require(known and layer.norm is None and layer.interpolate, name,
             "an Upsample2D with a convolution and no norm", type(layer).__name__)  # fmt: skip
@@ -86,13 +88,15 @@ def fold_upsampler(layer: Any, name: str) -> Upsample:
 
 
 class Level(nn.Module):
-    """One level of a UNet or VAE: residual blocks, each followed by its attention, if any, then a change of size, if any.
-
-    skips: a UNet's decoder takes one map from the encoder before each block; its encoder keeps one after each.
-    """
+    """One level of a UNet or VAE: residual blocks, each with an optional attention, and an optional change of size."""
 
     def __init__(self, block: Any, kinds: tuple[str, ...], name: str, embedding: Tensor | None,
                  prompt: Tensor | None) -> None:  # fmt: skip
+        """block: diffusers' module.
+        kinds: names of the supported classes.
+        name: of the part.
+        embedding: of the timestep, (1, E); None for a VAE.
+        prompt: embedding of the prompt, (1, L, D); None without cross-attention."""
         super().__init__()
         kind = type(block).__name__
         require(kind in kinds, name, " or ".join(kinds), kind)
@@ -114,7 +118,9 @@ class Level(nn.Module):
         self.resize = resize[0] if resize else None
 
     def forward(self, x: Tensor, skips: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """x -> the result and, for a UNet's encoder, what its decoder takes. skips: taken from the end."""
+        """Returns the result and the map after each step, which a UNet's decoder needs.
+
+        skips: in a UNet's decoder, the encoder's maps. One is taken from the end before each block."""
         kept: list[Tensor] = []
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
             if skips is not None:
@@ -128,9 +134,13 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """The deepest block: residual blocks with an attention between each two, or with none."""
+    """The deepest block: residual blocks with an optional attention between any two."""
 
     def __init__(self, block: Any, name: str, embedding: Tensor | None, prompt: Tensor | None) -> None:
+        """block: diffusers' module.
+        name: of the part.
+        embedding: of the timestep, (1, E); None for a VAE.
+        prompt: embedding of the prompt, (1, L, D); None without cross-attention."""
         super().__init__()
         kind = type(block).__name__
         kinds = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")

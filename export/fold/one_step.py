@@ -1,8 +1,7 @@
-"""The one-step diffusion model folded into two lean graphs: adapters merged, prompt and timestep turned into constants.
+"""Fold a one-step diffusion model into two graphs: adapters are merged, prompt and timestep become constants.
 
-The encoder enlarges and encodes a photo once; the generator adds noise, removes it in one step and decodes (GDPO-SR, Sec. 3.2). Text
-encoder, time embedding and the projections of the prompt are gone.
-"""
+The encoder enlarges and encodes a photo once. The generator adds noise, denoises in one step and decodes (GDPO-SR,
+Sec. 3.2). Text encoder, time embedding and the prompt's projections are no longer needed."""
 
 from __future__ import annotations
 
@@ -27,19 +26,21 @@ from training.model.one_step import OneStepModel, base_module
 from training.model.text import DEFAULT_PROMPT
 
 KIND = "gdposr one-step model"
-FOLD_FLOOR_DB = 80.0  # PSNR of the folded graphs against the model they were folded from, float32
-TILE = 128  # LR pixels; a UNet's attention grows with the fourth power of a tile's side
-BLEND = 16  # LR pixels; normalisation sees whole tiles, so that neighbours differ slightly and are blended
+# PSNR of the folded graphs against the model they were folded from, float32.
+FOLD_FLOOR_DB = 80.0
+# Side of a tile in LR pixels. The cost of a UNet's attention grows with its fourth power.
+TILE = 128
+# Overlap of tiles in LR pixels. Normalisation makes neighbouring tiles slightly different, so they are blended.
+BLEND = 16
 VAES = {"AutoencoderKL": (KlEncoder, KlDecoder), "AutoencoderTiny": (TinyEncoder, TinyDecoder)}
 
 
 class Enlarge(nn.Module):
-    """Bicubic upscale as one convolution and a pixel shuffle, the same as `training.model.one_step.enlarge`: (n, 3, h, w) in [0, 1] ->
-    (n, 3, scale h, scale w) in [0, 1].
+    """Bicubic upscale as one convolution and a pixel shuffle: (n, 3, h, w) in [0, 1] -> (n, 3, scale h, scale w) in
+    [0, 1].
 
-    Where the kernel hangs over the border, the taps inside are scaled up to a sum of 1: a convolution with zeros around the image,
-    divided by that of an image of ones.
-    """
+    Same result as `training.model.one_step.enlarge`. At the border, the taps inside the image are rescaled to a sum
+    of 1: the convolution with zero padding is divided by the same convolution of an image of ones."""
 
     weight: Tensor
 
@@ -51,12 +52,14 @@ class Enlarge(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         picture = F.pixel_shuffle(F.conv2d(image, self.weight, padding=2), self.scale)
         ones = torch.ones_like(image[:, :1])
-        share = F.conv2d(ones, self.weight[: self.scale**2, :1], padding=2)  # of the kernel inside the image
+        share = F.conv2d(
+            ones, self.weight[: self.scale**2, :1], padding=2
+        )  # share of the kernel inside the image
         return (picture / F.pixel_shuffle(share, self.scale)).clamp(0.0, 1.0)
 
 
 class TeacherEncoder(nn.Module):
-    """image (n, 3, h, w) in [0, 1] -> features: the latent (n, C, scale h / f, scale w / f) of the enlarged image."""
+    """image (n, 3, h, w) in [0, 1] -> the latent (n, C, scale h / f, scale w / f) of the upscaled image."""
 
     def __init__(self, scale: int, vae: nn.Module) -> None:
         super().__init__()
@@ -71,13 +74,16 @@ class TeacherEncoder(nn.Module):
 class TeacherGenerator(nn.Module):
     """features (n, C, H, W) and noise (n, C / repeats, H, W) -> sr (n, 3, f H, f W) in [0, 1].
 
-    z_n = sqrt(a_n) z + sqrt(1 - a_n) eps; z_0 = keep z_n + unet(z_n), with the factors of the closed form in `keep` and in the last
-    convolution of the UNet.
-    """
+    z_n = sqrt(a_n) z + sqrt(1 - a_n) eps and z_0 = keep z_n + unet(z_n). The factors of the closed form are in `keep`
+    and in the last convolution of the UNet."""
 
     def __init__(
         self, signal: float, sigma: float, keep: float, repeats: int, unet: nn.Module, decoder: nn.Module
     ) -> None:
+        """signal, sigma: sqrt(a_n) and sqrt(1 - a_n).
+        keep: factor on z_n.
+        repeats: how often the noise's channels are repeated to fill the latent's.
+        unet, decoder: the folded networks."""
         super().__init__()
         self.signal, self.sigma, self.keep, self.repeats = signal, sigma, keep, repeats
         self.unet = unet
@@ -95,8 +101,7 @@ class TeacherGenerator(nn.Module):
 def fold(model: OneStepModel, prompt: str | None = None) -> tuple[TeacherEncoder, TeacherGenerator]:
     """Encoder and generator of a merged model, float32, for one prompt (None: the default one).
 
-    Weights are shared with the model where nothing is folded into them and the model is float32: do not train it afterwards.
-    """
+    Unmodified float32 weights are shared with the model, so do not train it afterwards."""
     for name, part in (("vae", model.vae), ("unet", model.unet)):
         if base_module(part) is not part:
             raise FoldError(
@@ -121,7 +126,8 @@ def fold(model: OneStepModel, prompt: str | None = None) -> tuple[TeacherEncoder
 
 
 def _closed_form(share: float, prediction: str) -> tuple[float, float]:
-    """(keep, factor) such that z_0 = keep z_n + factor output; share: alpha-bar at the timestep that the network is told."""
+    """(keep, factor) such that z_0 = keep z_n + factor output. share: alpha-bar at the timestep that the network is
+    given."""
     if prediction == "v_prediction":
         return math.sqrt(share), -math.sqrt(1 - share)
     return 1 / math.sqrt(share), -math.sqrt((1 - share) / share)
@@ -133,7 +139,12 @@ def one_step_source(
     checkpoint_sha256: str,
     prompt: str | None = None,
 ) -> Source:
-    """A one-step model with the two graphs it folds into."""
+    """A one-step model as a source with two graphs.
+
+    model: merged, on the CPU.
+    training: its provenance.
+    checkpoint_sha256: hash of its weights.
+    prompt: to fold in; None for the default."""
     encoder, generator = fold(model, prompt)
     multiple = model.size_multiple
     cell = model.vae_factor / model.scale  # LR pixels per latent pixel
@@ -173,12 +184,16 @@ def one_step_source(
 
 
 def _rounded(pixels: int, multiple: int) -> int:
-    """The next multiple from pixels on."""
+    """pixels, rounded up to a multiple."""
     return -(-pixels // multiple) * multiple
 
 
 def load_one_step(checkpoint: Path, base: str | Path | None, prompt: str | None) -> Source:
-    """What `training.model.loading.load_model` reads, adapters merged, as a source; provenance as its model.json tells it."""
+    """Load what `training.model.loading.load_model` reads as a source, with adapters merged.
+
+    checkpoint: folder or run of the model.
+    base: source of the parts that it lacks.
+    prompt: to fold in; None for the default."""
     model = load_model(checkpoint, base=base)
     folder = find_model(checkpoint)
     training: Mapping[str, Any] = {}
@@ -190,7 +205,8 @@ def load_one_step(checkpoint: Path, base: str | Path | None, prompt: str | None)
 
 @torch.no_grad()
 def check_folded(source: Source, model: OneStepModel) -> float:
-    """PSNR in dB (peak 1) of the folded graphs against the model they came from, on a random picture; FoldError below the floor."""
+    """PSNR in dB (peak 1) of the folded graphs against the original model, on a random image. Raises FoldError below
+    the floor."""
     side = _rounded(32, source.size.multiple_of)
     (image,) = source.examples("encoder", side, side)
     noise = source.examples("generator", side, side)[-1]
@@ -199,19 +215,19 @@ def check_folded(source: Source, model: OneStepModel) -> float:
     came = psnr(source(image, noise).numpy(), expected.numpy())
     if came < FOLD_FLOOR_DB:
         raise FoldError(
-            f"expected the folded graphs within {FOLD_FLOOR_DB:g} dB of the model, came {came:.1f} dB: this kind of UNet or VAE is not "
-            "folded rightly, please report it with its config.json files"
+            f"expected the folded graphs within {FOLD_FLOOR_DB:g} dB of the model, came {came:.1f} dB: this kind of UNet or VAE is "
+            "folded incorrectly, please report it with its config.json files"
         )
     return came
 
 
 def checkpoint_folders(folder: Path, base: str | Path | None) -> tuple[Path, ...]:
-    """The folders whose weights make up a model: its own, and those that adapters or a missing text encoder lead to."""
+    """The folders whose weights make up a model: its own, and those that its adapters or missing parts refer to."""
     folders = [folder]
     if (folder / MODEL_FILE).is_file():
         document = read_model_file(folder)
         for stored in (document.get("base"), document.get("text_base")):
-            if stored is not None:  # relative to the folder where it starts with a dot, else a hub name
+            if stored is not None:  # with a dot at the start relative to the folder, else a hub name
                 below = find_model(folder.resolve() / stored if stored.startswith(".") else stored)
                 folders += checkpoint_folders(below, None)
     if base is not None:
@@ -220,7 +236,7 @@ def checkpoint_folders(folder: Path, base: str | Path | None) -> tuple[Path, ...
 
 
 def weights_sha256(folders: Sequence[Path]) -> str:
-    """SHA-256 over the names and contents of all weights and configs below these folders, each folder's sorted by name."""
+    """SHA-256 over the names and contents of all weights and configs in these folders, sorted by name within each."""
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):

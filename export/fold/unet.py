@@ -1,4 +1,4 @@
-"""UNet and VAE of a one-step model for one timestep and one prompt: the middle of the two graphs that are exported."""
+"""UNet and VAE of a one-step model, folded for one timestep and one prompt."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ def _norm_and_conv(norm: Any, act: Any, conv: nn.Conv2d, name: str) -> nn.Sequen
 
 
 class FoldedUnet(nn.Module):
-    """UNet2DConditionModel for one timestep and one prompt: (n, C, H, W) -> (n, C, H, W), its output times factor."""
+    """UNet2DConditionModel for one timestep and one prompt: (n, C, H, W) -> (n, C, H, W), multiplied by `factor`."""
 
     def __init__(self, unet: Any, timestep: int, prompt: Tensor | None, factor: float) -> None:
-        """prompt: its embedding, (1, L, D); None for a UNet without cross-attention."""
+        """unet: diffusers' module.
+        timestep: the fixed timestep.
+        prompt: embedding of the prompt, (1, L, D); None for a UNet without cross-attention.
+        factor: on the output."""
         super().__init__()
         self._check(unet)
         embedding = time_embedding(unet, timestep)
@@ -65,14 +68,14 @@ class FoldedUnet(nn.Module):
 
 @torch.no_grad()
 def time_embedding(unet: Any, timestep: int) -> Tensor:
-    """What every residual block sees of a timestep, (1, E), the activation in front of their projections included."""
+    """The input of all residual blocks for a timestep, (1, E), including the activation before their projections."""
     weight = unet.time_embedding.linear_1.weight
     sinusoids = unet.time_proj(torch.tensor([timestep], device=weight.device)).to(weight.dtype)
     return F.silu(unet.time_embedding(sinusoids).float())
 
 
 class KlEncoder(nn.Module):
-    """Encoder of AutoencoderKL: image (n, 3, H, W) in [0, 1] -> latent, posterior mode, scaled and shifted."""
+    """Encoder of AutoencoderKL: image (n, 3, H, W) in [0, 1] -> latent, the posterior's mode, scaled and shifted."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -93,13 +96,13 @@ class KlEncoder(nn.Module):
         weight, bias = (
             weight[:channels] * scale,
             (bias[:channels] - shift) * scale,
-        )  # the mean, without the variance
+        )  # only the channels of the mean, not of the variance
         self.out = _norm_and_conv(
             coder.conv_norm_out, coder.conv_act, conv_from(weight, bias, padding=1), "vae.encoder"
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.conv_in(2 * image - 1)  # not part of the weights: zeros around the map mean gray here
+        x = self.conv_in(2 * image - 1)  # not folded into the weights, since zero padding must mean gray
         for level in self.levels:
             x, _ = level(x)
         out: Tensor = self.out(self.middle(x))
@@ -107,7 +110,7 @@ class KlEncoder(nn.Module):
 
 
 class KlDecoder(nn.Module):
-    """Decoder of AutoencoderKL: latent (n, C, H, W) -> image (n, 3, fH, fW), [0, 1] but for overshoot."""
+    """Decoder of AutoencoderKL: latent (n, C, H, W) -> image (n, 3, fH, fW) in [0, 1], apart from overshoot."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -151,7 +154,7 @@ class TinyBlock(nn.Module):
 
 
 def _chain(layers: Any, name: str) -> nn.Sequential:
-    """The layers of AutoencoderTiny one after another."""
+    """The layers of AutoencoderTiny in sequence."""
     folded: list[nn.Module] = []
     for index, layer in enumerate(layers):
         kind, place = type(layer).__name__, f"{name}.{index}"
@@ -168,7 +171,7 @@ def _chain(layers: Any, name: str) -> nn.Sequential:
 
 
 class TinyEncoder(nn.Module):
-    """Encoder of AutoencoderTiny: image (n, 3, H, W) in [0, 1], which is its own range, -> latent, scaled and shifted."""
+    """Encoder of AutoencoderTiny: image (n, 3, H, W) in [0, 1], which is its own range -> latent, scaled and shifted."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -186,7 +189,7 @@ class TinyEncoder(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """Decoder of AutoencoderTiny: latent (n, C, H, W) -> image (n, 3, fH, fW), [0, 1] but for overshoot."""
+    """Decoder of AutoencoderTiny: latent (n, C, H, W) -> image (n, 3, fH, fW) in [0, 1], apart from overshoot."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()

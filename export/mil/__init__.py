@@ -1,1 +1,1 @@
-"""Core ML packages on any machine: read the MIL program inside, evaluate it, look for trouble, compare it with a bundle."""
+"""Reading, checking and evaluating Core ML packages on any machine."""

@@ -1,9 +1,8 @@
-"""Weight files of Core ML packages (`weight.bin`), read where they lie: nothing is loaded before it is asked for.
+"""Weight files of Core ML packages (`weight.bin`), memory-mapped: data is read only when it is used.
 
-A file begins with 64 bytes: the number of blobs and the version 2, as uint32. An offset in the program points at 64 bytes of
-metadata: the mark 0xDEADBEEF, the element type as uint32; the size in bytes, the place of the data and the bits of padding at its
-end as uint64. All little-endian, everything aligned to 64 bytes.
-"""
+A file starts with 64 bytes: the number of blobs and the version 2, as uint32. An offset in the program points at 64
+bytes of metadata: the mark 0xDEADBEEF and the element type as uint32; then the size in bytes, the position of the
+data and the bits of padding at its end as uint64. Everything is little-endian and aligned to 64 bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _ALIGNMENT: Final = 64
 
 
 class WeightFile:
-    """An open weight file. Reading a blob copies nothing but what unpacking needs."""
+    """An open weight file. Reading a blob copies only what must be unpacked."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,11 +42,12 @@ class WeightFile:
             )
 
     def check(self, offset: int, type: TensorType) -> int:
-        """Size in bytes of the blob whose metadata lies at offset; PackageError unless it holds what the program declares."""
+        """Size in bytes of the blob whose metadata is at offset. Raises PackageError if it is not what the program
+        declares."""
         return self._locate(offset, type)[1]
 
     def read(self, offset: int, type: TensorType) -> np.ndarray:
-        """The blob as an array of its declared shape; read-only where the file's own bytes are it."""
+        """The blob as an array of its declared shape. It is read-only if it refers to the file's own bytes."""
         start, size = self._locate(offset, type)
         content = np.asarray(self._bytes[start : start + size])
         return unpack(content, DTYPES[type.dtype], type.count).reshape(type.known)
@@ -73,6 +73,6 @@ class WeightFile:
 
     def _damaged(self, offset: int, expected: str, came: str) -> PackageError:
         return PackageError(
-            f"{self.path}: blob at {offset}: expected {expected}, came {came}; the file is damaged or of another "
+            f"{self.path}: blob at {offset}: expected {expected}, came {came}; the file is damaged or belongs to another "
             "package: convert again"
         )

@@ -1,11 +1,12 @@
-"""Look at Core ML packages and verify them, on any machine.
+"""Inspect and verify Core ML packages, on any machine.
 
     gdposr coreml lint PACKAGE... [--all] [--strict] [--json]
-    gdposr coreml verify PACKAGE... --against BUNDLE [--floor DB] [--samples N] [--device reference|cpu|gpu|ane] [--json]
+    gdposr coreml verify PACKAGE... --against BUNDLE [--floor DB] [--samples N] [--device reference|cpu|gpu|ane]
+    [--json]
 
-PACKAGE is an .mlpackage folder, or a bundle's folder with packages inside; `verify` takes a bundle's own graphs where no other bundle
-is named. A package is held to the PSNR that it promises, on a device other than `reference` to 40 dB of it at most.
-"""
+PACKAGE is an .mlpackage folder, or a bundle's folder with packages inside. Without --against, `verify` compares with
+the graphs of the bundle that contains the packages. Each package must reach the PSNR that it promises; on devices
+other than `reference`, at most 40 dB are required."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ from export.mil.program import SUFFIX, Program, find_packages, read_package
 from runtime.errors import GdposrError
 
 OK, FAILED, USAGE = 0, 1, 2
-_SHOWN = 3  # operations named below a rule; --all names all
+# Operations listed for each rule; --all lists all.
+_SHOWN = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 1 when a floor is missed or, with --strict, a flag raised; 2 for wrong arguments or unreadable packages."""
+    """Exit code 0 on success; 1 if a floor is missed or, with --strict, a flag raised; 2 for wrong arguments or
+    unreadable packages."""
     args = _parser().parse_args(argv)
     try:
         return _lint(args) if args.verb == "lint" else _verify(args)
@@ -114,7 +117,7 @@ def _report_text(program: Program, report: Report, everything: bool) -> str:
         lines.append("operations in order")
         lines += _indent(list(every_operation(program)))
     flagged = summary(report.flags)
-    lines.append("off the Neural Engine, perhaps" if flagged else "no known obstacle for the Neural Engine")
+    lines.append("may not run on the Neural Engine" if flagged else "no known obstacle for the Neural Engine")
     for rule, flags in flagged.items():
         lines.append(f"  {rule}: {len(flags)} x {RULES[rule]}")
         shown = flags if everything else flags[:_SHOWN]
@@ -136,7 +139,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _emit(result: object) -> None:
-    """JSON on stdout; numbers that are infinite become null."""
+    """Print JSON to stdout; infinite numbers become null."""
     print(json.dumps(_finite(result), indent=2, allow_nan=False))
 
 
@@ -154,31 +157,29 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="gdposr coreml", description="Look at Core ML packages and verify them, on any machine."
+        prog="gdposr coreml", description="Inspect and verify Core ML packages, on any machine."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     packages: dict[str, Any] = {"nargs": "+", "type": Path, "metavar": "PACKAGE"}
-    looked = verbs.add_parser(
-        "lint", help="operations, weights, and what may keep them off the Neural Engine"
-    )
+    looked = verbs.add_parser("lint", help="list operations, weights and obstacles for the Neural Engine")
     looked.add_argument("packages", help="an .mlpackage, or a bundle's folder with some inside", **packages)
     looked.add_argument("--all", action="store_true", help="list every operation with its outputs")
-    looked.add_argument("--strict", action="store_true", help="exit with 1 when a flag is raised")
+    looked.add_argument("--strict", action="store_true", help="exit with code 1 if a flag is raised")
     looked.add_argument("--json", action="store_true", help="print the report as JSON")
-    checked = verbs.add_parser("verify", help="compare what packages compute with a bundle's fp32 graphs")
+    checked = verbs.add_parser("verify", help="compare the output of packages with a bundle's fp32 graphs")
     checked.add_argument("packages", help="an .mlpackage, or a bundle's folder with some inside", **packages)
     checked.add_argument(
         "--against",
         type=Path,
         metavar="BUNDLE",
-        help="the bundle to compare with (default: the one they lie in)",
+        help="bundle to compare with (default: the one that contains the packages)",
     )
     checked.add_argument(
         "--floor",
         type=float,
         metavar="DB",
-        help="least PSNR (default: what the package promises as gdposr.floor_db; that, but at most 40 dB, on devices other than the "
-        "reference and for an encoder's features, 25 dB for these where weights are compressed)",
+        help="least PSNR (default: the package's gdposr.floor_db, but at most 40 dB on devices other than the reference and for an "
+        "encoder's features, and at most 25 dB for the features if weights are compressed)",
     )
     checked.add_argument(
         "--samples", type=_count, default=4, metavar="N", help="photos to compare on (default: 4)"
@@ -187,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device",
         choices=("reference", "cpu", "gpu", "ane"),
         default="reference",
-        help="where it runs; all but the first need a Mac",
+        help="device that runs the packages; all but the first need a Mac",
     )
     checked.add_argument("--json", action="store_true", help="print the results as JSON")
     return parser

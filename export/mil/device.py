@@ -1,8 +1,7 @@
-"""Where a package runs: in the reference evaluator on any machine, or by Core ML itself on a Mac.
+"""Devices that run a package: the reference evaluator on any machine, or Core ML on a Mac.
 
-Either way a package becomes a `Runner`: arrays by name in, arrays by name out, every image in [0, 1], whether the package takes it as
-an array or as a picture of 0..255.
-"""
+A package becomes a `Runner`: arrays by name in, arrays by name out. Images are always in [0, 1], even if the package
+takes pictures in [0, 255]."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ _IMAGE_PEAK: Final = 255.0
 
 
 def open_runner(program: Program, device: str = REFERENCE) -> Runner:
-    """A package on a device. DeviceError where that device is not."""
+    """A package on a device. Raises DeviceError if the device is not available."""
     if device == REFERENCE:
         return unit_range(program, Evaluator(program))
     check_device(device)
@@ -40,7 +39,7 @@ def open_runner(program: Program, device: str = REFERENCE) -> Runner:
 
 
 def check_device(device: str) -> None:
-    """DeviceError where nothing can run on that device, before anything is read."""
+    """Raise DeviceError if the device cannot be used, before any file is read."""
     if device not in DEVICES:
         raise DeviceError(f"expected a device among {', '.join(DEVICES)}, came {device!r}")
     if device != REFERENCE and sys.platform != "darwin":
@@ -57,7 +56,8 @@ def load_model(path: Path, units: str) -> Any:
 
 
 def _open_coreml(program: Program, device: str) -> CoreMLRunner:
-    """A copy of the package, loaded: coremltools writes the manifest of what it opens anew. The copy goes when the runner does."""
+    """Load a copy of the package, since coremltools rewrites the manifest of what it opens. The copy is deleted with
+    the runner."""
     folder = tempfile.mkdtemp(prefix="gdposr-")
     try:
         copy = Path(folder) / program.path.name
@@ -83,7 +83,7 @@ def _failed(program: Program, expected: str, error: Exception) -> DeviceError:
 
 
 class CoreMLRunner:
-    """`predict` of a loaded model as arrays: pictures are handed over and taken back as Core ML wants them, in 8 bits."""
+    """`predict` of a loaded model on arrays. Images are converted to and from 8-bit pictures."""
 
     def __init__(self, program: Program, model: Any) -> None:
         self._program = program
@@ -118,7 +118,7 @@ def _from_coreml(feature: Feature, value: Any) -> np.ndarray:
 
 
 def unit_range(program: Program, run: Runner) -> Runner:
-    """The same with images in [0, 1] instead of their own [0, 255]."""
+    """The same runner with images in [0, 1] instead of [0, 255]."""
 
     def scaled(inputs: Arrays) -> dict[str, np.ndarray]:
         images = {f.name for f in program.inputs if f.image}

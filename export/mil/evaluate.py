@@ -1,8 +1,7 @@
-"""The reference evaluator: a MIL program computed in float32, every result rounded to the type that the program declares for it.
+"""The reference evaluator: runs a MIL program in float32 and rounds every result to its declared type.
 
-That is what a device does which stores in half precision and computes in more; where it overflows, so do we. Real accelerators may
-also sum in half precision and differ by a little more.
-"""
+A device that stores in half precision and computes in higher precision does the same, including its overflows. Real
+accelerators may also accumulate in half precision and then differ a little more."""
 
 from __future__ import annotations
 
@@ -24,18 +23,23 @@ CONSTEXPR = "constexpr_"
 
 
 class NonFiniteError(EvaluationError):
-    """A program gives infinity or NaN for finite inputs; the message names the first operation that does."""
+    """A program gives infinity or NaN for finite inputs. The message names the first operation that does."""
 
 
 @dataclass(frozen=True)
 class NonFinite:
-    """An operation whose arguments are finite and whose result is not; or an input, whose type is then `input`."""
+    """An operation with finite arguments and a result that is not finite; or such an input."""
 
     type: str
+    """Type of the operation, or "input"."""
     name: str
+    """Name of the operation or input."""
     output: str
+    """Name of the result."""
     dtype: str
-    count: int  # elements that are infinity or NaN
+    """Declared element type of the result."""
+    count: int
+    """Number of elements that are infinity or NaN."""
 
     def __str__(self) -> str:
         return f"{self.type} {self.name!r}: {self.count} values of its output {self.output!r} ({self.dtype}) are not finite"
@@ -43,19 +47,20 @@ class NonFinite:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outputs by name, and the operations that made infinity or NaN, in order."""
+    """The result of a run."""
 
     outputs: dict[str, np.ndarray]
+    """Outputs by name."""
     non_finite: tuple[NonFinite, ...]
+    """The operations that produced infinity or NaN, in order."""
 
 
 class Evaluator:
     """A program ready to be called.
 
-    Inputs and outputs are arrays by name. Floats of any width go in and are rounded to the declared type; float32 comes out, holding
-    values of the declared type. Images go in and come out as floats (1, 3, h, w) in the image's own range, 0..255, in the colour
-    order of the image. Weights are read from the file when an operation needs them and let go after it.
-    """
+    Inputs and outputs are arrays by name. Floats of any width are accepted and rounded to the declared type. Outputs
+    are float32 with values of the declared type. Images are floats (1, 3, h, w) in 0..255, in the image's colour
+    order. Weights are read from the file when an operation needs them and released afterwards."""
 
     def __init__(
         self, program: Program, round_to_declared: bool = True, allow_non_finite: bool = False
@@ -69,10 +74,11 @@ class Evaluator:
         )
         for op in program.operations:
             if op.type != "const":
-                find(op)  # an unknown operation is an error at once, not after minutes
+                find(op)  # fail on an unknown operation now, not after minutes of computing
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs; NonFiniteError where an operation makes infinity or NaN of finite values, unless that is allowed."""
+        """The outputs. Raises NonFiniteError if an operation turns finite values into infinity or NaN, unless that is
+        allowed."""
         evaluation = self.run(inputs)
         if evaluation.non_finite and not self.allow_non_finite:
             raise self._refusal(evaluation.non_finite[0])
@@ -80,8 +86,9 @@ class Evaluator:
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, np.ndarray]) -> Evaluation:
-        """The outputs and every operation that made infinity or NaN. NonFiniteError where one is then quantized: NaN has no place among
-        whole numbers."""
+        """The outputs, and every operation that produced infinity or NaN.
+
+        Raises NonFiniteError if such a value is then quantized, since no whole number can represent it."""
         values: dict[str, Tensor] = self._checked(inputs)
         wanted = {feature.name for feature in self.program.outputs}
         uses = self._uses()
@@ -109,14 +116,14 @@ class Evaluator:
         )
 
     def _uses(self) -> Counter[str]:
-        """How many operations take each computed value."""
+        """How many operations use each computed value."""
         return Counter(name for op in self._steps for name in self._needs(op))
 
     def _needs(self, op: Operation) -> set[str]:
         return {name for name in op.sources if name not in self._lazy}
 
     def _compute(self, op: Operation, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The results of one operation, checked against their declaration and rounded to it."""
+        """The results of one operation, checked against their declared type and rounded to it."""
         where = f"{op.type} {op.name!r}"
         arguments = {key: tuple(self._value(v, values) for v in given) for key, given in op.arguments.items()}
         try:
@@ -140,7 +147,7 @@ class Evaluator:
             raise EvaluationError(f"{where}: {error}") from error
 
     def _value(self, value: str | Constant, values: Mapping[str, Tensor]) -> Value:
-        """A computed value by its name, or a constant; weights that are packed are unpacked here."""
+        """A computed value by name, or a constant. Packed weights are unpacked here."""
         if isinstance(value, Constant):
             return _constant(value)
         if value not in self._lazy:
@@ -172,7 +179,7 @@ class Evaluator:
 
 
 def _lazy_values(program: Program) -> dict[str, Operation]:
-    """Constants, and what unpacks them: computed where they are needed, never kept."""
+    """Constants and the operations that unpack them. They are computed when needed and not kept."""
     lazy: dict[str, Operation] = {}
     for op in program.operations:
         unpacks = op.type.startswith(CONSTEXPR) and all(name in lazy for name in op.sources)
@@ -187,7 +194,7 @@ def _constant(constant: Constant) -> Value:
 
 
 def _look(op: Operation, results: tuple[Tensor, ...], values: Mapping[str, Tensor]) -> list[NonFinite]:
-    """Results that are not finite though every computed argument is."""
+    """Results that are not finite although all computed arguments are."""
     found = [
         NonFinite(op.type, op.name, output.name, output.type.dtype, int((~torch.isfinite(result)).sum()))
         for output, result in zip(op.outputs, results, strict=True)
@@ -199,7 +206,7 @@ def _look(op: Operation, results: tuple[Tensor, ...], values: Mapping[str, Tenso
 
 
 def _look_at_inputs(program: Program, values: Mapping[str, Tensor]) -> list[NonFinite]:
-    """Inputs that are not finite, or no longer once they are rounded to the declared type."""
+    """Inputs that are not finite, before or after rounding to the declared type."""
     counts = {f: int((~torch.isfinite(values[f.name])).sum()) for f in program.inputs}
     return [NonFinite("input", f.name, f.name, f.type.dtype, n) for f, n in counts.items() if n]
 

@@ -1,4 +1,4 @@
-"""Inputs and outputs of a package as its description declares them: plain arrays or pictures, of one size or of several."""
+"""Inputs and outputs of a package as declared in its description: arrays or images, of one size or several."""
 
 from __future__ import annotations
 
@@ -15,17 +15,28 @@ class Feature:
     """An input or output of the package. Images are (1, 3, h, w), or (1, 1, h, w) for gray, with values in [0, 255]."""
 
     name: str
-    type: TensorType  # of the program's own value
-    image: str | None = None  # colour layout: RGB, BGR, GRAYSCALE, ...; None: a plain array
-    flexible: str | None = None  # "range" or "enumerated"; None: one size
-    ranges: tuple[tuple[int, int | None], ...] = ()  # per dimension, of a range; None: without end
-    shapes: tuple[tuple[int, ...], ...] = ()  # of an enumeration
+    """Name of the input or output."""
+    type: TensorType
+    """Type of the matching value in the program."""
+    image: str | None = None
+    """Colour layout such as RGB, BGR or GRAYSCALE; None for an array."""
+    flexible: str | None = None
+    """"range" or "enumerated"; None if there is one size only."""
+    ranges: tuple[tuple[int, int | None], ...] = ()
+    """For a range: lower and upper bound of each dimension; None for no upper bound."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """For an enumeration: the possible shapes."""
 
 
 def read_features(
     described: Any, names: list[str], types: Mapping[str, TensorType], path: Path
 ) -> tuple[Feature, ...]:
-    """The package's inputs or outputs in the program's order. Names may differ in neither."""
+    """The package's inputs or outputs in the program's order. Raises PackageError if the names differ.
+
+    described: features of the description.
+    names: of the program's values, in order.
+    types: of the program's values.
+    path: of the package, for errors."""
     by_name = {feature.name: feature for feature in described}
     if set(by_name) != set(names):
         raise PackageError(

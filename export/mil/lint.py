@@ -1,16 +1,16 @@
-"""What a package is made of, and what may keep parts of it off the Apple Neural Engine.
+"""What a package consists of, and what may keep parts of it off the Apple Neural Engine.
 
-Apple documents little about the engine, so each rule says where it comes from, and none of them is proof: a device decides when it
-compiles the package, its decision differs between generations, and only Xcode's performance report or `MLComputePlan` on a device
-shows it. A package without flags has no known obstacle; a flagged one may still run. The sources:
+Apple documents little about the engine, so each rule names its source, and none of them is proof. The device decides
+when it compiles the package, and generations differ. Only Xcode's performance report or `MLComputePlan` on a device
+shows the result. A package without flags has no known obstacle; a flagged one may still run. The sources:
 
-- Apple: the article "Deploying Transformers on the Apple Neural Engine" (machinelearning.apple.com, 2022): four axes, channels first,
-  1x1 convolutions in place of linear layers, and a last axis that is padded to 64 bytes.
-- coremltools: its guides on typed execution (the engine computes in float16) and on flexible inputs (enumerated shapes are compiled
-  each; a range is not); Apple's engineers on the developer forum (thread 724930): of a range, only the default shape runs there.
-- community: measurements and disassembly published as "ane-guide" (limits of sizes and kernels, operations without a hardware path)
-  and hollance/neural-engine (recurrent layers, gather).
-"""
+- Apple: the article "Deploying Transformers on the Apple Neural Engine" (machinelearning.apple.com, 2022): four axes,
+channels first, 1x1 convolutions instead of linear layers, and a last axis that is padded to 64 bytes.
+- coremltools: its guides on typed execution (the engine computes in float16) and on flexible inputs (enumerated
+shapes are compiled one by one; a range is not); Apple's engineers on the developer forum (thread 724930): of a range,
+only the default shape runs there.
+- community: measurements and disassembly published as "ane-guide" (limits of sizes and kernels, operations without a
+hardware path) and hollance/neural-engine (recurrent layers, gather)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from export.mil.tensor import TensorType
 MAX_RANK: Final = 4
 MAX_SIDE: Final = 16384
 MAX_KERNEL: Final = 13
-ROW_BYTES: Final = 64  # the last axis is padded to a multiple
-WASTE_BYTES: Final = 1 << 16  # padding that is worth a flag
+# The last axis is padded to a multiple of this.
+ROW_BYTES: Final = 64
+# Least padding of a tensor that raises a flag.
+WASTE_BYTES: Final = 1 << 16
 
 RULES: Final[Mapping[str, str]] = {
     "rank": f"more than {MAX_RANK} axes (Apple: four axes, channels first)",
@@ -64,40 +66,53 @@ _BYTES: Final = {"fp32": 4, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 
 @dataclass(frozen=True)
 class Flag:
-    """A rule that something in the package breaks."""
+    """A rule that a part of the package breaks."""
 
     rule: str
-    op: str  # operation type, or `input`
+    """Key of `RULES`."""
+    op: str
+    """Type of the operation, or "input"."""
     name: str
+    """Name of the operation or input."""
     detail: str
+    """What breaks the rule, such as a shape."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Weights stored alike."""
+    """The weights stored in one way."""
 
-    kind: str  # fp16, constexpr_lut_to_dense uint6, ...
+    kind: str
+    """How they are stored, such as "fp16" or "constexpr_lut_to_dense uint6"."""
     tensors: int
+    """Number of tensors."""
     bytes: int
+    """Their size."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `lint` found."""
+    """The result of `lint`."""
 
     package: str
+    """Path of the package."""
     specification: int
+    """Version of the model format."""
     opset: str
-    operations: dict[str, int]  # without constants
+    """Version of the operations, such as CoreML7."""
+    operations: dict[str, int]
+    """Number of operations by type, without constants."""
     storage: tuple[Storage, ...]
+    """How weights are stored."""
     flags: tuple[Flag, ...]
+    """Broken rules."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def lint(program: Program) -> Report:
-    """The operations, the weights and the flags of a program."""
+    """List the operations, the weights and the flags of a program."""
     counted = Counter(op.type for op in _computed(program))
     return Report(
         package=str(program.path),
@@ -110,12 +125,12 @@ def lint(program: Program) -> Report:
 
 
 def is_compressed(program: Program) -> bool:
-    """Whether any weights are unpacked by a constexpr operation."""
+    """Whether a constexpr operation unpacks any weights."""
     return any(op.type.startswith(_CONSTANTS) and op.type != "constexpr_cast" for op in program.operations)
 
 
 def every_operation(program: Program) -> Iterator[tuple[str, str, str]]:
-    """(type, name, outputs with element type and shape) of each operation but constants, in order."""
+    """(type, name, outputs with element type and shape) of each operation except constants, in order."""
     for op in program.operations:
         if op.type != "const":
             yield op.type, op.name, ", ".join(str(output.type) for output in op.outputs)
@@ -126,7 +141,8 @@ def _computed(program: Program) -> Iterator[Operation]:
 
 
 def _storage(program: Program) -> tuple[Storage, ...]:
-    """Bytes of all constants in the weight file and in the program: those of a constexpr operation together, others by their type."""
+    """Bytes of all constants in the weight file and in the program. Parts of a constexpr operation count together,
+    others by type."""
     constants, packed = program.constants, set[str]()
     tensors, size = Counter[str](), Counter[str]()
     for op in program.operations:
@@ -148,7 +164,8 @@ def _storage(program: Program) -> tuple[Storage, ...]:
 
 
 def _packed_as(op: Operation, constants: Mapping[str, Operation]) -> str:
-    """Element type of what a constexpr operation unpacks; of look-up indices in bytes, the bits that their table needs."""
+    """Element type of a constexpr operation's packed data. For look-up indices stored in bytes: the bits that the
+    table needs."""
     found: dict[str, TensorType] = {}
     for key, values in op.arguments.items():
         for value in values:
@@ -176,12 +193,12 @@ def _flags(program: Program) -> Iterator[Flag]:
 
 
 def _is_edge(op: Operation, ends: set[str]) -> bool:
-    """A cast of an input or to an output: where float32 of the app becomes float16 of the program, or back."""
+    """Whether the operation casts an input or output between the app's float32 and the program's float16."""
     return op.type == "cast" and bool({*op.sources, *(output.name for output in op.outputs)} & ends)
 
 
 def _fixed(program: Program) -> dict[str, Constant | None]:
-    """Names of constants and of weights that are unpacked from constants; None where the value is not at hand."""
+    """Names of constants and of weights unpacked from constants; None if the value itself is not available."""
     fixed: dict[str, Constant | None] = {}
     for op in program.operations:
         if op.type == "const":
@@ -217,7 +234,8 @@ def _op_flags(
 def _has_matrix(
     op: Operation, producers: Mapping[str, Operation], fixed: Mapping[str, Constant | None]
 ) -> bool:
-    """Whether an argument is a constant matrix, as in a linear layer. Constants of more axes are the keys or values of attention."""
+    """Whether an argument is a constant matrix, as in a linear layer. Constants with more axes are keys or values of
+    attention."""
     for value in (value for key in ("x", "y") for value in op.arguments.get(key, ())):
         if isinstance(value, Constant):
             types = [value.type]
@@ -231,7 +249,7 @@ def _has_matrix(
 def _window(
     op: Operation, producers: Mapping[str, Operation], fixed: Mapping[str, Constant | None]
 ) -> tuple[int, ...]:
-    """Sides of a convolution's or a pool's window; empty for other operations."""
+    """Sides of the window of a convolution or pool; empty for other operations."""
     if op.type in _CONVOLUTIONS:
         (weight,) = op.arguments["weight"]
         if isinstance(weight, Constant):

@@ -1,4 +1,4 @@
-"""An encoder package and a generator package as one model: a photo and noise in, a picture out."""
+"""An encoder package and a generator package as one model: image and noise in, picture out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = np.ndarray
 
 
 class PackagePair:
-    """Both packages on one device. paths and specs: by role."""
+    """Both packages on one device."""
 
     def __init__(
         self,
@@ -24,6 +24,10 @@ class PackagePair:
         device: str = REFERENCE,
         open: Open = open_runner,
     ) -> None:
+        """paths: packages by role.
+        specs: inputs and outputs by role.
+        device: key of `export.mil.device.DEVICES`.
+        open: loads a package on a device."""
         self._encoder = open(read_package(paths["encoder"]), device)
         self._generator = open(read_package(paths["generator"]), device)
         self._image = specs["encoder"].inputs[0].name
@@ -41,7 +45,7 @@ class PackagePair:
         return {name: found[name] for name in self._features}
 
     def generate(self, features: Mapping[str, Floats], noise: Floats) -> Floats:
-        """One sample."""
+        """One sample, (1, 3, scale h, scale w)."""
         (noise_name,) = [name for name in self._inputs if name not in features]
         given = {name: noise if name == noise_name else features[name] for name in self._inputs}
         return self._generator(given)[self._output]

@@ -1,8 +1,7 @@
-"""A Core ML package as plain data: what it takes, what it gives, and its operations in order.
+"""A Core ML package as plain data: its inputs, its outputs, and its operations in order.
 
-The protobuf inside the package is parsed with the message classes of coremltools and nothing else of it, so that whatever evaluates
-the result is independent of the converter that wrote it.
-"""
+Only the protobuf message classes of coremltools are used to parse it. The evaluator is therefore independent of the
+converter that wrote the package."""
 
 from __future__ import annotations
 
@@ -26,16 +25,21 @@ _MODEL_PREFIX: Final = "@model_path/"
 
 @dataclass(frozen=True)
 class Constant:
-    """A value fixed in the program: given in place, or by its place in the weight file."""
+    """A constant of the program, stored in the program itself or in the weight file."""
 
     type: TensorType
-    value: np.ndarray | str | None = field(repr=False, compare=False)  # None: in the weight file
+    """Element type and shape."""
+    value: np.ndarray | str | None = field(repr=False, compare=False)
+    """The value; None if it is in the weight file."""
     weights: WeightFile | None = field(default=None, repr=False, compare=False)
+    """The weight file; None if the value is in the program."""
     offset: int = 0
+    """Position of its metadata in the weight file."""
     stored_bytes: int = 0
+    """Size as stored."""
 
     def read(self) -> np.ndarray | str:
-        """The value. An array from the weight file is read anew at each call."""
+        """The value. An array in the weight file is read at every call."""
         if self.weights is not None:
             return self.weights.read(self.offset, self.type)
         assert self.value is not None
@@ -47,28 +51,34 @@ class Output:
     """A named result of an operation."""
 
     name: str
+    """Name of the value."""
     type: TensorType
+    """Declared element type and shape."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation. Each argument is a tuple, for some take several values; a value is another's name or a constant."""
+    """One operation."""
 
     type: str
+    """MIL type, such as "conv"."""
     name: str
+    """Name of the operation."""
     arguments: Mapping[str, tuple[str | Constant, ...]]
+    """Values by argument. Some arguments take several. A string is the name of another value."""
     outputs: tuple[Output, ...]
+    """Results, in order."""
 
     @property
     def value(self) -> Constant:
-        """What a `const` holds."""
+        """The value of a `const` operation."""
         (value,) = self.arguments["val"]
         assert isinstance(value, Constant)
         return value
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the values it takes."""
+        """Names of the values that it uses."""
         return tuple(v for values in self.arguments.values() for v in values if isinstance(v, str))
 
 
@@ -77,13 +87,21 @@ class Program:
     """One function of a package."""
 
     path: Path
+    """Folder of the package."""
     function: str
-    specification: int  # 7: iOS 16, 8: iOS 17, 9: iOS 18
-    opset: str  # CoreML7 and so on
+    """Name of the function."""
+    specification: int
+    """Version of the model format: 7 for iOS 16, 8 for iOS 17, 9 for iOS 18."""
+    opset: str
+    """Version of the operations, such as CoreML7."""
     inputs: tuple[Feature, ...]
+    """Inputs, in order."""
     outputs: tuple[Feature, ...]
+    """Outputs, in order."""
     operations: tuple[Operation, ...]
-    metadata: Mapping[str, str]  # user-defined
+    """Operations in order of execution."""
+    metadata: Mapping[str, str]
+    """User-defined metadata."""
 
     @property
     def constants(self) -> dict[str, Operation]:
@@ -92,7 +110,9 @@ class Program:
 
 
 def read_package(path: Path, function: str | None = None) -> Program:
-    """Read an .mlpackage folder. function: of a package with several; None: its default. PackageError where it cannot be read."""
+    """Read an .mlpackage folder. Raises PackageError if it cannot be read.
+
+    function: which function of a package with several; None for the default."""
     model_path = _model_path(path)
     model = _parse(model_path)
     kind = model.WhichOneof("Type")
@@ -133,7 +153,7 @@ def read_package(path: Path, function: str | None = None) -> Program:
 
 
 def find_packages(path: Path) -> list[Path]:
-    """The package at path, or those directly inside a bundle's folder. PackageError where there is none."""
+    """The package at path, or the packages directly inside a bundle's folder. Raises PackageError if there is none."""
     if path.suffix == SUFFIX:
         return [path]
     found = sorted(entry for entry in path.glob(f"*{SUFFIX}") if entry.is_dir()) if path.is_dir() else []
@@ -145,7 +165,7 @@ def find_packages(path: Path) -> list[Path]:
 
 
 def _model_path(path: Path) -> Path:
-    """The model specification that the package's manifest names as its root."""
+    """The model file that the package's manifest names as its root."""
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise PackageError(
@@ -180,7 +200,7 @@ def _parse(path: Path) -> Any:
 
 
 class _Reader:
-    """Turns protobuf messages into ours; opens each weight file once."""
+    """Converts protobuf messages to our types. Opens each weight file once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -241,7 +261,7 @@ def _text(attributes: Any, key: str) -> str:
 
 
 def _immediate(value: Any, type: TensorType, where: str) -> np.ndarray | str:
-    """A constant that stands in the program itself."""
+    """A constant stored in the program itself."""
     if value.WhichOneof("value") != "tensor":
         raise PackageError(
             f"{where}: expected a constant tensor, came a {value.WhichOneof('value')}; convert again"

@@ -1,8 +1,7 @@
 """coremltools' protobuf classes, loaded without the rest of coremltools.
 
-Its start-up takes seconds, imports torch and prints warnings, none of which a reader needs. The classes are the same as
-`coremltools.proto`'s, for protobuf keeps one set of them in a process.
-"""
+Importing coremltools takes seconds, imports torch and prints warnings. The classes are the same as in
+`coremltools.proto`, since protobuf keeps one set per process."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _NAME: Final = "export.mil._coremltools_proto"
 
 
 def messages() -> tuple[Any, Any]:
-    """The modules Model_pb2 and MIL_pb2. ModuleNotFoundError without coremltools."""
+    """The modules Model_pb2 and MIL_pb2. Raises ModuleNotFoundError if coremltools is not installed."""
     found = importlib.util.find_spec("coremltools")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -31,7 +30,7 @@ def messages() -> tuple[Any, Any]:
         assert spec is not None
         assert spec.loader is not None
         package = importlib.util.module_from_spec(spec)
-        sys.modules[_NAME] = package  # its modules import one another by way of it
+        sys.modules[_NAME] = package  # its modules import each other through it
         try:
             spec.loader.exec_module(package)
         except BaseException:
@@ -41,6 +40,6 @@ def messages() -> tuple[Any, Any]:
 
 
 def decode_error() -> type[Exception]:
-    """What parsing raises for bytes that are no such message."""
+    """The exception for bytes that cannot be parsed as a message."""
     error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
     return error

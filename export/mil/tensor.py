@@ -1,4 +1,4 @@
-"""The tensor types of MIL, Core ML's model language, and how each lies in memory and in files."""
+"""The tensor types of MIL, Core ML's model language, and their layout in memory and files."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from runtime.errors import GdposrError
 
 
 class PackageError(GdposrError):
-    """A Core ML package is missing, damaged, or of a kind that cannot be read here."""
+    """A Core ML package is missing, damaged, or not supported."""
 
 
 class EvaluationError(GdposrError):
-    """An operation of a program cannot be evaluated, or gives something else than the program declares."""
+    """An operation cannot be evaluated, or its result differs from the program's declaration."""
 
 
 @dataclass(frozen=True)
 class Dtype:
-    """An element type. `bits` is its width in files; sub-byte types are unpacked to one byte per element."""
+    """An element type."""
 
     name: str
+    """Our name, such as "fp16" or "uint4"."""
     bits: int
-    array: np.dtype  # as unpacked from a file
-    compute: (
-        torch.dtype
-    )  # as evaluated: wide enough for every value, and for float the width of the arithmetic
-    blob_code: int | None = None  # in the metadata of a weight file; None: never stored there
+    """Width in files. Types narrower than a byte are unpacked to one byte per element."""
+    array: np.dtype
+    """numpy type after unpacking."""
+    compute: torch.dtype
+    """torch type in the evaluator: wide enough for every value; for floats the precision of the arithmetic."""
+    blob_code: int | None = None
+    """Code in the metadata of a weight file; None if never stored there."""
 
     @property
     def is_float(self) -> bool:
@@ -38,7 +41,7 @@ class Dtype:
 
     @property
     def limits(self) -> tuple[int, int]:
-        """Smallest and largest value of a whole-number type."""
+        """Smallest and largest value of an integer type."""
         if self.name.startswith("int"):
             return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         return 0, 2**self.bits - 1
@@ -70,7 +73,7 @@ _SPELLING: Final = {"FLOAT16": "fp16", "FLOAT32": "fp32", "FLOAT64": "fp64", "ST
 
 
 def dtype_name(proto_name: str) -> str:
-    """Our name of a MIL DataType: FLOAT16 -> fp16, UINT4 -> uint4. PackageError for a type no one writes yet."""
+    """Our name of a MIL DataType: FLOAT16 -> fp16, UINT4 -> uint4. Raises PackageError for an unsupported type."""
     name = _SPELLING.get(proto_name, proto_name.lower())
     if name != STRING and name not in DTYPES:
         raise PackageError(
@@ -81,25 +84,27 @@ def dtype_name(proto_name: str) -> str:
 
 @dataclass(frozen=True)
 class TensorType:
-    """Element type and shape of a value. A dimension of None is known at run time only."""
+    """Element type and shape of a value."""
 
     dtype: str
+    """Key of `DTYPES`, or "string"."""
     shape: tuple[int | None, ...]
+    """Size of each dimension; None if it is known at run time only."""
 
     @property
     def count(self) -> int:
-        """Number of elements of a fully known shape."""
+        """Number of elements. The shape must be fully known."""
         return math.prod(self.known)
 
     @property
     def known(self) -> tuple[int, ...]:
-        """The shape, where every dimension is known."""
+        """The shape if every dimension is known, else PackageError."""
         if None in self.shape:
             raise PackageError(f"expected a constant of known shape, came {self}; convert the model again")
         return tuple(size for size in self.shape if size is not None)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a concrete shape is one of this type."""
+        """Whether a concrete shape matches this type."""
         pairs = zip(self.shape, shape, strict=False)
         return len(shape) == len(self.shape) and all(a in (None, b) for a, b in pairs)
 
@@ -108,18 +113,17 @@ class TensorType:
 
 
 def packed_bytes(dtype: Dtype, count: int) -> int:
-    """Bytes that count elements take in a file."""
+    """Bytes of `count` elements in a file."""
     return -(-dtype.bits * count // 8)
 
 
 def unpack(content: np.ndarray, dtype: Dtype, count: int) -> np.ndarray:
-    """Elements from their bytes. content: (packed_bytes,) uint8 -> (count,) of the type's array.
+    """Elements from their bytes: (packed_bytes,) uint8 -> (count,) of the type's array.
 
-    Elements narrower than a byte follow one another from the least significant bit on, across byte borders.
-    """
+    Elements narrower than a byte are packed from the least significant bit on, across byte borders."""
     if dtype.bits >= 8:
         return content.view(dtype.array)
-    if dtype.bits == 4:  # the common case, without eight bytes for each byte
+    if dtype.bits == 4:  # the common case, without expanding each bit to a byte
         halves = np.empty((content.size, 2), np.uint8)
         np.bitwise_and(content, 15, out=halves[:, 0])
         np.right_shift(content, 4, out=halves[:, 1])
@@ -134,15 +138,17 @@ def unpack(content: np.ndarray, dtype: Dtype, count: int) -> np.ndarray:
 
 
 def compute_tensor(array: np.ndarray, dtype: Dtype) -> torch.Tensor:
-    """An array as the evaluator holds it, in memory of its own."""
+    """An array as the evaluator's tensor, in its own memory."""
     if array.dtype == np.uint16 or array.dtype == np.uint32:
         array = array.astype(np.int64)
     return torch.from_numpy(np.array(array, order="C")).to(dtype.compute)
 
 
 def round_to(value: torch.Tensor, dtype: Dtype) -> torch.Tensor:
-    """A result as the type can hold it. Floats round to nearest (beyond the range: infinity); whole numbers lose their fraction;
-    a whole number outside the range is an EvaluationError, for devices disagree on it."""
+    """A result as the type can hold it.
+
+    Floats round to nearest, and beyond the range to infinity. Integers are truncated. Raises EvaluationError for an
+    integer outside the range, on which devices disagree."""
     if dtype.is_float:
         value = value.float()
         return value.half().float() if dtype.name == "fp16" else value
@@ -151,7 +157,7 @@ def round_to(value: torch.Tensor, dtype: Dtype) -> torch.Tensor:
     low, high = dtype.limits
     if value.dtype not in (dtype.compute, torch.bool) and value.numel():
         least, most = (float(edge) for edge in torch.aminmax(value))
-        if not (low - 1 < least and most < high + 1):  # so written that NaN is refused as well
+        if not (low - 1 < least and most < high + 1):  # in this form, NaN fails too
             raise EvaluationError(
                 f"expected values of {dtype.name} in [{low}, {high}], came [{least:g}, {most:g}]"
             )

@@ -1,11 +1,11 @@
-"""Does a package compute what it should? Compared with the float32 ONNX graphs of a bundle, run by ONNX Runtime on the CPU.
+"""Checks what packages compute, against the float32 ONNX graphs of a bundle in ONNX Runtime on the CPU.
 
-The measure is PSNR over photos through the real degradation, each with its own noise, at the package's own size; the worst counts.
-Images have the peak 1; other outputs the largest magnitude of the reference's own.
+The measure is PSNR over photos with the standard degradation, each with its own noise, at the package's own size. The
+worst photo counts. The peak is 1 for images and the reference's largest magnitude for other outputs.
 
-The least PSNR of a picture is what the package promises (`gdposr.floor_db`): all of it on the device "reference", at most 40 dB on a
-real one, whose arithmetic the promise does not cover. An encoder alone owes its features 40 dB at most, with compressed weights 25.
-"""
+The floor for pictures is the package's own promise (`gdposr.floor_db`) on the device "reference", and at most 40 dB
+on real devices, whose arithmetic the promise does not cover. The floor for an encoder's features is at most 40 dB,
+and 25 dB with compressed weights."""
 
 from __future__ import annotations
 
@@ -33,42 +33,55 @@ ENCODER, GENERATOR, CHAIN = "encoder", "generator", "chain"
 FLOOR_KEY: Final = "gdposr.floor_db"
 FLOOR_DB, COMPRESSED_FLOOR_DB = 40.0, 25.0
 SAMPLES, SEED = 4, 11
-PHOTO_SIDE: Final = 64  # LR pixels drawn of a photo; a larger tile repeats them mirrored
-FREE_SIDE: Final = 64  # LR pixels, where a package takes any size
+# Side in LR pixels of the photos. For a larger tile they are repeated, mirrored.
+PHOTO_SIDE: Final = 64
+# Side in LR pixels for a package that takes any size.
+FREE_SIDE: Final = 64
 REFERENCE_PRECISION: Final = "fp32"
 
 Arrays = dict[str, np.ndarray]
 
 
 class VerifyError(GdposrError):
-    """Packages and bundle do not belong together, or the bundle has nothing to compare with."""
+    """Packages and bundle do not belong together, or the bundle has no graphs to compare with."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of one comparison and what the reference makes of them, by name."""
+    """Inputs of one comparison and the reference's results."""
 
     image: np.ndarray
+    """(1, 3, h, w) in [0, 1]."""
     noise: np.ndarray
+    """(1, c, h', w')"""
     features: Arrays
+    """The encoder's outputs by name."""
     sr: np.ndarray
+    """(1, 3, scale h, scale w)"""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One package, or an encoder and a generator in a chain, against the reference."""
+    """The comparison of one package, or of an encoder and a generator in a chain, with the reference."""
 
     package: str
-    role: str  # encoder, generator or chain
+    """Name of the package or packages."""
+    role: str
+    """encoder, generator or chain."""
     device: str
-    size: tuple[int, int]  # LR pixels, height and width
-    outputs: dict[str, float]  # worst PSNR in dB of each
+    """Device that ran it."""
+    size: tuple[int, int]
+    """Height and width in LR pixels."""
+    outputs: dict[str, float]
+    """Worst PSNR of each output, in dB."""
     floor_db: float
-    error: str | None = None  # why there is no PSNR
+    """Least PSNR to pass, in dB."""
+    error: str | None = None
+    """Reason why there is no PSNR; None without error."""
 
     @property
     def psnr_db(self) -> float:
-        """Of the worst output; minus infinity where there is none."""
+        """PSNR of the worst output; minus infinity if there is none."""
         return min(self.outputs.values(), default=-np.inf)
 
     @property
@@ -81,17 +94,22 @@ class Result:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A package that is read, with its part in the bundle."""
+    """A package that was read, and its role in the bundle."""
 
     program: Program
+    """The package."""
     role: str
+    """encoder or generator."""
     size: tuple[int, int]
-    floor_db: float  # of its own outputs
-    picture_db: float  # of the picture it has a part in
+    """Height and width in LR pixels."""
+    floor_db: float
+    """Floor for its own outputs."""
+    picture_db: float
+    """Floor for the picture of the whole chain."""
 
     @property
     def partner(self) -> tuple[Path, str, tuple[int, int]]:
-        """What the encoder and the generator of one model have in common: folder, rest of the name, size."""
+        """What encoder and generator of one model have in common: folder, rest of the name, size."""
         path = self.program.path
         return path.parent, path.name.removeprefix(self.role), self.size
 
@@ -106,11 +124,18 @@ def verify(
     open: Open = open_runner,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
-    """Each package against the bundle, then each encoder with its generator. floor: in dB; None: the package's own.
+    """Compare each package with the bundle, then each encoder with its generator.
 
-    PackageError for a package that cannot be read, VerifyError for one that is not of this bundle. What goes wrong while a package
-    is loaded or runs stands in its result, and the others are compared all the same.
-    """
+    packages: folders of the packages.
+    bundle: the reference.
+    floor: least PSNR in dB; None for the packages' own floors.
+    samples: number of photos.
+    device: that runs the packages.
+    open: loads a package on a device.
+    say: receives progress messages.
+
+    Raises PackageError for a package that cannot be read, and VerifyError for one that does not belong to this
+    bundle. Errors while a package is loaded or run are recorded in its result."""
     manifest = bundle.manifest
     if REFERENCE_PRECISION not in manifest.graphs:
         raise VerifyError(
@@ -132,7 +157,12 @@ def verify(
 
 
 def draw_cases(manifest: Manifest, backend: OnnxBackend, size: tuple[int, int], count: int) -> list[Case]:
-    """Photos and noise for LR tiles of a size, with the reference's results; always the same."""
+    """Photos and noise for LR tiles of one size, with the reference's results; always the same.
+
+    manifest: of the reference bundle.
+    backend: runs its graphs.
+    size: height and width in LR pixels.
+    count: number of photos."""
     rule = manifest.noise
     drawn = draw_samples(count, size=PHOTO_SIDE, channels=rule.channels, downscale=rule.downscale, seed=SEED)
     cases = []
@@ -148,7 +178,7 @@ def draw_cases(manifest: Manifest, backend: OnnxBackend, size: tuple[int, int], 
 
 
 def feature_psnr(came: np.ndarray, expected: np.ndarray) -> float:
-    """PSNR in dB whose peak is the largest magnitude expected."""
+    """PSNR in dB. The peak is the largest expected magnitude."""
     peak = float(np.abs(expected).max()) or 1.0
     return psnr(came / peak, expected / peak)
 
@@ -168,14 +198,15 @@ def _open(path: Path, manifest: Manifest, floor: float | None, device: str) -> _
         )
     picture = default_floor(program, device) if floor is None else floor
     own = picture
-    if floor is None and role == ENCODER:  # what a package promises is its picture, not its features
+    if floor is None and role == ENCODER:  # the promise is about the picture, not about the features
         own = min(picture, _usual_floor(program))
     return _Opened(program, role, _size(program, role, manifest), own, picture)
 
 
 def default_floor(program: Program, device: str = REFERENCE) -> float:
-    """Least PSNR of the picture in dB: what the package promises, on a real device 40 at most. Without a promise 40, with compressed
-    weights 25."""
+    """Least PSNR of the picture in dB: the package's promise, but at most 40 on a real device.
+
+    Without a promise 40, or 25 with compressed weights."""
     text = program.metadata.get(FLOOR_KEY)
     try:
         own = _usual_floor(program) if text is None else float(text)
@@ -191,7 +222,7 @@ def _usual_floor(program: Program) -> float:
 
 
 def _size(program: Program, role: str, manifest: Manifest) -> tuple[int, int]:
-    """LR height and width of the package: those of its image, or of its noise times the size of a noise cell."""
+    """Height and width of the package in LR pixels, from its image or its noise."""
     spec, cell = (manifest.image, 1) if role == ENCODER else (manifest.noise_input, manifest.noise.downscale)
     feature = next(feature for feature in program.inputs if feature.name == spec.name)
     shape = feature.shapes[0] if feature.shapes else feature.type.shape
@@ -205,7 +236,12 @@ def _size(program: Program, role: str, manifest: Manifest) -> tuple[int, int]:
 
 
 def _side(feature: Feature, axis: int, size: int | None, cell: int) -> int:
-    """LR pixels of one side; of a free one the usual, as far as the package allows."""
+    """One side in LR pixels. For a free size, the usual one as far as the package allows.
+
+    feature: the input.
+    axis: of the side.
+    size: fixed size in cells; None if it is free.
+    cell: LR pixels per cell."""
     if size is not None:
         return size * cell
     low, high = feature.ranges[axis] if len(feature.ranges) > axis else (1, None)
@@ -224,7 +260,12 @@ def _compare(item: _Opened, manifest: Manifest, cases: Sequence[Case], device: s
 
 
 def _outputs(run: Runner, role: str, manifest: Manifest, case: Case) -> dict[str, float]:
-    """PSNR of each output for one case."""
+    """PSNR of each output for one case.
+
+    run: the package.
+    role: encoder or generator.
+    manifest: of the reference bundle.
+    case: inputs and expected results."""
     if role == ENCODER:
         found = run({manifest.image.name: case.image})
         return {name: feature_psnr(_same(found, name, value), value) for name, value in case.features.items()}
@@ -241,7 +282,14 @@ def _compare_chain(
     device: str,
     open: Open,
 ) -> Result:
-    """The picture that both packages make together, against the picture of both reference graphs."""
+    """Compare the picture that both packages make together with the reference's picture.
+
+    encoder, generator: the packages.
+    name: of both, for the result.
+    manifest: of the reference bundle.
+    cases: inputs and expected results.
+    device: that runs the packages.
+    open: loads a package on a device."""
     floor = min(encoder.picture_db, generator.picture_db)
     blank = Result(name, CHAIN, device, encoder.size, {}, floor)
     output = manifest.output.name
@@ -264,7 +312,7 @@ def _generator_inputs(manifest: Manifest, features: Mapping[str, np.ndarray], no
 
 
 def _same(found: Mapping[str, np.ndarray], name: str, expected: np.ndarray) -> np.ndarray:
-    """An output, which must be there and have the reference's shape."""
+    """The named output; VerifyError if it is missing or its shape differs from the reference's."""
     came = found.get(name)
     if came is None or came.shape != expected.shape:
         what = f"outputs {sorted(found)}" if came is None else f"shape {list(came.shape)}"
@@ -279,7 +327,7 @@ def _worst(outputs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _chains(opened: Sequence[_Opened]) -> list[tuple[_Opened, _Opened]]:
-    """Encoders and generators that lie side by side under the same name, or the only two that are given."""
+    """Encoders and generators in the same folder under the same name, or the only two given."""
     encoders, generators = ([item for item in opened if item.role == role] for role in (ENCODER, GENERATOR))
     if len(encoders) == len(generators) == 1 and encoders[0].size == generators[0].size:
         return [(encoders[0], generators[0])]

@@ -1,1 +1,1 @@
-"""ONNX graphs: conversion, half precision, compressed weights."""
+"""ONNX graphs of a model: conversion, half precision, weight compression and INT8."""

@@ -1,8 +1,8 @@
-"""ONNX conversion: encoder and generator through the dynamo exporter with dynamic batch, height and width.
+"""ONNX conversion: encoder and generator through the dynamo exporter, with dynamic batch, height and width.
 
-Opset 18. Weights stand inside the graph's file up to `INSIDE_BYTES`; those of a larger graph, such as Stable Diffusion's, in one file
-beside it, because a protobuf holds 2 GB at most. Each graph is checked with onnx.checker and strict shape inference.
-"""
+Opset 18. Up to `INSIDE_BYTES`, weights are stored inside the graph's file. Those of a larger graph, such as Stable
+Diffusion's, go to a file beside it, because a protobuf holds at most 2 GB. Each graph is checked with onnx.checker
+and strict shape inference."""
 
 from __future__ import annotations
 
@@ -29,15 +29,21 @@ __all__ = ["BASE", "FEATURES", "IMAGE", "NOISE", "SR", "OnnxPair", "data_file", 
 
 OPSET = 18
 MAX_BYTES = 2**31 - 1
-INSIDE_BYTES = 1_500_000_000  # of weights; above, they move to a file of their own
-EXAMPLE_CELLS = (8, 12)  # size of the tensors that the exporter traces, in units of the size rule
+# Limit for weights inside the graph's file. Larger weights go to a separate file.
+INSIDE_BYTES = 1_500_000_000
+# Height and width of the tensors that the exporter traces, in units of the size rule.
+EXAMPLE_CELLS = (8, 12)
 
 
 def export_fp32(
     source: Source, folder: Path, metadata: Mapping[str, str], inside_bytes: int = INSIDE_BYTES
 ) -> dict[str, Path]:
-    """Write encoder.fp32.onnx and generator.fp32.onnx, and ROLE.fp32.onnx.data for one with more than inside_bytes of weights;
-    returns the graphs' paths by role."""
+    """Write encoder.fp32.onnx and generator.fp32.onnx; returns the paths by role.
+
+    source: the model.
+    folder: for the files.
+    metadata: to store in the graphs.
+    inside_bytes: a graph with more bytes of weights also gets ROLE.fp32.onnx.data."""
     return {
         role: _export(source, role, folder / f"{role}.fp32.onnx", metadata, inside_bytes)
         for role in source.modules
@@ -45,7 +51,7 @@ def export_fp32(
 
 
 def data_file(graph: Path) -> Path:
-    """Where the weights of a large graph stand."""
+    """The file with the weights of a large graph."""
     return graph.with_name(graph.name + ".data")
 
 
@@ -80,7 +86,7 @@ def _example(tensor: TensorSpec, multiple: int) -> torch.Tensor:
 
 
 def _dynamic_shapes(spec: GraphSpec, multiple: int) -> tuple[dict[int, Any], ...]:
-    """batch, and rows and columns in units of the size rule, the same for all inputs."""
+    """Symbols for batch, rows and columns. Rows and columns are in units of the size rule and shared by all inputs."""
     batch, rows, columns = Dim("batch"), Dim("rows"), Dim("columns")
     shapes = []
     for tensor in spec.inputs:
@@ -97,7 +103,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress log and the deprecations inside it."""
+    """Suppress the exporter's progress log and its deprecation warnings."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -110,8 +116,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _cleaned(model: onnx.ModelProto, metadata: Mapping[str, str], root: str) -> onnx.ModelProto:
-    """Name nodes by their modules below root, drop the exporter's traces (stack frames and paths of the exporting machine) and set
-    our own metadata."""
+    """Name nodes by their modules below root, remove the exporter's traces (stack frames, local paths) and set our
+    metadata."""
     name_by_modules(model.graph, root)
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -138,7 +144,7 @@ def save_checked(model: onnx.ModelProto, path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """The same checks for a graph whose weights stand in a file beside it."""
+    """The checks of `save_checked` for a graph with a separate file of weights."""
     onnx.checker.check_model(str(path), full_check=True)
     with tempfile.TemporaryDirectory() as folder:
         inferred = Path(folder) / path.name
@@ -146,7 +152,7 @@ def check_file(path: Path) -> None:
 
 
 class OnnxPair:
-    """Both graphs in ONNX Runtime on the CPU, for parity checks and calibration: like a `Source`, on arrays."""
+    """Both graphs in ONNX Runtime on the CPU, for parity checks and calibration. Like a `Source`, but on arrays."""
 
     def __init__(self, specs: Mapping[str, GraphSpec], graphs: Mapping[str, Path]) -> None:
         self.specs = specs

@@ -1,7 +1,7 @@
-"""Half precision: weights and activations in float16, and in float32 the nodes ("islands") that float16 cannot hold.
+"""Half precision: weights and activations in float16, and in float32 the nodes ("islands") whose values float16
+cannot represent.
 
-Which nodes these are is measured on real inputs, and the result is judged by the emulation in `export.onnx.ranges`.
-"""
+The islands are found by measuring on real inputs. The result is judged by the emulation in `export.onnx.ranges`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from export.onnx.ranges import Feed, agreement, emulation, reduced, run
 from runtime.errors import GdposrError
 
 FP16_MAX = 65504.0
-MARGIN = 4.0  # other photos than the measured ones may reach this much further
-FLOOR_DB = 45.0  # PSNR of the emulation against float32, the peak being the output's own
-ROUNDS = 8  # tries; each adds islands
-# What becomes an island where values are finite but too coarse, step by step: the statistics of norms, then attention.
+# Factor of safety, since other photos may have larger values than the measured ones.
+MARGIN = 4.0
+# Least PSNR in dB of the emulation against float32. The peak is the output's own.
+FLOOR_DB = 45.0
+# Most attempts. Each adds islands.
+ROUNDS = 8
+# Operations that become islands if values are finite but too coarse, in this order: statistics of norms, attention, sums.
 DELICATE = (("ReduceMean", "Sqrt", "Reciprocal", "Div"), ("Softmax", "MatMul"), ("Sub", "Mul", "Add"))
 
 
@@ -35,12 +38,16 @@ class HalfError(GdposrError):
 
 @dataclass(frozen=True)
 class HalfReport:
-    """A converted graph: where it is, the nodes kept in float32, and the worst PSNR of the emulation over the feeds in dB."""
+    """A converted graph."""
 
     path: Path
-    islands: tuple[str, ...]  # names, in the order of the graph
-    kinds: Mapping[str, int]  # how many of each operation
+    """File of the graph."""
+    islands: tuple[str, ...]
+    """Names of the nodes kept in float32, in the order of the graph."""
+    kinds: Mapping[str, int]
+    """Number of islands by operation."""
     psnr: float
+    """Worst PSNR of the emulation over the feeds, in dB."""
 
 
 def convert_fp16(
@@ -51,12 +58,17 @@ def convert_fp16(
     floor_db: float = FLOOR_DB,
     inside_bytes: int = INSIDE_BYTES,
 ) -> HalfReport:
-    """Write a half-precision copy of the float32 graph at source; inputs and outputs stay float32. feeds: real inputs by name.
+    """Write a half-precision copy of a float32 graph. Inputs and outputs stay float32.
 
-    HalfError where the result stays below floor_db. Weights above inside_bytes go to a file beside target.
-    """
+    source: the float32 graph.
+    target: the file to write.
+    feeds: real inputs by name.
+    floor_db: least PSNR.
+    inside_bytes: larger weights go to a separate file.
+
+    Raises HalfError if the result misses floor_db."""
     if not feeds:
-        raise ValueError("half precision is measured on real inputs, got none: pass at least one feed")
+        raise ValueError("half precision must be measured on real inputs, got none: pass at least one feed")
     graph = onnx.load(source, load_external_data=False)
     expected = [run(source, feed) for feed in feeds]
     islands = overflowing(graph, magnitudes(source, graph, feeds), FP16_MAX / MARGIN)
@@ -90,13 +102,13 @@ def convert_fp16(
 
 
 def overflowing(graph: onnx.ModelProto, largest: Mapping[str, float], limit: float) -> frozenset[str]:
-    """Names of the nodes that make or take a tensor with values beyond limit."""
+    """Names of the nodes with an input or output beyond limit. largest: largest absolute value by tensor."""
     high = {name for name, value in largest.items() if not value <= limit}
     return frozenset(node.name for node in graph.graph.node if high & {*node.input, *node.output})
 
 
 def magnitudes(source: Path, graph: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
-    """Largest absolute value of every float tensor: what nodes and feeds give, over all feeds, and the weights."""
+    """Largest absolute value of every float tensor over all feeds: inputs, results and weights."""
     largest = reduced(source, graph, feeds, "ReduceMax")
     wrong = [name for name, value in largest.items() if not np.isfinite(value)]
     if wrong:
@@ -105,9 +117,7 @@ def magnitudes(source: Path, graph: onnx.ModelProto, feeds: Sequence[Feed]) -> d
         for name, value in feed.items():
             largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
     for tensor in graph.graph.initializer:
-        if (
-            tensor.data_type == TensorProto.FLOAT
-        ):  # read one at a time where they stand in a file of their own
+        if tensor.data_type == TensorProto.FLOAT:  # weights in a separate file are read one at a time
             weight = onnx.numpy_helper.to_array(tensor, base_dir=str(source.parent))
             largest[tensor.name] = float(np.abs(weight).max(initial=0.0))
     return largest
@@ -120,7 +130,13 @@ def judge(
     feeds: Sequence[Feed],
     expected: Sequence[Mapping[str, np.ndarray]],
 ) -> tuple[float, frozenset[str]]:
-    """Worst PSNR of the emulated half-precision graph and, where it gives NaN or infinity, the nodes around the first such tensor."""
+    """Worst PSNR of the emulated half-precision graph and, if it gives NaN or infinity, the nodes around the first
+    such tensor.
+
+    source, graph: the float32 graph's file and content.
+    islands: names of the nodes kept in float32.
+    feeds: real inputs by name.
+    expected: float32 outputs for each feed."""
     emulated = emulation(graph, islands)
     worst = np.inf
     for feed, value in zip(feeds, expected, strict=True):
@@ -139,11 +155,18 @@ def judge(
 def write_half(
     source: Path, target: Path, islands: Collection[str], inside_bytes: int = INSIDE_BYTES
 ) -> None:
-    """Convert the graph at source but for the islands, and write it checked."""
+    """Convert a graph except for its islands, check it and write it.
+
+    source: the float32 graph.
+    target: the file to write.
+    islands: names of the nodes kept in float32.
+    inside_bytes: larger weights go to a separate file."""
     # A large graph is read by its path, so that its shapes can be inferred.
     model = str(source) if data_file(source).exists() else onnx.load(source)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tiny weights flushed to the smallest half are reported one by one
+        warnings.simplefilter(
+            "ignore"
+        )  # one warning for each tiny weight that is raised to the smallest half
         converted = OnnxModel(
             convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(islands))
         )
@@ -165,7 +188,8 @@ def write_half(
 
 
 def drop_cast_pairs(graph: onnx.GraphProto) -> None:
-    """Remove float32 -> float16 -> float32 between neighbouring islands: the very values that do not fit would pass through it."""
+    """Remove casts float32 -> float16 -> float32 between neighbouring islands, which would overflow or lose
+    precision."""
     wide: dict[str, str] = {}  # float16 tensor -> the float32 tensor that it was cast from
     for node in graph.node:
         if node.op_type == "Cast" and _cast_to(node) == TensorProto.FLOAT16:

@@ -1,4 +1,4 @@
-"""Readable names for the nodes of a converted graph: the module that a node comes from, and what it does there."""
+"""Readable names for the nodes of a converted graph, from their module and operation."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections import Counter
 
 import onnx
 
-SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter writes the modules around a node, as a Python list of paths
+# Key under which the exporter stores the modules around a node, as a Python list of paths.
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def name_by_modules(graph: onnx.GraphProto, root: str) -> None:
-    """Name every node ROOT/module/path/Operation, with a number where a module has several of a kind. Tensors between nodes get
-    the name of the node that makes them; inputs, outputs and weights keep theirs."""
+    """Name every node ROOT/module/path/Operation, with a number if a module has several of a kind.
+
+    Tensors between nodes get the name of the node that makes them. Inputs, outputs and weights keep their names."""
     kept = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
     seen: Counter[str] = Counter()
     renamed: dict[str, str] = {}
@@ -30,12 +32,12 @@ def name_by_modules(graph: onnx.GraphProto, root: str) -> None:
 
 
 def _module(node: onnx.NodeProto) -> list[str]:
-    """The path of the innermost module around a node; empty where the exporter says none."""
+    """The path of the innermost module around a node; empty if the exporter gives none."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
             scopes = ast.literal_eval(entry.value)[:-1]  # the last is the node's own name
             paths = [
                 path for path in scopes if path and not path.startswith("_")
-            ]  # _: where the exporter knows no module
+            ]  # a leading _ marks a scope without a module
             return paths[-1].split(".") if paths else []
     return []

@@ -1,7 +1,7 @@
-"""One weight in 8 or 4 bits: its values, scales and zero points, and how an ONNX graph keeps them.
+"""One weight in 8 or 4 bits: values, scales and zero points, and their form in an ONNX graph.
 
-8 bits: signed, a scale per output channel, symmetric. 4 bits: unsigned, a scale and a zero point per block of 32 input channels.
-"""
+8 bits: signed, symmetric, with a scale per output channel. 4 bits: unsigned, with a scale and a zero point per block
+of 32 input channels."""
 
 from __future__ import annotations
 
@@ -13,22 +13,29 @@ from onnx import TensorProto, helper, numpy_helper
 
 Floats = np.ndarray
 
-BLOCK = 32  # input channels that share a 4-bit scale; with its zero point it adds 0.6 bits to a weight
-HALF_RANGE = (2.0**-14, 65504.0)  # where float16 has its full precision
+# Input channels that share a 4-bit scale and zero point, which add 0.6 bits per weight.
+BLOCK = 32
+# Range in which float16 has its full precision.
+HALF_RANGE = (2.0**-14, 65504.0)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight in few bits: (values - zero) * scale along an axis. block: values per scale; None: one scale for each index."""
+    """A weight in few bits: (values - zero) * scale along an axis."""
 
-    values: np.ndarray  # int8; 4 bits: uint8 of 0 to 15
-    scale: np.ndarray  # float32; 4 bits: float16 where that suffices
-    zero: np.ndarray | None  # 4 bits: uint8 of 0 to 15; None: 0
+    values: np.ndarray
+    """8 bits: int8; 4 bits: uint8 from 0 to 15."""
+    scale: np.ndarray
+    """8 bits: float32; 4 bits: float16 if its range suffices, else float32."""
+    zero: np.ndarray | None
+    """4 bits: zero points, uint8 from 0 to 15; 8 bits: None, for zero."""
     axis: int
+    """Axis along which scales vary."""
     block: int | None
+    """Values along the axis that share a scale; None for one scale per index."""
 
     def restore(self) -> Floats:
-        """The float32 weight that a graph computes with."""
+        """The float32 weight that the graph computes with."""
         scale = self.scale.astype(np.float32)
         if self.block is None or self.zero is None:
             shape = [1] * self.values.ndim
@@ -46,9 +53,11 @@ class Packed:
         return [_uint4(f"{name}/values", self.values), scale, _uint4(f"{name}/zero", self.zero)]
 
     def nodes(self, name: str) -> list[onnx.NodeProto]:
-        """What makes the float32 weight NAME from those tensors."""
+        """The nodes that compute the float32 weight NAME from those tensors."""
         nodes, scale = [], f"{name}/scale"
-        if self.scale.dtype == np.float16:  # a runtime folds it as it loads; the result's type is the scale's
+        if (
+            self.scale.dtype == np.float16
+        ):  # folded when loaded; DequantizeLinear's result has the scale's type
             cast = helper.make_node("Cast", [scale], [f"{scale}/Cast"], f"{scale}/Cast", to=TensorProto.FLOAT)
             nodes, scale = [cast], cast.output[0]
         inputs = [f"{name}/values", scale] + ([] if self.zero is None else [f"{name}/zero"])
@@ -60,7 +69,7 @@ class Packed:
 
 
 def quantize8(value: Floats, axis: int) -> Packed:
-    """The nearest of 255 values, symmetric about 0, with a scale for each index of the axis (output channels)."""
+    """Round to 255 values, symmetric about 0, with a scale for each index of the axis (output channels)."""
     others = tuple(index for index in range(value.ndim) if index != axis)
     scale = np.abs(value).max(axis=others, keepdims=True).astype(np.float32) / np.float32(127)
     scale = np.where(scale > 0, scale, np.float32(1))
@@ -69,11 +78,11 @@ def quantize8(value: Floats, axis: int) -> Packed:
 
 
 def quantize4(value: Floats, axis: int, block: int = BLOCK) -> Packed:
-    """The nearest of 16 values between the lowest and the highest of each block along the axis (input channels); 0 stays exact.
+    """Round to 16 values between the minimum and maximum of each block along the axis (input channels). 0 stays
+    exact.
 
-    Ranges are neither clipped nor symmetric: with all layers of the pocket one-step model in 4 bits these kept 32.4 dB on three photos,
-    ranges clipped by least squares 28.6 dB, symmetric ones 27.4 dB.
-    """
+    Ranges are neither clipped nor symmetric. With all layers of the pocket one-step model in 4 bits, this kept 32.4
+    dB on three photos; ranges clipped by least squares kept 28.6 dB, symmetric ones 27.4 dB."""
     rows = np.moveaxis(value, axis, -1)
     count = rows.shape[-1]
     padded = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -count % block)])
@@ -92,14 +101,14 @@ def quantize4(value: Floats, axis: int, block: int = BLOCK) -> Packed:
 
 
 def _half(scale: Floats) -> np.ndarray:
-    """Scales in float16 where all of a weight's fit, else as they are; 1 for blocks of zeros."""
+    """Scales in float16 if all fit its range, else as they are. Blocks of zeros get 1."""
     scale = np.where(scale > 0, scale, np.float32(1))
     fits = scale.min() >= HALF_RANGE[0] and scale.max() <= HALF_RANGE[1]
     return scale.astype(np.float16) if fits else scale
 
 
 def _uint4(name: str, values: np.ndarray) -> onnx.TensorProto:
-    """Two values per byte, the first in the low half."""
+    """Two values per byte, the first in the lower half."""
     pairs = np.pad(values.reshape(-1), (0, values.size % 2)).reshape(-1, 2)
     data = pairs[:, 0] | pairs[:, 1] << np.uint8(4)
     return helper.make_tensor(name, TensorProto.UINT4, values.shape, data.tobytes(), raw=True)

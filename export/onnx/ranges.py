@@ -1,8 +1,7 @@
-"""What a graph computes on real inputs: its outputs, the range of every tensor, and an emulation of half precision.
+"""Running a graph on real inputs: its outputs, the range of every tensor, and an emulation of half precision.
 
-ONNX Runtime on a CPU computes most float16 nodes in float32 and hides what a phone or a GPU would do. The emulation is the float32
-graph with every value rounded to float16 where a converted graph stores it so.
-"""
+ONNX Runtime on a CPU computes most float16 nodes in float32 and hides what a phone or GPU would do. The emulation is
+the float32 graph with every value rounded to float16 that a converted graph would store so."""
 
 from __future__ import annotations
 
@@ -17,11 +16,12 @@ from onnx import TensorProto, helper
 
 from export.source import psnr
 
-Feed = Mapping[str, np.ndarray]  # inputs by name
+# Inputs by name.
+Feed = Mapping[str, np.ndarray]
 
 
 def watched(graph: onnx.ModelProto, names: Sequence[str]) -> Callable[[Feed], dict[str, np.ndarray]]:
-    """The values of these float tensors, wherever in the graph they stand, as a function of its inputs."""
+    """A function from the graph's inputs to the values of the named float tensors, wherever in the graph they are."""
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
     del changed.graph.output[:]
@@ -33,7 +33,7 @@ def watched(graph: onnx.ModelProto, names: Sequence[str]) -> Callable[[Feed], di
 
 
 def agreement(came: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """Lowest PSNR over the outputs in dB; the peak is the largest expected value, 1 for an image."""
+    """Lowest PSNR over the outputs in dB. The peak is the largest expected value; for an image that is about 1."""
     values = []
     for name, value in expected.items():
         peak = float(np.abs(value).max()) or 1.0
@@ -42,11 +42,15 @@ def agreement(came: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 
 
 def reduced(source: Path, graph: onnx.ModelProto, feeds: Sequence[Feed], operation: str) -> dict[str, float]:
-    """ReduceMax or ReduceSum of the absolute values of every float tensor; the largest over the feeds, infinity where one is NaN.
+    """ReduceMax or ReduceSum of the absolute values of every float tensor: the largest over the feeds, infinity if
+    one is NaN.
 
-    Each is reduced inside the graph as soon as it is there, so memory stays that of a plain run. ONNX Runtime's ReduceMax passes
-    over NaN, so the sum is taken beside it.
-    """
+    source, graph: the graph's file and content.
+    feeds: inputs by name.
+    operation: "ReduceMax" or "ReduceSum".
+
+    Each tensor is reduced inside the graph, so the memory is that of a plain run. The sum is always computed too,
+    since ONNX Runtime's ReduceMax ignores NaN."""
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
     floats = float_values(graph)
@@ -67,14 +71,14 @@ def reduced(source: Path, graph: onnx.ModelProto, feeds: Sequence[Feed], operati
 
 
 def float_values(graph: onnx.ModelProto) -> set[str]:
-    """Names of all float32 tensors but the weights: inputs, outputs, and what stands between nodes."""
+    """Names of all float32 tensors except weights: inputs, outputs and intermediate values."""
     inferred = onnx.shape_inference.infer_shapes(graph).graph
     values = (*inferred.input, *inferred.output, *inferred.value_info)
     return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
 
 
 def emulation(graph: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelProto:
-    """The float32 graph with every float value that is made or taken by a node outside the islands rounded to float16."""
+    """The float32 graph with every float value rounded to float16 that a node outside the islands reads or writes."""
     rounded = onnx.ModelProto()
     rounded.CopyFrom(graph)
     floats = float_values(graph)
@@ -98,7 +102,7 @@ def emulation(graph: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelPro
                     node.input[index] = half(name)
         nodes.append(node)
         for index, name in enumerate(node.output):
-            if outside and name in floats:  # whoever takes it, it is stored as float16
+            if outside and name in floats:  # stored as float16 for all readers
                 node.output[index] = f"{name}/whole"
                 nodes.append(
                     helper.make_node("Cast", [f"{name}/whole"], [f"{name}/half"], to=TensorProto.FLOAT16)
@@ -111,14 +115,14 @@ def emulation(graph: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelPro
 
 
 def run(source: Path, feed: Feed, graph: onnx.ModelProto | None = None) -> dict[str, np.ndarray]:
-    """Outputs by name of the graph at source, or of a changed form of it that shares its weights."""
+    """Outputs by name of the graph at source, or of a modified graph that shares its weights."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions
     if graph is None:
         session = ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
         return _outputs(session, feed)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # keeps the roundings
-    # Beside the source, whose weights it may name by their file.
+    # In the source's folder, since the graph may refer to the file with its weights.
     with tempfile.NamedTemporaryFile(dir=source.parent, suffix=".onnx") as file:
         onnx.save(graph, file.name)
         session = ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""The ONNX graphs of a bundle, by precision, each proven against torch."""
+"""The ONNX graphs of a bundle, by precision, each checked against torch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ Say = Callable[[str], None]
 
 PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
 STUDENT_PRECISIONS = ("fp32", "fp16", "int8")
+# Least PSNR in dB against torch, over sizes, photos and seeds.
 ONNX_FLOOR_DB = {
     "fp32": 100.0,
     "fp16": 50.0,
     "int8": 42.0,
     "w8": 48.0,
     "w4": 44.0,
-}  # worst PSNR against torch over sizes, photos, seeds
-W4_TARGET_DB = 46.0  # what the widths of a 4-bit pair are planned for, on other photos than the floor's
-W4_SIDE = 32  # LR pixels of those photos: each layer takes a run
+}
+# PSNR in dB at which the bit widths of a w4 pair aim, on other photos than those of the floor.
+W4_TARGET_DB = 46.0
+# Side of those photos in LR pixels. It is small because every layer needs a run.
+W4_SIDE = 32
 
 
 def write_onnx(
@@ -39,11 +42,17 @@ def write_onnx(
     metadata: Mapping[str, str],
     say: Say,
 ) -> tuple[dict[str, dict[str, Graph]], dict[str, Any]]:
-    """Write the graphs of each precision; returns them with what was measured.
+    """Write the graphs of each precision; returns them and the measurements.
 
-    That is the worst PSNR of each precision and, for fp16, the PSNR with values stored in half precision, which ONNX Runtime on a CPU
-    does not do, and the nodes kept in fp32.
-    """
+    source: the model.
+    folder: for the files.
+    precisions: some of `PRECISIONS`.
+    int8: how to quantize, if int8 is among the precisions.
+    metadata: to store in the graphs.
+    say: receives progress messages.
+
+    The measurements are the worst PSNR of each precision. For fp16 there is also the PSNR with values stored in half
+    precision, which ONNX Runtime on a CPU does not do, and the nodes kept in fp32."""
     say("converting to ONNX")
     paths = {"fp32": export_fp32(source, folder, metadata)}
     measured: dict[str, Any] = {"parity_db": {}}
@@ -90,7 +99,8 @@ def write_onnx(
 
 
 def default_precisions(source: Source) -> tuple[str, ...]:
-    """INT8 is for students: the activations of a diffusion network need more than static ranges."""
+    """Precisions that suit the model. INT8 is for students only: a diffusion network's activations do not fit static
+    ranges."""
     return STUDENT_PRECISIONS if source.kind == STUDENT else ("fp32", "fp16")
 
 
@@ -102,7 +112,14 @@ def _weight_only(
     measured: dict[str, Any],
     say: Say,
 ) -> dict[str, Path]:
-    """Graphs with weights in 8 or 4 bits; adds to measured which layers of w4 keep 8 bits and, where it was needed, why."""
+    """Write graphs with weights in 8 or 4 bits; returns the paths by role.
+
+    source: the model.
+    folder: for the files.
+    graphs: fp32 graphs by role.
+    precision: w8 or w4.
+    measured: receives the layers of w4 that keep 8 bits and, if it was needed, the measurement behind that.
+    say: receives progress messages."""
     say(f"compressing weights ({precision})")
     photos = samples(source, 2, seed=3, size=W4_SIDE, first=OTHER_PHOTOS)
     made = compress_pair(source, graphs, folder, precision, photos, W4_TARGET_DB, say)
@@ -111,7 +128,7 @@ def _weight_only(
     if made.rows:
         rows = [
             row.to_dict() for row in made.rows if row.bits < 8
-        ]  # 8 bits are what the others have meanwhile
+        ]  # the rows at 8 bits are the reference, not a measurement
         measured.setdefault("sensitivity", {})[precision] = rows
     return made.paths
 
@@ -119,7 +136,7 @@ def _weight_only(
 def _feeds(
     source: Source, paths: Mapping[str, Path], photos: Sequence[Any]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Real inputs of both graphs, the generator's with the features of the encoder."""
+    """Real inputs of both graphs. Those of the generator contain the encoder's features."""
     pair = OnnxPair(source.specs, paths)
     images = [{source.specs["encoder"].inputs[0].name: photo.lr[None]} for photo in photos]
     noise = source.specs["generator"].inputs[-1].name

@@ -1,21 +1,22 @@
-"""Weights stored in 8 or 4 bits, arithmetic in float32: graphs of a quarter or a sixth of the size for models up to Stable Diffusion's.
+"""Weights stored in 8 or 4 bits, arithmetic in float32: graphs of a quarter or a sixth of the size, for models up to
+Stable Diffusion's.
 
-In a 4-bit pair small layers keep 8 bits, and more where measurement says so. On the pocket one-step model: all layers in 4 bits 33.2 dB
-and 7.42 MB; the small ones in 8 bits 44.3 dB and 7.58 MB; a measured one more, the UNet's last convolution, 47.9 dB for 6 kB; all in 8
-bits 51.6 dB and 12.5 MB. At Stable Diffusion 2.1's size, with random weights: 8 bits 49.8 dB and 0.90 GB; 4 bits 28.9 dB and 0.54 GB
-with the small layers in 8 bits, 46.4 dB and 0.56 GB with 31 measured ones more. How a weight is stored: `export.onnx.packed`.
+In a 4-bit pair, small layers keep 8 bits, and others too if measurements require it. On the pocket one-step model:
+all layers in 4 bits 33.2 dB and 7.42 MB; small ones in 8 bits 44.3 dB and 7.58 MB; with one more, the UNet's last
+convolution, 47.9 dB for 6 kB; all in 8 bits 51.6 dB and 12.5 MB. At Stable Diffusion 2.1's size, with random weights:
+8 bits 49.8 dB and 0.90 GB; 4 bits 28.9 dB and 0.54 GB with small layers in 8 bits, 46.4 dB and 0.56 GB with 31
+measured ones more. `export.onnx.packed` describes how a weight is stored.
 
-ONNX Runtime restores each weight in every call, just before its use. On a CPU such a generator took 37 MB for the 121 MB of the
-float32 one, and 1.4 to 1.6 of its time. With `session.disable_quant_qdq` set to 1 it restores them once, as it loads: time and memory
-are the float32 one's.
+ONNX Runtime restores each weight in every call, just before its use. On a CPU such a generator needed 37 MB instead
+of the float32 graph's 121 MB, and 1.4 to 1.6 times its time. With `session.disable_quant_qdq` set to 1 it restores
+weights once, when it loads the graph; time and memory are then the same as for float32.
 
-A plain DequantizeLinear stands in front of each weight. NNCF 3.4 (`nncf.compress_weights`) does not serve: in a folded model every
-weight is a convolution's, and for those it writes scales of three axes, which pass the checker but ONNX Runtime refuses at the first
-run, and falls back to 8 bits when asked for 4.
+A plain DequantizeLinear precedes each weight. NNCF 3.4 (`nncf.compress_weights`) is not suitable: in a folded model
+every weight is a convolution's. For those it writes scales with three axes, which pass the checker but fail in ONNX
+Runtime's first run, and it uses 8 bits when asked for 4.
 
-Weights of MatMul stay float32: ONNX Runtime 1.32 turns such a pair of nodes into MatMulNBits, which rounds the activations to 8 bits as
-well. Folded models have none.
-"""
+Weights of MatMul stay float32: ONNX Runtime 1.32 turns such a pair of nodes into MatMulNBits, which also rounds the
+activations to 8 bits. Folded models have no MatMul with weights."""
 
 from __future__ import annotations
 
@@ -39,24 +40,34 @@ from export.source import Source, psnr
 
 Say = Callable[[str], None]
 
-BITS = {"w8": 8, "w4": 4}  # by precision
-OPSET_4 = 21  # the first with 4-bit tensors and blocks
-IR_VERSION = 10  # the first with 4-bit tensors
-MIN_ELEMENTS = 1024  # smaller weights stay float32
-PICTURE_CHANNELS = 3  # layers that read or write no more stay float32: their errors do not average out
-SMALL_SHARE = 1e-3  # layers with less of a pair's weights keep 8 bits: 4 would save next to nothing
-# Inputs and outputs among a weight's axes.
+# Bits of a weight by precision.
+BITS = {"w8": 8, "w4": 4}
+# First opset with 4-bit tensors and blocks.
+OPSET_4 = 21
+# First version of the file format with 4-bit tensors.
+IR_VERSION = 10
+# Weights with fewer elements stay float32.
+MIN_ELEMENTS = 1024
+# Layers with at most so many input or output channels stay float32, since their errors do not average out.
+PICTURE_CHANNELS = 3
+# Layers with a smaller share of a pair's weights keep 8 bits, since 4 would save almost nothing.
+SMALL_SHARE = 1e-3
+# Axes of a weight with input and output channels, by operation.
 _AXES = {"Conv": (1, 0), "ConvTranspose": (0, 1), "Gemm": (0, 1)}
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of a graph that may be compressed, and which of its axes hold input and output channels."""
+    """A weight of a graph that may be compressed."""
 
     name: str
+    """Name in the graph."""
     shape: tuple[int, ...]
+    """Shape in the graph."""
     inputs: int
+    """Axis of the input channels."""
     outputs: int
+    """Axis of the output channels."""
 
     @property
     def size(self) -> int:
@@ -64,22 +75,26 @@ class Weight:
 
     @property
     def narrowest(self) -> int:
-        """Bits that it bears by its shape; a 4-bit block wants enough channels."""
+        """Fewest bits that its shape allows. 4-bit blocks need enough channels."""
         return 4 if self.shape[self.inputs] >= BLOCK else 8
 
     def quantize(self, value: np.ndarray, bits: int) -> Packed:
-        """value in 8 bits per output channel, or in 4 bits per block of input channels."""
+        """Quantize to 8 bits per output channel, or to 4 bits per block of input channels."""
         return quantize8(value, self.outputs) if bits == 8 else quantize4(value, self.inputs)
 
 
 @dataclass(frozen=True)
 class WeightOnly:
-    """A compressed pair. wide: layers (ROLE/WEIGHT) of a 4-bit pair that keep 8 bits; rows: the noise measured to choose them."""
+    """A compressed pair."""
 
     paths: dict[str, Path]
+    """Graphs by role."""
     wide: tuple[str, ...]
-    rows: tuple[LayerNoise, ...]  # empty: the narrowest pair was good enough
-    psnr: float  # worst against torch over the photos, dB
+    """Layers (ROLE/WEIGHT) of a 4-bit pair that keep 8 bits."""
+    rows: tuple[LayerNoise, ...]
+    """Measured noise that `wide` was chosen by; empty if no measurement was needed."""
+    psnr: float
+    """Worst PSNR against torch over the photos, in dB."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"wide": list(self.wide), "psnr": round(self.psnr, 1)}
@@ -94,8 +109,17 @@ def compress_pair(
     target_db: float,
     say: Say,
 ) -> WeightOnly:
-    """Write ROLE.w8.onnx or ROLE.w4.onnx for both fp32 graphs. target_db: PSNR against torch on the photos that w4 is planned for, by
-    8 bits where they are needed most; PlanError where 8 bits everywhere miss it."""
+    """Write ROLE.w8.onnx or ROLE.w4.onnx for both fp32 graphs.
+
+    source: the model in torch.
+    graphs: fp32 graphs by role.
+    folder: for the files.
+    precision: w8 or w4.
+    photos: samples to measure on.
+    target_db: PSNR against torch that w4 must reach. Layers get 8 bits until it does.
+    say: receives progress messages.
+
+    Raises PlanError if even 8 bits everywhere miss target_db."""
     bits = BITS[precision]
     layers = {
         f"{role}/{name}": weight
@@ -132,17 +156,22 @@ def compress_pair(
         worst = noisiest(narrow, chosen)
         if made.psnr >= target_db or worst is None:
             return replace(made, rows=tuple(rows))
-        chosen[worst] = 8  # the noises together came to more than their sum
+        chosen[worst] = 8  # together, the layers' noise was more than the predicted sum
 
 
 def layer_noise(
     source: Source, layers: Mapping[str, Weight], free: Sequence[str], photos: Sequence[Sample], say: Say
 ) -> tuple[float, list[LayerNoise]]:
-    """PSNR in dB of the model with all layers in 8 bits, and rows of the free ones, each alone in 4 bits among those; layers: by
-    ROLE/PARAMETER.
+    """PSNR in dB of the model with all layers in 8 bits, and of the model with one more layer in 4 bits, for each
+    free layer.
 
-    Runs in torch, where another weight takes no new session, on a second copy of the model.
-    """
+    source: the model.
+    layers: weights by ROLE/PARAMETER.
+    free: names of the layers that may get 4 bits.
+    photos: samples to measure on.
+    say: receives progress messages.
+
+    It runs in torch on a second copy of the model, where changing a weight needs no new session."""
     trial = replace(source, modules={role: copy.deepcopy(module) for role, module in source.modules.items()})
     whole, changed = _parameters(source), _parameters(trial)
     inputs = [_tensors(photo) for photo in photos]
@@ -161,7 +190,7 @@ def layer_noise(
 
     for layer in layers:
         put(layer, 8)
-    features = encode()  # as long as only the generator changes
+    features = encode()  # valid as long as only the generator changes
     reference_db = score(features)
 
     def alone(layer: str, bits: int) -> float:
@@ -188,10 +217,15 @@ def compress_onnx(
     wide: Collection[str] = (),
     inside_bytes: int = INSIDE_BYTES,
 ) -> Path:
-    """Write a copy of the float32 graph at source with its weights in 8 or 4 bits; returns target. wide: weights that keep 8 bits.
+    """Write a copy of a float32 graph with weights in 8 or 4 bits; returns target.
 
-    Small weights, biases, norms and all other constants stay float32. Weights above inside_bytes go to a file beside target.
-    """
+    source: the float32 graph.
+    target: the file to write.
+    bits: 8 or 4.
+    wide: names of weights that keep 8 bits.
+    inside_bytes: larger weights go to a separate file.
+
+    Small weights, biases, norms and all other constants stay float32."""
     if bits not in BITS.values():
         raise ValueError(f"expected weights of 4 or 8 bits, came {bits}")
     model = onnx.load(source, load_external_data=False)
@@ -207,7 +241,9 @@ def compress_onnx(
         model.ir_version = max(model.ir_version, IR_VERSION)
     before: dict[str, list[onnx.NodeProto]] = {}  # by weight
     beside: list[onnx.TensorProto] = []
-    for tensor in model.graph.initializer:  # one at a time: a large graph is never whole in memory as float32
+    for (
+        tensor
+    ) in model.graph.initializer:  # one at a time, so that a large graph is never fully in memory as float32
         value = numpy_helper.to_array(tensor, base_dir=str(source.parent))
         name = tensor.name
         if name not in weights:
@@ -231,10 +267,10 @@ def compress_onnx(
 
 
 def find_weights(model: onnx.ModelProto) -> dict[str, Weight]:
-    """The weights of convolutions and linear layers that may be compressed, by name, in the order of their first use."""
+    """The weights of convolutions and linear layers that may be compressed, by name, in order of first use."""
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     found: dict[str, Weight] = {}
-    others: set[str] = set()  # also or only used in another way
+    others: set[str] = set()  # those also used in another way
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name not in shapes:
@@ -268,12 +304,12 @@ def _write(model: onnx.ModelProto, target: Path, inside_bytes: int) -> None:
 
 
 def _tensors(photo: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and noise of a photo, each a batch of one."""
+    """Image and noise of a sample, each as a batch of one."""
     return torch.from_numpy(photo.lr[None]), torch.from_numpy(photo.noise[None])
 
 
 def _parameters(source: Source) -> dict[str, torch.Tensor]:
-    """Parameters by ROLE/NAME, outside of any gradient."""
+    """Parameters by ROLE/NAME, without gradient."""
     return {
         f"{role}/{name}": parameter.detach()
         for role, module in source.modules.items()

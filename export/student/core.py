@@ -39,7 +39,9 @@ about 1. Gate weights that start at zero stay small, and the gate is then the sa
 
 @dataclass(frozen=True)
 class CoreSettings(RunSettings):
-    """Settings of the core in addition to `RunSettings`. Losses are of the order 0.01 to 0.1 before their weights."""
+    """Settings of the core in addition to `RunSettings`. Losses are of the order 0.01 to 0.1 before their weights.
+
+    Fields without a docstring override a default of `RunSettings`."""
 
     student: StudentConfig = field(default_factory=lambda: SHAPE)
     """Shape of the network."""
@@ -278,10 +280,12 @@ class StudentCore(StudentStage):
         )
 
     def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor, judged: list[int]) -> Losses:
-        """All losses between pictures, targets and bicubic upscales, each (n, 3, 4h, 4w).
+        """All losses of a batch.
 
-        judged: indices of the pictures for the perceptual and the adversarial loss. Only half of them, since these
-            losses cost as much as the student; and no drawn cards, whose letters they would make crisp before they
+        picture, target, enlarged: the student's pictures, their targets and the bicubic upscales, (n, 3, 4h, 4w)
+            each.
+        judged: indices of the pictures for the perceptual and the adversarial loss: only half of them, since these
+            losses cost as much as the student, and no drawn cards, whose letters they would make crisp before they
             are right."""
         s = self.settings
         losses = {"pixel": (picture - target).abs().mean(), "gradient": gradient_loss(picture, target)}

@@ -23,7 +23,8 @@ from training.randomness import generator, normal
 
 @dataclass(frozen=True)
 class CriticSettings(RunSettings):
-    """Settings of the critic in addition to `RunSettings`."""
+    """Settings of the critic in addition to `RunSettings`. Fields without a docstring override a default of
+    `RunSettings`."""
 
     batch: int = 8
     crop: int = 64

@@ -58,9 +58,10 @@ def mix(
 
 
 def told(first: dict[str, Any], second: dict[str, Any], share: float, noise: float = 1.0) -> dict[str, Any]:
-    """Provenance of the mixture, from the provenance of both students.
+    """Provenance of the mixture. The stages that both students share are listed once, under "history".
 
-    The stages that both share stand once, under "history". share and noise are recorded as given to `interpolate`."""
+    first, second: provenance of the students.
+    share, noise: as given to `interpolate`."""
     histories = [list(parent.get("history", [])) for parent in (first, second)]
     common = 0
     while (

@@ -47,7 +47,9 @@ would be equal and would stay so."""
 @dataclass(frozen=True)
 class NoiseSettings(RunSettings):
     """Settings of the noise stage in addition to `RunSettings`. Each loss compares with the core's picture unless it
-    says otherwise."""
+    says otherwise.
+
+    Fields without a docstring override a default of `RunSettings`."""
 
     batch: int = 6
     crop: int = 160

@@ -53,7 +53,9 @@ SMALLEST_DEVIATION = 0.25 / 255
 @dataclass(frozen=True)
 class StudentGdpoSettings(RunSettings):
     """Settings of the stage in addition to `RunSettings`. Movement, anchor and guards are relative to the group's own
-    variance."""
+    variance.
+
+    Fields without a docstring override a default of `RunSettings`."""
 
     batch: int = 4
     crop: int = 128

@@ -1,1 +1,1 @@
-"""The operations of MIL, as the reference evaluator computes them."""
+"""The MIL operations, as computed by the reference evaluator."""

@@ -1,4 +1,4 @@
-"""One operation with the values of its arguments, as the evaluator hands it to the function that computes it."""
+"""One operation with the values of its arguments, as passed to the function that computes it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ Value: TypeAlias = Tensor | str
 
 @dataclass(frozen=True)
 class Call:
-    """Floats come as float32; whole numbers in a type that holds them; `Dtype.compute` tells which."""
+    """An operation and its arguments. Floats are float32, integers have the type in `Dtype.compute`."""
 
     op: Operation
+    """The operation."""
     values: Mapping[str, tuple[Value, ...]]
+    """Values by argument. Some arguments take several."""
 
     def has(self, name: str) -> bool:
         """Whether the argument is given."""
@@ -45,17 +47,17 @@ class Call:
         return tensors[0]
 
     def optional(self, name: str) -> Tensor | None:
-        """A tensor that may be left out."""
+        """A tensor, or None if the argument is missing."""
         return self.tensor(name) if self.has(name) else None
 
     def ints(self, name: str, default: list[int] | None = None) -> list[int]:
-        """A vector (or a scalar, as a vector of one) of whole numbers."""
+        """A vector of integers. A scalar counts as a vector of one."""
         if default is not None and not self.has(name):
             return default
         return [int(v) for v in self.tensor(name).reshape(-1).tolist()]
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number."""
+        """An integer."""
         (value,) = self.ints(name, None if default is None else [default])
         return value
 
@@ -66,11 +68,11 @@ class Call:
         return float(self.tensor(name).reshape(()).item())
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """A truth value."""
+        """A boolean."""
         return bool(self.tensor(name).reshape(()).item()) if self.has(name) else default
 
     def flags(self, name: str, count: int) -> list[bool]:
-        """A vector of truth values, all False where it is left out."""
+        """A vector of booleans, all False if the argument is missing."""
         return (
             [bool(v) for v in self.tensor(name).reshape(-1).tolist()] if self.has(name) else [False] * count
         )
@@ -87,7 +89,7 @@ class Call:
         return values[0]
 
     def choice(self, name: str, known: tuple[str, ...], default: str | None = None) -> str:
-        """A string out of a few. The comparison ignores case."""
+        """One of several known strings. Case is ignored."""
         value = self.text(name, default)
         if value.lower() not in (option.lower() for option in known):
             raise EvaluationError(
@@ -115,12 +117,12 @@ def binary(function: Callable[[Tensor, Tensor], Tensor]) -> Compute:
 
 
 def axis_of(axis: int, rank: int) -> int:
-    """An axis counted from the front."""
+    """A possibly negative axis, counted from the front."""
     return axis + rank if axis < 0 else axis
 
 
 def along(vector: Tensor, axis: int, rank: int) -> Tensor:
-    """A vector shaped so that it broadcasts along one axis of a tensor of that rank; a scalar stays."""
+    """A vector reshaped so that it broadcasts along one axis of a tensor of that rank. A scalar stays a scalar."""
     return (
         vector
         if vector.dim() == 0
@@ -129,5 +131,5 @@ def along(vector: Tensor, axis: int, rank: int) -> Tensor:
 
 
 def take(x: Tensor, axis: int, positions: list[int]) -> Tensor:
-    """The entries of x at these positions of one axis, in this order."""
+    """The entries of x at the given positions of one axis, in this order."""
     return x.index_select(axis, torch.tensor(positions, dtype=torch.long))

@@ -1,7 +1,6 @@
 """MIL operations that unpack compressed weights, and those that quantize and dequantize activations.
 
-iOS 16 and iOS 18 use two names for different operations: they are told apart by their arguments.
-"""
+iOS 16 and iOS 18 have different operations of the same names, which are told apart by their arguments."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def _dequantize(call: Call) -> Tensor:
 
 
 def _quantize(call: Call) -> Tensor:
-    """clip(round(input / scale) + zero_point) to the range of the declared type; halves go to the even neighbour."""
+    """clip(round(input / scale) + zero_point) to the range of the declared type, with ties to even."""
     data, zero = call.tensor("input"), call.optional("zero_point")
     axis = call.integer("axis", 0)
     steps = torch.round(data / along(call.tensor("scale"), axis, data.dim()))
@@ -44,7 +43,7 @@ def _quantize(call: Call) -> Tensor:
 
 
 def blocks(small: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor with one entry for each block of a larger one, repeated over the blocks."""
+    """Repeat a tensor with one entry per block to the shape of the larger tensor."""
     for axis, size in enumerate(shape):
         if small.shape[axis] < 1 or size % small.shape[axis]:
             raise EvaluationError(
@@ -69,8 +68,13 @@ def _shifted(call: Call, data: Tensor) -> Tensor:
 
 
 def look_up(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
-    """Entries of look-up tables. indices: (d_0, ...), lut: (g_0, ..., palette, vector), one table for each of g_0 x ... groups ->
-    (d_0, ...), with the vector's elements side by side along `vector_axis`."""
+    """Entries of look-up tables.
+
+    indices: (d_0, ...).
+    lut: (g_0, ..., palette, vector), one table for each of g_0 x ... groups.
+    vector_axis: axis of the result along which a vector's elements lie side by side.
+
+    Returns (d_0, ...), longer along `vector_axis`."""
     rank = indices.dim()
     places = indices.long()
     tables = lut.reshape(-1, lut.shape[-2], lut.shape[-1])
@@ -101,7 +105,12 @@ def _lut_to_dense(call: Call) -> Tensor:
 
 
 def _unpacked(call: Call, name: str, bits: int, shape: list[int]) -> Tensor:
-    """iOS 16: indices of so many bits, packed in bytes."""
+    """iOS 16: indices packed in bytes.
+
+    call: the operation.
+    name: of the argument with the indices.
+    bits: per index.
+    shape: of the result."""
     count, packed = math.prod(shape), call.tensor(name)
     dtype = DTYPES[f"uint{bits}"]
     if packed.numel() != packed_bytes(dtype, count):
@@ -112,7 +121,7 @@ def _unpacked(call: Call, name: str, bits: int, shape: list[int]) -> Tensor:
 
 
 def scatter(values: Tensor, mask: Tensor) -> Tensor:
-    """Zero but where the mask is set; there the values, in row-major order."""
+    """The values at the places of the mask, in row-major order, and zero elsewhere."""
     if int(mask.sum()) != values.numel():
         raise EvaluationError(f"expected {int(mask.sum())} values for a sparse mask, came {values.numel()}")
     dense = torch.zeros(mask.shape, dtype=values.dtype)
@@ -129,7 +138,7 @@ def _sparse_to_dense(call: Call) -> Tensor:
 
 
 def _lut_to_sparse(call: Call) -> tuple[Tensor, Tensor]:
-    """Looks up the indices that are there -> their mask, with each of its elements repeated over a vector, and their values."""
+    """Look up the stored indices. Returns their mask, each element repeated over a vector, and the values."""
     mask, lut, axis = call.tensor("indices_mask"), call.tensor("lut"), _vector_axis(call)
     dense = look_up(scatter(call.tensor("indices_nonzero_data"), mask), lut, axis)
     if axis is not None and lut.shape[-1] > 1:
@@ -138,7 +147,7 @@ def _lut_to_sparse(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _sparse_shift_scale(call: Call) -> tuple[Tensor, Tensor]:
-    """Dequantizes the values that are there -> their mask and the values."""
+    """Dequantize the stored values. Returns their mask and the values."""
     mask = call.tensor("data_mask")
     dense = _shifted(call, scatter(call.tensor("nonzero_data"), mask))
     return mask, dense[mask.bool()]

@@ -19,7 +19,7 @@ GELU_MODES: Final = ("EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION")
 
 
 def _pow(x: Tensor, y: Tensor) -> Tensor:
-    # A negative whole exponent has no whole result; its fraction is cut off when the result is rounded.
+    # A negative integer exponent gives a fraction, which is truncated when the result is rounded.
     return torch.pow(x, y) if x.is_floating_point() else torch.pow(x.double(), y.double())
 
 
@@ -40,7 +40,7 @@ def _clip(call: Call) -> Tensor:
 
 
 def _cast(call: Call) -> Tensor:
-    """To the declared type, by the rounding of every result; a float loses its fraction where it becomes whole."""
+    """Convert to the declared type: the evaluator rounds every result to it, and integers are truncated."""
     return call.tensor("x")
 
 

@@ -24,8 +24,14 @@ _MAX_POOL: Final[Mapping[int, Callable[..., Tensor]]] = {1: F.max_pool1d, 2: F.m
 
 
 def _padding(call: Call, sizes: list[int], kernel: list[int], strides: list[int]) -> list[tuple[int, int]]:
-    """Padding before and after each spatial dimension. kernel: with its dilation. `same` keeps ceil(size / stride) and puts an odd
-    element after, `same_lower` before."""
+    """Padding before and after each spatial dimension.
+
+    call: the operation, with its argument `pad_type`.
+    sizes: of the input.
+    kernel: sizes of the kernel including its dilation.
+    strides: of the window.
+
+    `same` keeps ceil(size / stride) and puts an odd element after the input, `same_lower` before it."""
     kind = call.choice("pad_type", PAD_TYPES, "valid").lower()
     if kind == "valid":
         return [(0, 0)] * len(sizes)
@@ -57,7 +63,8 @@ def _conv(call: Call) -> Tensor:
 
 
 def _conv_transpose(call: Call) -> Tensor:
-    """The uncut result, then cut: `custom` names the cut, `same` keeps size * stride, `output_shape` names what is kept."""
+    """Compute the full result and cut it: `custom` gives the cut, `same` keeps size * stride, `output_shape` gives
+    the size to keep."""
     x, weight = call.tensor("x"), call.tensor("weight")
     spatial = x.dim() - 2
     strides, dilations = call.ints("strides", [1] * spatial), call.ints("dilations", [1] * spatial)
@@ -79,7 +86,7 @@ def _conv_transpose(call: Call) -> Tensor:
 
 
 def _windows(call: Call) -> tuple[Tensor, list[int], list[int], list[tuple[int, int]], list[tuple[int, int]]]:
-    """x, kernel, strides, padding, and what `ceil_mode` adds at the end so that the last, partial window counts."""
+    """x, kernel, strides, padding, and what `ceil_mode` adds at the end to include the last, partial window."""
     x, kernel = call.tensor("x"), call.ints("kernel_sizes")
     strides = call.ints("strides", [1] * len(kernel))
     sizes = list(x.shape[2:])
@@ -88,7 +95,7 @@ def _windows(call: Call) -> tuple[Tensor, list[int], list[int], list[tuple[int, 
     if call.flag("ceil_mode"):
         for i, ((before, after), n, k, s) in enumerate(zip(padding, sizes, kernel, strides, strict=True)):
             count = -(-(n + before + after - k) // s) + 1
-            if (count - 1) * s >= n + before:  # a window may not begin in the padding at the end
+            if (count - 1) * s >= n + before:  # a window must not start in the padding at the end
                 count -= 1
             extra[i] = (0, max(0, (count - 1) * s + k - (n + before + after)))
     return x, kernel, strides, padding, extra
@@ -100,7 +107,8 @@ def _max_pool(call: Call) -> Tensor:
 
 
 def _avg_pool(call: Call) -> Tensor:
-    """Sum over the window by the number of elements counted: the padding counts unless it is excluded, what `ceil_mode` adds never."""
+    """The window's sum divided by the number of elements counted. Padding counts unless excluded; additions by
+    `ceil_mode` never count."""
     x, kernel, strides, padding, extra = _windows(call)
     pool = _AVG_POOL[len(kernel)]
     ones = torch.ones_like(x[:1, :1])
@@ -129,7 +137,7 @@ def _matmul(call: Call) -> Tensor:
 
 
 def _whole(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
-    """A product of floats, or of whole numbers by way of float64, which holds them all."""
+    """A product of floats, or of integers by way of float64, which represents them all."""
     if tensors[0].is_floating_point():
         return function(*tensors)
     return function(*(None if t is None else t.double() for t in tensors)).round()

@@ -18,7 +18,7 @@ def _normalise(x: Tensor, axes: list[int], epsilon: float) -> Tensor:
 
 
 def _scale_shift(call: Call, x: Tensor, shape: Callable[[Tensor], Tensor]) -> Tensor:
-    """x * gamma + beta, where they are given."""
+    """x * gamma + beta, for those of the two that are given."""
     gamma, beta = call.optional("gamma"), call.optional("beta")
     x = x if gamma is None else x * shape(gamma)
     return x if beta is None else x + shape(beta)
@@ -51,7 +51,7 @@ def _l2_norm(call: Call) -> Tensor:
 
 
 def _reduce(function: Callable[..., Tensor]) -> Compute:
-    """function(x, axes, keepdim) over `axes`, or over all where none are named."""
+    """function(x, axes, keepdim) over `axes`, or over all axes if none are given."""
 
     def compute(call: Call) -> Tensor:
         x = call.tensor("x")
@@ -83,7 +83,8 @@ def _arg(function: Callable[..., Tensor]) -> Compute:
 
 
 def _topk(call: Call) -> tuple[Tensor, ...]:
-    """The k largest (`ascending`: smallest) and where they lie; of equal values the first come first. k = -1: all."""
+    """The k largest values (`ascending`: smallest) and their indices. Among equal values the first comes first. k =
+    -1: all."""
     x, axis = call.tensor("x"), call.integer("axis", -1)
     ascending, k = call.flag("ascending"), call.integer("k", 1)
     values, places = torch.sort(x, dim=axis, descending=not ascending, stable=True)

@@ -1,8 +1,7 @@
-"""Every operation that the evaluator knows, by its MIL type.
+"""Every operation that the evaluator supports, by MIL type.
 
-To add one: write a function of a `Call` that returns its result, or a tuple of its results, and name it in the `OPS` of the module it
-belongs to. The meaning to follow is the one in coremltools' definitions, `coremltools.converters.mil.mil.ops.defs`.
-"""
+To add one: write a function of a `Call` that returns its result, or a tuple of results, and add it to `OPS` in its
+module. Follow the definition in `coremltools.converters.mil.mil.ops.defs`."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ OPS: Final[Mapping[str, Compute]] = {
 
 
 def find(op: Operation) -> Compute:
-    """The function that computes an operation; EvaluationError where there is none."""
+    """The function that computes an operation. Raises EvaluationError if there is none."""
     if op.type not in OPS:
         raise EvaluationError(
             f"operation {op.type} {op.name!r}: expected one of the {len(OPS)} that are known, came another; "

@@ -1,4 +1,4 @@
-"""MIL operations that change the size of images. They differ in where an output pixel lies on the input's grid, and in nothing else."""
+"""MIL operations that resize images. They differ only in how output pixels are placed on the input's grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLING_MODES: Final = (
 
 
 def grid(size: int, target: int, mode: str) -> Tensor:
-    """Where output pixels lie among input pixels. -> (target,) float64 in [0, size - 1]."""
+    """Positions of the output pixels among the input pixels, (target,) float64 in [0, size - 1]."""
     i = torch.arange(target, dtype=torch.float64)
     if mode == "DEFAULT":
         places = i * (size / target)
@@ -40,7 +40,7 @@ def grid(size: int, target: int, mode: str) -> Tensor:
 
 
 def linear(x: Tensor, axis: int, places: Tensor) -> Tensor:
-    """x at fractional positions of one axis, between its two neighbours."""
+    """x at fractional positions of one axis, interpolated between neighbours."""
     axis = axis_of(axis, x.dim())
     low = places.floor().long()
     high = (low + 1).clamp(max=x.shape[axis] - 1)
@@ -49,7 +49,7 @@ def linear(x: Tensor, axis: int, places: Tensor) -> Tensor:
 
 
 def nearest(x: Tensor, axis: int, target: int) -> Tensor:
-    """x with one axis resized by repeating or leaving out: output i takes floor(i * size / target)."""
+    """x with one axis resized by repeating or skipping: output i is input floor(i * size / target)."""
     size = x.shape[axis]
     return x.index_select(axis, torch.arange(target) * size // target)
 
@@ -75,12 +75,12 @@ def _upsample_nearest(call: Call) -> Tensor:
 
 
 def _upsample_bilinear(call: Call) -> Tensor:
-    """Corners on corners, or half-pixel centres; other combinations are refused."""
+    """Aligned corners, or half-pixel centres. Other combinations are refused."""
     corners = call.flag("align_corners", True)
     if call.flag("half_pixel_centers", not corners) == corners:
         raise EvaluationError(
             f"upsample_bilinear {call.op.name!r}: expected half_pixel_centers to be the opposite of align_corners, "
-            f"came {corners} for both; not evaluated here"
+            f"came {corners} for both; this case is not supported"
         )
     mode = "STRICT_ALIGN_CORNERS" if corners else "UNALIGN_CORNERS"
     return _bilinear(call.tensor("x"), *_scaled(call), mode)
@@ -100,7 +100,7 @@ def _resize_nearest(call: Call) -> Tensor:
 
 
 def _resize(call: Call) -> Tensor:
-    """iOS 17: the last `resized_dims` sizes of `shape`; 0 keeps x's own."""
+    """iOS 17: the last `resized_dims` sizes of `shape`. 0 keeps the size of x."""
     x, count = call.tensor("x"), call.integer("resized_dims")
     kind = call.choice("interpolation_mode", ("LINEAR", "NEAREST_NEIGHBOR"), "LINEAR").upper()
     mode = call.choice("sampling_mode", SAMPLING_MODES, "DEFAULT").upper()

@@ -1,4 +1,4 @@
-"""MIL operations that move, repeat, cut and join elements, and those that make tensors out of shapes."""
+"""MIL operations that move, repeat, cut and join elements, and those that make tensors from shapes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ PAD_MODES: Final = ("constant", "reflect", "replicate")
 
 
 def _reshape(call: Call) -> Tensor:
-    """-1: what is left. 0: the size of x at that place counted from the end, 1 where x has no such dimension (iOS 17; before, 0 needs
-    equal ranks, for which both readings agree)."""
+    """-1 is the remaining size. 0 is the size of x at that place counted from the end, or 1 if x has no such
+    dimension.
+
+    This is iOS 17's meaning of 0. Earlier, 0 needs equal ranks, for which both meanings agree."""
     x, shape = call.tensor("x"), call.ints("shape")
     own = [1] * len(shape) + list(x.shape)
     return x.reshape([own[len(own) - len(shape) + i] if size == 0 else size for i, size in enumerate(shape)])
@@ -58,7 +60,7 @@ def _split(call: Call) -> tuple[Tensor, ...]:
 
 
 def _slice_by_index(call: Call) -> Tensor:
-    """x[begin:end:stride] in every dimension with Python's meaning of negative numbers; a masked bound is none."""
+    """x[begin:end:stride] in every dimension, with negative numbers as in Python. Masked bounds are ignored."""
     x = call.tensor("x")
     rank = x.dim()
     begin, end, stride = call.ints("begin"), call.ints("end"), call.ints("stride", [1] * rank)
@@ -86,7 +88,7 @@ def _slice_by_size(call: Call) -> Tensor:
 
 
 def _pad(call: Call) -> Tensor:
-    """The last dimensions of x, made longer before and after. pad: two numbers for each, in the order of the dimensions."""
+    """Pad the last dimensions of x. pad: two numbers per dimension (before, after), in the order of the dimensions."""
     x, pad = call.tensor("x"), call.ints("pad")
     mode = call.choice("mode", PAD_MODES, "constant").lower()
     pairs = list(zip(pad[::2], pad[1::2], strict=True))
@@ -109,7 +111,8 @@ def _pad(call: Call) -> Tensor:
 
 
 def _indices(call: Call, size: int) -> Tensor:
-    """The argument `indices`, negative ones counted from the end; EvaluationError outside the axis."""
+    """The argument `indices`, with negative ones counted from the end. Raises EvaluationError if one is outside the
+    axis."""
     indices = call.tensor("indices").long()
     if indices.numel() and not (-size <= int(indices.min()) and int(indices.max()) < size):
         raise EvaluationError(
@@ -120,7 +123,7 @@ def _indices(call: Call, size: int) -> Tensor:
 
 
 def _gather(call: Call) -> Tensor:
-    """x's slices along an axis. The first `batch_dims` dimensions of x and of the indices go together."""
+    """Slices of x along an axis. The first `batch_dims` dimensions of x and the indices correspond."""
     x, batch = call.tensor("x"), call.integer("batch_dims", 0)
     axis = axis_of(call.integer("axis", 0), x.dim())
     indices = _indices(call, x.shape[axis])
@@ -142,14 +145,15 @@ def _gather_along_axis(call: Call) -> Tensor:
 def _gather_nd(call: Call) -> Tensor:
     if call.integer("batch_dims", 0):
         raise EvaluationError(
-            f"gather_nd {call.op.name!r}: expected batch_dims 0, came another; not evaluated here"
+            f"gather_nd {call.op.name!r}: expected batch_dims 0, came another; other values are not supported"
         )
     indices = call.tensor("indices").long()
     return call.tensor("x")[tuple(indices.unbind(-1))]
 
 
 def _space_to_depth(call: Call) -> Tensor:
-    """(n, c, h, w) -> (n, block^2 c, h/block, w/block); channel (row, column, c): the place in the block varies slowest."""
+    """(n, c, h, w) -> (n, block^2 c, h/block, w/block). Channel order (row, column, c): the place in the block varies
+    slowest."""
     x, b = call.tensor("x"), call.integer("block_size")
     n, c, h, w = x.shape
     cells = x.reshape(n, c, h // b, b, w // b, b)
@@ -157,7 +161,7 @@ def _space_to_depth(call: Call) -> Tensor:
 
 
 def _depth_to_space(call: Call) -> Tensor:
-    """The inverse of `space_to_depth`. Pixel shuffle differs: there the place in the block varies fastest."""
+    """The inverse of `space_to_depth`. It differs from pixel shuffle, in which the place in the block varies fastest."""
     x, b = call.tensor("x"), call.integer("block_size")
     n, c, h, w = x.shape
     cells = x.reshape(n, b, b, c // (b * b), h, w)
@@ -171,7 +175,7 @@ def _sliding_windows(call: Call) -> Tensor:
 
 
 def _band_part(call: Call) -> Tensor:
-    """What lies at most `lower` below and `upper` above the diagonal of the last two axes; -1: all of that side."""
+    """The elements at most `lower` below and `upper` above the diagonal of the last two axes. -1: all of that side."""
     x = call.tensor("x")
     below = torch.arange(x.shape[-2])[:, None] - torch.arange(x.shape[-1])
     lower, upper = call.integer("lower", -1), call.integer("upper", -1)
@@ -200,7 +204,7 @@ def _filled(call: Call, shape: list[int]) -> Tensor:
 
 
 def _range_1d(call: Call) -> Tensor:
-    """start, start + step, ... before end; the bounds in float64, as far as their own type tells them."""
+    """start, start + step, ... before end. Bounds are computed in float64."""
     start, end, step = (call.tensor(name).reshape(()).item() for name in ("start", "end", "step"))
     count = max(0, math.ceil((end - start) / step))
     return torch.arange(count, dtype=torch.float64) * step + start

@@ -1,1 +1,1 @@
-"""INT8 graphs by NNCF, under accuracy control."""
+"""INT8 ONNX graphs by NNCF, with layers in floating point until they keep their accuracy budget."""

@@ -1,14 +1,13 @@
-"""NNCF's INT8 graph in the form that ONNX Runtime's integer kernels take.
+"""Rewrites NNCF's INT8 graph so that ONNX Runtime uses its integer kernels.
 
-NNCF quantizes what goes into an operation, leaves biases in float32 and mixes signed and unsigned activations; ONNX Runtime then
-computes most convolutions in floating point. Three changes let it compute them in integers (the student's time against fp32 on a
-CPU with VNNI: 0.92 before, 0.38 after):
+NNCF quantizes the inputs of an operation, leaves biases in float32 and mixes signed and unsigned activations. ONNX
+Runtime then computes most convolutions in floating point. Three changes enable its integer kernels (the student's
+time relative to fp32 on a CPU with VNNI: 0.92 before, 0.38 after):
 
-- activations are unsigned: 128 more in each zero point, the same real values;
-- a bias is int32 in units of input scale times weight scale, which is what an integer convolution adds up;
-- the output of a quantized convolution has a quantizer where NNCF left it in float32; its range is measured. Where it has one for
-some of the nodes that take it, all take the quantized value.
-"""
+- Activations become unsigned: zero points are raised by 128, the real values stay the same.
+- Biases become int32 in units of input scale times weight scale, as an integer convolution accumulates them.
+- The output of a quantized convolution gets a quantizer if NNCF left it in float32, with a measured range. If only
+some of its readers have one, all of them read the quantized value."""
 
 from __future__ import annotations
 
@@ -20,14 +19,18 @@ from onnx import NodeProto, helper, numpy_helper
 
 from export.onnx.ranges import watched
 
-LAYOUT = ("DepthToSpace", "Reshape", "Transpose")  # move values, change none
+# Operations that move values without changing them.
+LAYOUT = ("DepthToSpace", "Reshape", "Transpose")
 
 
 def integer_form(
     quantized: onnx.ModelProto, source: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]]
 ) -> onnx.ModelProto:
-    """Change NNCF's graph in place and return it. source: the fp32 graph with the same names; feeds: inputs that ranges are
-    measured on."""
+    """Rewrite NNCF's graph in place and return it.
+
+    quantized: NNCF's graph.
+    source: the fp32 graph with the same names.
+    feeds: inputs on which ranges are measured."""
     graph = quantized.graph
     del graph.value_info[:]  # types change
     _unsigned(graph)
@@ -45,7 +48,7 @@ def integer_form(
 def output_ranges(
     source: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of each tensor over the feeds, with zero between them."""
+    """Smallest and largest value of each tensor over the feeds; the range always includes zero."""
     ranges = dict.fromkeys(names, (0.0, 0.0))
     if not names:
         return ranges
@@ -58,7 +61,7 @@ def output_ranges(
 
 
 def _unsigned(graph: onnx.GraphProto) -> None:
-    """int8 activations to uint8. A quantizer and its dequantizers share a zero point by name."""
+    """Change int8 activations to uint8. A quantizer and its dequantizers refer to the same zero point."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     points = {node.input[2] for node in graph.node if node.op_type == "QuantizeLinear"}
     for name in sorted(points):
@@ -69,7 +72,7 @@ def _unsigned(graph: onnx.GraphProto) -> None:
 
 
 def _integer_biases(graph: onnx.GraphProto) -> list[NodeProto]:
-    """Give every convolution of quantized input and weight an int32 bias; returns these convolutions."""
+    """Give every convolution with quantized input and weight an int32 bias; returns these convolutions."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     makers = _makers(graph)
     found = []
@@ -105,7 +108,7 @@ def _integer_biases(graph: onnx.GraphProto) -> list[NodeProto]:
 def _scale(
     name: str, makers: Mapping[str, NodeProto], constants: Mapping[str, np.ndarray]
 ) -> np.ndarray | None:
-    """Scale of a dequantized tensor, seen through operations that only move values; None where it is not quantized."""
+    """Scale of a dequantized tensor, also through operations that only move values; None if it is not quantized."""
     node = makers.get(name)
     while node is not None and node.op_type in LAYOUT:
         node = makers.get(node.input[0])
@@ -113,7 +116,7 @@ def _scale(
 
 
 def _share_quantizer(graph: onnx.GraphProto, name: str) -> None:
-    """Let every node that takes a tensor take its dequantized form, where there is one."""
+    """Make every reader of a tensor use its dequantized form, if it has one."""
     takers = [node for node in graph.node if name in node.input]
     quantizers = [node for node in takers if node.op_type == "QuantizeLinear"]
     if not quantizers or len(takers) == len(quantizers):
@@ -126,8 +129,10 @@ def _share_quantizer(graph: onnx.GraphProto, name: str) -> None:
 
 
 def _open_chain(graph: onnx.GraphProto, node: NodeProto) -> list[str]:
-    """A convolution's output and what mere moves make of it, where no quantizer takes the result; else nothing. A rectifier before a
-    quantizer is part of it for ONNX Runtime, so where one alone takes the output, its own output stands for it."""
+    """A convolution's output and its moved forms, if no quantizer reads the result; else empty.
+
+    A ReLU before a quantizer is fused with it by ONNX Runtime. If a ReLU is the only reader, the chain starts at the
+    ReLU's output."""
     outputs = {value.name for value in graph.output}
     name = node.output[0]
     takers = [other for other in graph.node if name in other.input]
@@ -147,7 +152,11 @@ def _open_chain(graph: onnx.GraphProto, node: NodeProto) -> list[str]:
 
 
 def _quantize_chain(graph: onnx.GraphProto, chain: Sequence[str], low: float, high: float) -> None:
-    """Quantize and dequantize each tensor of a chain over one range."""
+    """Quantize and dequantize each tensor of a chain.
+
+    graph: to change.
+    chain: names of the tensors.
+    low, high: range of their values."""
     scale = np.float32((high - low) / 255 or 1.0)
     point = np.uint8(np.clip(round(-low / float(scale)), 0, 255))
     start = chain[0]
@@ -185,7 +194,7 @@ def _dequantizer(inputs: Sequence[str], output: str, axis: int | None = None) ->
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove quantizers whose result nothing takes, and constants that nothing takes, such as the float biases."""
+    """Remove quantizers whose result is not used, and unused constants such as the float biases."""
     while True:
         used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
         kept = [

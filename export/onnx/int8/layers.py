@@ -1,4 +1,4 @@
-"""The layers of an ONNX graph that may be quantized, the work each does, and a quantized graph with one of them alone."""
+"""The layers of an ONNX graph that may be quantized, their cost, and a graph with only one layer quantized."""
 
 from __future__ import annotations
 
@@ -21,22 +21,29 @@ _PASSIVE: Final = (*LAYOUT, "Relu", "LeakyRelu", "Pad", "Concat", "Identity")
 
 @dataclass(frozen=True)
 class Layer:
-    """A node by its name. work: multiply-accumulates, of a sum additions, per pixel of the LR image. whole: integer kernels can compute
-    it, which give integers; where its result leaves the graph, it must be in floating point."""
+    """A node that may be quantized."""
 
     name: str
+    """Name of the node."""
     kind: str
+    """Type of the operation."""
     work: float
+    """Multiply-accumulates (for a sum, additions) per LR pixel."""
     whole: bool
+    """Whether integer kernels can compute it. Their results are integers, so it is False if the result leaves the
+    graph."""
 
     def cost(self, bits: int) -> float:
-        """Bit operations per LR pixel; an operation on quantized inputs that no integer kernel takes saves nothing."""
+        """Bit operations per LR pixel. Without an integer kernel, quantized inputs save nothing."""
         return self.work * (bits if self.whole else FLOAT_BITS)
 
 
 def find_layers(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], pixels: int) -> list[Layer]:
-    """Every weighted node and every sum of two computed tensors, in the graph's order. feed: an input that the work is counted on,
-    of so many pixels of the LR image."""
+    """Every node with weights and every sum of two computed tensors, in the graph's order.
+
+    model: the graph.
+    feed: an input on which the work is counted.
+    pixels: number of pixels of its LR image."""
     weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     floats = float_values(model)
     found = [
@@ -59,7 +66,7 @@ def find_layers(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], pixels: 
 
 
 def _leaves(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
-    """Whether a node's result is an output of the graph, as it is, moved or clipped."""
+    """Whether a node's result is an output of the graph, directly or only moved and clipped."""
     outputs, waiting = {value.name for value in graph.output}, list(node.output)
     while waiting:
         name = waiting.pop()
@@ -71,14 +78,18 @@ def _leaves(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
 
 
 def passive(node: onnx.NodeProto) -> bool:
-    """Whether a quantizer may move through it without any quantization of its own."""
+    """Whether a quantizer may pass through the node, which then needs none of its own."""
     return node.op_type in _PASSIVE
 
 
 def quantized_alone(quantized: onnx.ModelProto, source: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """A copy of NNCF's graph in which that layer alone takes quantized inputs; every other node has those of the source again.
+    """A copy of NNCF's graph in which only the named layer has quantized inputs.
 
-    Nodes that merely pass a quantized value on to the layer keep theirs, too."""
+    quantized: NNCF's graph.
+    source: the fp32 graph, whose inputs all other nodes get.
+    name: of the layer.
+
+    Nodes that only pass a quantized value on to the layer stay quantized too."""
     model = onnx.ModelProto()
     model.CopyFrom(quantized)
     makers = {output: node for node in model.graph.node for output in node.output}

@@ -1,4 +1,4 @@
-"""NNCF at work on a pair of graphs: what goes into them, each layer alone in INT8, and chosen layers together."""
+"""Runs NNCF on a pair of graphs: each layer alone in INT8, or chosen layers together."""
 
 from __future__ import annotations
 
@@ -31,11 +31,15 @@ class QuantizationError(GdposrError):
 
 
 class Workbench:
-    """The graphs, what goes into them, and what the fp32 model makes of it."""
+    """A pair of graphs, their calibration inputs, and the fp32 model's results."""
 
     def __init__(
         self, graphs: Mapping[str, Path], sets: SampleSets, specs: Mapping[str, GraphSpec], weight_bits: int
     ) -> None:
+        """graphs: fp32 graphs by role.
+        sets: calibration and validation samples.
+        specs: inputs and outputs by role.
+        weight_bits: 8, or 7 to avoid overflow on CPUs that add two products in 16 bits."""
         self.specs, self.sets, self.weight_bits = specs, sets, weight_bits
         self.reference = OnnxPair(specs, graphs)
         self.models = {role: onnx.load(path) for role, path in graphs.items()}
@@ -55,8 +59,10 @@ class Workbench:
         }
 
     def alone(self, names: Sequence[str]) -> Callable[[str, int], float]:
-        """A function of one of these layers: the PSNR in dB of the model against fp32, over all validation samples, with that layer
-        alone in INT8. It ignores the bits."""
+        """A function of (layer, bits): PSNR in dB against fp32 with only that layer in INT8, over all validation
+        samples.
+
+        names: the layers it will be called with. It ignores the bits."""
         roles = {layer.name: role for role in ROLES for layer in self.layers[role] if layer.name in names}
         whole = {
             role: self._all(role, [n for n in names if roles[n] == role]) for role in set(roles.values())
@@ -69,7 +75,7 @@ class Workbench:
                 onnx.save(quantized_alone(whole[role], self.models[role], name), path)
                 try:
                     pair = OnnxPair(self.specs, {**self._graphs, role: path})
-                except Exception as error:  # ONNX Runtime's exceptions have no common base but this
+                except Exception as error:  # ONNX Runtime's exceptions have no narrower common base
                     raise _refused(name, self.models[role], "ONNX Runtime", error) from error
                 errors = [
                     np.mean(np.square(pair(s.lr[None], s.noise[None]) - expected))
@@ -86,7 +92,8 @@ class Workbench:
         return psnr
 
     def _all(self, role: str, names: Sequence[str]) -> onnx.ModelProto:
-        """NNCF's graph with all of these layers in INT8. Where NNCF fails, each is tried alone to find the one that it refuses."""
+        """NNCF's graph with all of these layers in INT8. If NNCF fails, each is tried alone to find the one that it
+        rejects."""
         try:
             return self._quantized(role, set(names))
         except QuantizationError:
@@ -95,7 +102,7 @@ class Workbench:
             raise
 
     def write(self, folder: Path, bits: Mapping[str, int]) -> dict[str, Path]:
-        """Both graphs with these layers in INT8."""
+        """Write both graphs with some layers in INT8; returns the paths by role. bits: of each layer."""
         paths = {}
         for role, model in self.models.items():
             names = {layer.name for layer in self.layers[role] if bits.get(layer.name) == 8}
@@ -126,7 +133,7 @@ class Workbench:
                     ignored_scope=nncf.IgnoredScope(names=others),
                     advanced_parameters=_parameters(self.weight_bits),
                 )
-        except Exception as error:  # whatever NNCF meets in a graph that it does not know
+        except Exception as error:  # NNCF raises various exceptions for graphs that it does not support
             name = min(names)
             if len(names) > 1:
                 raise QuantizationError(
@@ -136,7 +143,11 @@ class Workbench:
 
 
 def check_finite(role: str, path: Path, model: onnx.ModelProto, feeds: Sequence[Feed]) -> None:
-    """QuantizationError with the name of the first node that gives NaN or infinity for one of the feeds."""
+    """Raise QuantizationError with the first node that gives NaN or infinity.
+
+    role: encoder or generator.
+    path, model: the graph's file and content.
+    feeds: inputs to run."""
     largest = reduced(path, model, feeds, "ReduceMax")
     for node in model.graph.node:
         if any(not math.isfinite(largest.get(name, 0.0)) for name in node.output):
@@ -147,8 +158,9 @@ def check_finite(role: str, path: Path, model: onnx.ModelProto, feeds: Sequence[
 
 
 def _parameters(weight_bits: int) -> Any:
-    """Ranges from the smallest to the largest value seen: NNCF's default, a mean over samples, cuts off the strongest details (38
-    instead of 46 dB for the worst photo)."""
+    """NNCF's settings: ranges from the smallest to the largest value seen.
+
+    NNCF's default, a mean over samples, cuts off the strongest details: 38 instead of 46 dB for the worst photo."""
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import (
         AggregatorType,
@@ -171,6 +183,12 @@ def _parameters(weight_bits: int) -> Any:
 
 
 def _refused(name: str, model: onnx.ModelProto, who: str, error: Exception) -> QuantizationError:
+    """The error for a node that cannot be quantized.
+
+    name: of the node.
+    model: its graph.
+    who: program that rejects it.
+    error: its exception."""
     kind = next(node.op_type for node in model.graph.node if node.name == name)
     return QuantizationError(
         f"{who} cannot take node {name} ({kind}) in INT8: {_line(error)}; leave it in floating point with --float-layer {name}"
@@ -183,7 +201,7 @@ def _line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without NNCF's progress bars and its log."""
+    """Suppress NNCF's progress bars and log."""
     import nncf
 
     level = logging.getLogger("nncf").level

@@ -1,4 +1,4 @@
-"""What a converted pair of graphs loses against fp32 on photos with known HR, in the terms of the accuracy gates."""
+"""The loss of a converted pair of graphs against fp32, on photos with known HR, in terms of the accuracy gates."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from runtime.errors import GdposrError
 from training.metrics.artefacts import diversity
 from training.metrics.fidelity import psnr_y
 
-Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image, noise -> sr, as export.parity
+# image, noise -> sr, as in export.parity
+Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# sr, hr -> score
 Score = Callable[[np.ndarray, np.ndarray], float]
-JUDGED = ("max_psnr_loss", "min_diversity_ratio", "max_sqf_rise")  # gates that `losses` speaks of
+# Gates that `losses` covers.
+JUDGED = ("max_psnr_loss", "min_diversity_ratio", "max_sqf_rise")
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over the samples. psnr: dB on Y of the 8-bit picture; diversity: mean RMS distance between samples of one photo, 1/255."""
+    """Means over the samples."""
 
     psnr: float
-    diversity: float | None  # None: one sample per photo
+    """PSNR in dB on Y of the 8-bit picture."""
+    diversity: float | None
+    """Mean RMS distance between samples of one photo, in 1/255; None with one sample per photo."""
     sqf: float | None
+    """Mean SQF; None if it was not measured."""
 
 
 def judge(run: Run, samples: Sequence[Sample], sqf: Score | None = None) -> Quality:
-    """Measure a model on samples; those that follow each other with the same LR picture are samples of one photo."""
+    """Measure a model on samples. Consecutive samples with the same LR picture belong to one photo."""
     psnr, spread, distances = [], [], []
     for _, group in groupby(samples, key=lambda sample: sample.lr.tobytes()):
         pictures = []
@@ -54,7 +60,7 @@ def judge(run: Run, samples: Sequence[Sample], sqf: Score | None = None) -> Qual
 
 
 def losses(came: Quality, reference: Quality) -> dict[str, float]:
-    """By gate what came is worse by; what was not measured is left out."""
+    """The loss against the reference by gate, without values that were not measured."""
     lost = {"max_psnr_loss": reference.psnr - came.psnr}
     if came.diversity is not None and reference.diversity:
         lost["min_diversity_ratio"] = came.diversity / reference.diversity
@@ -64,7 +70,8 @@ def losses(came: Quality, reference: Quality) -> dict[str, float]:
 
 
 def broken(budget: Gates, lost: Mapping[str, float]) -> list[str]:
-    """The gates of a budget that are not kept, each with its limit and what came; gates that were not measured are left out."""
+    """The gates of a budget that are missed, each with its limit and value. Gates that were not measured are left
+    out."""
     missed = []
     for gate, value in lost.items():
         limit = getattr(budget, gate)

@@ -1,10 +1,9 @@
 """INT8 ONNX graphs by NNCF, under accuracy control.
 
-Each layer is measured alone in INT8. What leaves a graph stays in floating point, since no integer kernel gives floats; of the rest
-`calibration.sensitivity.plan` keeps in floating point what saves least work per noise, until the predicted noise is small enough. The
-result is judged on photos that calibration never saw, and as long as it breaks its budget the noisiest layer goes back to floating
-point.
-"""
+Each layer is measured alone in INT8. Layers whose result leaves the graph stay in floating point, since no integer
+kernel returns floats. `calibration.sensitivity.plan` keeps further layers in floating point, those that save least
+work per noise first, until the predicted noise is small enough. The result is judged on photos that calibration never
+saw. While it breaks its budget, the noisiest layer returns to floating point."""
 
 from __future__ import annotations
 
@@ -26,21 +25,26 @@ from runtime.bundle.manifest import GraphSpec
 
 Say = Callable[[str], None]
 
-PLAN_DB: Final = 49.0  # noise that adds 0.03 dB to the error of a picture at 27 dB; the budget is 0.1
-LEAST_SHARE: Final = 0.5  # of the work that must be in INT8, or the graphs are not worth their name
+# PSNR against fp32 to plan for. It costs a picture at 27 dB 0.03 dB; the budget is 0.1 dB.
+PLAN_DB: Final = 49.0
+# Least share of the work in INT8.
+LEAST_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True)
 class Int8Preset:
-    """How INT8 graphs are made. weight_bits: 7 keeps half the range free. budget: what they may lose against fp32."""
+    """How INT8 graphs are made."""
 
     weight_bits: int
+    """Bits of a weight; 7 leaves half of the range free, so that the sum of two products fits 16 bits."""
     purpose: str
+    """Processors that it is for, as shown in the help."""
     budget: Gates = INT8_GATES
+    """Limits of the loss against fp32."""
 
 
-# Both keep 46 dB against torch and take the same time on a CPU with VNNI (docs/accuracy.md). Without it 8 bits leave 38.9 dB, so the
-# preset that is right on every CPU ships and the runtime need not choose.
+# Both keep 46 dB against torch and take the same time on a CPU with VNNI (docs/accuracy.md). On a CPU without VNNI, 8 bits keep only
+# 38.9 dB. The shipped bundle therefore uses avx2, which is right on every CPU.
 INT8_PRESETS: Final[Mapping[str, Int8Preset]] = {
     #                                                                                  worst dB, time beside fp32
     "avx2": Int8Preset(7, "any x86: without VNNI two products are added in 16 bits"),  # 46.5     0.383
@@ -50,14 +54,18 @@ INT8_PRESETS: Final[Mapping[str, Int8Preset]] = {
 
 @dataclass(frozen=True)
 class Int8Request:
-    """What INT8 graphs are calibrated on and judged by. budget: None = the preset's. keep_float: nodes that stay in floating point
-    whatever they bear. sqf: a scorer; without it the budget's SQF gate is not checked."""
+    """What INT8 graphs are calibrated on and judged by."""
 
     sets: SampleSets
+    """Calibration and validation samples."""
     preset: str = "avx2"
+    """Key of `INT8_PRESETS`."""
     budget: Gates | None = None
+    """Limits of the loss against fp32; None for the preset's."""
     keep_float: tuple[str, ...] = ()
+    """Nodes that stay in floating point."""
     sqf: Score | None = None
+    """SQF scorer; without it the budget's SQF gate is not checked."""
 
     def __post_init__(self) -> None:
         if self.preset not in INT8_PRESETS:
@@ -65,21 +73,28 @@ class Int8Request:
 
     @property
     def limits(self) -> Gates:
-        """The budget that holds."""
+        """The budget that applies."""
         return INT8_PRESETS[self.preset].budget if self.budget is None else self.budget
 
 
 @dataclass(frozen=True)
 class Int8Graphs:
-    """What was written and why. rows: the noise of each layer alone; bits: of each layer, 32 for float."""
+    """The written graphs and the measurements behind them."""
 
     paths: dict[str, Path]
+    """Graphs by role."""
     rows: tuple[LayerNoise, ...]
+    """Noise of each layer alone in INT8."""
     bits: dict[str, int]
+    """Bits of each layer; 32 for floating point."""
     preset: str
-    losses: dict[str, float]  # by gate, on the validation samples
-    unchecked: tuple[str, ...]  # gates of the budget that were not measured
-    samples: int  # of validation
+    """Key of `INT8_PRESETS`."""
+    losses: dict[str, float]
+    """Loss on the validation samples by gate."""
+    unchecked: tuple[str, ...]
+    """Gates of the budget that were not measured."""
+    samples: int
+    """Number of validation samples."""
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
@@ -99,17 +114,22 @@ def quantize_int8(
     request: Int8Request,
     say: Say = lambda text: None,
 ) -> Int8Graphs:
-    """Quantize both fp32 graphs; writes encoder.int8.onnx and generator.int8.onnx into folder.
+    """Quantize both fp32 graphs; writes encoder.int8.onnx and generator.int8.onnx.
 
-    QuantizationError, naming the node, where activations are not finite and where NNCF or ONNX Runtime refuses a node; also where the
-    budget is broken even with half of the work in floating point.
-    """
+    graphs: fp32 graphs by role.
+    folder: for the files.
+    specs: inputs and outputs by role.
+    request: samples, preset and budget.
+    say: receives progress messages.
+
+    Raises QuantizationError, which names the node, if activations are not finite or NNCF or ONNX Runtime rejects a
+    node; also if the budget is broken even with half of the work in floating point."""
     bench = Workbench(graphs, request.sets, specs, INT8_PRESETS[request.preset].weight_bits)
     layers = {layer.name: layer for role in ROLES for layer in bench.layers[role]}
     unknown = [name for name in request.keep_float if name not in layers]
     if unknown:
         raise QuantizationError(
-            f"float layer: expected some of {', '.join(layers)}, got {unknown[0]!r}; correct it"
+            f"float layer: expected some of {', '.join(layers)}, got {unknown[0]!r}; choose one of these"
         )
     measured = [name for name in layers if name not in request.keep_float]
     say(f"  measuring {len(measured)} layers alone")
@@ -148,6 +168,6 @@ def quantize_int8(
 
 
 def share(layers: Mapping[str, Layer], bits: Mapping[str, int]) -> float:
-    """Part of the graphs' work that is done in INT8, 0-1."""
+    """Share of the graphs' work that is done in INT8, 0 to 1."""
     done = math.fsum(layer.work for name, layer in layers.items() if bits[name] != FLOAT_BITS)
     return done / math.fsum(layer.work for layer in layers.values())
