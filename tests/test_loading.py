@@ -157,7 +157,7 @@ def test_runs_stand_on_runs_and_move_together(sd21: Path, public: Path, tmp_path
     torch.testing.assert_close(run(load_model(tmp_path / "there" / "gdpo")), expected, atol=1e-5, rtol=1e-5)
     (tmp_path / "there" / "naosd").rename(tmp_path / "gone")
     with pytest.raises(
-        FileNotFoundError, match=r"the base of .*gdpo.*'\.\./\.\./naosd', is not to be had: no model at"
+        FileNotFoundError, match=r"the base of .*gdpo.*'\.\./\.\./naosd', cannot be loaded: no model at"
     ):
         load_model(tmp_path / "there" / "gdpo")
 
@@ -276,7 +276,7 @@ def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
         FileNotFoundError,
-        match=r"no folder nobody/no-such-model here, and as a hub name .* check the name and the net",
+        match=r"there is no folder nobody/no-such-model, and it cannot be loaded as a hub name .* check the name and the net",
     ):
         load_model("nobody/no-such-model")
 

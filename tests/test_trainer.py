@@ -308,7 +308,7 @@ def test_full_disk_leaves_the_earlier_state(root: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(folder)], cwd=root, capture_output=True, text=True, check=True
     )
-    assert "the earlier state there is untouched" in done.stdout
+    assert "the earlier state is unchanged" in done.stdout
     assert "--resume" in done.stdout
     values = load_state(folder, {"net": torch.nn.Linear(8, 8)}, {})
     assert values["step"] == 1

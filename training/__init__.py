@@ -1,1 +1,1 @@
-"""GPU training stage: degradation, data, the one-step model, NAOSD and GDPO, on one trainer."""
+"""Training: data, metrics, the one-step diffusion model, and the stages (pretraining, NAOSD, GDPO) on one trainer."""

@@ -1,7 +1,6 @@
-"""How fast the training data comes, and what the vectorised reward weights gain: times of this machine, one thread each.
+"""Measures the speed of the training data and of the vectorised reward weights on this machine, with one thread.
 
-gdposr train bench --data DIR [--device cuda]
-"""
+gdposr train bench --data DIR [--device cuda]"""
 
 from __future__ import annotations
 
@@ -32,7 +31,12 @@ from training.metrics.luma import gray_levels
 
 
 def seconds_per_pair(photos: PhotoSet, crop: int, mild_share: float, pairs: int) -> float:
-    """Mean time of one pair in this process: crop, augmentation, degradation."""
+    """Mean time of one pair in this process: crop, augmentation, degradation.
+
+    photos: to cut from.
+    crop: side in HR pixels.
+    mild_share: share of pairs with the mild degradation.
+    pairs: number to average over."""
     dataset = PairDataset(photos, CropParams(crop), mild_share=mild_share)
     began = time.perf_counter()
     for k in range(pairs):
@@ -41,7 +45,7 @@ def seconds_per_pair(photos: PhotoSet, crop: int, mild_share: float, pairs: int)
 
 
 def seconds_per_everyday_pair(photos: PhotoSet, crop: int, pairs: int) -> tuple[float, float]:
-    """Mean time in this process of a pair, and of its HR picture alone."""
+    """Mean time of a pair with everyday degradation in this process, and of its HR picture alone."""
     whole = PairDataset(photos, CropParams(crop), reduce=degrade_everyday)
     large = hr_pairs(photos, CropParams(crop))
     times = []
@@ -54,7 +58,13 @@ def seconds_per_everyday_pair(photos: PhotoSet, crop: int, pairs: int) -> tuple[
 
 
 def seconds_per_degradation(photos: PhotoSet, crop: int, device: str, batch: int, batches: int = 5) -> float:
-    """Mean time of a picture that a device degrades together with others, from the drawing of its parameters to the end."""
+    """Mean time per picture of degrading a batch on a device, including drawing the parameters.
+
+    photos: to cut from.
+    crop: side in HR pixels.
+    device: that degrades.
+    batch: pictures at once.
+    batches: number to average over."""
     pairs = hr_pairs(photos, CropParams(crop))
     hr = torch.stack([pairs[k][1] for k in range(batch)]).to(device)
     degrade_batch(hr, 0, range(batch))  # to warm up
@@ -65,7 +75,7 @@ def seconds_per_degradation(photos: PhotoSet, crop: int, device: str, batch: int
 
 
 def detail_share_by_loop(hr: Tensor) -> Tensor:
-    """`detail_share` the obvious way, patch by patch with numpy; sizes must be multiples of the patch."""
+    """`detail_share` in the straightforward way, patch by patch with numpy. Sizes must be multiples of the patch."""
     shares = []
     for magnitude in sobel_magnitude(gray_levels(hr)).clamp(0, TOP).numpy():
         plane = magnitude.reshape(magnitude.shape[-2:])
@@ -80,7 +90,7 @@ def detail_share_by_loop(hr: Tensor) -> Tensor:
 
 
 def seconds(function: Callable[[], object], repeats: int = 5) -> float:
-    """Median time of a call, after one to warm up."""
+    """Median time of a call after a warm-up call."""
     function()
     times = []
     for _ in range(repeats):
@@ -91,16 +101,16 @@ def seconds(function: Callable[[], object], repeats: int = 5) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a table; exit code 0, or 2 when there are no photos."""
+    """Print a table. Exit code 0 on success, 2 if there are no photos."""
     parser = argparse.ArgumentParser(
         prog="gdposr train bench", description="Time the parts of training that prepare pictures and rewards."
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of photos")
+    parser.add_argument("--data", type=Path, required=True, help="folder of photos, searched recursively")
     parser.add_argument("--pairs", type=int, default=200, help="pairs to make for each row")
     parser.add_argument(
         "--device",
         default="auto",
-        help="that degrades in batches: auto (a GPU where there is one), cpu, cuda",
+        help="device that degrades batches: auto (a GPU if there is one), cpu, cuda",
     )
     parser.add_argument("--batch", type=int, default=64, help="pictures that the device degrades at once")
     args = parser.parse_args(argv)

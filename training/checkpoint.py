@@ -1,8 +1,7 @@
-"""Training state without pickles: tensors in one safetensors file, the rest in JSON beside it.
+"""Training state without pickles: tensors in a safetensors file, everything else in JSON beside it.
 
-A state is a folder with state.safetensors and state.json. It is written beside the old one and then swapped in, so an interruption
-leaves either the old or the new state, never half of one. The readers of both kinds of file name the one that is damaged.
-"""
+A state is a folder with state.safetensors and state.json. It is written beside the old state and then replaces it, so
+an interruption leaves either the old or the new one. Read errors name the damaged file."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ VALUES = "state.json"
 
 
 class Stateful(Protocol):
-    """A module, or anything else that gives and takes named tensors."""
+    """A module, or anything else with a state dict of tensors."""
 
     def state_dict(self) -> Mapping[str, Tensor]: ...
 
@@ -30,7 +29,8 @@ class Stateful(Protocol):
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter tensors as {"index.name": tensor}, index in the order of the parameter groups."""
+    """The optimizer's per-parameter tensors as {"index.name": tensor}. index counts in the order of the parameter
+    groups."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value)
@@ -40,7 +40,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`; learning rate and other settings stay those of the optimizer."""
+    """Inverse of `optimizer_tensors`. The optimizer keeps its learning rate and other settings."""
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
@@ -51,17 +51,17 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError where it is damaged."""
+    """The tensors of a safetensors file. Raises ValueError if it is damaged."""
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is damaged or cut off ({error}): copy it again, or write it again by the command that made it"
+            f"{path} is damaged or cut off ({error}): copy it again, or repeat the command that made it"
         ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError where there is none."""
+    """The object in a JSON file. Raises ValueError if it contains none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -77,7 +77,12 @@ def save_state(
     optimizers: Mapping[str, torch.optim.Optimizer],
     values: Mapping[str, Any],
 ) -> None:
-    """Write modules, optimizers and JSON values as one state folder. OSError when it cannot be written: the earlier state stands."""
+    """Write a state folder. Raises OSError if that fails; an earlier state is then unchanged.
+
+    folder: of the state.
+    modules: whose tensors are saved, by name.
+    optimizers: whose tensors are saved, by name.
+    values: JSON values."""
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         tensors |= {
@@ -97,20 +102,20 @@ def save_state(
         (fresh / VALUES).write_text(json.dumps(dict(values), indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        earlier = "the earlier state there is untouched" if has_state(folder) else "there is no earlier state"
+        earlier = "the earlier state is unchanged" if has_state(folder) else "there is no earlier state"
         raise OSError(
-            f"could not write the training state to {folder} ({error}); {earlier}. Free some space and go on with --resume"
+            f"could not write the training state to {folder} ({error}); {earlier}. Free some space and continue with --resume"
         ) from error
     replace_folder(fresh, folder)
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
-    """Put the folder fresh in target's place; what stood there is removed once the new one is in place, and put back where an error or
-    Ctrl-C comes before that."""
+    """Move the folder `fresh` to `target`. The old content is removed afterwards, and restored after an error or
+    Ctrl-C."""
     old = target.with_name(target.name + ".old")
     stood = target.exists()
     try:
-        if stood:  # else .old is what a killed swap left, and the only one there is
+        if stood:  # otherwise .old is the only copy, left by a process killed during the swap
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         fresh.rename(target)
@@ -122,7 +127,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
 
 
 def has_state(folder: Path) -> bool:
-    """True when `load_state` would find a state at folder (or the one it replaced, if the swap was interrupted)."""
+    """Whether `load_state` would find a state at folder, or the one it replaced if the swap was interrupted."""
     return _complete(folder) is not None
 
 
@@ -134,7 +139,7 @@ def _complete(folder: Path) -> Path | None:
 
 
 def read_values(folder: Path) -> dict[str, Any]:
-    """The JSON values of a state, without its tensors. FileNotFoundError where there is none."""
+    """The JSON values of a state. Raises FileNotFoundError if there is no state."""
     source = _complete(folder)
     if source is None:
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""The device that an option such as `--device cuda` means."""
+"""Parsing of device options such as `--device cuda`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 
 
 def torch_device(name: str, option: str = "--device") -> str:
-    """The device that `name` means here, "auto" being a GPU where there is one; ValueError where it is missing or no device."""
+    """The torch device for an option's value. "auto" is a GPU if there is one. Raises ValueError if the device is
+    unknown or missing."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -14,7 +15,5 @@ def torch_device(name: str, option: str = "--device") -> str:
     except RuntimeError as error:
         raise ValueError(f"{option} {name}: no such device; expected auto, cpu, cuda or cuda:N") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"{option} {name}: torch {torch.__version__} finds no CUDA device here; use {option} cpu"
-        )
+        raise ValueError(f"{option} {name}: torch {torch.__version__} finds no CUDA device; use {option} cpu")
     return name

@@ -4,9 +4,8 @@
     gdposr train naosd --preset P --base BASE --data DIR --out RUN --minutes M
     gdposr train gdpo --preset P --base NAOSD_RUN --data DIR --out RUN --steps N
 
-A run folder holds config.json (the resolved settings, written first), log.jsonl, tensorboard/, samples/, state/ (for --resume) and,
-once the run is finished, model/, which is the --base of the next stage.
-"""
+A run folder contains config.json (the resolved settings, written first), log.jsonl, tensorboard/, samples/, state/
+(for --resume) and, after the end, model/. The run folder is the --base of the next stage."""
 
 from __future__ import annotations
 
@@ -37,6 +36,7 @@ from training.stages.pretrain import Pretrain, PretrainSettings
 
 log = logging.getLogger("train")
 
+# Type of frozen weights, by precision.
 FROZEN_DTYPE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,11 +58,23 @@ def run(
     validate: bool = True,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Run one stage ("pretrain", "naosd" or "gdpo", as the settings are); returns what `Trainer.run` returns.
+    """Run one stage; returns what `Trainer.run` returns.
 
-    base: diffusers layout, public checkpoint or run folder. text_base: text encoder, tokenizer and scheduler where base has none.
-    photos: the training photos, already decoded; None reads them from data.
-    """
+    stage: "pretrain", "naosd" or "gdpo", matching the settings.
+    settings: resolved settings of that stage.
+    data: folder of photos, searched recursively.
+    out: run folder.
+    budget: when to end.
+    base: model to start from: diffusers layout, public checkpoint or run folder.
+    text_base: source of text encoder, tokenizer and scheduler if base has none.
+    perceptual_weights: SqueezeNet 1.1 weights.
+    perceptual_net: network of the perceptual loss, see `NETS`.
+    resume: continue from out/state.
+    workers: processes that prepare pictures.
+    validate_minutes: minutes between validations and saved states.
+    photos: decoded training photos; None reads them from data.
+    validate: whether to validate at all.
+    on_step: called with the step number and the losses after every step."""
     settings, accelerator, training, held_out = begin(settings, data, out, resume=resume)
     built = build_stage(
         settings,
@@ -115,7 +127,14 @@ def build_stage(
     perceptual_net: str = "auto",
     device: torch.device | str = "cpu",
 ) -> Stage:
-    """The stage that these settings are of, with its models loaded. ValueError where something it needs is not given."""
+    """The stage for these settings, with its models loaded. Raises ValueError if a model that it needs is not given.
+
+    settings: of one of the stages.
+    base: model to start from.
+    text_base: source of text encoder, tokenizer and scheduler if base has none.
+    perceptual_weights: SqueezeNet 1.1 weights.
+    perceptual_net: network of the perceptual loss, see `NETS`.
+    device: for the models and metrics."""
     if isinstance(settings, PretrainSettings):
         return Pretrain(settings, _perceptual(settings.perceptual, perceptual_weights, perceptual_net))
     if base is None:
@@ -136,7 +155,9 @@ def build_stage(
         perceptual = _perceptual(settings.perceptual, perceptual_weights, perceptual_net)
         return Naosd(model, settings, perceptual, base, text_base)
     if settings.precision == "bf16":
-        log.warning("bf16 rounds the preference term away; precision=no or fp16 serve this stage better")
+        log.warning(
+            "bf16 is too coarse for the preference term; precision=no or fp16 work better in this stage"
+        )
     metrics = create_metrics(settings.metrics, device, perceptual_weights)
     return Gdpo(model, settings, metrics, base, text_base)
 
@@ -176,20 +197,22 @@ def _parser(stage: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--text-base",
             metavar="SOURCE",
-            help="where text encoder, tokenizer and scheduler come from if --base has none",
+            help="source of text encoder, tokenizer and scheduler if --base has none",
         )
     parser.add_argument(
         "--perceptual-weights",
         type=Path,
         metavar="FILE",
-        help="SqueezeNet 1.1 (safetensors, Caffe layout): the perceptual loss where lpips is not installed, and the metric sqf",
+        help="SqueezeNet 1.1 (safetensors, Caffe layout), for the perceptual loss without lpips and for the metric sqf",
     )
     parser.add_argument("--perceptual-net", choices=NETS, default="auto")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """argv: the stage, then its options. Exit code 0; 2 when an argument is wrong or the run fails; 130 when stopped by the user."""
+    """argv: the stage's name, then its options.
+
+    Exit code 0 on success, 2 on a wrong argument or a failed run, 130 when the user stopped it."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in PRESETS:
         print(f"error: expected one of {', '.join(PRESETS)}, then its options", file=sys.stderr)

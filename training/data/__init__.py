@@ -1,1 +1,1 @@
-"""Training pairs: photos, cards, degradations, batches."""
+"""Training data: photos, drawn cards, degradations and batches."""

@@ -1,4 +1,4 @@
-"""Batches of training pairs: item numbers dealt out to processes, with file names and prompts in the order of the pictures."""
+"""Batches of training pairs: distributes item numbers to processes and adds file names and prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.model.text import PromptSource
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-step's pictures, float32 RGB in [0, 1], and what belongs to each, in one order."""
+    """Pairs that are computed at once. Pictures are float32 RGB in [0, 1]; all fields have the same order."""
 
     items: tuple[int, ...]
     """Numbers of the pairs in the run."""
@@ -25,17 +25,19 @@ class Batch:
     hr: Tensor
     """(B, 3, 4h, 4w)"""
     prompts: tuple[str, ...]
+    """Prompts of the photos; empty strings for models without text."""
     names: tuple[str, ...]
-    """Files of the photos."""
+    """File names of the photos."""
     drawn: Tensor | None = None
-    """(B,) bool, True for a drawn picture in place of a photo."""
+    """(B,) bool, True for drawn cards."""
     target: Tensor | None = None
-    """A teacher's pictures of lr, (B, 3, 4h, 4w), or its samples with `noise`, (B, S, 3, 4h, 4w) uint8; None where there are none."""
+    """A teacher's pictures of lr, (B, 3, 4h, 4w), or its samples for `noise`, (B, S, 3, 4h, 4w) uint8; None without a
+    teacher."""
     noise: Tensor | None = None
-    """Of a teacher's samples, (B, S, C, h', w'); None where a stage draws its own."""
+    """Noise of a teacher's samples, (B, S, C, h', w'); None if the stage draws its own."""
 
     def to(self, device: torch.device) -> Batch:
-        """All tensors on a device, pictures in the memory order that convolutions are fastest in."""
+        """The batch on a device, with pictures in channels-last memory format, which is fastest for convolutions."""
 
         def moved(x: Tensor) -> Tensor:
             return x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
@@ -45,8 +47,10 @@ class Batch:
 
 
 class ItemSampler(Sampler[list[int]]):
-    """Endless lists of item numbers. Micro-step m of process r of P takes items (m P + r) B to (m P + r + 1) B - 1, so a step of P
-    processes uses the very items of one process with P times the batch."""
+    """Endless lists of item numbers.
+
+    Micro-step m of process r of P takes items (m P + r) B to (m P + r + 1) B - 1. A step of P processes therefore
+    uses the same items as one process with P times the batch."""
 
     def __init__(self, batch: int, start: int = 0, process: int = 0, processes: int = 1) -> None:
         self.batch, self.start, self.process, self.processes = batch, start, process, processes
@@ -60,7 +64,7 @@ class ItemSampler(Sampler[list[int]]):
 
 
 class Pairs(Protocol):
-    """Endless numbered training pairs: item k is a pure function of k."""
+    """Endless numbered training pairs. Item k is a pure function of k."""
 
     @property
     def photos(self) -> Sized: ...
@@ -69,7 +73,7 @@ class Pairs(Protocol):
 
 
 class Items(torch.utils.data.Dataset[dict[str, Any]]):
-    """The pairs together with their numbers and the photos they come from."""
+    """The pairs with their numbers and the photos they come from."""
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
@@ -91,7 +95,14 @@ def batches(
     processes: int = 1,
     workers: int = 1,
 ) -> Iterator[Batch]:
-    """Endless batches from micro-step `start` on. prompts: None for models without text."""
+    """Endless batches.
+
+    pairs: the training pairs.
+    prompts: prompts of the photos; None for models without text.
+    batch: pairs per batch.
+    start: first micro-step.
+    process, processes: index of this process and their number.
+    workers: processes that prepare pairs; 0 prepares them in this one."""
     loader = DataLoader(
         Items(pairs),
         batch_sampler=ItemSampler(batch, start, process, processes),

@@ -1,8 +1,8 @@
-"""Training pictures that photos lack: text, line patterns and shapes in any colour, and photos in other colours or in gray.
+"""Training pictures that photos lack: drawn cards (text, patterns, shapes in any colour), and recoloured or gray
+photos.
 
-A student that sees photos alone tints the black and white of print and patterns, and shifts saturated colours. Every choice is
-drawn from the `numpy.random.Generator` that is passed in.
-"""
+A student trained on photos alone tints black and white print and shifts saturated colours. Every choice is drawn from
+the `numpy.random.Generator` that is passed in."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from training.metrics.luma import FULL_RANGE
 
-FINE = 2  # a card is drawn this much larger and reduced, so that its edges are smooth
-SMALLEST_TEXT = 20  # HR pixels of an em: what LR cannot hold would teach to make letters up
+# A card is drawn larger by this factor and reduced, so that its edges are smooth.
+FINE = 2
+# Smallest em in HR pixels. Text that LR cannot hold would teach the model to invent letters.
+SMALLEST_TEXT = 20
 LETTERS = string.ascii_letters + string.digits + ".,:;-+/()%&!?"
 
 
 @dataclass(frozen=True)
 class Variety:
-    """Shares of the training pictures, 0-1. graphics: drawn cards instead of photos; recolour: photos in other colours."""
+    """Shares of the training pictures that are not plain photos."""
 
     graphics: float = 0.0
+    """Share of drawn cards, 0 to 1."""
     recolour: float = 0.0
+    """Share of the photos, 0 to 1, that become gray or get other colours."""
 
     def __post_init__(self) -> None:
         for name, share in (("graphics", self.graphics), ("recolour", self.recolour)):
@@ -34,8 +38,8 @@ class Variety:
 
 
 def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: lines of text or a regular pattern, dark on light or in two random colours, on a plain ground or over
-    a soft gradient."""
+    """A random card, (size, size, 3) uint8: lines of text or a pattern, in grays or two random colours, on a plain or
+    graded ground."""
     paper, ink = _colours(rng)
     kind = rng.choice(
         ["text", "stripes", "checks", "bricks", "rings", "strokes"], p=[0.5, 0.15, 0.1, 0.15, 0.03, 0.07]
@@ -52,7 +56,7 @@ def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def recoloured(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(h, w, 3) uint8 -> the same: in gray, with its channels exchanged, or more saturated."""
+    """(h, w, 3) uint8 -> the same in gray, with permuted channels, or more saturated."""
     choice = rng.random()
     if choice < 0.4:
         gray = picture @ np.array(FULL_RANGE)
@@ -64,7 +68,7 @@ def recoloured(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Of ground and ink, float64 (3,), far apart: half of them grays, half any two."""
+    """Colours of ground and ink, float64 (3,), clearly different: half of them grays, half arbitrary."""
     gray = rng.random() < 0.5
     while True:
         pair = rng.uniform(0, 255, (2, 1)).repeat(3, axis=1) if gray else rng.uniform(0, 255, (2, 3))
@@ -78,13 +82,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _text(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Lines of random letters in one size, turned by a little or not at all."""
+    """Lines of random letters in one size, slightly rotated or not."""
     side = 2 * FINE * size  # room to turn
     image = Image.new("L", (side, side))
     draw = ImageDraw.Draw(image)
     em = int(
         FINE * SMALLEST_TEXT * (64 / SMALLEST_TEXT) ** (rng.uniform() ** 2)
-    )  # the small ones are the hard ones
+    )  # mostly small ones, which are harder
     step = round(em * rng.uniform(1.0, 1.6))
     for top in range(0, side, step):
         letters = rng.choice(list(LETTERS + 12 * " "), size=4 * side // em)
@@ -100,7 +104,7 @@ def _pattern(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
     period = FINE * np.exp(rng.uniform(np.log(5), np.log(48)))
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 1, 2)
     if rng.random() < 0.3:
-        angle = round(2 * angle / np.pi) * np.pi / 2  # upright, as most of what people build
+        angle = round(2 * angle / np.pi) * np.pi / 2  # upright, as in most buildings
     along, across = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
     duty = rng.uniform(0.2, 0.8)
     if kind == "rings":
@@ -145,7 +149,7 @@ def _reduced(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _ramp(rng: np.random.Generator, size: int, *, gray: bool) -> np.ndarray:
-    """(size, size, 3): a plane of up to 60 levels from edge to edge, the same in all channels if gray."""
+    """A linear gradient of up to 60 levels from edge to edge, (size, size, 3). gray: the same in all channels."""
     place = np.linspace(-0.5, 0.5, size)
     slope = rng.uniform(-60, 60, (2, 1)).repeat(3, axis=1) if gray else rng.uniform(-60, 60, (2, 3))
     return np.asarray(place[:, None, None] * slope[0] + place[None, :, None] * slope[1])

@@ -1,9 +1,8 @@
-"""Second-order degradation of Real-ESRGAN (Wang et al. 2021) with the milder parameters of OSEDiff and GDPO-SR, and a plain
-reduction as programs make it.
+"""Second-order degradation of Real-ESRGAN (Wang et al. 2021) with the milder parameters of OSEDiff and GDPO-SR, and
+plain downscaling.
 
-Images are float32 tensors (3, h, w), RGB in [0, 1]. Every random choice is drawn from the `numpy.random.Generator` that is passed
-in, so a picture and a seed give one low-resolution picture. Each step is a function of its own; `degrade` chains them.
-"""
+Images are float32 tensors (3, h, w), RGB in [0, 1]. Every random choice is drawn from the `numpy.random.Generator`
+that is passed in, so a picture and a seed give one LR picture. Each step is a function; `degrade` chains them."""
 
 from __future__ import annotations
 
@@ -26,40 +25,61 @@ FILTERS = (
     Image.Resampling.BICUBIC,
     Image.Resampling.LANCZOS,
 )
-PLAIN_JPEG_PROB = 0.7  # of `reduce_plainly`
-PLAIN_JPEG_RANGE = (50, 96)  # quality, inclusive
+# Probability of JPEG in `reduce_plainly`.
+PLAIN_JPEG_PROB = 0.7
+# JPEG quality in `reduce_plainly`, inclusive.
+PLAIN_JPEG_RANGE = (50, 96)
 
 
 @dataclass(frozen=True)
 class StageParams:
-    """One order of the degradation: blur, resize, noise, JPEG. Sigma of the noise and JPEG quality on the 0-255 / 0-100 scale."""
+    """One order of the degradation: blur, resize, noise, JPEG."""
 
     kernel: KernelParams
-    blur_prob: float  # probability that the blur is applied at all
-    resize_prob: tuple[float, float, float]  # up, down, keep
-    resize_range: tuple[float, float]  # factor of the down range (low, 1) and the up range (1, high)
-    gaussian_prob: float  # Gaussian noise with this probability, else Poisson
-    noise_range: tuple[float, float]  # standard deviation, 8-bit levels
-    poisson_range: tuple[float, float]  # scale of the Poisson noise
-    gray_noise_prob: float  # the same noise in all channels
-    jpeg_range: tuple[int, int]  # quality, inclusive
+    """Distribution of the blur kernel."""
+    blur_prob: float
+    """Probability of blur."""
+    resize_prob: tuple[float, float, float]
+    """Probabilities of enlarging, shrinking and keeping the size."""
+    resize_range: tuple[float, float]
+    """Bounds (low, high) of the factor: shrink by low to 1, enlarge by 1 to high."""
+    gaussian_prob: float
+    """Probability of Gaussian noise, else Poisson noise."""
+    noise_range: tuple[float, float]
+    """Standard deviation of Gaussian noise in levels of 1/255."""
+    poisson_range: tuple[float, float]
+    """Factor on Poisson noise."""
+    gray_noise_prob: float
+    """Probability of the same noise in all channels."""
+    jpeg_range: tuple[int, int]
+    """JPEG quality, inclusive."""
 
 
 @dataclass(frozen=True)
 class DegradationParams:
-    """Two stages and the final sinc filter. The defaults of `PAPER` are the published table of the method."""
+    """Two orders and the final sinc filter."""
 
     first: StageParams
+    """The first order, at about HR size."""
     second: StageParams
+    """The second order, at about LR size."""
     final_sinc_prob: float
+    """Probability of the final sinc filter."""
     final_kernel_size: int = 21
+    """Side of the sinc kernel in pixels."""
     scale: int = 4
-    antialias: bool = False  # of the bilinear and bicubic resizes; published without
-    sharpen_prob: float = 0.0  # a camera's own sharpening before the last compression; published without
-    sharpen_sigma: tuple[float, float] = (0.7, 1.6)  # LR pixels
+    """HR pixels per LR pixel."""
+    antialias: bool = False
+    """Whether bilinear and bicubic resizes are antialiased; as published they are not."""
+    sharpen_prob: float = 0.0
+    """Probability of a camera's sharpening before the last compression; not in the published method."""
+    sharpen_sigma: tuple[float, float] = (0.7, 1.6)
+    """Sigma of the unsharp mask in LR pixels."""
     sharpen_amount: tuple[float, float] = (0.2, 1.6)
+    """Amount of the unsharp mask."""
 
 
+# The published parameters.
 PAPER = DegradationParams(
     first=StageParams(
         kernel=KernelParams(size_range=(3, 21), sigma_range=(0.2, 3.0), sinc_prob=0.1),
@@ -86,7 +106,7 @@ PAPER = DegradationParams(
     final_sinc_prob=0.8,
 )
 
-# A good camera held too far away: its lens's blur, no aliasing, little noise, its own sharpening, light compression.
+# A good camera far from its subject: lens blur, no aliasing, little noise, sharpening, light compression.
 MILD = DegradationParams(
     first=StageParams(
         kernel=KernelParams(size_range=(13, 21), sigma_range=(0.8, 5.0), sinc_prob=0.05),
@@ -117,7 +137,7 @@ MILD = DegradationParams(
 
 
 def blur(image: Tensor, kernel: np.ndarray) -> Tensor:
-    """Convolve each channel of (3, h, w) with one odd-sized kernel (k, k); borders are replicated."""
+    """Convolve each channel of (3, h, w) with one odd-sized kernel (k, k). Borders are replicated."""
     k = kernel.shape[0] // 2
     weight = torch.from_numpy(kernel).to(image.dtype)[None, None]  # (1, 1, k, k)
     padded = F.pad(image[:, None], (k, k, k, k), mode="replicate")  # (3, 1, h + 2k, w + 2k)
@@ -125,14 +145,21 @@ def blur(image: Tensor, kernel: np.ndarray) -> Tensor:
 
 
 def sharpen(image: Tensor, sigma: float, amount: float) -> Tensor:
-    """Unsharp mask, as cameras apply it: (3, h, w) plus amount times what a Gaussian of sigma pixels takes away; not clipped."""
+    """Unsharp mask as in cameras: image + amount * (image - Gaussian blur). Not clipped.
+
+    image: (3, h, w). sigma: of the Gaussian in pixels."""
     size = 2 * max(1, round(3 * sigma)) + 1
     return image + amount * (image - blur(image, gaussian_kernel(size, sigma)))
 
 
 def resize(image: Tensor, height: int, width: int, mode: str, antialias: bool = False) -> Tensor:
-    """Resize (3, h, w) to (3, height, width); mode is one of `RESIZE_MODES`. antialias: as for a smaller
-    picture bilinear and bicubic should; the published ones do not. "area" averages anyway."""
+    """Resize (3, h, w) to (3, height, width).
+
+    image: the picture.
+    height, width: new size in pixels.
+    mode: one of `RESIZE_MODES`.
+    antialias: average over the source pixels when shrinking by "bilinear" or "bicubic". The published method does
+        not; "area" always does."""
     if mode not in RESIZE_MODES:
         raise ValueError(f"resize mode must be one of {RESIZE_MODES}, got {mode!r}")
     align = None if mode == "area" else False
@@ -148,7 +175,7 @@ def resize(image: Tensor, height: int, width: int, mode: str, antialias: bool = 
 def random_resize_factor(
     rng: np.random.Generator, prob: tuple[float, float, float], bounds: tuple[float, float]
 ) -> float:
-    """Factor of the up (1, high), down (low, 1) or keep branch."""
+    """Factor of enlarging (1, high), shrinking (low, 1) or keeping the size."""
     branch = rng.choice(3, p=prob)
     if branch == 0:
         return float(rng.uniform(1.0, bounds[1]))
@@ -156,15 +183,27 @@ def random_resize_factor(
 
 
 def gaussian_noise(image: Tensor, rng: np.random.Generator, sigma: float, gray: bool) -> Tensor:
-    """Add white Gaussian noise of standard deviation sigma (8-bit levels), equal in all channels when gray; not clipped."""
+    """Add white Gaussian noise. Not clipped.
+
+    image: (3, h, w).
+    rng: source of the noise.
+    sigma: standard deviation in levels of 1/255.
+    gray: the same noise in all channels."""
     shape = (1 if gray else image.shape[0], *image.shape[1:])
     noise = rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma / 255.0)
     return image + torch.from_numpy(noise)
 
 
 def poisson_noise(image: Tensor, rng: np.random.Generator, scale: float, gray: bool) -> Tensor:
-    """Add signal-dependent Poisson noise times scale; gray draws it from the luma. The photon count is the power of two that is
-    not less than the number of levels in the image, as in Real-ESRGAN. Not clipped."""
+    """Add signal-dependent Poisson noise. Not clipped.
+
+    image: (3, h, w).
+    rng: source of the noise.
+    scale: factor on the noise.
+    gray: draw the noise from the luma, the same in all channels.
+
+    As in Real-ESRGAN, the photon count at full brightness is the smallest power of two not below the image's number
+    of levels."""
     source = image.clamp(0, 1)
     if gray:
         source = source.mul(torch.tensor(FULL_RANGE)[:, None, None]).sum(0, keepdim=True)
@@ -175,7 +214,7 @@ def poisson_noise(image: Tensor, rng: np.random.Generator, scale: float, gray: b
 
 
 def random_noise(image: Tensor, rng: np.random.Generator, stage: StageParams) -> Tensor:
-    """Gaussian or Poisson noise of a random strength, clipped to [0, 1]."""
+    """Add Gaussian or Poisson noise of random strength, clipped to [0, 1]."""
     gaussian = rng.random() < stage.gaussian_prob
     gray = rng.random() < stage.gray_noise_prob
     if gaussian:
@@ -184,7 +223,7 @@ def random_noise(image: Tensor, rng: np.random.Generator, stage: StageParams) ->
 
 
 def jpeg(image: Tensor, quality: int) -> Tensor:
-    """Encode and decode (3, h, w) as a real JPEG (4:2:0) of this quality, 1-100."""
+    """Encode and decode (3, h, w) as JPEG (4:2:0). quality: 1 to 100."""
     buffer = io.BytesIO()
     to_picture(image).save(buffer, format="JPEG", quality=int(quality))
     return from_picture(Image.open(buffer)).to(image.dtype)
@@ -196,8 +235,10 @@ def random_jpeg(image: Tensor, rng: np.random.Generator, stage: StageParams) -> 
 
 
 def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PAPER) -> Tensor:
-    """Low-resolution picture of an HR one. hr: (3, H, W) float32 in [0, 1], H and W multiples of params.scale
-    -> (3, H/scale, W/scale) in multiples of 1/255."""
+    """The LR picture of an HR picture.
+
+    hr: (3, H, W) float32 in [0, 1]; H and W are multiples of params.scale.
+    Returns (3, H/scale, W/scale) in multiples of 1/255."""
     height, width = hr.shape[1] // params.scale, hr.shape[2] // params.scale
     if (height * params.scale, width * params.scale) != tuple(hr.shape[1:]):
         raise ValueError(f"HR size must be a multiple of {params.scale}, got {tuple(hr.shape[1:])}")
@@ -232,7 +273,7 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
         image = sharpen(image, rng.uniform(*params.sharpen_sigma), rng.uniform(*params.sharpen_amount))
         image = image.clamp(0, 1)
 
-    jpeg_first = rng.random() < 0.5  # the last resize and sinc come before or after the last JPEG
+    jpeg_first = rng.random() < 0.5  # the last JPEG comes before or after the last resize and sinc
     if jpeg_first:
         image = random_jpeg(image, rng, second)
     image = resize(image, height, width, str(rng.choice(RESIZE_MODES)), params.antialias)
@@ -245,8 +286,11 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
 
 
 def reduce_plainly(hr: Tensor, rng: np.random.Generator, scale: int = 4) -> Tensor:
-    """A sharp picture made smaller by a program, as thumbnails and pictures on the web are: an antialiased filter, mostly a JPEG, no
-    blur and no noise. hr: (3, H, W) float32 in [0, 1], H and W multiples of scale -> (3, H/scale, W/scale) in multiples of 1/255."""
+    """Downscale a sharp picture as programs do for thumbnails and the web: an antialiased filter, mostly JPEG, no
+    blur, no noise.
+
+    hr: (3, H, W) float32 in [0, 1]; H and W are multiples of scale.
+    Returns (3, H/scale, W/scale) in multiples of 1/255."""
     _, height, width = hr.shape
     if height % scale or width % scale:
         raise ValueError(f"HR size must be a multiple of {scale}, got {tuple(hr.shape[1:])}")

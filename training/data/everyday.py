@@ -1,8 +1,8 @@
-"""Degradations that users have, in equal parts: what lies in a phone's folder of photos to be enlarged.
+"""Degradations of everyday pictures, in equal parts: the kinds found in a phone's photo folder.
 
-`PAPER` in `training.data.degradation` is the benchmark's; here each kind stands alone, so that a student sees clean pictures too.
-Images are float32 tensors (3, h, w), RGB in [0, 1]; every choice is drawn from the generator that is passed in.
-"""
+`PAPER` in `training.data.degradation` is the benchmark's. Here each kind stands alone, so that a student also sees
+clean pictures. Images are float32 tensors (3, h, w), RGB in [0, 1]. Every choice is drawn from the generator that is
+passed in."""
 
 from __future__ import annotations
 
@@ -25,18 +25,28 @@ from training.data.degradation import (
 from training.data.kernels import gaussian_kernel
 
 KINDS = ("clean", "jpeg", "blur", "sensor", "camera", "screenshot", "heavy")
-JPEG_RANGE = (30, 95)  # quality, inclusive
-TWICE_PROB = 0.35  # of a second compression, on another grid of blocks
-BLUR_SIGMA = (0.4, 1.6)  # LR pixels
-SHOT_RANGE = (0.0, 0.0025)  # variance of the shot noise at full brightness, as part of the brightness
-READ_RANGE = (0.5, 6.0)  # standard deviation of the read noise, 8-bit levels
-CHROMA_SHARE = (0.2, 1.0)  # of the noise that is left in the colours
-GRAIN_SIGMA = (0.0, 0.9)  # LR pixels: demosaicking and denoising make noise coarse
-SCREEN_RANGE = (0.5, 1.5)  # factor of a picture on a screen against its file
+# JPEG quality, inclusive.
+JPEG_RANGE = (30, 95)
+# Probability of a second compression, on another grid of blocks.
+TWICE_PROB = 0.35
+# Sigma of the blur in LR pixels.
+BLUR_SIGMA = (0.4, 1.6)
+# Variance of the shot noise at full brightness, for brightness in [0, 1].
+SHOT_RANGE = (0.0, 0.0025)
+# Standard deviation of the read noise in levels of 1/255.
+READ_RANGE = (0.5, 6.0)
+# Share of the noise that remains in the colours.
+CHROMA_SHARE = (0.2, 1.0)
+# Sigma of the noise's blur in LR pixels. Demosaicking and denoising make noise coarse.
+GRAIN_SIGMA = (0.0, 0.9)
+# Size of a picture on a screen relative to its file.
+SCREEN_RANGE = (0.5, 1.5)
 
 
 def degrade_everyday(hr: Tensor, rng: np.random.Generator, kind: str | None = None) -> Tensor:
-    """(3, H, W), H and W multiples of 4 -> (3, H/4, W/4) in multiples of 1/255. kind: one of `KINDS`; None draws one."""
+    """Degrade (3, H, W) to (3, H/4, W/4) in multiples of 1/255. H and W are multiples of 4.
+
+    kind: one of `KINDS`; None draws one."""
     kind = kind or KINDS[int(rng.integers(len(KINDS)))]
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -59,20 +69,20 @@ def degrade_everyday(hr: Tensor, rng: np.random.Generator, kind: str | None = No
 
 
 def reduced(hr: Tensor, rng: np.random.Generator) -> Tensor:
-    """Made four times smaller by one of Pillow's antialiased filters."""
+    """Downscale by 4 with one of Pillow's antialiased filters."""
     chosen = FILTERS[int(rng.integers(len(FILTERS)))]
     return from_picture(to_picture(hr).resize((hr.shape[2] // 4, hr.shape[1] // 4), chosen))
 
 
 def soft(lr: Tensor, rng: np.random.Generator) -> Tensor:
-    """Out of focus or shaken: a Gaussian, often longer in one direction."""
+    """Defocus or camera shake: a Gaussian blur, often longer in one direction."""
     first = rng.uniform(*BLUR_SIGMA)
     second = first if rng.random() < 0.5 else rng.uniform(0.3, first)
     return blur(lr, gaussian_kernel(11, first, second, rng.uniform(0, np.pi)))
 
 
 def compressed(lr: Tensor, rng: np.random.Generator) -> Tensor:
-    """As JPEG once, or twice with the blocks of the first compression elsewhere."""
+    """JPEG once, or twice with another grid of blocks for the first compression."""
     low, high = JPEG_RANGE
     if rng.random() < TWICE_PROB:
         dy, dx = (int(k) for k in rng.integers(0, 8, 2))
@@ -82,8 +92,8 @@ def compressed(lr: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def sensor_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shot and read noise, coarser than a pixel and weaker in colour than in brightness, as a camera's own processing leaves it; at
-    times sharpened after that."""
+    """Shot and read noise as a camera's processing leaves it: coarser than a pixel, weaker in colour, sometimes
+    sharpened."""
     shot, read = rng.uniform(*SHOT_RANGE), rng.uniform(*READ_RANGE) / 255
     deviation = (shot * lr.clamp(0, 1) + read**2).sqrt()
     noise = torch.from_numpy(rng.standard_normal(tuple(lr.shape), dtype=np.float32))
@@ -98,7 +108,7 @@ def sensor_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def screenshot(hr: Tensor, rng: np.random.Generator) -> Tensor:
-    """A screenshot of a picture that is shown larger or smaller than its file is, at times compressed when it is sent on."""
+    """A screenshot of a picture shown larger or smaller than its file, sometimes compressed."""
     _, height, width = (side // 4 for side in hr.shape)
     factor = rng.uniform(*SCREEN_RANGE)
     small = to_picture(hr).resize(

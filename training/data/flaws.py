@@ -1,8 +1,7 @@
-"""What spoils a reconstruction to the eye, put on purpose: grain, mesh, coloured ripples, ghost outlines, JPEG.
+"""Artificial flaws of reconstructions: grain, mesh, coloured ripples, ghost outlines, JPEG blocks.
 
-A network that tells real pictures from reconstructions would take busy grain for detail if it had never seen it marked as wrong.
-Images are float32 tensors (3, H, W), RGB in [0, 1]; every choice is drawn from the generator that is passed in.
-"""
+A critic that has never seen grain marked as wrong takes it for detail. Images are float32 tensors (3, H, W), RGB in
+[0, 1]. Every choice is drawn from the generator that is passed in."""
 
 from __future__ import annotations
 
@@ -17,15 +16,20 @@ from torch import Tensor
 from training.data.degradation import jpeg
 from training.metrics.luma import FULL_RANGE
 
-GRAIN_LEVELS = (1.5, 12.0)  # standard deviation, 8-bit levels
-MESH_LEVELS = (1.5, 10.0)  # amplitude
-RIPPLE_LEVELS = (2.0, 12.0)  # amplitude of the colour
-OUTLINE_AMOUNT = (0.5, 2.5)  # of an unsharp mask
-QUALITY = (15, 75)  # of JPEG, inclusive
+# Standard deviation of grain in levels of 1/255.
+GRAIN_LEVELS = (1.5, 12.0)
+# Amplitude.
+MESH_LEVELS = (1.5, 10.0)
+# Amplitude of coloured ripples in levels of 1/255.
+RIPPLE_LEVELS = (2.0, 12.0)
+# Amount of the unsharp mask.
+OUTLINE_AMOUNT = (0.5, 2.5)
+# JPEG quality, inclusive.
+QUALITY = (15, 75)
 
 
 def grain(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Noise of one or two pixels, gray or coloured."""
+    """Noise with a grain of one or two pixels, gray or coloured."""
     noise = rng.standard_normal(tuple(image.shape), dtype=np.float32)
     if rng.random() < 0.5:
         noise[:] = noise[:1]
@@ -35,7 +39,7 @@ def grain(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def mesh(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """A fine grating, single or crossed, that fills the picture or follows its contrast."""
+    """A fine grating, single or crossed, over the whole picture or following its contrast."""
     wave = _wave(image, rng, (2.0, 8.0))
     if rng.random() < 0.5:
         wave = wave * _wave(image, rng, (2.0, 8.0))
@@ -45,7 +49,7 @@ def mesh(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def ripples(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Bands of colour that leave the brightness alone."""
+    """Bands of colour that do not change the brightness."""
     colour = rng.standard_normal(3)
     colour -= colour @ np.array(FULL_RANGE)
     colour /= np.abs(colour).max() + 1e-6
@@ -54,7 +58,7 @@ def ripples(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def outlines(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Sharpened by an unsharp mask until edges have ghosts."""
+    """An unsharp mask so strong that edges have ghosts."""
     side = 2 * int(rng.integers(1, 4)) + 1
     padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")
     return image + float(rng.uniform(*OUTLINE_AMOUNT)) * (image - F.avg_pool2d(padded, side, 1)[0])
@@ -75,7 +79,7 @@ FLAWS: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
 
 
 def spoil(image: Tensor, rng: np.random.Generator, flaw: str | None = None) -> Tensor:
-    """(3, H, W) with one of `FLAWS`, clamped to [0, 1]. None draws one."""
+    """An image (3, H, W) with one of `FLAWS`, clamped to [0, 1]. flaw: its name; None draws one."""
     name = flaw or list(FLAWS)[int(rng.integers(len(FLAWS)))]
     if name not in FLAWS:
         raise ValueError(f"flaw must be one of {', '.join(FLAWS)}, got {name!r}")
@@ -87,7 +91,7 @@ def _levels(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
 
 
 def _wave(image: Tensor, rng: np.random.Generator, periods: tuple[float, float]) -> Tensor:
-    """A sine in a random direction, (H, W) from -1 to 1. periods: bounds in pixels."""
+    """A sine in a random direction, (H, W) from -1 to 1. periods: bounds of the period in pixels."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     step = float(2 * np.pi / np.exp(rng.uniform(*np.log(periods))))
     y = torch.arange(image.shape[1], device=image.device)[:, None]
@@ -96,7 +100,7 @@ def _wave(image: Tensor, rng: np.random.Generator, periods: tuple[float, float])
 
 
 def _contrast(image: Tensor) -> Tensor:
-    """How much happens around each place: (3, H, W) -> (H, W) from 0 to 1."""
+    """Local contrast: (3, H, W) -> (H, W) from 0 to 1."""
     gray = image.mean(0, keepdim=True)[None]
     around = F.avg_pool2d(F.pad(gray, (4, 4, 4, 4), mode="reflect"), 9, 1)
     return ((gray - around).abs()[0, 0] * 20).clamp(0, 1)

@@ -15,14 +15,20 @@ KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", 
 
 @dataclass(frozen=True)
 class KernelParams:
-    """Distribution of the random blur kernel of one stage. Sizes are odd and inclusive."""
+    """Distribution of the random blur kernel of one stage."""
 
     size_range: tuple[int, int]
+    """Smallest and largest side in pixels, odd, inclusive."""
     sigma_range: tuple[float, float]
+    """Standard deviation in pixels. A larger value blurs more."""
     sinc_prob: float
-    kind_prob: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # in the order of KINDS
+    """Probability of a sinc kernel instead of one of `KINDS`."""
+    kind_prob: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    """Probabilities of `KINDS`, in that order."""
     generalized_beta: tuple[float, float] = (0.5, 4.0)
+    """Exponent of generalised Gaussians, see `generalized_gaussian_kernel`."""
     plateau_beta: tuple[float, float] = (1.0, 2.0)
+    """Exponent of plateau kernels, see `plateau_kernel`."""
 
     def __post_init__(self) -> None:
         if abs(sum(self.kind_prob) - 1.0) > 1e-6 or len(self.kind_prob) != len(KINDS):
@@ -41,7 +47,11 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mahalanobis(size: int, sigma_x: float, sigma_y: float, theta: float) -> np.ndarray:
-    """Squared Mahalanobis distance from the centre for axes sigma_x, sigma_y rotated by theta."""
+    """Squared Mahalanobis distance from the centre, (size, size).
+
+    size: side of the kernel.
+    sigma_x, sigma_y: standard deviations along the axes.
+    theta: rotation of the axes in radians."""
     x, y = _grid(size)
     u = (np.cos(theta) * x + np.sin(theta) * y) / sigma_x
     v = (-np.sin(theta) * x + np.cos(theta) * y) / sigma_y
@@ -55,24 +65,40 @@ def _normalised(kernel: np.ndarray) -> np.ndarray:
 def gaussian_kernel(
     size: int, sigma_x: float, sigma_y: float | None = None, theta: float = 0.0
 ) -> np.ndarray:
-    """exp(-d^2 / 2); isotropic when sigma_y is None."""
+    """Gaussian kernel exp(-d^2 / 2).
+
+    size: side of the kernel.
+    sigma_x, sigma_y: standard deviations in pixels; sigma_y None is isotropic.
+    theta: rotation in radians."""
     return _normalised(np.exp(-0.5 * _mahalanobis(size, sigma_x, sigma_y or sigma_x, theta)))
 
 
 def generalized_gaussian_kernel(
     size: int, sigma_x: float, sigma_y: float | None, theta: float, beta: float
 ) -> np.ndarray:
-    """exp(-(d^2)^beta / 2): beta < 1 is peaked, beta = 1 the Gaussian, beta > 1 flat-topped."""
+    """exp(-(d^2)^beta / 2): peaked for beta < 1, Gaussian for beta = 1, flat-topped for beta > 1.
+
+    size: side of the kernel.
+    sigma_x, sigma_y: standard deviations in pixels; sigma_y None is isotropic.
+    theta: rotation in radians.
+    beta: exponent."""
     return _normalised(np.exp(-0.5 * _mahalanobis(size, sigma_x, sigma_y or sigma_x, theta) ** beta))
 
 
 def plateau_kernel(size: int, sigma_x: float, sigma_y: float | None, theta: float, beta: float) -> np.ndarray:
-    """1 / ((d^2)^beta + 1)."""
+    """1 / ((d^2)^beta + 1).
+
+    size: side of the kernel.
+    sigma_x, sigma_y: standard deviations in pixels; sigma_y None is isotropic.
+    theta: rotation in radians.
+    beta: exponent."""
     return _normalised(1.0 / (_mahalanobis(size, sigma_x, sigma_y or sigma_x, theta) ** beta + 1.0))
 
 
 def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
-    """Circular low-pass of this cutoff, radians per pixel in (0, pi]: cutoff * J1(cutoff * r) / (2 * pi * r). It rings, on purpose."""
+    """Circular low-pass: cutoff * J1(cutoff * r) / (2 * pi * r). It causes ringing, as intended.
+
+    cutoff: radians per pixel in (0, pi]."""
     x, y = _grid(size)
     r = np.hypot(x, y)
     r[size // 2, size // 2] = 1.0  # the limit at the centre is set below
@@ -83,7 +109,7 @@ def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
 
 
 def random_kernel(rng: np.random.Generator, params: KernelParams) -> np.ndarray:
-    """Draw a kernel: sinc with params.sinc_prob, else one of `KINDS`."""
+    """Draw a kernel: sinc with probability params.sinc_prob, else one of `KINDS`."""
     size = int(rng.choice(np.arange(params.size_range[0], params.size_range[1] + 1, 2)))
     if rng.random() < params.sinc_prob:
         return sinc_kernel(size, rng.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi))
@@ -100,7 +126,7 @@ def random_kernel(rng: np.random.Generator, params: KernelParams) -> np.ndarray:
 
 
 def _beta(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
-    """Half of the draws below 1 and half above, as published; uniform on either side."""
+    """Half of the draws are below 1 and half above, uniform on either side, as published."""
     low, high = bounds
     if low >= 1.0 or rng.random() >= 0.5:
         return float(rng.uniform(max(1.0, low), high))

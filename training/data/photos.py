@@ -1,7 +1,6 @@
-"""Training pairs from any folder of photos: crop, augment, degrade. Sample k of a seed is the same picture in every run.
+"""Training pairs from any folder of photos: crop, augment, degrade. Item k of a seed is the same in every run.
 
-Photos are decoded once and kept in memory as uint8 up to a budget; afterwards a crop costs a slice.
-"""
+Photos are decoded once and kept in memory as uint8, up to a budget."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """All images below folder, sorted by path. FileNotFoundError when there is no folder or no image in it."""
+    """All images below folder, sorted by path. Raises FileNotFoundError if there is no folder or no image in it."""
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of photos, got {root}, which is not a folder")
@@ -40,17 +39,17 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def load_rgb(path: Path) -> np.ndarray:
-    """Decode an image upright as uint8 (h, w, 3)."""
+    """Decode an image as uint8 (h, w, 3), rotated upright."""
     with Image.open(path) as image:
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 class PhotoSet:
-    """The readable photos of a list, cached decoded. A broken file is logged and left out when the set is made.
+    """The readable photos of a list, decoded and cached. Broken files are logged and left out.
 
-    cache_bytes bounds the decoded photos kept in memory; of the rest only the header is looked at now, and they are decoded at each
-    use.
-    """
+    paths: of the photos.
+    cache_bytes: memory for decoded photos. Of the remaining photos only the header is checked; they are decoded at
+        each use."""
 
     def __init__(self, paths: Sequence[Path], cache_bytes: int = 4 << 30) -> None:
         self.paths: list[Path] = []
@@ -80,8 +79,8 @@ class PhotoSet:
         return self.read(index)[1]
 
     def read(self, index: int) -> tuple[Path, np.ndarray]:
-        """A photo's path and pixels (h, w, 3) uint8. For a file that broke since the set was made the next photo stands in, which is
-        logged."""
+        """A photo's path and pixels (h, w, 3) uint8. If the file has become unreadable, it is logged and the next
+        photo is returned."""
         for k in range(len(self.paths)):
             place = (index + k) % len(self.paths)
             path = self.paths[place]
@@ -90,12 +89,14 @@ class PhotoSet:
             try:
                 return path, load_rgb(path)
             except UNREADABLE as error:
-                log.warning("%s cannot be read any more (%s): another photo stands in for it", path, error)
-        raise OSError(f"none of the {len(self.paths)} photos can be read any more: is the disk still there?")
+                log.warning("%s can no longer be read (%s): using another photo instead", path, error)
+        raise OSError(
+            f"none of the {len(self.paths)} photos can be read any more: is the disk still connected?"
+        )
 
 
 def split_photos(paths: Sequence[Path], held_out: int) -> tuple[list[Path], list[Path]]:
-    """(training, validation) paths; every n-th photo of the sorted list is held out, so the split needs no random state."""
+    """(training, validation) paths. Every n-th photo of the sorted list is held out, so the split is not random."""
     if not 0 <= held_out < len(paths):
         raise ValueError(
             f"held_out must be from 0 to {len(paths) - 1} for {len(paths)} photos, got {held_out}"
@@ -108,15 +109,18 @@ def split_photos(paths: Sequence[Path], held_out: int) -> tuple[list[Path], list
 
 @dataclass(frozen=True)
 class CropParams:
-    """size: HR crop in pixels. zoom_range: the photo is shrunk by a random factor in it before the crop is taken."""
+    """How crops are cut from photos."""
 
     size: int = 192
+    """Side of the crop in HR pixels."""
     zoom_range: tuple[float, float] = (0.5, 1.0)
-    augment: bool = True  # flips and quarter turns
+    """Photos are shrunk by a random factor in this range before the crop is cut."""
+    augment: bool = True
+    """Whether crops are flipped and rotated by quarter turns."""
 
 
 def random_crop(photo: np.ndarray, rng: np.random.Generator, params: CropParams) -> np.ndarray:
-    """Random window of (h, w, 3) uint8 -> (size, size, 3). A photo smaller than the window is mirrored at its border."""
+    """A random crop of (h, w, 3) uint8 -> (size, size, 3). A photo smaller than the crop is mirrored at its border."""
     want = round(params.size / rng.uniform(*params.zoom_range))
     want = max(params.size, min(want, *photo.shape[:2]))
     short = [(0, max(0, want - side)) for side in photo.shape[:2]]
@@ -133,25 +137,39 @@ def random_crop(photo: np.ndarray, rng: np.random.Generator, params: CropParams)
 
 
 class Pair(NamedTuple):
-    """lr: (3, s/4, s/4), hr: (3, s, s) float32 in [0, 1]; photo: where they were cut from; drawn: a card stands in for the photo.
-    target: a teacher's picture of lr, shaped as hr; None where no teacher has looked at it. noise: of a teacher that draws samples,
-    (S, C, h, w); target is then its S samples, (S, 3, s, s) uint8, or None where it has yet to draw them."""
+    """A training pair."""
 
     lr: Tensor
+    """(3, s/4, s/4) float32 in [0, 1]."""
     hr: Tensor
+    """(3, s, s) float32 in [0, 1]."""
     photo: Path
+    """File of the photo."""
     drawn: bool
+    """Whether hr is a drawn card instead of the photo."""
     target: Tensor | None = None
+    """A teacher's picture of lr, (3, s, s); or its samples for `noise`, (S, 3, s, s) uint8. None if there are none
+    yet."""
     noise: Tensor | None = None
+    """Noise of a teacher's S samples, (S, C, h, w); None for other teachers."""
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed, k).
+    """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed,
+    k).
 
-    So any number of workers gives the same stream, and a resumed run goes on where it stopped by starting at a later k.
-    mild_share, plain_share: parts of the pairs, 0-1, that go through `MILD` or `reduce_plainly` instead of `degradation`. variety:
-    part that are drawn or recoloured. reduce: makes all LR pictures instead of these three.
-    """
+    Any number of workers therefore gives the same stream, and a resumed run continues at a later k.
+
+    photos: to cut from.
+    crop: how to cut.
+    degradation: makes LR pictures, except for the next two shares.
+    mild_share: share of the pairs, 0 to 1, with the degradation `MILD`.
+    plain_share: share of the pairs, 0 to 1, made by `reduce_plainly`.
+    variety: shares of drawn and recoloured pictures.
+    reduce: makes all LR pictures, instead of the four parameters above.
+    seed: selects photos, crops and degradations.
+    start: number of the first item.
+    length: number of items that the dataset reports."""
 
     def __init__(
         self,
@@ -176,7 +194,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.length
 
     def item(self, index: int) -> Pair:
-        """The pair and where it comes from."""
+        """The pair and the photo it comes from."""
         rng = np.random.default_rng([self.seed, self.start + index])
         path, photo = self.photos.read(int(rng.integers(len(self.photos))))
         pixels, drawn = self._varied(random_crop(photo, rng, self.crop), rng)
@@ -194,7 +212,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         return degrade(hr, rng, self.degradation)
 
     def _varied(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-        """The picture, and whether it is a drawn one."""
+        """The picture, and whether it is a drawn card."""
         if self.variety.graphics > 0 and rng.random() < self.variety.graphics:
             return draw_card(rng, self.crop.size), True
         if self.variety.recolour > 0 and rng.random() < self.variety.recolour:

@@ -1,1 +1,1 @@
-"""Scores of pictures as pure torch functions on batches, for training and for measurement alike."""
+"""Image metrics as pure torch functions on batches, for training and measurement."""

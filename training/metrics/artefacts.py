@@ -1,4 +1,5 @@
-"""Artefacts of 8-bit RGB pictures: a shift of colour, a checkerboard, seams between tiles; and how far samples differ."""
+"""Artefacts of 8-bit RGB pictures: colour shift, checkerboard, seams between tiles; and the difference between
+samples."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -8,24 +9,21 @@ import numpy as np
 from runtime.errors import ImageError
 from training.metrics.luma import luma_y
 
-SHUFFLE_PERIOD = 8  # output pixels: the student unshuffles LR by 2 and shuffles up to 4x
+# Period in output pixels: the student unshuffles LR by 2 and shuffles up to 4x.
+SHUFFLE_PERIOD = 8
 SPECTRUM_BLOCK = 128
-SEAM_DISTANCES = (
-    SHUFFLE_PERIOD,
-    2 * SHUFFLE_PERIOD,
-)  # output pixels from a border to the lines it is compared with
+# Output pixels from a tile border to the lines that it is compared with.
+SEAM_DISTANCES = (SHUFFLE_PERIOD, 2 * SHUFFLE_PERIOD)
 
 
 def colour_shift(sr: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
-    """Mean of sr minus mean of the reference (bicubic enlargement) for R, G, B, in levels of 1/255."""
+    """Mean of sr minus mean of the reference (bicubic upscale) for R, G and B, in levels of 1/255."""
     red, green, blue = (sr.mean(axis=(0, 1)) - reference.mean(axis=(0, 1))).tolist()
     return red, green, blue
 
 
 def diversity(samples: Sequence[np.ndarray]) -> float:
-    """Mean over all pairs of samples of their root mean square distance, in levels of 1/255. At least two
-    samples.
-    """
+    """Mean RMS distance over all pairs of samples, in levels of 1/255. Needs at least two samples."""
     if len(samples) < 2:
         raise ImageError(f"diversity needs at least two samples, got {len(samples)}")
     distances = [
@@ -36,16 +34,16 @@ def diversity(samples: Sequence[np.ndarray]) -> float:
 
 
 def checkerboard_db(image: np.ndarray, period: int = SHUFFLE_PERIOD) -> float:
-    """How far the frequencies of a pixel-shuffle pattern stand out of the spectrum, in dB; near 0 for a
-    picture without one.
+    """How far the frequencies of a pixel-shuffle pattern stand out of the spectrum, in dB; near 0 without such a
+    pattern.
 
-    A pattern that repeats every `period` pixels has energy at multiples of 1/period only. The power spectrum
-    of Y is averaged over Hann-windowed blocks; at each such frequency except zero it is divided by its mean
-    at neighbours (5 to 8 bins of 128 away, along the axis for frequencies on an axis, whose spectrum is a
-    ridge); the result is the mean of these ratios. NaN for a picture smaller than one block and for one
-    without any contrast. On photos a random 8x8 tile of 0.5 gray levels (root mean square) gives 12 dB, one of
-    2 levels 23 dB.
-    """
+    A pattern that repeats every `period` pixels only has energy at multiples of 1/period. The power spectrum of Y is
+    averaged over Hann-windowed blocks. At each of these frequencies except zero it is divided by its mean at
+    neighbours: 5 to 8 bins of 128 away, and for frequencies on an axis, whose spectrum is a ridge, along that axis.
+    The result is the mean of these ratios.
+
+    NaN for a picture smaller than one block or without contrast. On photos, a random 8x8 tile of 0.5 gray levels
+    (RMS) gives 12 dB, one of 2 levels 23 dB."""
     size = SPECTRUM_BLOCK
     plane = luma_y(image)
     if min(plane.shape) < size or np.ptp(image) == 0:
@@ -67,13 +65,14 @@ def checkerboard_db(image: np.ndarray, period: int = SHUFFLE_PERIOD) -> float:
 
 
 def seam(picture: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> float:
-    """How much tile borders stand out: mean absolute step across them over that across the lines beside them; 1 where
-    they are no different from the rest.
+    """How visible tile borders are: the mean absolute step across them over that across lines near them; 1 if they do
+    not differ.
 
-    picture: (H, W, 3) uint8. rows, columns: index of the first pixel of each tile after the first, so the step from
-    pixel k - 1 to k counts. The lines beside a border lie one and two periods of the pixel shuffle away on both sides,
-    so that a pattern of that period raises both means alike. NaN where there is no border, or no step beside one.
-    """
+    picture: (H, W, 3) uint8.
+    rows, columns: index of the first pixel of each tile after the first. The step from pixel k - 1 to k counts.
+
+    The lines near a border are one and two periods of the pixel shuffle away on both sides, so that a pattern of that
+    period affects both means equally. NaN without a border, or without any step near one."""
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise ImageError(
             f"the seam measure needs (H, W, 3) uint8, got {picture.shape} of {picture.dtype}: convert it first"
@@ -96,7 +95,7 @@ def seam(picture: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> fl
 
 
 def _mean_spectrum(plane: np.ndarray, size: int) -> np.ndarray:
-    """Welch's method in two dimensions, half-overlapping blocks: (H, W) -> (size, size) mean power."""
+    """Welch's method in two dimensions with half-overlapping blocks: (H, W) -> (size, size) mean power."""
     hann = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
     window = np.outer(hann, hann)
     windows = np.lib.stride_tricks.sliding_window_view(plane, (size, size))[:: size // 2, :: size // 2]

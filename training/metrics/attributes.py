@@ -1,9 +1,8 @@
-"""Attribute-aware reward weights (GDPO-SR): how much of a photo is detail, how much is smooth.
+"""Attribute-aware reward weights (GDPO-SR): the shares of detail and of smooth areas in a photo.
 
-A patch is detailed where the histogram of its Sobel magnitudes has a high entropy: texture has many gradients of different
-strength, a flat area or a soft ramp has few. Gray levels and gradients are whole numbers, so a photo has the same share on
-every device and in every batch.
-"""
+A patch is detailed if the histogram of its Sobel magnitudes has a high entropy: texture has many gradients of
+different strength, a flat area or a soft ramp only few. Gray levels and gradients are integers, so the share does not
+depend on the device or the batch."""
 
 from __future__ import annotations
 
@@ -15,24 +14,38 @@ from torch import Tensor
 
 from training.metrics.luma import gray_levels
 
-PATCH = 10  # pixels
-BINS = 128  # of 8 gray levels per bin, so that the noise of a camera alone stays in the lowest ones
-TOP = 1024.0  # Sobel magnitude in gray levels of 0..255; the rare stronger gradients count into the last bin
-THRESHOLD = 3.5  # bits; white noise reaches it at a deviation of about 11 gray levels
+# Side of a patch in pixels.
+PATCH = 10
+# Bins of the histogram, 8 gray levels wide, so that camera noise stays in the lowest ones.
+BINS = 128
+# Upper end of the histogram: Sobel magnitude for gray levels 0..255. The rare stronger gradients count in the last bin.
+TOP = 1024.0
+# Least entropy of a detailed patch in bits. White noise reaches it at a standard deviation of about 11 gray levels.
+THRESHOLD = 3.5
 
 
 def detail_share(hr: Tensor, patch: int = PATCH, threshold: float = THRESHOLD, bins: int = BINS) -> Tensor:
-    """rho_d: (B, 3, H, W) RGB in [0, 1] -> (B,) float32 in [0, 1], share of pixels in detailed patches; rho_s is 1 - rho_d.
+    """rho_d, the share of pixels in detailed patches: (B, 3, H, W) RGB in [0, 1] -> (B,) float32 in [0, 1]. rho_s is
+    1 - rho_d.
 
-    The paper fixes its threshold without publishing it. Ours makes half of a typical training photo detailed: over random crops
-    of 192 to 512 pixels from 370 openly licensed photos the median share is 0.48, the quartiles 0.28 and 0.72.
-    """
+    hr: the pictures.
+    patch: side of a patch in pixels.
+    threshold: least entropy of a detailed patch in bits.
+    bins: of the histogram.
+
+    The paper does not publish its threshold. With ours, half of a typical training photo is detailed: over random
+    crops of 192 to 512 pixels from 370 openly licensed photos the median share is 0.48, the quartiles 0.28 and 0.72."""
     return detail_map(hr, patch, threshold, bins).flatten(1).sum(1) / float(hr.shape[2] * hr.shape[3])
 
 
 @torch.no_grad()
 def detail_map(hr: Tensor, patch: int = PATCH, threshold: float = THRESHOLD, bins: int = BINS) -> Tensor:
-    """(B, 3, H, W) RGB in [0, 1] -> (B, H, W) bool, True in patches whose entropy is at least the threshold."""
+    """Detailed pixels: (B, 3, H, W) RGB in [0, 1] -> (B, H, W) bool.
+
+    hr: the pictures.
+    patch: side of a patch in pixels.
+    threshold: least entropy of a detailed patch in bits.
+    bins: of the histogram."""
     if not threshold > 0:
         raise ValueError(f"the entropy threshold must be above 0 bits (a flat patch has 0), got {threshold}")
     detailed = patch_entropy(hr, patch, bins) >= threshold
@@ -42,11 +55,11 @@ def detail_map(hr: Tensor, patch: int = PATCH, threshold: float = THRESHOLD, bin
 
 @torch.no_grad()
 def patch_entropy(hr: Tensor, patch: int = PATCH, bins: int = BINS) -> Tensor:
-    """Shannon entropy of each patch's Sobel-magnitude histogram: (B, 3, H, W) RGB in [0, 1] -> (B, rows, columns) float32, bits.
+    """Shannon entropy of each patch's Sobel histogram: (B, 3, H, W) RGB in [0, 1] -> (B, rows, columns) float32,
+    bits.
 
-    A patch cut off by the right or lower border is completed by mirroring the magnitudes, so that it is judged by as many of
-    them as any other patch.
-    """
+    A patch cut by the right or lower border is completed by mirroring the magnitudes, so that all patches have as
+    many."""
     check_pictures(hr, "the HR pictures")
     if patch < 1 or bins < 2:
         raise ValueError(f"expected a patch of at least 1 pixel and at least 2 bins, got {patch} and {bins}")
@@ -65,7 +78,8 @@ def patch_entropy(hr: Tensor, patch: int = PATCH, bins: int = BINS) -> Tensor:
 
 
 def sobel_magnitude(gray: Tensor) -> Tensor:
-    """Length of the 3x3 Sobel gradient, borders replicated: (B, H, W) -> (B, H, W). A step of one gray level gives 4."""
+    """Length of the 3x3 Sobel gradient with replicated borders: (B, H, W) -> (B, H, W). A step of one gray level
+    gives 4."""
     padded = F.pad(gray[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     rows = padded[:, :-2] + 2.0 * padded[:, 1:-1] + padded[:, 2:]
     columns = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]
@@ -74,7 +88,7 @@ def sobel_magnitude(gray: Tensor) -> Tensor:
 
 
 def check_pictures(images: Tensor, what: str) -> None:
-    """ValueError unless images is (B, 3, H, W) float, not empty, within [0, 1]."""
+    """Raise ValueError unless images is (B, 3, H, W) float, not empty, within [0, 1]."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or images.numel() == 0:
         raise ValueError(f"{what} must be (B, 3, H, W) float, got {tuple(images.shape)} of {images.dtype}")
     low, high = (bound.item() for bound in torch.aminmax(images.detach()))
@@ -83,6 +97,6 @@ def check_pictures(images: Tensor, what: str) -> None:
 
 
 def _mirrored(size: int, padded: int, device: torch.device) -> Tensor:
-    """Index of the pixel that stands at 0..padded-1 when a line of `size` pixels is mirrored over and over."""
+    """Pixel index for each place 0..padded-1 when a line of `size` pixels is mirrored repeatedly."""
     place = torch.arange(padded, device=device) % (2 * size)
     return torch.where(place < size, place, 2 * size - 1 - place)

@@ -1,8 +1,7 @@
-"""A small network that has learnt to tell photos from reconstructions of the same photos: a reward without reference.
+"""A small network trained to tell photos from reconstructions of them: a no-reference reward.
 
-Its score is relative: of two versions of one picture the more real one has the higher. Weights lie in critic.safetensors, what they are
-in critic.json beside it.
-"""
+Its score is relative: of two versions of one picture, the more realistic one scores higher. Weights are in
+critic.safetensors, their description in critic.json."""
 
 from __future__ import annotations
 
@@ -20,7 +19,8 @@ from training.checkpoint import read_json, read_tensors
 WEIGHTS_FILE = "critic.safetensors"
 CONFIG_FILE = "critic.json"
 FORMAT_VERSION = 1
-MIN_SIDE = 16  # pixels
+# Smallest side of a picture in pixels.
+MIN_SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class CriticConfig:
 
 
 class Critic(nn.Module):
-    """Image (n, 3, H, W) in [0, 1], H and W even -> logits (n, 1, H / 4, W / 4), higher where it looks real. Each sees 36x36 pixels,
-    so it judges texture and edges and not what is in the photo (PatchGAN, Isola et al. 2017). Nothing is normalised over a batch."""
+    """Image (n, 3, H, W) in [0, 1], H and W even -> logits (n, 1, H / 4, W / 4), higher for places that look real.
+
+    Each logit sees 36x36 pixels, so it judges texture and edges, not content (PatchGAN, Isola et al. 2017). There is
+    no batch normalisation."""
 
     def __init__(self, config: CriticConfig | None = None) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class Critic(nn.Module):
         self.last = nn.Conv2d(3 * w, 1, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(image * 2 - 1, 2)  # four times fewer places, and no pixel is lost
+        x = F.pixel_unshuffle(image * 2 - 1, 2)  # a quarter of the places without losing a pixel
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
         return self.last(x)
@@ -70,16 +72,17 @@ class Critic(nn.Module):
 
 
 def paired_loss(real: Tensor, fake: Tensor, penalty: float = 0.0) -> Tensor:
-    """Logistic loss of preferring, place by place, the photo to its reconstruction (RankNet, Burges et al. 2005). Scalar.
+    """Logistic loss for ranking a photo above its reconstruction, place by place (RankNet, Burges et al. 2005).
+    Scalar.
 
-    What the two have in common, and so what the photo shows, cancels out. penalty: of the mean square of the logits, which keeps the
-    score's unit from growing."""
+    What both share, such as the content, cancels out. penalty: weight of the logits' mean square, which keeps the
+    scale of the score from growing."""
     loss = F.softplus(fake - real).mean()
     return loss + penalty * (real.square().mean() + fake.square().mean()) / 2
 
 
 def save_critic(critic: Critic, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
-    """Write the two files into folder."""
+    """Write critic.safetensors and critic.json into folder."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     document = {
@@ -96,9 +99,9 @@ def save_critic(critic: Critic, folder: str | Path, provenance: dict[str, Any] |
 
 
 def load_critic(source: str | Path) -> Critic:
-    """Read what `save_critic` wrote, frozen. source: the folder, a finished run, or the weights' file itself.
+    """Read what `save_critic` wrote, frozen. source: the folder, a finished run, or the weights file itself.
 
-    FileNotFoundError where a file is missing, ValueError where it is damaged or another model's."""
+    Raises FileNotFoundError if a file is missing, and ValueError if it is damaged or belongs to another model."""
     path = Path(source)
     if path.is_file():
         path = path.parent
@@ -107,7 +110,7 @@ def load_critic(source: str | Path) -> Critic:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise FileNotFoundError(
-                f"{source} is no critic: {name} is missing; make one with gdposr train critic"
+                f"{source} is not a critic: {name} is missing; make one with gdposr train critic"
             )
     document = read_json(path / CONFIG_FILE)
     if document.get("model") != "critic" or document.get("format_version") != FORMAT_VERSION:

@@ -1,8 +1,9 @@
-"""What the eye sees and PSNR does not: grain and colour on flat parts, edges, detail by size, and how far two samples differ.
+"""Metrics for what the eye sees and PSNR does not: grain and colour noise on flat parts, edges, detail by size,
+diversity.
 
-Pure functions of pictures (n, 3, h, w), RGB float in [0, 1] (clamp a model's output first), with one value per picture, (n,) float32.
-Distances and deviations are in levels of 1/255. A value over no pixel at all, such as grain in a picture without flat parts, is NaN.
-"""
+Pure functions of pictures (n, 3, h, w), RGB float in [0, 1] (clamp a model's output first), with one value per
+picture, (n,) float32. Distances and deviations are in levels of 1/255. A value over no pixels, such as grain in a
+picture without flat parts, is NaN."""
 
 from __future__ import annotations
 
@@ -15,89 +16,101 @@ from torch import Tensor
 from training.metrics.attributes import check_pictures
 from training.metrics.luma import luma
 
-WINDOW = 9  # pixels a side of the window in which a place is flat or textured
-FLAT_BELOW = 4.0  # levels; camera noise stays below: a third of a typical photo is flat
-TEXTURED_FROM = 8.0  # levels; half of a typical photo
-BLUR = 5  # pixels a side of the mean that a high-pass takes away
-OCTAVES = 3  # of wavelet bands: differences 1, 2 and 4 pixels apart
-CELL = 8  # pixels a side of the means that a low-pass keeps
-GMSD_CONSTANT = 170.0  # squared levels; of the paper
+# Side in pixels of the window that decides whether a place is flat or textured.
+WINDOW = 9
+# Standard deviation in levels below which a place is flat. Camera noise stays below; a third of a typical photo is flat.
+FLAT_BELOW = 4.0
+# Standard deviation in levels from which a place is textured; half of a typical photo is.
+TEXTURED_FROM = 8.0
+# Side in pixels of the mean that a high-pass subtracts.
+BLUR = 5
+# Octaves of wavelet bands: differences of pixels 1, 2 and 4 apart.
+OCTAVES = 3
+# Side in pixels of the means that a low-pass keeps.
+CELL = 8
+# Constant of the paper, in squared levels.
+GMSD_CONSTANT = 170.0
 
 
 @dataclass(frozen=True, eq=False)
 class Fine:
-    """Strength of what is finer than about `BLUR` pixels on the truth's flat parts, (n,) each; NaN where the truth has none."""
+    """Strength of detail finer than about `BLUR` pixels on flat parts of the HR picture, (n,) each; NaN without flat
+    parts."""
 
     value: Tensor
-    """Of SR, RMS in levels."""
+    """RMS of SR in levels."""
     truth: Tensor
-    """Of HR, RMS in levels."""
+    """RMS of HR in levels."""
 
     @property
     def ratio(self) -> Tensor:
-        """SR's over the truth's: 1 is right, more is added noise, less is plastic. Infinite where only the truth's is 0; 1 where both
-        are."""
+        """SR's strength over HR's: 1 is ideal, more is added noise, less is over-smoothing. Infinite if only HR's is
+        0; 1 if both are."""
         return torch.where(self.value == self.truth, torch.ones_like(self.value), self.value / self.truth)
 
     @property
     def distance(self) -> Tensor:
-        """Of SR's strength from the truth's, in levels; 0 is right."""
+        """Absolute difference of the strengths in levels; 0 is ideal."""
         return (self.value - self.truth).abs()
 
 
 @dataclass(frozen=True, eq=False)
 class SeedDiversity:
-    """RMS difference of two samples over R, G and B in levels, (n,) each; NaN where the truth has no such part."""
+    """RMS difference of two samples over R, G and B in levels, (n,) each; NaN if HR has no such part."""
 
     texture: Tensor
-    """Where the truth has texture or edges: the room for choice."""
+    """On texture and edges of HR, where samples may differ."""
     flat: Tensor
-    """Where the truth is flat: any difference is noise."""
+    """On flat parts of HR, where any difference is noise."""
     low: Tensor
-    """Of means over 8x8 pixels, everywhere: any difference is another picture."""
+    """Of means over 8x8 pixels everywhere, where any difference changes the content."""
 
 
 def flat_mask(hr: Tensor) -> Tensor:
-    """Where the truth is flat: (n, 3, h, w) -> (n, 1, h, w) bool. The standard deviation of its luma in the `WINDOW` pixels square
-    around the place, borders mirrored, is below `FLAT_BELOW` levels of 1/255."""
+    """Flat parts of HR: (n, 3, h, w) -> (n, 1, h, w) bool.
+
+    A place is flat if the standard deviation of luma in the square of `WINDOW` pixels around it, with mirrored
+    borders, is below `FLAT_BELOW` levels."""
     return _deviation(_checked(WINDOW, hr)[0]) < FLAT_BELOW
 
 
 def texture_mask(hr: Tensor) -> Tensor:
-    """Where the truth has texture or edges: as `flat_mask`, a standard deviation of at least `TEXTURED_FROM` levels."""
+    """Texture and edges of HR: as `flat_mask`, for a standard deviation of at least `TEXTURED_FROM` levels."""
     return _deviation(_checked(WINDOW, hr)[0]) >= TEXTURED_FROM
 
 
 def fine_grain(sr: Tensor, hr: Tensor) -> Fine:
-    """Grain, mesh and ringing on flat parts: RMS there of luma without its 5x5 mean. White noise of deviation s measures .98 s."""
+    """Grain, mesh and ringing: RMS of luma minus its 5x5 mean on flat parts. White noise of deviation s measures .98
+    s."""
     sr, hr = _checked(WINDOW, sr, hr)
     return _fine(luma(sr), luma(hr), _deviation(hr) < FLAT_BELOW)
 
 
 def fine_chroma(sr: Tensor, hr: Tensor) -> Fine:
-    """Coloured noise and fine ripples on flat parts: as `fine_grain`, RMS over the planes Cb and Cr of BT.601. Gray grain: 0."""
+    """Coloured noise and fine ripples: as `fine_grain`, RMS over the planes Cb and Cr of BT.601. Gray grain gives 0."""
     sr, hr = _checked(WINDOW, sr, hr)
     return _fine(chroma(sr), chroma(hr), _deviation(hr) < FLAT_BELOW)
 
 
 def gradient_distance(sr: Tensor, hr: Tensor) -> Tensor:
-    """Edges that are soft, doubled, shifted or invented: mean |difference of SR's and HR's luma gradients| in levels per pixel -> (n,).
+    """Soft, doubled, shifted or invented edges: mean absolute difference of luma gradients in levels per pixel ->
+    (n,).
 
-    Gradients are differences of neighbours along rows and along columns, their distances averaged."""
+    Gradients are differences of neighbours along rows and columns; their distances are averaged."""
     apart = _luma_difference(*_checked(2, sr, hr))
     across, down = apart.diff(dim=3).abs(), apart.diff(dim=2).abs()
     return (across.flatten(1).mean(1) + down.flatten(1).mean(1)) / 2
 
 
 def wavelet_distance(sr: Tensor, hr: Tensor) -> Tensor:
-    """Detail that is not the truth's, at sizes of 1, 2 and 4 pixels alike: L1 between luma's wavelet bands in levels -> (n,).
+    """Wrong detail at sizes of 1, 2 and 4 pixels: L1 between luma's wavelet bands in levels -> (n,).
 
-    Bands are Haar's without decimation (stationary wavelet transform, Nason & Silverman 1995), where they fit: half the difference
-    across columns, across rows and across both in `OCTAVES` octaves; the mean over places, bands and octaves. Constant shifts and
-    wide ramps hardly count."""
+    The bands are Haar's without decimation (stationary wavelet transform, Nason & Silverman 1995), at the places
+    where they fit: half the difference across columns, across rows and across both, in `OCTAVES` octaves. The result
+    is the mean over places, bands and octaves. Constant shifts and wide ramps hardly count."""
     low = _luma_difference(
         *_checked(1 << OCTAVES, sr, hr)
-    )  # the bands are linear, so those of the difference
+    )  # the bands are linear, so those of the difference suffice
     bands = []
     for octave in range(OCTAVES):
         step = 1 << octave
@@ -114,17 +127,21 @@ def wavelet_distance(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def gmsd(sr: Tensor, hr: Tensor) -> Tensor:
-    """Gradient magnitude similarity deviation (Xue et al. 2014, arXiv 1308.3052), lower is better, 0 is equal -> (n,).
+    """Gradient magnitude similarity deviation (Xue et al. 2014, arXiv 1308.3052) -> (n,). Lower is better, 0 for
+    equal pictures.
 
-    Luma is halved by 2x2 means; the Prewitt gradients' similarity, where they fit, has this standard deviation over the picture."""
+    Luma is halved by 2x2 means. The result is the standard deviation over the picture of the similarity of Prewitt
+    gradients."""
     first, second = (_prewitt(F.avg_pool2d(luma(image), 2)) for image in _checked(8, sr, hr))
     similarity = (2 * first * second + GMSD_CONSTANT) / (first.square() + second.square() + GMSD_CONSTANT)
     return similarity.flatten(1).std(1, correction=0)
 
 
 def seed_diversity(a: Tensor, b: Tensor, hr: Tensor) -> SeedDiversity:
-    """How far two samples of one picture differ, by the kind of place. Worth having are at least 3 levels on texture, at most 0.7 on
-    flat parts and at most 1 after the low-pass. Rows and columns beyond the last whole cell of 8 do not count in the low-pass."""
+    """The difference of two samples of one picture, by kind of place.
+
+    Good values are at least 3 levels on texture, at most 0.7 on flat parts and at most 1 after the low-pass. Rows and
+    columns beyond the last whole cell of 8 are ignored in the low-pass."""
     a, b, hr = _checked(WINDOW, a, b, hr)
     apart, deviation = 255 * (a - b), _deviation(hr)
     return SeedDiversity(
@@ -135,7 +152,8 @@ def seed_diversity(a: Tensor, b: Tensor, hr: Tensor) -> SeedDiversity:
 
 
 def _checked(least: int, *pictures: Tensor) -> list[Tensor]:
-    """The pictures as float32. ValueError unless they are (n, 3, h, w) in [0, 1] of one size and of at least `least` pixels a side."""
+    """The pictures as float32. Raises ValueError unless all are (n, 3, h, w) in [0, 1], of one size, and at least
+    `least` pixels a side."""
     for picture in pictures:
         check_pictures(picture, "the pictures")
         if picture.shape != pictures[0].shape:
@@ -157,19 +175,19 @@ def chroma(images: Tensor) -> Tensor:
 
 
 def _luma_difference(sr: Tensor, hr: Tensor) -> Tensor:
-    """(n, 1, h, w) in levels; of the difference, so that nothing is rounded away."""
+    """Luma of the difference, (n, 1, h, w) in levels. This order avoids rounding errors."""
     return luma(sr - hr)
 
 
 def mean_around(planes: Tensor, side: int) -> Tensor:
-    """Mean over the square of `side` pixels around each place, borders mirrored: (n, c, h, w) -> the same."""
+    """Mean over the square of `side` pixels around each place, with mirrored borders: (n, c, h, w) -> the same."""
     return F.avg_pool2d(F.pad(planes, (side // 2,) * 4, mode="reflect"), side, 1)
 
 
 def _deviation(hr: Tensor) -> Tensor:
     """Standard deviation of luma in the window around each place, (n, 1, h, w) in levels."""
     gray = luma(hr)
-    # a variance is a small difference of large squares: without the picture's mean float32 keeps .1 level
+    # a variance is a small difference of large squares: without subtracting the mean, float32 is exact to .1 level only
     gray = gray - gray.mean((2, 3), keepdim=True)
     return (mean_around(gray.square(), WINDOW) - mean_around(gray, WINDOW).square()).clamp(min=0).sqrt()
 
@@ -180,7 +198,7 @@ def _fine(sr: Tensor, hr: Tensor, flat: Tensor) -> Fine:
 
 
 def _rms(planes: Tensor, mask: Tensor) -> Tensor:
-    """Over the places of the mask, and the planes: (n, c, h, w), (n, 1, h, w) -> (n,); NaN where the mask is empty."""
+    """RMS over the places of the mask and the planes: (n, c, h, w), (n, 1, h, w) -> (n,); NaN for an empty mask."""
     total = (planes.square().mean(1, keepdim=True) * mask).flatten(1).sum(1)
     return (total / mask.flatten(1).sum(1)).sqrt()
 

@@ -1,8 +1,8 @@
-"""PSNR and SSIM of Y (BT.601, limited range): `psnr_y` and `ssim_y` of 8-bit NumPy pictures, `psnr` and `ssim` of torch batches.
+"""PSNR and SSIM of Y (BT.601, limited range): `psnr_y` and `ssim_y` for 8-bit NumPy pictures, `psnr` and `ssim` for
+torch batches.
 
-They reproduce pyiqa (`test_y_channel`, `ycbcr`), the code behind the field's published tables: on OSEDiff's RealSR outputs PSNR agrees
-with its log to 1e-4 dB, SSIM to 1e-5. Only the torch forms need torch.
-"""
+They reproduce pyiqa (`test_y_channel`, `ycbcr`), on which the field's published tables are based. On OSEDiff's RealSR
+outputs, PSNR agrees with its log to 1e-4 dB and SSIM to 1e-5. Only the torch forms need torch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from training.metrics.luma import LIMITED_RANGE, luma_y, whole_y
 if TYPE_CHECKING:
     from torch import Tensor
 
-PSNR_CAP = 100.0  # dB, of equal pictures in a batch: rewards must be finite
+# PSNR in dB of equal pictures in a batch, since rewards must be finite.
+PSNR_CAP = 100.0
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
 class MetricError(ImageError, ValueError):
-    """A metric is unknown, cannot be loaded, or cannot judge the pictures it was given."""
+    """A metric is unknown, cannot be loaded, or cannot judge the given pictures."""
 
 
 def psnr_y(sr: np.ndarray, hr: np.ndarray) -> float:
-    """PSNR in dB of Y over the whole picture, (H, W, 3) uint8 each. Equal pictures: infinite, by rule."""
+    """PSNR in dB of Y over the whole picture, (H, W, 3) uint8 each. Infinite for equal pictures."""
     _check_pair(sr, hr)
     return psnr_db(luma_y(sr), luma_y(hr), equal=float("inf"))
 
@@ -58,15 +59,16 @@ def ssim(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """[0, 1] -> whole levels 0..255, of the same type."""
+    """[0, 1] -> integer levels 0..255, of the same type."""
     return (images * 255).round()
 
 
 def _ssim(x: Any, y: Any) -> Any:
-    """Mean SSIM of planes (..., H, W) in whole levels -> (...): an 11x11 Gaussian window of sigma 1.5, only where it lies inside.
+    """Mean SSIM of planes (..., H, W) in integer levels -> (...), with an 11x11 Gaussian window of sigma 1.5, without
+    padding.
 
-    As in pyiqa the contrast-structure term is cut off at zero, so a reversed texture counts as no likeness, not as negative one.
-    """
+    As in pyiqa, the contrast-structure term is clipped at zero, so that inverted texture counts as no similarity, not
+    as negative."""
     height, width = x.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
         raise MetricError(
@@ -83,7 +85,8 @@ def _ssim(x: Any, y: Any) -> Any:
 
 
 def _window(planes: Any) -> Any:
-    """Gaussian mean where the window fits: (..., H, W) -> (..., H - 10, W - 10). Plain sums: a convolution may run in TF32."""
+    """Gaussian mean without padding: (..., H, W) -> (..., H - 10, W - 10). Plain sums, since a convolution may run in
+    TF32."""
     kernel = np.exp(-((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) ** 2) / (2 * SSIM_SIGMA**2))
     taps = (kernel / kernel.sum()).tolist()
     height, width = planes.shape[-2] - SSIM_WINDOW + 1, planes.shape[-1] - SSIM_WINDOW + 1

@@ -1,7 +1,7 @@
-"""Two scores of what an eye looks for: clean smooth parts, and on detailed parts texture of the right kind and amount.
+"""Two scores that follow the eye: clean smooth parts, and texture of the right kind and amount on detailed parts.
 
-Both compare with the HR picture, and both are 0 at best. Pictures are (n, 3, H, W), RGB in [0, 1]; distances are in levels of 1/255.
-"""
+Both compare with the HR picture and are 0 at best. Pictures are (n, 3, H, W), RGB in [0, 1]; distances are in levels
+of 1/255."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ from torch import Tensor
 from training.metrics.detail import BLUR, chroma, flat_mask, mean_around, texture_mask
 from training.metrics.luma import luma
 
-ENERGY_WINDOW = 16  # pixels; within it a texture's energy is taken
-SCALES = 3  # octaves of wavelet bands: details of 2, 4 and 8 pixels
-QUIET = 1.0  # squared levels that are added to every energy: what is below one level nobody sees
+# Side in pixels of the window over which texture energy is averaged.
+ENERGY_WINDOW = 16
+# Octaves of wavelet bands, for details of 2, 4 and 8 pixels.
+SCALES = 3
+# Squared levels added to every energy, since differences below one level are invisible.
+QUIET = 1.0
 
 
 def smoothness(sr: Tensor, hr: Tensor) -> Tensor:
-    """Fidelity on smooth parts: minus the mean distance of high-pass luma and of chroma there, in levels -> (n,).
+    """Fidelity on smooth parts: minus the mean distance there of high-pass luma and of chroma, in levels -> (n,).
 
-    Mesh, ripples, grain, ringing beside an edge and coloured blotches all cost. 0 where the photo has no smooth part."""
+    It penalises mesh, ripples, grain, ringing beside edges and coloured blotches. 0 if the photo has no smooth part."""
     _check(sr, hr)
-    gray = luma(sr.float()) - luma(hr.float())  # the high-pass is linear, so that of the difference
+    gray = luma(sr.float()) - luma(hr.float())  # the high-pass is linear, so the difference suffices
     colour = chroma(sr.float()) - chroma(hr.float())  # (n, 2, H, W)
     cost = (gray - mean_around(gray, BLUR)).abs() + colour.abs().mean(1, keepdim=True)
     return -_weighted_mean(cost, flat_mask(hr).float())
 
 
 def texture_likeness(sr: Tensor, hr: Tensor) -> Tensor:
-    """Texture as statistics, not as pixels: minus the mean distance of the logarithms of local energy in wavelet bands on detailed
+    """Similarity of texture statistics: minus the mean distance of log local energies in wavelet bands on detailed
     parts -> (n,).
 
-    Bands are Haar's, horizontal, vertical and diagonal in `SCALES` octaves; energies are means over windows of `ENERGY_WINDOW` pixels.
-    Too little and too much cost alike: 0.7 is a factor of 2 in energy. 0 where the photo has no detailed part."""
+    Bands are Haar's, horizontal, vertical and diagonal in `SCALES` octaves. Energies are means over windows of
+    `ENERGY_WINDOW` pixels. Too little and too much energy cost the same: a factor of 2 costs 0.7. 0 if the photo has
+    no detailed part."""
     _check(sr, hr)
     height, width = (side // ENERGY_WINDOW * ENERGY_WINDOW for side in hr.shape[2:])
     ours, theirs = (
@@ -42,18 +46,19 @@ def texture_likeness(sr: Tensor, hr: Tensor) -> Tensor:
     apart = (ours - theirs).abs().mean(1, keepdim=True)  # (n, 1, H / 16, W / 16)
     detailed = F.avg_pool2d(
         texture_mask(hr)[..., :height, :width].float(), ENERGY_WINDOW
-    )  # share of each window
+    )  # detailed share of each window
     return -_weighted_mean(apart, detailed)
 
 
 def band_energies(plane: Tensor) -> Tensor:
-    """Mean squares of Haar bands in windows: (n, 1, H, W), multiples of `ENERGY_WINDOW` a side -> (n, 3 * SCALES, H / 16, W / 16)."""
+    """Mean squares of Haar bands in windows: (n, 1, H, W) -> (n, 3 * SCALES, H / 16, W / 16). H and W are multiples
+    of `ENERGY_WINDOW`."""
     energies = []
     for octave in range(SCALES):
         a, b, c, d = F.pixel_unshuffle(plane, 2).unbind(1)  # the pixels of each 2x2 cell, row by row
         bands = torch.stack([a + b - c - d, a - b + c - d, a - b - c + d], dim=1) / 2
         energies.append(F.avg_pool2d(bands.square(), ENERGY_WINDOW >> (octave + 1)))
-        plane = ((a + b + c + d) / 2)[:, None]  # orthonormal: white noise has one energy in every band
+        plane = ((a + b + c + d) / 2)[:, None]  # orthonormal: white noise has equal energy in all bands
     return torch.cat(energies, dim=1)
 
 
@@ -66,6 +71,6 @@ def _check(sr: Tensor, hr: Tensor) -> None:
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """(n, 1, H, W) each -> (n,), 0 where all weights are."""
+    """(n, 1, H, W) each -> (n,); 0 if all weights are 0."""
     total = weights.flatten(1).sum(1)
     return torch.where(total > 0, (values * weights).flatten(1).sum(1) / total, 0.0)

@@ -1,7 +1,6 @@
-"""Luma of ITU-R BT.601: the full range that most scores use, and the limited range (16..235) of PSNR and SSIM in published tables.
+"""Luma of ITU-R BT.601: full range for most scores, limited range (16..235) for PSNR and SSIM as in published tables.
 
-Rounding differs between the forms on purpose: each is that of the score it serves.
-"""
+The forms round differently on purpose: each follows the score that uses it."""
 
 from __future__ import annotations
 
@@ -16,11 +15,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FULL_RANGE = LUMA
-LIMITED_RANGE = (65481, 128553, 24966)  # thousandths of a level per unit of R, G and B
+# Weights in thousandths of a level per unit of R, G and B.
+LIMITED_RANGE = (65481, 128553, 24966)
 
 
 def luma_y(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> Y in limited range, (H, W) float64, not rounded. ImageError for any other picture."""
+    """(H, W, 3) uint8 -> Y in limited range, (H, W) float64, not rounded. Raises ImageError for other pictures."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ImageError(
             f"metrics need (H, W, 3) uint8, got {image.shape} of {image.dtype}: convert it first"
@@ -29,15 +29,18 @@ def luma_y(image: np.ndarray) -> np.ndarray:
 
 
 def whole_y(red: Any, green: Any, blue: Any) -> Any:
-    """Y in limited range rounded to whole levels, of planes of 64-bit integers 0..255, in NumPy or torch. Integer arithmetic, so the
-    same on every device."""
+    """Y in limited range, rounded to integer levels, for planes of 64-bit integers 0..255, in NumPy or torch.
+
+    Integer arithmetic gives the same result on every device."""
     r, g, b = LIMITED_RANGE
     return (r * red + g * green + b * blue + 127500) // 255000 + 16
 
 
 def rounded_luma(image: np.ndarray) -> np.ndarray:
-    """(H, W) gray, (H, W, 1..4) uint8, uint16 or float in [0, 1]; alpha is ignored -> full range, (H, W) float64 in whole levels of
-    0..255, as in the published evaluation codes. ImageError for another shape."""
+    """Full-range luma (H, W) float64 in integer levels of 0..255, as in the published evaluation codes.
+
+    image: (H, W) gray, or (H, W, 1..4) uint8, uint16 or float in [0, 1]. Alpha is ignored. Raises ImageError for
+        other shapes."""
     if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] > 4):
         raise ImageError(
             f"NIQE needs an image (H, W) or (H, W, 1..4), got shape {image.shape}: pass one image at a time"
@@ -53,12 +56,13 @@ def rounded_luma(image: np.ndarray) -> np.ndarray:
 
 
 def luma(images: Tensor) -> Tensor:
-    """(n, 3, h, w) in [0, 1] -> full range, (n, 1, h, w) in levels of 1/255, not rounded."""
+    """(n, 3, h, w) in [0, 1] -> full-range luma, (n, 1, h, w) in levels of 1/255, not rounded."""
     red, green, blue = images.split(1, dim=1)
     return 255 * (FULL_RANGE[0] * red + FULL_RANGE[1] * green + FULL_RANGE[2] * blue)
 
 
 def gray_levels(images: Tensor) -> Tensor:
-    """(n, 3, h, w) in [0, 1] -> full range, (n, h, w) float32 in whole levels of 0..255, from pixels rounded to 8 bits."""
+    """(n, 3, h, w) in [0, 1] -> full-range luma, (n, h, w) float32 in integer levels of 0..255, from pixels rounded
+    to 8 bits."""
     red, green, blue = (images.float() * 255.0).round().unbind(1)
     return ((299 * red + 587 * green + 114 * blue) / 1000.0).round()

@@ -1,10 +1,9 @@
 """NIQE, the no-reference naturalness score (Mittal, Soundararajan and Bovik, 2013). Lower is better.
 
-The picture is divided by its local mean and contrast (MSCN coefficients), each 96x96 block at full and half
-size is described by the parameters of generalised Gaussians, and the score is the distance between the
-Gaussian over these 36 features and the one fitted on pristine photos (`niqe_pristine.npz`, written by `python
--m calibration.studies.niqe_fit`).
-"""
+The picture is normalised by its local mean and contrast (MSCN coefficients). Each 96x96 block is described, at full
+and half size, by the parameters of generalised Gaussians. The score is the distance between the Gaussian over these
+36 features and the one fitted on pristine photos (`niqe_pristine.npz`, written by `python -m
+calibration.studies.niqe_fit`)."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -19,33 +18,37 @@ from training.metrics.luma import rounded_luma
 BLOCK = 96
 FEATURES = 36
 MODEL_FILE = Path(__file__).parent / "niqe_pristine.npz"
-SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # neighbours: right, below, both diagonals
-MIN_CONTRAST = 1e-6  # mean square of the MSCN coefficients below which a block counts as flat
+# Offsets of the neighbours: right, below, both diagonals.
+SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
+# Mean square of the MSCN coefficients below which a block is flat.
+MIN_CONTRAST = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class NiqeModel:
-    """Gaussian over the features of pristine photos. mean: (36,) float64, covariance: (36, 36) float64."""
+    """Gaussian over the features of pristine photos."""
 
     mean: np.ndarray
+    """(36,) float64"""
     covariance: np.ndarray
+    """(36, 36) float64"""
 
 
 @cache
 def pristine_model() -> NiqeModel:
-    """The model that stands beside this file."""
+    """The model in `MODEL_FILE`."""
     with np.load(MODEL_FILE, allow_pickle=False) as data:
         return NiqeModel(data["mean"], data["covariance"])
 
 
 def niqe(image: np.ndarray, model: NiqeModel | None = None) -> float:
-    """Score of (H, W) gray, (H, W, 1..4) uint8, uint16 or float in [0, 1]; alpha is ignored. model: None =
-    the shipped one.
+    """NIQE of an image.
 
-    Less than 96 pixels in a direction: the picture is mirrored up to one block, so that the score only ranks
-    pictures of that same size. Without any textured block (a flat picture) there is nothing to judge: the
-    score is infinite.
-    """
+    image: (H, W) gray, or (H, W, 1..4) uint8, uint16 or float in [0, 1]. Alpha is ignored.
+    model: None for the shipped one.
+
+    An image below 96 pixels in a direction is mirrored up to one block; its score is only comparable between images
+    of the same size. The score is infinite for an image without any textured block."""
     model = model or pristine_model()
     features, _ = block_features(rounded_luma(image))
     features = features[np.isfinite(features).all(axis=1)]
@@ -61,8 +64,7 @@ def niqe(image: np.ndarray, model: NiqeModel | None = None) -> float:
 def block_features(gray: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
     """gray: (H, W) float64 in 0..255 -> features (blocks, 36) and sharpness (blocks,), float64.
 
-    Flat blocks have NaN features. Sharpness is the mean local deviation of a block at full size.
-    """
+    Flat blocks have NaN features. Sharpness is the mean local deviation of a block at full size."""
     height, width = gray.shape
     if min(height, width) < block:
         gray = np.pad(gray, ((0, max(0, block - height)), (0, max(0, block - width))), mode="symmetric")
@@ -81,9 +83,8 @@ def block_features(gray: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np
 
 
 def normalise(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean-subtracted, contrast-normalised coefficients and the local deviation, both (H, W) float64; 7x7
-    Gaussian window.
-    """
+    """Mean-subtracted, contrast-normalised coefficients and the local deviation, both (H, W) float64, with a 7x7
+    Gaussian window."""
     mean = _gaussian(plane)
     deviation = np.sqrt(np.abs(_gaussian(plane * plane) - mean * mean))
     return (plane - mean) / (deviation + 1.0), deviation
@@ -105,15 +106,14 @@ def _gaussian(plane: np.ndarray) -> np.ndarray:
 
 
 def _blocks(plane: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) -> (blocks, size, size); H and W are multiples of size."""
+    """(H, W) -> (blocks, size, size). H and W are multiples of size."""
     rows, columns = plane.shape[0] // size, plane.shape[1] // size
     return plane.reshape(rows, size, columns, size).swapaxes(1, 2).reshape(-1, size, size)
 
 
 def _aggd_features(blocks: np.ndarray) -> np.ndarray:
-    """(n, b, b) MSCN blocks -> (n, 18): shape and scale of the coefficients, four numbers for each of the
-    four products.
-    """
+    """(n, b, b) MSCN blocks -> (n, 18): shape and scale of the coefficients, and four numbers for each of the four
+    products."""
     alpha, left, right, _ = fit_aggd(blocks)
     columns = [alpha, (left + right) / 2]
     for shift in SHIFTS:
@@ -123,11 +123,10 @@ def _aggd_features(blocks: np.ndarray) -> np.ndarray:
 
 
 def fit_aggd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Asymmetric generalised Gaussian of each row of (n, ...) by moment matching: shape, left and right
-    scale, mean, each (n,).
+    """Fit an asymmetric generalised Gaussian to each row of (n, ...) by moment matching: shape, left and right scale,
+    mean, each (n,).
 
-    Rows without contrast or with one sign only give NaN.
-    """
+    Rows without contrast or with one sign only give NaN."""
     values = values.reshape(len(values), -1)
     square = values * values
     total, negative = square.sum(axis=1), values < 0
@@ -150,9 +149,8 @@ def fit_aggd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 
 @cache
 def _aggd_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Shape parameters 0.2, 0.201, ..., 10 and for each: the moment ratio (ascending), factor to the scale,
-    factor to the mean.
-    """
+    """Shape parameters 0.2, 0.201, ..., 10 with, for each, the moment ratio (ascending), the factor to the scale and
+    the factor to the mean."""
     alphas = np.arange(200, 10001) / 1000
     log1, log2, log3 = (np.array([lgamma(k / alpha) for alpha in alphas]) for k in (1, 2, 3))
     return alphas, np.exp(2 * log2 - log1 - log3), np.exp((log1 - log3) / 2), np.exp(log2 - log1)

@@ -1,8 +1,7 @@
-"""Learned picture metrics of pyiqa, measured only where they are asked for: nothing is loaded before.
+"""Learned image metrics from pyiqa. Nothing is loaded before a metric is used.
 
-LPIPS (Zhang et al. 2018, arXiv 1801.03924), MUSIQ (Ke et al. 2021, arXiv 2108.05997), MANIQA (Yang et al. 2022, arXiv 2204.08958).
-pyiqa may download a metric's weights at its first use.
-"""
+LPIPS (Zhang et al. 2018, arXiv 1801.03924), MUSIQ (Ke et al. 2021, arXiv 2108.05997), MANIQA (Yang et al. 2022, arXiv
+2204.08958). pyiqa may download a metric's weights at first use."""
 
 from __future__ import annotations
 
@@ -18,17 +17,22 @@ from runtime.errors import ImageError, SettingError
 NEEDS = ("torch", "safetensors", "pyiqa")
 REMEDY = 'pip install "gdposr[export]" pyiqa'
 
-Score = Callable[[np.ndarray, np.ndarray], float]  # (sr, hr), both (H, W, 3) uint8
+# (sr, hr), both (H, W, 3) uint8
+Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True)
 class PerceptualMetric:
-    """What a metric's value means."""
+    """A metric and the meaning of its value."""
 
-    name: str  # as pyiqa names it
+    name: str
+    """Name in pyiqa."""
     title: str
-    reference: bool  # compares with the HR picture
+    """Name in tables."""
+    reference: bool
+    """Whether it compares with the HR picture."""
     higher_is_better: bool
+    """Whether a larger value is better."""
 
 
 METRICS = (
@@ -40,7 +44,7 @@ NAMES = tuple(metric.name for metric in METRICS)
 
 
 def available() -> tuple[tuple[str, ...], str | None]:
-    """Names that can be asked for here, and why there are none: one of the two is empty. Imports nothing."""
+    """Names of the available metrics, and the reason if there are none. Imports nothing."""
     missing = [package for package in NEEDS if find_spec(package) is None]
     if missing:
         return (), f"{' and '.join(missing)} not installed: {REMEDY}"
@@ -48,7 +52,8 @@ def available() -> tuple[tuple[str, ...], str | None]:
 
 
 def wanted(names: Sequence[str]) -> tuple[str, ...]:
-    """The metrics named, each once, in the order of `METRICS`; "all" names all. SettingError for unknown ones."""
+    """The named metrics, each once, in the order of `METRICS`; "all" selects all. Raises SettingError for unknown
+    names."""
     unknown = [name for name in names if name not in (*NAMES, "all")]
     if unknown:
         raise SettingError(
@@ -58,10 +63,9 @@ def wanted(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def scorers(names: Sequence[str]) -> dict[str, Score]:
-    """Each metric as a function of (sr, hr), loaded, on a CUDA device where there is one.
+    """Each metric as a function of (sr, hr), loaded, on a CUDA device if there is one.
 
-    SettingError for a name that is not in `METRICS`, and where packages are missing.
-    """
+    Raises SettingError for a name that is not in `METRICS`, and if packages are missing."""
     chosen = [metric for metric in METRICS if metric.name in wanted(names)]
     if not chosen:
         return {}
@@ -90,7 +94,9 @@ def _scorer(metric: PerceptualMetric) -> Score:
             value = float(
                 network(to_tensor(sr, device), to_tensor(hr, device) if metric.reference else None)[0]
             )
-        except Exception as error:  # whatever a third-party model raises, for example on a small picture
+        except (
+            Exception
+        ) as error:  # third-party models raise various exceptions, for example on small pictures
             raise ImageError(
                 f"{metric.name} cannot judge a picture of {size} ({type(error).__name__}: {error}): use larger pictures or leave it out"
             ) from error

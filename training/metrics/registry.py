@@ -1,7 +1,8 @@
-"""Metrics by name: `psnr`, `ssim`, `niqe`, `smooth` and `texture` are built in, so are `sqf` and `critic` with their weights; any other
-name is asked of pyiqa. Every metric sees what the user would get: the picture clamped to [0, 1] and rounded to whole 8-bit levels, in
-float32 under any autocast.
-"""
+"""Metrics by name. `psnr`, `ssim`, `niqe`, `smooth` and `texture` are built in; `sqf` and `critic` too, but they need
+weights. Any other name is looked up in pyiqa.
+
+Every metric gets what the user would get: the picture clamped to [0, 1] and rounded to 8-bit levels, in float32 under
+any autocast."""
 
 from __future__ import annotations
 
@@ -28,30 +29,33 @@ BUILT_IN = ("psnr", "ssim", "niqe", "sqf", "smooth", "texture", "critic")
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """One way to judge SR pictures. A call gives raw values, never sign-flipped: see `higher_is_better`.
-
-    score is the bare function behind it: (sr, hr), or (sr) without reference, float32 of whole 8-bit levels / 255 -> N values.
-    """
+    """One way to judge SR pictures. A call gives raw values; `higher_is_better` gives their direction."""
 
     name: str
-    reference: bool  # full-reference: compares with the HR picture
+    """Name of the metric."""
+    reference: bool
+    """Full-reference: whether it compares with the HR picture."""
     higher_is_better: bool
+    """Whether a larger value is better."""
     score: Callable[..., Tensor]
+    """The function: (sr, hr), or (sr) without reference, float32 of 8-bit levels / 255 -> N values."""
     of_texture: bool | None = None
-    """It counts with the share of detail, not with that of smooth parts; None: where it is no-reference."""
+    """Whether it is weighted by the share of detail instead of that of smooth parts; None: if it is no-reference."""
 
     @property
     def family(self) -> str:
-        """Which of the two parts of a reward it belongs to, "smooth" or "detail"."""
+        """The part of a reward that it belongs to, "smooth" or "detail"."""
         texture = not self.reference if self.of_texture is None else self.of_texture
         return "detail" if texture else "smooth"
 
     @torch.no_grad()
     def __call__(self, sr: Tensor, hr: Tensor | None = None) -> Tensor:
-        """sr: (N, 3, H, W) RGB, cut to [0, 1]; hr: the same shape in [0, 1], None for a no-reference metric -> (N,) float32.
+        """Judge N pictures -> (N,) float32.
 
-        A picture with a pixel that is not finite scores NaN.
-        """
+        sr: (N, 3, H, W) RGB, clamped to [0, 1].
+        hr: the same shape in [0, 1]; None for a no-reference metric.
+
+        A picture with a non-finite pixel scores NaN."""
         if sr.ndim != 4 or sr.shape[1] != 3 or not sr.is_floating_point() or sr.numel() == 0:
             raise MetricError(
                 f"{self.name} needs SR of (N, 3, H, W) float, got {tuple(sr.shape)} of {sr.dtype}"
@@ -77,8 +81,12 @@ def create_metrics(
     perceptual_weights: str | Path | None = None,
     critic: str | Path | None = None,
 ) -> list[Metric]:
-    """The named metrics in that order. perceptual_weights: SqueezeNet 1.1 as safetensors, needed by `sqf` only. critic: what
-    `gdposr train critic` wrote, needed by `critic` only."""
+    """The named metrics, in that order.
+
+    names: built-in metrics or metrics of pyiqa.
+    device: for their networks.
+    perceptual_weights: SqueezeNet 1.1 as safetensors, needed by `sqf` only.
+    critic: output of `gdposr train critic`, needed by `critic` only."""
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated or not names:
         raise MetricError(
@@ -113,7 +121,7 @@ def _create(
     if name == "critic":
         if critic is None:
             raise MetricError(
-                "critic needs a network's weights: give what gdposr train critic wrote, with --critic"
+                "critic needs a network's weights: give the output of gdposr train critic with --critic"
             )
         try:
             judge = load_critic(critic).to(device)
@@ -124,7 +132,7 @@ def _create(
 
 
 def _from_pyiqa(name: str, device: torch.device) -> Metric:
-    """A metric of pyiqa by its name there. Its weights may be downloaded by pyiqa at the first use."""
+    """A metric of pyiqa. pyiqa may download its weights at first use."""
     try:
         library: Any = import_module("pyiqa")
     except ImportError as error:
@@ -136,7 +144,9 @@ def _from_pyiqa(name: str, device: torch.device) -> Metric:
         with fixed_random_state(device):
             network = library.create_metric(name, device=device, as_loss=False)
         mode, lower_is_better = network.metric_mode, network.lower_better
-    except Exception as error:  # whatever a third-party model raises while it is found, downloaded and loaded
+    except (
+        Exception
+    ) as error:  # third-party models raise various exceptions while being downloaded and loaded
         raise MetricError(
             f"pyiqa cannot make the metric {name!r} ({type(error).__name__}: {error}): check the name against "
             f"pyiqa.list_models() and its weights, or use {', '.join(BUILT_IN)}"
@@ -160,7 +170,7 @@ def to_tensor(picture: np.ndarray, device: torch.device | str = "cpu") -> Tensor
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """(3, H, W), cut to [0, 1] -> (H, W, 3) uint8."""
+    """(3, H, W), clamped to [0, 1] -> (H, W, 3) uint8."""
     return eight_bit(image.clamp(0, 1)).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 

@@ -1,4 +1,5 @@
-"""SQF of 8-bit NumPy pictures; `squeezenet.sqf` has the definition and the torch form. Only a measurement needs torch."""
+"""SQF for 8-bit NumPy pictures. `squeezenet.sqf` has the definition and the torch form. torch is imported at the
+first measurement."""
 
 from __future__ import annotations
 
@@ -17,14 +18,13 @@ if TYPE_CHECKING:
 
 
 def sqf(sr: np.ndarray, hr: np.ndarray, weights: str | Path) -> float:
-    """sr, hr: (H, W, 3) uint8 of one size, at least 35 pixels a side. weights: SqueezeNet 1.1 as a
-    safetensors file.
-    """
+    """SQF of sr and hr, (H, W, 3) uint8 of one size, at least 35 pixels a side. weights: SqueezeNet 1.1 as
+    safetensors."""
     return scorer(weights)(sr, hr)
 
 
 def unavailable(weights: str | Path | None) -> str | None:
-    """Why SQF cannot be measured here; None where it can."""
+    """The reason why SQF cannot be measured; None if it can."""
     if weights is None:
         return "no SqueezeNet weights given"
     if find_spec("torch") is None or find_spec("safetensors") is None:
@@ -33,7 +33,7 @@ def unavailable(weights: str | Path | None) -> str | None:
 
 
 def scorer(weights: str | Path) -> Callable[[np.ndarray, np.ndarray], float]:
-    """The score as a function of (sr, hr), with the network loaded."""
+    """The score as a function of (sr, hr), with the network already loaded."""
     network = _network(Path(weights).resolve())
 
     def score(sr: np.ndarray, hr: np.ndarray) -> float:

@@ -1,8 +1,7 @@
 """SqueezeNet-1.1 features for the perceptual loss and the SQF score.
 
-The weights are ImageNet's in the Caffe layout (BGR, 0-255, mean subtracted), read from a safetensors file that the user names;
-they are not part of this package.
-"""
+The weights are ImageNet's in the Caffe layout (BGR, 0-255, mean subtracted). They are read from a safetensors file
+given by the user and are not part of this package."""
 
 from __future__ import annotations
 
@@ -17,7 +16,8 @@ from training.checkpoint import read_tensors
 from training.metrics.fidelity import MetricError
 
 BGR_MEAN = (104.0, 117.0, 123.0)
-MIN_SIDE = 35  # pixels; smaller pictures have no fire9 map
+# Smallest side in pixels. Smaller pictures have no fire9 map.
+MIN_SIDE = 35
 LAYERS = ("conv1", "fire3", "fire5", "fire7", "fire9")
 _FIRES = {
     2: (16, 64),
@@ -32,7 +32,7 @@ _FIRES = {
 
 
 class Fire(nn.Module):
-    """Squeeze 1x1, then 1x1 and 3x3 expansions side by side."""
+    """A squeezing 1x1 convolution, then parallel expanding 1x1 and 3x3 convolutions."""
 
     def __init__(self, channels: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -46,8 +46,10 @@ class Fire(nn.Module):
 
 
 class SqueezeFeatures(nn.Module):
-    """Frozen feature extractor. forward: (n, 3, h, w) RGB in [0, 1], h and w >= 35 -> five feature maps (n, c, h', w'), one for
-    each name in `LAYERS`, scaled to unit length over channels as in LPIPS (Zhang et al. 2018)."""
+    """Frozen feature extractor: (n, 3, h, w) RGB in [0, 1], h and w >= 35 -> five feature maps (n, c, h', w'), one
+    per name in `LAYERS`.
+
+    Maps are scaled to unit length over channels, as in LPIPS (Zhang et al. 2018)."""
 
     mean: Tensor
 
@@ -77,7 +79,8 @@ class SqueezeFeatures(nn.Module):
             )
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The five maps before normalisation; the losses normalise inside their inner products, which costs far less."""
+        """The five maps before normalisation. The losses normalise inside their inner products, which is much
+        cheaper."""
         maps = []
         x = F.relu(self.conv1(x.flip(1) * 255.0 - self.mean))
         maps.append(x)
@@ -104,19 +107,21 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def squared_feature_distance(
     a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[float] | None = None
 ) -> Tensor:
-    """Squared distance of channel-normalised features, mean over places, mean over layers (weighted when weights are given): the
-    loss. With no weights it is the mean SQF of the batch."""
+    """Squared distance of channel-normalised features, mean over places and (weighted) mean over layers: the
+    perceptual loss.
+
+    Without weights it is the batch's mean SQF."""
     weights = weights or [1.0] * len(a)
     terms = [w * squared_distances(x, y).mean() for w, x, y in zip(weights, a, b, strict=True)]
     return torch.stack(terms).sum() / sum(weights)
 
 
 def sqf(features: SqueezeFeatures, sr: Tensor, hr: Tensor) -> Tensor:
-    """SQF, a full-reference perceptual distance: LPIPS (Zhang et al. 2018) without its learned weights; lower is better, 0 is equal.
+    """SQF, a full-reference perceptual distance: LPIPS (Zhang et al. 2018) without its learned weights. Lower is
+    better, 0 for equal pictures.
 
-    Squared distance of unit-length features, summed over channels, averaged over pixels, then over the five layers: (N, 3, H, W) in
-    [0, 1], at least 35 pixels a side -> (N,). On RealSR: bicubic 0.563, OSEDiff 0.488.
-    """
+    Squared distance of unit-length features, summed over channels, averaged over pixels and then over the five
+    layers: (N, 3, H, W) in [0, 1], at least 35 pixels a side -> (N,). On RealSR: bicubic 0.563, OSEDiff 0.488."""
     if min(sr.shape[2:]) < MIN_SIDE:
         raise MetricError(
             f"SQF needs at least {MIN_SIDE} pixels a side, got {sr.shape[3]}x{sr.shape[2]}: use larger pictures or crops"
@@ -125,11 +130,12 @@ def sqf(features: SqueezeFeatures, sr: Tensor, hr: Tensor) -> Tensor:
     return torch.stack([(a - b).square().sum(1).flatten(1).mean(1) for a, b in pairs]).mean(0)
 
 
+# Values of `perceptual_loss`'s parameter net.
 NETS = ("auto", "lpips", "squeeze")
 
 
 class Perceptual(nn.Module):
-    """Perceptual distance of two batches (n, 3, h, w) in [0, 1] -> scalar. `name` says which network it is."""
+    """Perceptual distance of two batches (n, 3, h, w) in [0, 1] -> scalar. `name` describes the network."""
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
@@ -144,12 +150,12 @@ class Perceptual(nn.Module):
 
 
 def perceptual_loss(weights: Path | None, net: str = "auto") -> Perceptual:
-    """LPIPS (VGG) where the package `lpips` is installed, else SqueezeNet features from a weights file.
+    """LPIPS (VGG) if the package `lpips` is installed, else SqueezeNet features from a weights file.
 
-    net: "lpips" or "squeeze" insist on one; "auto" takes SqueezeNet only where lpips is missing. ValueError when there is neither.
-    """
+    net: "lpips" or "squeeze" requires that network; "auto" uses SqueezeNet only if lpips is missing. Raises
+        ValueError if neither is available."""
     if net not in NETS:
-        raise ValueError(f"the perceptual network is one of {', '.join(NETS)}, got {net!r}")
+        raise ValueError(f"the perceptual network must be one of {', '.join(NETS)}, got {net!r}")
     if net != "squeeze":
         try:
             import lpips

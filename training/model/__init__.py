@@ -1,1 +1,1 @@
-"""The one-step diffusion model: its parts, and how it is loaded, saved and merged."""
+"""The one-step diffusion model: its parts, and how to load, save and merge it."""

@@ -1,7 +1,6 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) on the UNet and on the VAE's encoder, through peft and in peft's own file format.
+"""Low-rank adapters (LoRA, Hu et al. 2021) on the UNet and the VAE's encoder, through peft and in its file format.
 
-W x + (alpha / rank) B A x: A starts random, B at zero, so a fresh adapter changes nothing.
-"""
+W x + (alpha / rank) B A x. A starts random and B at zero, so a new adapter has no effect."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ from training.checkpoint import read_tensors
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PARTS = ("unet", "vae_encoder")
-# Ends of the names of the UNet's layers that learn; the time embedding in front of all blocks stays as it is.
+# Name endings of the UNet's layers that get an adapter. The time embedding before all blocks gets none.
 UNET_LAYERS = (
     *("to_q", "to_k", "to_v", "to_out.0"),
     *("conv1", "conv2", "conv_shortcut", "conv", "conv_out", "time_emb_proj"),
@@ -39,14 +38,16 @@ UNET_LAYERS = (
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """What an adapter adapts, and how much of it."""
+    """Which layers an adapter changes, and how."""
 
     rank: int = 4
-    alpha: int | None = None  # strength alpha / rank; None: alpha = rank, strength 1
+    """Rank of the change. A larger value trains more parameters."""
+    alpha: int | None = None
+    """Strength is alpha / rank; None for alpha = rank, strength 1."""
     part: str = "unet"
-    train_conv_in: bool = (
-        True  # UNet only: train a whole copy of the first convolution instead of a low-rank change
-    )
+    """One of `PARTS`."""
+    train_conv_in: bool = True
+    """UNet only: train a full copy of the first convolution instead of a low-rank change."""
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
@@ -60,21 +61,28 @@ class LoraSpec:
 def unet_lora(
     unet: nn.Module, rank: int = 4, *, alpha: int | None = None, train_conv_in: bool = True, seed: int = 0
 ) -> PeftModel:
-    """Put LoRA on the UNet's attention projections, feed-forward layers and convolutions. unet is changed in place and frozen;
-    the adapter trains, and a copy of conv_in with it."""
+    """Put LoRA on the UNet's attention projections, feed-forward layers and convolutions.
+
+    unet: changed in place and frozen; only the adapter trains.
+    rank, alpha: see `LoraSpec`.
+    train_conv_in: also train a full copy of conv_in.
+    seed: of the initial weights."""
     return add_lora(unet, LoraSpec(rank, alpha, "unet", train_conv_in), seed)
 
 
 def vae_encoder_lora(vae: nn.Module, rank: int = 4, *, alpha: int | None = None, seed: int = 0) -> PeftModel:
-    """Put LoRA on every convolution and linear layer of the VAE's encoder (and quant_conv), on nothing of its decoder. For
-    AutoencoderKL and AutoencoderTiny; vae is changed in place and frozen."""
+    """Put LoRA on every convolution and linear layer of the VAE's encoder and on quant_conv, but not on the decoder.
+
+    vae: AutoencoderKL or AutoencoderTiny, changed in place and frozen.
+    rank, alpha: see `LoraSpec`.
+    seed: of the initial weights."""
     return add_lora(vae, LoraSpec(rank, alpha, "vae_encoder", False), seed)
 
 
 def add_lora(module: nn.Module, spec: LoraSpec, seed: int = 0) -> PeftModel:
-    """Wrap module by spec. The start of A is a function of seed; the global random state is left as it was."""
+    """Wrap a module with LoRA. The initial A is a function of seed; the global random state does not change."""
     if isinstance(module, PeftModel):
-        raise ValueError("this module has an adapter already; merge it first")
+        raise ValueError("this module already has an adapter; merge it first")
     whole = ["conv_in"] if spec.part == "unet" and spec.train_conv_in else None
     alpha = spec.rank if spec.alpha is None else spec.alpha
     config = LoraConfig(
@@ -85,7 +93,7 @@ def add_lora(module: nn.Module, spec: LoraSpec, seed: int = 0) -> PeftModel:
 
 
 def _targets(module: nn.Module, spec: LoraSpec) -> str:
-    """A regular expression for exactly the layers that spec means in this module."""
+    """A regular expression that matches exactly the layers that spec selects in this module."""
     layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     if spec.part == "vae_encoder":
         names = [name for name in layers if name.startswith("encoder.") or name == "quant_conv"]
@@ -102,7 +110,7 @@ def _targets(module: nn.Module, spec: LoraSpec) -> str:
 
 @contextmanager
 def _own_random_state(seed: int) -> Iterator[None]:
-    """peft draws A from the global CPU generator: seed it inside, give the old state back afterwards."""
+    """Seed the global CPU generator, from which peft draws A, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
         yield
@@ -110,10 +118,10 @@ def _own_random_state(seed: int) -> Iterator[None]:
 
 @contextmanager
 def disabled(model: PeftModel) -> Iterator[PeftModel]:
-    """Inside, model computes what its base does (also where conv_in is trained whole): the reference without a second copy.
+    """Inside the block, the model computes what its base does, also for a fully trained conv_in. The reference needs
+    no second copy.
 
-    peft turns requires_grad on for every adapter when it enables them again; here each parameter keeps what it had.
-    """
+    peft sets requires_grad on all adapters when it enables them again. Here each parameter keeps its flag."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with model.disable_adapter():
@@ -124,13 +132,14 @@ def disabled(model: PeftModel) -> Iterator[PeftModel]:
 
 
 def merge(model: PeftModel) -> nn.Module:
-    """Add the adapter to the weights of its base, in float32, and give the base back, float32 and frozen. Uses model up."""
+    """Add the adapter to its base's weights in float32; returns the base, float32 and frozen. The model cannot be
+    used afterwards."""
     base: nn.Module = model.float().merge_and_unload(safe_merge=True)  # safe: weights with NaN are an error
     return base.requires_grad_(False)
 
 
 def save_adapter(model: PeftModel, folder: str | Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` reads too."""
+    """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` can read too."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in _adapter_tensors(model).items()}
@@ -141,7 +150,7 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
 
 
 def load_adapter(base: nn.Module, folder: str | Path, trainable: bool = False) -> PeftModel:
-    """Put a saved adapter on base, which is changed in place. Without trainable everything stays frozen."""
+    """Put a saved adapter on base, which is changed in place. Everything stays frozen unless trainable is set."""
     source = Path(folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (source / name).is_file():
@@ -149,7 +158,7 @@ def load_adapter(base: nn.Module, folder: str | Path, trainable: bool = False) -
                 f"{source} is not an adapter: {name} is missing (expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"
             )
     if isinstance(base, PeftModel):
-        raise ValueError("this module has an adapter already; merge it first")
+        raise ValueError("this module already has an adapter; merge it first")
     config = PeftConfig.from_pretrained(str(source))
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{source} holds a {config.peft_type} adapter, expected LORA")

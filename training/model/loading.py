@@ -1,12 +1,11 @@
-"""Find and load one-step models. Weights are safetensors, the rest is JSON; a pickle is never opened.
+"""Find and load one-step models. Weights are safetensors, everything else is JSON; pickles are never opened.
 
 `load_model` reads four kinds of source:
 
 - a diffusers folder or hub name: unet/ vae/ scheduler/ and, for a UNet with cross-attention, text_encoder/ tokenizer/
-- the layout of the public GDPO-SR checkpoint: merged unet/ and vae/ only; `base` names the model with the rest
+- the layout of the public GDPO-SR checkpoint: merged unet/ and vae/ only; `base` names the model with the other parts
 - a training run, RUN or RUN/model: model.json, which names a base, and adapters, which are merged into it in float32
-- a folder that `saving.save_merged` wrote: the diffusers layout with a model.json that keeps the two timesteps
-"""
+- a folder written by `saving.save_merged`: the diffusers layout with a model.json that stores the two timesteps"""
 
 from __future__ import annotations
 
@@ -27,7 +26,8 @@ from training.model.text import TextConditioner, load_text
 
 MODEL_FILE = "model.json"
 FORMAT_VERSION = 1
-ADAPTERS, MERGED = "adapters", "merged"  # kinds of model.json
+# Kinds of model.json.
+ADAPTERS, MERGED = "adapters", "merged"
 UNET_ADAPTER, VAE_ADAPTER = "unet_adapter", "vae_adapter"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 PART_CLASSES = {"unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL", "AutoencoderTiny")}
@@ -36,10 +36,10 @@ LAYOUTS = (
     "expected a diffusers folder (unet/ vae/ scheduler/ and, for prompts, text_encoder/ tokenizer/), a folder with merged unet/ and "
     f"vae/, or a training run with model/{MODEL_FILE}"
 )
-# What a download fetches: no pickles, and of the weights float32 only.
+# Files that a download fetches: no pickles, and float32 weights only.
 HUB_FILES = (
     "*/config.json",
-    f"unet/{WEIGHTS}*",  # and, of a file in several pieces, the index
+    f"unet/{WEIGHTS}*",  # including the index of split weights
     "unet/*-of-*.safetensors",
     f"vae/{WEIGHTS}",
     "text_encoder/model.safetensors",
@@ -60,11 +60,12 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> OneStepModel:
-    """The model at source, merged, frozen and in evaluation mode.
+    """Load a model, merged, frozen and in eval mode.
 
-    source: a folder or a hub name ("owner/name"); base: where text encoder and scheduler come from if source has none.
-    Timesteps: None means what model.json says, else 250 and 100.
-    """
+    source: a folder or hub name ("owner/name").
+    base: source of text encoder and scheduler if source has none.
+    noise_timestep, denoise_timestep: None for those in model.json, else 250 and 100.
+    device, dtype: of the weights."""
     model = _load(find_model(source), base, seen=())
     model.set_timesteps(
         model.noise_timestep if noise_timestep is None else noise_timestep,
@@ -74,9 +75,9 @@ def load_model(
 
 
 def find_model(source: str | Path) -> Path:
-    """The local folder of a model: source itself, its model/ if source is a training run, or the downloaded files of a hub name."""
+    """The local folder of a model: source itself, model/ in a training run, or the downloaded files of a hub name."""
     path = Path(source)
-    old = Path(f"{path.absolute()}.old")  # what an interrupted save leaves
+    old = Path(f"{path.absolute()}.old")  # left by an interrupted save
     for candidate in (path, old):
         if candidate.is_dir():
             return _inside_run(candidate)
@@ -99,15 +100,15 @@ def _download(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # any of many network errors: the user needs to know what was tried
+    except Exception as error:  # many kinds of network errors
         raise FileNotFoundError(
-            f"no folder {name} here, and as a hub name it cannot be loaded ({type(error).__name__}: {error}). Give the path of a "
+            f"there is no folder {name}, and it cannot be loaded as a hub name ({type(error).__name__}: {error}). Give the path of a "
             "folder, or check the name and the network"
         ) from error
 
 
 def read_model_file(folder: str | Path) -> dict[str, Any]:
-    """The model.json of a run's model folder or of a merged model: kind, timesteps, provenance and, for a run, the base."""
+    """The model.json of a run's model or of a merged model: kind, timesteps, provenance and, for a run, the base."""
     path = Path(folder) / MODEL_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -117,7 +118,7 @@ def read_model_file(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} describes no model: kind must be {ADAPTERS} or {MERGED}")
     if document.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format_version {document.get('format_version')!r}, this program reads {FORMAT_VERSION}: update it"
+            f"{path} has format_version {document.get('format_version')!r}, this program reads {FORMAT_VERSION}: update the program"
         )
     wanted = ["noise_timestep", "denoise_timestep"] + ["base", "adapters"] * (document["kind"] == ADAPTERS)
     missing = [key for key in wanted if document.get(key) is None]
@@ -137,7 +138,7 @@ def _load(folder: Path, base: str | Path | None, seen: tuple[Path, ...]) -> OneS
     else:
         model = _load_run(folder, document, base, (*seen, folder.resolve()))
     model.set_timesteps(document["noise_timestep"], document["denoise_timestep"])
-    if "noise_channels" in document:  # else those of its base, or as many as the latent has
+    if "noise_channels" in document:  # otherwise those of its base, or as many as the latent has
         model.set_noise_channels(document["noise_channels"])
     return model
 
@@ -148,7 +149,7 @@ def _load_run(
     try:
         below = find_model(_resolve(document["base"], folder))
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"the base of {folder}, {document['base']!r}, is not to be had: {error}") from error
+        raise type(error)(f"the base of {folder}, {document['base']!r}, cannot be loaded: {error}") from error
     text_base = document.get("text_base")
     model = _load(below, base if text_base is None else _resolve(text_base, folder), seen)
     for name in document["adapters"]:
@@ -185,7 +186,7 @@ def _load_parts(folder: Path, base: str | Path | None) -> OneStepModel:
 
 
 def _load_part(folder: Path, part: str) -> nn.Module:
-    """unet/ or vae/ of a diffusers folder in float32; every weight must be there, and none too many."""
+    """unet/ or vae/ of a diffusers folder in float32. Weights and config must match exactly."""
     import diffusers
 
     path = folder / part
@@ -222,5 +223,5 @@ def _load_part(folder: Path, part: str) -> nn.Module:
 
 
 def _resolve(stored: str, folder: Path) -> str | Path:
-    """A source as a model.json stores it: relative to the folder it stands in, starting with a dot, or a hub name."""
+    """A source as stored in model.json: a path relative to its folder, starting with a dot, or a hub name."""
     return folder.resolve() / stored if stored.startswith(".") else stored

@@ -1,9 +1,9 @@
-"""Write a trained one-step model as one folder that stands alone: adapters merged, weights in half precision if wanted.
+"""Write a trained one-step model as one self-contained folder, with adapters merged and optionally in half precision.
 
     gdposr train merge --model RUN --out FOLDER [--half]
 
-A run of preference tuning holds an adapter and names the run below it; what is shipped must not need that run.
-"""
+A run of preference tuning contains only an adapter and refers to the run before it. A shipped model must not depend
+on that run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ from training.model.saving import save_merged
 
 
 def merge_run(source: str | Path, out: Path, *, half: bool = False, base: str | Path | None = None) -> Path:
-    """Merge the model at `source`, anything `load_model` reads, into the folder `out`; returns out. half: store the weights as
-    float16, half the bytes; `load_model` computes in float32 all the same. Its model.json keeps the provenance of every stage."""
+    """Merge a model into a folder; returns out. Its model.json keeps the provenance of every stage.
+
+    source: anything that `load_model` reads.
+    out: folder to write.
+    half: store the weights as float16. `load_model` still computes in float32.
+    base: source of the parts that it lacks."""
     model = load_model(source, base=base)
     dtype = torch.float16 if half else torch.float32
     save_merged(model, out, {"stages": lineage(source)}, dtype=dtype)
@@ -29,7 +33,8 @@ def merge_run(source: str | Path, out: Path, *, half: bool = False, base: str | 
 
 
 def lineage(source: str | Path) -> list[dict[str, Any]]:
-    """Provenance of every stage behind a model, the last first, as far as the folders below are there. Folders appear by name only."""
+    """Provenance of every stage behind a model, latest first, as far as the earlier folders exist. Folders are given
+    by name only."""
     stages: list[dict[str, Any]] = []
     seen: set[Path] = set()
     place: str | Path | None = source
@@ -51,35 +56,33 @@ def lineage(source: str | Path) -> list[dict[str, Any]]:
 
 
 def _below(document: Mapping[str, Any], provenance: Mapping[str, Any], folder: Path) -> str | Path | None:
-    """The model that this one was trained from."""
+    """The model from which this one was trained."""
     if "base" in document:
         base = str(document["base"])
         return folder / base if base.startswith(".") else base
     name = provenance.get("base")
     if name is None:
         return None
-    beside = folder.parent.parent / Path(name).name  # runs stand side by side, and may have moved together
+    beside = folder.parent.parent / Path(name).name  # runs are in one folder, which may have been moved
     return beside if beside.is_dir() else str(name)
 
 
 def _nameless(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the paths of the machine it was trained on."""
+    """The provenance without local paths."""
     paths = {key: Path(provenance[key]).name for key in ("base", "data") if provenance.get(key)}
     return {**provenance, **paths}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 when the model cannot be read or written."""
+    """Exit code 0 on success, 2 if the model cannot be read or written."""
     parser = argparse.ArgumentParser(
         prog="gdposr train merge",
-        description="Write a trained one-step model as one folder, adapters merged, to ship it or to go on from it.",
+        description="Write a trained one-step model as one folder with merged adapters, to ship it or to train it further.",
     )
     parser.add_argument("--model", required=True, metavar="RUN", help="training run, folder or hub name")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new or empty folder")
-    parser.add_argument(
-        "--base", metavar="BASE", help="where text encoder and scheduler come from if RUN has none"
-    )
-    parser.add_argument("--half", action="store_true", help="store float16: half the bytes")
+    parser.add_argument("--base", metavar="BASE", help="source of text encoder and scheduler if RUN has none")
+    parser.add_argument("--half", action="store_true", help="store float16 weights, half the bytes")
     args = parser.parse_args(argv)
     try:
         merge_run(args.model, args.out, half=args.half, base=args.base)

@@ -1,8 +1,7 @@
 """The one-step diffusion model: VAE, UNet, text encoder and schedule, with the noise as an explicit input.
 
-Noise-aware one-step diffusion (GDPO-SR, Sec. 3.2): the latent of the enlarged LR image is noised at `noise_timestep` and denoised
-in one step as if it stood at `denoise_timestep`. Nothing here draws a random number.
-"""
+Noise-aware one-step diffusion (GDPO-SR, Sec. 3.2): the latent of the upscaled LR image is noised at `noise_timestep`
+and denoised in one step as if it were at `denoise_timestep`. No function here draws random numbers."""
 
 from __future__ import annotations
 
@@ -22,31 +21,36 @@ DENOISE_TIMESTEP = 100
 
 
 def base_module(module: nn.Module) -> Any:
-    """The diffusers model itself, whether or not a PeftModel is wrapped around it. Its layers carry the adapter either way."""
+    """The diffusers model itself, with or without a PeftModel around it. Its layers contain the adapter in both
+    cases."""
     get_base_model = getattr(module, "get_base_model", None)
     return module if get_base_model is None else get_base_model()
 
 
 def base_config(module: nn.Module) -> Mapping[str, Any]:
-    """The diffusers config of a model that may be wrapped in a PeftModel."""
+    """The diffusers config of a model, with or without a PeftModel around it."""
     return base_module(module).config
 
 
 def enlarge(lr: Tensor, scale: int) -> Tensor:
     """Bicubic upscale (B, 3, h, w) in [0, 1] -> (B, 3, scale h, scale w) in [0, 1], float32.
 
-    antialias=True makes no difference to enlarging but for the kernel: Keys' with a = -0.5, which is Pillow's, instead of -0.75.
-    """
+    When enlarging, antialias=True only changes the kernel: Keys' with a = -0.5 as in Pillow, instead of -0.75."""
     size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
     return F.interpolate(lr.float(), size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 class OneStepModel(nn.Module):
-    """vae: AutoencoderKL or AutoencoderTiny; unet: UNet2DConditionModel; each plain or in a PeftModel. text: None for a UNet
-    without cross-attention.
+    """VAE, UNet, text encoder and schedule.
 
-    noise_channels: of the noise it is given, as many as its latent has or a divisor of that. Fewer are repeated over the latent's
-    channels, so that a student whose time goes into noise can be given all that decides a sample."""
+    vae: AutoencoderKL or AutoencoderTiny, plain or in a PeftModel.
+    unet: UNet2DConditionModel, plain or in a PeftModel.
+    text: text encoder; None for a UNet without cross-attention.
+    schedule: noise schedule.
+    noise_timestep, denoise_timestep: see the module.
+    noise_channels: channels of the noise, a divisor of the latent's, over which they are repeated; None for as many
+        as the latent has. With few channels, a student can be given all the noise that determines a sample.
+    scale: upscaling factor."""
 
     def __init__(
         self,
@@ -84,13 +88,13 @@ class OneStepModel(nn.Module):
             )
 
     def set_timesteps(self, noise_timestep: int, denoise_timestep: int) -> None:
-        """Where noise is added and which timestep the UNet is told."""
+        """Set the timestep at which noise is added and the one that the UNet is given."""
         for timestep in (noise_timestep, denoise_timestep):
             self.schedule.check_timestep(timestep)
         self.noise_timestep, self.denoise_timestep = noise_timestep, denoise_timestep
 
     def set_noise_channels(self, channels: int) -> None:
-        """How many channels of noise `start` takes. ValueError where they do not divide the latent's."""
+        """Set the number of noise channels. Raises ValueError if it does not divide the latent's."""
         if channels < 1 or self.latent_channels % channels:
             raise ValueError(
                 f"noise_channels must divide the {self.latent_channels} channels of the latent, got {channels}"
@@ -103,7 +107,7 @@ class OneStepModel(nn.Module):
 
     @property
     def has_cross_attention(self) -> bool:
-        """True when the UNet looks at a text condition."""
+        """Whether the UNet uses a text condition."""
         return any(getattr(block, "has_cross_attention", False) for block in base_module(self.unet).modules())
 
     @property
@@ -112,7 +116,7 @@ class OneStepModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the UNet's own weights; an adapter's may be finer."""
+        """Type of the UNet's own weights. An adapter's may be more precise."""
         return self._weight.dtype
 
     @property
@@ -132,7 +136,8 @@ class OneStepModel(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of an LR image must be multiples of this, in LR pixels, so that every level of VAE and UNet is whole."""
+        """Height and width of an LR image must be multiples of this many LR pixels, so that all levels of VAE and
+        UNet have whole sizes."""
         cell = self.vae_factor * 2 ** (len(base_config(self.unet)["down_block_types"]) - 1)
         return math.lcm(cell, self.scale) // self.scale
 
@@ -176,7 +181,7 @@ class OneStepModel(nn.Module):
     def predict(
         self, noisy: Tensor, condition: Tensor | None, timestep: int | Tensor | None = None
     ) -> Tensor:
-        """The UNet's output for noisy (B, C, H, W), told timestep, int or (B,); None: denoise_timestep."""
+        """The UNet's output for noisy (B, C, H, W). timestep: an int or (B,); None for denoise_timestep."""
         told = self.denoise_timestep if timestep is None else timestep
         return self.unet(noisy, told, encoder_hidden_states=condition).sample
 
@@ -186,17 +191,16 @@ class OneStepModel(nn.Module):
         return self.schedule.denoise(noisy, self.predict(noisy, condition), self.denoise_timestep)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent (B, C, H, W) -> image (B, 3, fH, fW), [0, 1] but for overshoot, which is left in."""
+        """Latent (B, C, H, W) -> image (B, 3, fH, fW) in [0, 1], apart from overshoot, which is kept."""
         vae, config = base_module(self.vae), base_config(self.vae)
         latent = latent / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
         return vae.decode(latent.to(self._vae_dtype)).sample / 2 + 0.5
 
     def condition(self, prompts: Sequence[str] | Tensor | None, batch: int) -> Tensor | None:
-        """What the UNet's cross-attention looks at, (batch, L, D), or None for a UNet without.
+        """The input of the UNet's cross-attention, (batch, L, D); None for a UNet without.
 
-        prompts: one text for each image; None: the default prompt for all; or ready embeddings (batch, L, D). A model without
-        cross-attention takes prompts too and ignores them, so that callers need not ask.
-        """
+        prompts: one text per image; None for the default prompt; or embeddings (batch, L, D). A model without
+            cross-attention ignores them."""
         if isinstance(prompts, str):
             raise ValueError(f"expected a list with one prompt for each image, got the text {prompts!r}")
         if prompts is not None and len(prompts) != batch:
@@ -212,7 +216,8 @@ class OneStepModel(nn.Module):
         return self.text([DEFAULT_PROMPT] * batch if prompts is None else prompts).to(self.device, self.dtype)
 
     def forward(self, lr: Tensor, noise: Tensor, prompts: Sequence[str] | Tensor | None = None) -> Tensor:
-        """lr (B, 3, h, w) in [0, 1], noise (B, *noise_shape(h, w)) -> SR (B, 3, 4h, 4w), [0, 1] but for overshoot."""
+        """lr (B, 3, h, w) in [0, 1], noise (B, *noise_shape(h, w)) -> SR (B, 3, 4h, 4w) in [0, 1], apart from
+        overshoot."""
         return self.decode(self.restore(self.encode(lr), noise, self.condition(prompts, len(lr))))
 
     def parts(self) -> dict[str, nn.Module]:
@@ -221,7 +226,7 @@ class OneStepModel(nn.Module):
         return {name: part for name, part in named.items() if part is not None}
 
     def freeze(self) -> OneStepModel:
-        """No gradients for any weight, adapters included, and evaluation mode."""
+        """Turn gradients off for all weights, including adapters, and switch to eval mode."""
         for part in self.parts().values():
             part.requires_grad_(False).eval()
         return self

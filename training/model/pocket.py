@@ -1,4 +1,4 @@
-"""The pocket base: Stable Diffusion's parts, small enough to be trained from scratch on a CPU, and without text."""
+"""The pocket base: the parts of Stable Diffusion, without text and small enough to be trained from scratch on a CPU."""
 
 from __future__ import annotations
 
@@ -10,32 +10,45 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 @dataclass(frozen=True)
 class VaeShape:
-    """AutoencoderTiny of factor 8: convolutions and ReLU only, no posterior. 16 channels hold more than the LR's 12 numbers per
-    8x8 pixels, so that fidelity does not end at the bottleneck."""
+    """AutoencoderTiny with factor 8: convolutions and ReLU only, no posterior.
+
+    16 latent channels hold more than the LR picture's 12 numbers per 8x8 pixels, so the latent does not limit
+    fidelity."""
 
     width: int = 32
+    """Channels of all layers."""
     latent_channels: int = 16
+    """Channels of the latent."""
     encoder_blocks: tuple[int, ...] = (1, 1, 2, 2)
+    """Blocks per level of the encoder, from full resolution down."""
     decoder_blocks: tuple[int, ...] = (2, 2, 1, 1)
+    """Blocks per level of the decoder, from the latent up."""
 
 
 @dataclass(frozen=True)
 class UnetShape:
-    """UNet2DConditionModel without attention: it runs at any size, and nothing of it is hard on a phone."""
+    """UNet2DConditionModel without attention. It runs at any size and is easy to run on phones."""
 
     widths: tuple[int, ...] = (96, 192, 192)
+    """Channels per level, from full resolution down."""
     layers: int = 2
+    """Residual blocks per level."""
     norm_groups: int = 16
+    """Groups of the group normalisation."""
 
 
 @dataclass(frozen=True)
 class PocketShape:
+    """Shape of the whole base."""
+
     vae: VaeShape = field(default_factory=VaeShape)
+    """Shape of the VAE."""
     unet: UnetShape = field(default_factory=UnetShape)
+    """Shape of the UNet."""
 
 
 def build_vae(shape: VaeShape, seed: int) -> AutoencoderTiny:
-    """Random weights, a function of the seed."""
+    """A VAE with random weights, which are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoencoderTiny(
@@ -48,7 +61,7 @@ def build_vae(shape: VaeShape, seed: int) -> AutoencoderTiny:
 
 
 def build_unet(shape: UnetShape, latent_channels: int, seed: int) -> UNet2DConditionModel:
-    """Random weights, a function of the seed."""
+    """A UNet with random weights, which are a function of the seed."""
     levels = len(shape.widths)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -61,5 +74,5 @@ def build_unet(shape: UnetShape, latent_channels: int, seed: int) -> UNet2DCondi
             mid_block_type="UNetMidBlock2D",
             up_block_types=("UpBlock2D",) * levels,
             norm_num_groups=shape.norm_groups,
-            cross_attention_dim=8,  # nothing attends to it
+            cross_attention_dim=8,  # unused, since there is no attention
         )

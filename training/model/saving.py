@@ -1,4 +1,5 @@
-"""Save one-step models for `training.model.loading.load_model`: adapters that name their base, or the whole model merged."""
+"""Save one-step models for `training.model.loading.load_model`: adapters with a reference to their base, or the whole
+model merged."""
 
 from __future__ import annotations
 
@@ -42,15 +43,22 @@ def save_run_model(
     text_base: str | Path | None = None,
     noise_channels: int | None = None,
 ) -> None:
-    """Write RUN/model: model.json and the adapters (PeftModels), in one step. noise_channels: None for the base's.
+    """Write RUN/model at once: model.json and the adapters.
 
-    base and text_base are what `load_model` was given as source and base; a local one is stored relative to folder, so that both can
-    move together."""
+    folder: to write.
+    base, text_base: source and base as given to `load_model`. Local paths are stored relative to folder, so that both
+        can be moved together.
+    noise_timestep, denoise_timestep: of the model.
+    unet_adapter, vae_adapter: PeftModels; None for none.
+    provenance: how the model was made.
+    noise_channels: of the model; None for the base's."""
     target = Path(folder)
     adapters = {VAE_ADAPTER: vae_adapter, UNET_ADAPTER: unet_adapter}
     present = {name: adapter for name, adapter in adapters.items() if adapter is not None}
     if not present:
-        raise ValueError("a run's model is its adapters, got none; use save_merged for a fully trained model")
+        raise ValueError(
+            "a run's model consists of adapters, got none; use save_merged for a fully trained model"
+        )
     document = {
         "format_version": FORMAT_VERSION,
         "kind": ADAPTERS,
@@ -75,10 +83,15 @@ def save_merged(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the whole model as a diffusers folder with model.json, in one step; adapters are merged into a copy in float32.
-    `load_model` gives the same model back, in float32; with dtype float16 its VAE and UNet are rounded to that.
+    """Write the whole model at once as a diffusers folder with model.json. Adapters are merged into a copy in
+    float32.
 
-    ValueError where a weight does not fit the dtype."""
+    model: to save.
+    folder: to write.
+    provenance: how the model was made.
+    dtype: of the stored VAE and UNet. `load_model` returns float32 in any case.
+
+    Raises ValueError if a weight exceeds the range of dtype."""
     document = {
         "format_version": FORMAT_VERSION,
         "kind": MERGED,
@@ -94,14 +107,12 @@ def save_merged(
                 part = merge(copy.deepcopy(part))
             if dtype != torch.float32:
                 part = _narrowed(copy.deepcopy(part), dtype)
-            part.to(memory_format=torch.contiguous_format)  # the only order safetensors knows
+            part.to(memory_format=torch.contiguous_format)  # the only memory format in safetensors
             part.save_pretrained(str(fresh / name), safe_serialization=True)
             config = read_json(fresh / name / "config.json")
-            config.pop("_name_or_path", None)  # where it was loaded from is nobody else's business
+            config.pop("_name_or_path", None)  # a local path
             if config["_class_name"] == "AutoencoderTiny":
-                config.pop(
-                    "block_out_channels", None
-                )  # diffusers adds it and then warns that it does not know it
+                config.pop("block_out_channels", None)  # diffusers adds this key and then warns about it
             _write_json(fresh / name / "config.json", config)
         if model.text is not None:
             model.text.save(fresh)
@@ -124,8 +135,8 @@ def _narrowed(part: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 @contextmanager
 def _swapped_in(target: Path) -> Iterator[Path]:
-    """A fresh folder beside target that takes its place when the block ends without an error. Files that stand beside the model, such
-    as its card, come along."""
+    """A new folder that replaces target if the block ends without error. Files beside the model, such as its card,
+    are copied."""
     if target.is_file():
         raise ValueError(f"{target} is a file, expected the name of a folder for the model")
     if target.is_dir() and any(target.iterdir()) and not (target / MODEL_FILE).is_file():
@@ -151,7 +162,7 @@ def _swapped_in(target: Path) -> Iterator[Path]:
 
 
 def _portable(source: str | Path, folder: Path) -> str:
-    """A source as model.json keeps it: a path relative to folder, always starting with a dot, or a hub name as it is."""
+    """A source as stored in model.json: a path relative to folder, starting with a dot, or a hub name."""
     path = Path(source)
     if not path.exists():
         return str(source)

@@ -1,8 +1,7 @@
-"""The diffusion schedule and its closed forms: add noise, take it away in one step, ask which noise leads from here to there.
+"""The diffusion schedule and its closed forms: add noise, remove it in one step, find the noise between two latents.
 
-a(t) is the share of the signal's variance left at timestep t, alpha-bar in Ho et al. 2020, Eq. 4. No function here draws a
-random number.
-"""
+a(t) is the remaining share of the signal's variance at timestep t, alpha-bar in Ho et al. 2020, Eq. 4. No function
+here draws random numbers."""
 
 from __future__ import annotations
 
@@ -20,17 +19,20 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A discrete schedule of `steps` timesteps, 0 the cleanest. The defaults are those of Stable Diffusion 2.1-base.
-
-    prediction: what the network's output is, "epsilon" (the noise) or "v_prediction" (Salimans & Ho 2022, Appendix D).
-    """
+    """A discrete schedule. Timestep 0 is the cleanest. The defaults are those of Stable Diffusion 2.1-base."""
 
     steps: int = 1000
+    """Number of timesteps."""
     beta_start: float = 0.00085
+    """Variance added at the first timestep."""
     beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"  # linear in sqrt(beta)
+    """Variance added at the last timestep."""
+    beta_schedule: str = "scaled_linear"
+    """"linear" in beta, or "scaled_linear" in sqrt(beta)."""
     prediction: str = "epsilon"
-    alpha_bar: Tensor = field(init=False, repr=False, compare=False)  # (steps,) float64, falling from near 1
+    """The network's output: "epsilon" (the noise) or "v_prediction" (Salimans & Ho 2022, Appendix D)."""
+    alpha_bar: Tensor = field(init=False, repr=False, compare=False)
+    """(steps,) float64, falling from nearly 1. Computed from the other fields."""
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
@@ -54,12 +56,16 @@ class NoiseSchedule:
         beta_end: float = 0.012,
         prediction: str = "epsilon",
     ) -> NoiseSchedule:
-        """The schedule of latent diffusion (Rombach et al. 2022): betas linear in their square roots."""
+        """The schedule of latent diffusion (Rombach et al. 2022): betas linear in their square roots.
+
+        steps: number of timesteps.
+        beta_start, beta_end: variance added at the first and last timestep.
+        prediction: the network's output."""
         return cls(steps, beta_start, beta_end, "scaled_linear", prediction)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """Read diffusers' scheduler_config.json. Keys about sampling are of no concern here; without a prediction_type it is
+        """Read diffusers' scheduler_config.json. Keys about sampling are ignored; prediction_type defaults to
         "epsilon", as in diffusers."""
         names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
         missing = [name for name in names if config.get(name) is None]
@@ -74,7 +80,7 @@ class NoiseSchedule:
         return cls(steps, start, end, shape, config.get("prediction_type") or "epsilon")
 
     def to_config(self) -> dict[str, Any]:
-        """The schedule as a scheduler_config.json that diffusers reads too; inverse of `from_config`."""
+        """The schedule as a scheduler_config.json, which diffusers can read too. Inverse of `from_config`."""
         return {
             "_class_name": "DDPMScheduler",
             "num_train_timesteps": self.steps,
@@ -92,27 +98,30 @@ class NoiseSchedule:
         return signal * latent + sigma * noise
 
     def denoise(self, noisy: Tensor, output: Tensor, timestep: int | Tensor) -> Tensor:
-        """The clean latent z_0 that the network's output (B, ...) for noisy (B, ...) amounts to at timestep, int or (B,).
+        """The clean latent z_0 that corresponds to the network's output.
 
-        epsilon: z_0 = (z_t - sqrt(1 - a) output) / sqrt(a);  v: z_0 = sqrt(a) z_t - sqrt(1 - a) output.
-        """
+        noisy, output: (B, ...).
+        timestep: an int or (B,).
+
+        epsilon: z_0 = (z_t - sqrt(1 - a) output) / sqrt(a);  v: z_0 = sqrt(a) z_t - sqrt(1 - a) output."""
         signal, sigma = self._coefficients(timestep, noisy)
         if self.prediction == "v_prediction":
             return signal * noisy - sigma * output
         return (noisy - sigma * output) / signal
 
     def noise_from(self, noisy: Tensor, clean: Tensor, timestep: int | Tensor) -> Tensor:
-        """The noise with which `add_noise` leads from clean (B, ...) to noisy (B, ...) at timestep, int or (B,)."""
+        """The noise with which `add_noise` turns clean (B, ...) into noisy (B, ...). timestep: an int or (B,)."""
         signal, sigma = self._coefficients(timestep, noisy)
         return (noisy - signal * clean) / sigma
 
     def target(self, latent: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
-        """What the network should say of `add_noise(latent, noise, timestep)`: the noise, or v = sqrt(a) eps - sqrt(1 - a) z."""
+        """The network's target for `add_noise(latent, noise, timestep)`: the noise, or v = sqrt(a) eps - sqrt(1 - a)
+        z."""
         signal, sigma = self._coefficients(timestep, latent)
         return signal * noise - sigma * latent if self.prediction == "v_prediction" else noise
 
     def check_timestep(self, timestep: int | Tensor, batch: int | None = None) -> None:
-        """Refuse a timestep outside 0 .. steps - 1, one that is no whole number, and a tensor that is not (batch,)."""
+        """Raise ValueError for a timestep outside 0 .. steps - 1, a non-integer, or a tensor that is not (batch,)."""
         if isinstance(timestep, Tensor):
             if timestep.is_floating_point() or timestep.dtype == torch.bool:
                 raise ValueError(f"timesteps must be whole numbers, got a tensor of {timestep.dtype}")
@@ -129,7 +138,8 @@ class NoiseSchedule:
             raise ValueError(f"timestep must lie in 0 .. {self.steps - 1}, got {low if low < 0 else high}")
 
     def _coefficients(self, timestep: int | Tensor, like: Tensor) -> tuple[Any, Any]:
-        """sqrt(a) and sqrt(1 - a), computed in float64: numbers for one timestep, (B, 1, ...) in like's dtype for (B,)."""
+        """sqrt(a) and sqrt(1 - a), computed in float64: numbers for one timestep, tensors (B, 1, ...) in like's dtype
+        for (B,)."""
         self.check_timestep(timestep, len(like))
         if not isinstance(timestep, Tensor):
             share = float(self.alpha_bar[timestep])

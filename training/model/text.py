@@ -1,4 +1,4 @@
-"""Prompts: where an image's caption is found, and the frozen CLIP text encoder that turns prompts into conditions."""
+"""Prompts: finds the captions of images, and encodes prompts with a frozen CLIP text encoder."""
 
 from __future__ import annotations
 
@@ -23,28 +23,31 @@ SIDE_CAR = ".txt"
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Finds the caption of an image. The first that exists counts:
+    """Finds the caption of an image. The first of these counts:
 
     1. `fixed`, the same for every image
-    2. metadata.jsonl in `root`, then in the image's own folder: lines {"file_name": path relative to that file, "text": caption},
-       as in Hugging Face's imagefolder
-    3. a side-car beside the image: photo.png -> photo.txt
+    2. metadata.jsonl in `root`, then in the image's own folder: lines {"file_name": path relative to that file,
+    "text": caption}, as in Hugging Face's imagefolder
+    3. a text file beside the image: photo.png -> photo.txt
     4. `default`
 
-    An empty caption counts as none. `describe` says how many of each kind there are, so that a misplaced file is noticed.
-    """
+    Empty captions are ignored. `describe` tells how many of each kind there are, so that a misplaced file is noticed."""
 
     root: Path
+    """Folder of the photos."""
     fixed: str | None = None
+    """Prompt for all images; None to look for captions."""
     default: str = DEFAULT_PROMPT
+    """Prompt for images without a caption."""
     _tables: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Captions by folder and image path, filled as needed."""
 
     def prompt_for(self, path: str | Path) -> str:
         """The prompt of the image at path."""
         return self._find(Path(os.path.abspath(path)))[0]
 
     def describe(self, paths: Iterable[str | Path]) -> str:
-        """One line for the log: how many of these images have a caption, from where, and what the others get."""
+        """One line for the log: how many of these images have a caption, from where, and the prompt of the others."""
         images = [Path(os.path.abspath(path)) for path in paths]
         if self.fixed is not None:
             return f"captions: the fixed prompt {self.fixed!r} for all {len(images)} images"
@@ -76,7 +79,7 @@ class PromptSource:
         return self.default, "default"
 
     def _table(self, folder: str) -> dict[str, str]:
-        """Captions of the metadata.jsonl in folder by absolute path; empty where there is none. Read once."""
+        """Captions in a folder's metadata.jsonl by absolute path; empty if there is none. Each file is read once."""
         if folder not in self._tables:
             file = Path(folder, METADATA_FILE)
             self._tables[folder] = _read_metadata(file) if file.is_file() else {}
@@ -105,11 +108,11 @@ def _read_metadata(file: Path) -> dict[str, str]:
 
 
 class TextConditioner(nn.Module):
-    """Frozen CLIP text encoder. prompts, B texts -> (B, L, D) in the order of the prompts, L tokens of width D, in the encoder's
-    dtype and on its device.
+    """Frozen CLIP text encoder: B prompts -> (B, L, D), L tokens of width D, in the encoder's dtype and on its
+    device.
 
-    A text is encoded by itself, so its embedding does not depend on its neighbours, and kept: the `cache_size` texts last used.
-    """
+    Each text is encoded by itself, so its embedding does not depend on the other prompts. The last `cache_size`
+    embeddings are cached."""
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, cache_size: int = 256) -> None:
         super().__init__()
@@ -130,7 +133,7 @@ class TextConditioner(nn.Module):
         return int(self.encoder.config.hidden_size)
 
     def train(self, mode: bool = True) -> TextConditioner:
-        """Stays in evaluation mode: it is never trained."""
+        """Stay in eval mode, since the encoder is never trained."""
         return super().train(False)
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
@@ -161,7 +164,7 @@ class TextConditioner(nn.Module):
         """Write tokenizer/ and text_encoder/ below folder, as `load_text` and diffusers read them."""
         self.tokenizer.save_pretrained(folder / "tokenizer")
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # vocab.json and merges.txt, for readers that know no tokenizer.json
+        if backend is not None:  # vocab.json and merges.txt, for readers that do not support tokenizer.json
             backend.model.save(str(folder / "tokenizer"))
         target = folder / "text_encoder"
         self.encoder.config.save_pretrained(target)

@@ -1,1 +1,1 @@
-"""The stages of training: pretraining, NAOSD, GDPO, with their settings and rewards."""
+"""The training stages of the one-step model: pretraining, NAOSD and GDPO, with their settings and rewards."""

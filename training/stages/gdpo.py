@@ -1,9 +1,9 @@
-"""GDPO, group direct preference optimization (GDPO-SR, Sec. 3.3), with Diffusion-DPO and a GRPO-style objective beside it.
+"""GDPO, group direct preference optimization (GDPO-SR, Sec. 3.3), with Diffusion-DPO and a GRPO-style objective for
+comparison.
 
-For every LR picture a group of samples is drawn online with different noise and scored; the policy learns to prefer what scored
-well over what scored badly, measured against the frozen NAOSD model. Only a LoRA of the UNet learns; the reference is the same UNet
-with that LoRA switched off.
-"""
+For each LR picture a group of samples is drawn online with different noise and scored. The policy learns to prefer
+samples with a high reward over those with a low one, relative to the frozen NAOSD model. Only a LoRA of the UNet is
+trained. The reference is the same UNet with that LoRA disabled."""
 
 from __future__ import annotations
 
@@ -42,27 +42,37 @@ SAMPLERS = ("reference", "policy")
 
 @dataclass(frozen=True)
 class GdpoSettings(RunSettings):
-    """The paper's settings of the objective; those of the run (rate, batch, crop) stand in the presets."""
+    """Settings of the objective, as in the paper, in addition to `RunSettings`. The presets set learning rate, batch
+    and crop."""
 
-    objective: str = "gdpo"  # gdpo: all of the group; dpo: best against worst (Diffusion-DPO); grpo: clipped policy gradient
-    condition: str = (
-        "candidate"  # what the UNet sees in the loss: the candidate's latent, noised, or the LR's, noised
-    )
+    objective: str = "gdpo"
+    """gdpo: all samples of the group; dpo: the best against the worst (Diffusion-DPO); grpo: clipped policy gradient."""
+    condition: str = "candidate"
+    """The UNet's input in the loss: "candidate" for the candidate's latent with noise, "lr" for the LR latent with
+    noise."""
     group: int = 6
-    sampler: str = "reference"  # who draws the group: the frozen reference or the policy itself
-    shared_noise: bool = (
-        True  # one noise in the loss for all of a group, as in Diffusion-DPO; false: one for each candidate
-    )
-    weight: float = 2500.0  # w: the published 5000 with its factor 1/2
+    """Samples of each LR picture, at least 2."""
+    sampler: str = "reference"
+    """Which model draws the group: "reference" (frozen) or "policy" (the one in training)."""
+    shared_noise: bool = True
+    """Use one noise in the loss for the whole group, as in Diffusion-DPO, instead of one per candidate."""
+    weight: float = 2500.0
+    """w in the loss: the published 5000 including its factor 1/2. A larger value saturates the loss sooner."""
     metrics: tuple[str, ...] = ("psnr", "maniqa", "musiq")
-    weighting: str = (
-        "attribute"  # of the fidelity and the no-reference part: by the HR's detail, or fixed halves
-    )
+    """Names of the metrics that make up the reward."""
+    weighting: str = "attribute"
+    """How full-reference and no-reference metrics are weighted: "attribute" by the HR picture's share of detail,
+    "fixed" by one half each."""
     rank: int = 4
-    grpo_sigma: float = 0.1  # of the Gaussian policy around the one-step latent
+    """Rank of the LoRA."""
+    grpo_sigma: float = 0.1
+    """Standard deviation of the Gaussian policy around the one-step latent."""
     grpo_clip: float = 0.2
+    """How far the likelihood ratio may leave 1 before it is clipped."""
     grpo_kl: float = 0.0
+    """Weight of the KL divergence from the reference."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,21 +95,26 @@ class GdpoSettings(RunSettings):
 
 @dataclass(frozen=True)
 class Group:
-    """latent: the LR's (B, C, h, w). noise: (B, G, noise channels, h, w). means, candidates: (B, G, C, h, w): means are the one-step
-    z_0, candidates what was decoded and scored (the same, except for GRPO, which explores around them). advantage: (B, G).
-    statistics: means over the batch."""
+    """A group of G samples for each of B LR pictures, and their advantages."""
 
     latent: Tensor
+    """Latent of the LR picture, (B, C, h, w)."""
     condition: Tensor | None
+    """Text embeddings for the UNet; None without cross-attention."""
     noise: Tensor
+    """(B, G, noise channels, h, w)"""
     means: Tensor
+    """One-step latents z_0, (B, G, C, h, w)."""
     candidates: Tensor
+    """Latents that were decoded and scored: the means; for grpo, the means plus Gaussian exploration noise."""
     advantage: Tensor
+    """(B, G), zero mean per row."""
     statistics: dict[str, Tensor]
+    """Values to log, means over the batch."""
 
 
 class Gdpo(Stage):
-    """One phase, "policy"."""
+    """One phase, "policy", which trains a LoRA of the UNet."""
 
     def __init__(
         self,
@@ -109,7 +124,10 @@ class Gdpo(Stage):
         base: str,
         text_base: str | None = None,
     ) -> None:
-        """model: the finished NAOSD model, adapters merged. base and text_base: where it came from, for the saved model."""
+        """model: the finished NAOSD model, adapters merged.
+        settings: of the stage.
+        metrics: those of the reward.
+        base, text_base: where the model came from, for the saved model."""
         super().__init__()
         self.settings, self.metrics = settings, metrics
         self.base, self.text_base = base, text_base
@@ -133,7 +151,7 @@ class Gdpo(Stage):
 
     @torch.no_grad()
     def draw(self, batch: Batch) -> Group:
-        """Sample and score a group for every LR picture; the encoder runs once for each."""
+        """Sample and score a group for every LR picture. The encoder runs once per picture."""
         s, model = self.settings, self.model
         condition = model.condition(batch.prompts, len(batch.lr))
         latent = model.encode(batch.lr)
@@ -159,7 +177,7 @@ class Gdpo(Stage):
         return Group(latent, condition, noise, means, candidates, advantage, statistics)
 
     def _preference(self, group: Group, batch: Batch) -> Losses:
-        """-log sigmoid(-w sum_i A_i (e_i - e_ref_i)), where e is the error of the network on candidate i."""
+        """-log sigmoid(-w sum_i A_i (e_i - e_ref_i)); e_i is the network's error on candidate i."""
         with torch.no_grad(), disabled(self.model.unet):
             reference = self._errors(group, batch)
         policy = self._errors(group, batch)
@@ -170,7 +188,8 @@ class Gdpo(Stage):
         }
 
     def _errors(self, group: Group, batch: Batch) -> Tensor:
-        """(B, G) errors: of the noise in the noised candidates, or of the candidates as targets for the noised LR latent."""
+        """Errors (B, G): of the predicted noise in the noised candidates, or of the result for the noised LR latent
+        against the candidates."""
         s, model = self.settings, self.model
         repeats = 1 if s.shared_noise else s.group
         shape = (repeats, *model.noise_shape(*batch.lr.shape[-2:]))
@@ -198,7 +217,7 @@ class Gdpo(Stage):
         return {"loss": grpo_loss(log_ratio, group.advantage, s.grpo_clip, kl, s.grpo_kl)}
 
     def _means(self, group: Group, *, reference: bool, grad: bool) -> Tensor:
-        """(B, G, C, h, w) one-step latents of the group's noise."""
+        """One-step latents (B, G, C, h, w) for the group's noise."""
         flat = group.latent.repeat_interleave(self.settings.group, dim=0)
         with (
             torch.set_grad_enabled(grad),
@@ -213,7 +232,7 @@ class Gdpo(Stage):
         return sample_for_validation(self.model, lr, k, self.settings.prompt)
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
-        """The UNet's adapter in peft's format, naming the NAOSD model below it."""
+        """Save the UNet's adapter in peft's format, with a reference to the NAOSD model."""
         save_run_model(
             folder,
             base=self.base,
@@ -227,5 +246,5 @@ class Gdpo(Stage):
 
 
 def _repeat(condition: Tensor | None, times: int) -> Tensor | None:
-    """(B, L, D) -> (B times, L, D), each picture's copies side by side."""
+    """(B, L, D) -> (B times, L, D), with each picture's copies next to each other."""
     return None if condition is None else condition.repeat_interleave(times, dim=0)

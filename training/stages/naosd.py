@@ -1,8 +1,8 @@
-"""NAOSD, noise-aware one-step diffusion (GDPO-SR, Sec. 3.2): LR latent, noised at t_n, denoised in one step as if at t_d.
+"""NAOSD, noise-aware one-step diffusion (GDPO-SR, Sec. 3.2): the LR latent is noised at t_n and denoised in one step
+as if at t_d.
 
-Loss: L1 + 2 LPIPS + VSD. The variational score distillation is OSEDiff's (Wu et al. 2024): the frozen base scores the generator's
-latents against a LoRA copy of it that learns the generator's own distribution.
-"""
+Loss: L1 + 2 LPIPS + VSD. Variational score distillation is OSEDiff's (Wu et al. 2024): the frozen base scores the
+    generator's latents against its own LoRA copy, which learns the generator's distribution."""
 
 from __future__ import annotations
 
@@ -29,23 +29,36 @@ ADAPT = ("lora", "full")
 
 @dataclass(frozen=True)
 class NaosdSettings(RunSettings):
-    """A weight of 0 switches a loss off, and with vsd = 0 no score network is made."""
+    """Settings of NAOSD in addition to `RunSettings`. A loss with weight 0 is off; with vsd = 0 no score network is
+    made."""
 
-    adapt: str = (
-        "lora"  # lora: rank `rank` on UNet and VAE encoder, conv_in whole; full: all of both (a small base)
-    )
+    adapt: str = "lora"
+    """"lora": LoRA on UNet and VAE encoder, and all of conv_in; "full": all weights of both, for a small base."""
     rank: int = 4
-    noise_timestep: int = 250  # t_n
-    denoise_timestep: int = 100  # t_d; equal to t_n for the paper's comparison
-    noise_channels: int = 0  # fewer than the latent has are repeated over them; 0: as many as the latent has
-    l1: float = 1.0  # on images in [-1, 1]
+    """Rank of the LoRA."""
+    noise_timestep: int = 250
+    """t_n, at which noise is added. A larger value adds more noise."""
+    denoise_timestep: int = 100
+    """t_d, which the UNet is given; equal to t_n for the paper's comparison."""
+    noise_channels: int = 0
+    """Channels of the noise, a divisor of the latent's, over which they are repeated; 0 for as many as the latent
+    has."""
+    l1: float = 1.0
+    """Weight of the L1 distance of images in [-1, 1]."""
     perceptual: float = 2.0
+    """Weight of the perceptual distance."""
     vsd: float = 1.0
-    vsd_low: float = 0.02  # timesteps of the score difference, as a part of all
+    """Weight of variational score distillation."""
+    vsd_low: float = 0.02
+    """Smallest timestep of the score difference, as a share of all timesteps."""
     vsd_high: float = 0.5
-    cfg: float = 7.5  # classifier-free guidance of the base's score; 1 for a base without text
-    score_lr: float = 5e-5  # of the LoRA score network
+    """Largest timestep of the score difference, as a share of all timesteps."""
+    cfg: float = 7.5
+    """Classifier-free guidance of the base's score; 1 for a base without text."""
+    score_lr: float = 5e-5
+    """Peak learning rate of the LoRA score network."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +74,7 @@ class NaosdSettings(RunSettings):
 
 
 class Naosd(Stage):
-    """Phase "generator" trains the one-step model, phase "score" the LoRA score network on the generator's latents."""
+    """Trains the one-step model in phase "generator", and the LoRA score network on its latents in phase "score"."""
 
     def __init__(
         self,
@@ -71,13 +84,16 @@ class Naosd(Stage):
         base: str,
         text_base: str | None = None,
     ) -> None:
-        """model: the base, whose weights are adapted in place. base and text_base: where it came from, for the saved model."""
+        """model: the base, whose weights are adapted in place.
+        settings: of the stage.
+        perceptual: network of the perceptual loss; None if its weight is 0.
+        base, text_base: where the model came from, for the saved model."""
         super().__init__()
         if settings.perceptual > 0 and perceptual is None:
             raise ValueError("perceptual > 0 needs a perceptual network: see --perceptual-weights")
         if settings.vsd > 0 and settings.cfg != 1 and model.text is None:
             raise ValueError(
-                f"cfg is {settings.cfg}, but this base has no text to guide by: set cfg=1 (or vsd=0)"
+                f"cfg is {settings.cfg}, but this base has no text encoder for guidance: set cfg=1 (or vsd=0)"
             )
         self.settings, self.perceptual = settings, perceptual
         self.base, self.text_base = base, text_base
@@ -135,8 +151,11 @@ class Naosd(Stage):
         return losses | {"loss": total}, {"clean": clean.detach()}
 
     def _vsd(self, clean: Tensor, condition: Tensor | None, batch: Batch) -> Tensor:
-        """Pulls the latent z along (z_real - z_fake) / mean |z - z_real| (Yin et al. 2024): the mean square distance to z moved by that
-        vector, as in the published code of OSEDiff, so the gradient is twice the vector over the number of elements."""
+        """The loss of variational score distillation, which moves the latent z along (z_real - z_fake) / mean |z -
+        z_real| (Yin et al. 2024).
+
+        As in OSEDiff's published code it is the mean squared distance to z moved by that vector. The gradient is
+        therefore twice the vector over the number of elements."""
         assert self.score is not None
         s, schedule = self.settings, self.model.schedule
         low, high = int(s.vsd_low * schedule.steps), int(s.vsd_high * schedule.steps)
@@ -158,7 +177,7 @@ class Naosd(Stage):
         return F.mse_loss(clean.float(), target)
 
     def _learn_score(self, batch: Batch, carry: Carry) -> Losses:
-        """Diffusion loss of the score network on the generator's latents."""
+        """The score network's diffusion loss on the generator's latents."""
         s, schedule = self.settings, self.model.schedule
         z = carry["clean"].float()
         t = integers(s.seed, batch.items, 0, schedule.steps, "score timestep").to(z.device)
@@ -175,7 +194,8 @@ class Naosd(Stage):
         return sample_for_validation(self.model, lr, k, self.settings.prompt)
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
-        """LoRA: adapters in peft's format, naming the base. Full: the whole model in diffusers layout."""
+        """LoRA: save the adapters in peft's format, with a reference to the base. Full: save the whole model in
+        diffusers layout."""
         if self.settings.adapt == "full":
             save_merged(self.model, folder, provenance)
             return
@@ -193,14 +213,19 @@ class Naosd(Stage):
 
 
 def sample_for_validation(model: OneStepModel, lr: Tensor, k: int, prompt: str = "") -> Tensor:
-    """SR of LR pictures with noise number k and one prompt for all; empty: the model's default."""
+    """The SR pictures of LR pictures.
+
+    model: the one-step model.
+    lr: (n, 3, h, w).
+    k: number of the noise.
+    prompt: for all pictures; empty for the model's default."""
     shape = model.noise_shape(*lr.shape[-2:])
     noise = normal(k, range(len(lr)), shape, "validation").to(lr)
     return model(lr, noise, (prompt,) * len(lr) if prompt else None)
 
 
 def in_float32(stage: nn.Module) -> None:
-    """What is trained is kept in float32, whatever the frozen weights around it are in."""
+    """Keep trained parameters in float32, whatever the type of the frozen ones."""
     for parameter in stage.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

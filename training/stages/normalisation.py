@@ -1,22 +1,23 @@
-"""Scores of a group of samples on one scale, whatever the metric's unit: pure functions of (..., G), G samples a group."""
+"""Puts a group's scores on one scale, independent of the metric's unit. Pure functions of (..., G), G samples per
+group."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-CONSTANT = 1e-6  # part of the largest score; a group that differs by less is constant, as float32 sees it
+# Relative to the largest score. A group with a smaller range counts as constant in float32.
+CONSTANT = 1e-6
 
 
 def normalise(scores: Tensor, higher_is_better: bool, min_spread: float = 0.0) -> Tensor:
-    """Min-max within a group: (..., G) -> (..., G) float32, 0 the worst and 1 the best.
+    """Min-max normalisation within a group: (..., G) -> (..., G) float32, 0 for the worst and 1 for the best.
 
-    min_spread: difference between best and worst, in the metric's unit, that is worth the whole range. A group that spreads less is
-    drawn together around 0.5 in proportion, so that a difference nobody sees does not count as much as one that shows.
+    min_spread: range within a group, in the metric's unit, from which scores count in full. A smaller range is pulled
+        towards 0.5 in proportion, so that invisible differences do not count as much as visible ones.
 
-    A constant group is 0.5 everywhere, so that it has no say in the advantage. A score that is not finite is 0; the finite ones
-    of its group are normalised among themselves, and if these are constant they are 0.5, still above it.
-    """
+    A constant group is 0.5 everywhere and has no effect on the advantage. A score that is not finite becomes 0. The
+    finite ones are normalised among themselves; if these are constant they become 0.5, still above it."""
     if scores.ndim < 1 or scores.shape[-1] == 0:
         raise ValueError(f"expected scores (..., G) with G of at least 1, got {tuple(scores.shape)}")
     values = scores.detach().float()
@@ -33,7 +34,7 @@ def normalise(scores: Tensor, higher_is_better: bool, min_spread: float = 0.0) -
 
 
 def spread_share(scores: Tensor, min_spread: float) -> Tensor:
-    """Best minus worst of a group's finite scores in units of min_spread, at most 1: (..., G) -> (...). 1 where min_spread is 0."""
+    """Range of a group's finite scores over min_spread, at most 1: (..., G) -> (...). 1 if min_spread is 0."""
     values = scores.detach().float()
     if min_spread == 0:
         return values.new_ones(values.shape[:-1])

@@ -1,8 +1,7 @@
 """Preference losses on groups of samples: GDPO-SR, Diffusion-DPO and a clipped policy gradient, as pure functions.
 
-B pictures, G samples of each. Lower error under the policy than under the frozen reference means that the policy has moved
-towards a sample.
-"""
+B pictures, G samples of each. If the policy's error on a sample is below the frozen reference's, the policy has moved
+towards that sample."""
 
 from __future__ import annotations
 
@@ -10,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_DEVIATION = 1e-6  # of rewards in [0, 1]: below it a group's rewards are equal up to rounding
-MAX_LOG_RATIO = 20.0  # keeps the ratio of likelihoods finite; far outside any clip
+# Least standard deviation of a group's rewards in [0, 1]. Below it they are equal up to rounding.
+MIN_DEVIATION = 1e-6
+# Bound of the log likelihood ratio. It keeps the ratio finite and is far outside any clip.
+MAX_LOG_RATIO = 20.0
 
 
 def group_advantage(rewards: Tensor) -> Tensor:
     """Group-relative advantage (GDPO-SR). rewards: (B, G) float -> (B, G) float32, zero mean and unit population
-    variance per row, so that a pair gets +1 and -1; zeros where a row's rewards are all equal."""
+    variance per row, so that a pair gets +1 and -1. A row of equal rewards gets zeros."""
     values = _checked_rewards(rewards)
     centred = values - values.mean(1, keepdim=True)
     deviation = centred.square().mean(1, keepdim=True).sqrt()
@@ -24,10 +25,10 @@ def group_advantage(rewards: Tensor) -> Tensor:
 
 
 def best_worst_advantage(rewards: Tensor) -> Tensor:
-    """Diffusion-DPO on a group: (B, G) -> (B, G) float32, +1 for the best of each row, -1 for its worst, 0 elsewhere.
+    """Diffusion-DPO on a group: (B, G) -> (B, G) float32, +1 for the best of each row, -1 for its worst, 0 for the
+    others.
 
-    Of several equal ones the first counts; a row whose rewards are all equal is all zeros.
-    """
+    Among equal rewards the first counts. A row of equal rewards gets zeros."""
     values = _checked_rewards(rewards)
     best, worst = values.argmax(1, keepdim=True), values.argmin(1, keepdim=True)
     varied = values.gather(1, best) - values.gather(1, worst) > MIN_DEVIATION  # (B, 1)
@@ -48,15 +49,15 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 def error_change(policy: Tensor, reference: Tensor, target: Tensor) -> Tensor:
     """`squared_error` of the policy's output minus that of the reference's: (B, G, C, h, w) each -> (B, G) float32.
 
-    policy and reference may have 1 in place of G: one output for all of a group. |p - x|^2 - |r - x|^2 as one product: no
-    difference of large numbers."""
+    policy and reference may have 1 instead of G: one output for the whole group. |p - x|^2 - |r - x|^2 is computed as
+    a product, which avoids the difference of large numbers."""
     p, r, x = policy.float(), reference.float(), target.float()
     return ((p - r) * (p + r - 2 * x)).mean((2, 3, 4))
 
 
 def group_variance(samples: Tensor, floor: float) -> Tensor:
-    """How far a group's samples are from each other: (B, G, C, h, w) -> (B,) float32, mean |x_i - mean x|^2 over G, C, h and w, at
-    least floor. Without gradient."""
+    """Variance within a group: (B, G, C, h, w) -> (B,) float32, mean |x_i - mean x|^2 over G, C, h and w, at least
+    floor. No gradient."""
     x = samples.detach().float()
     return (x - x.mean(1, keepdim=True)).square().mean((1, 2, 3, 4)).clamp_min(floor)
 
@@ -64,49 +65,57 @@ def group_variance(samples: Tensor, floor: float) -> Tensor:
 def preference_loss(
     policy_error: Tensor, reference_error: Tensor, advantage: Tensor, weight: float
 ) -> Tensor:
-    """-log sigmoid(-weight * sum_i A_i (e_i - e_ref_i)), mean over B; each of the three is (B, G). Scalar.
+    """-log sigmoid(-weight * sum_i A_i (e_i - e_ref_i)), mean over B. Scalar.
 
-    With `group_advantage` this is the loss of GDPO-SR (its w = 5000 with the factor 1/2 is weight = 2500), with
-    `best_worst_advantage` it is Diffusion-DPO (Wallace et al. 2023). The errors are those of `squared_error`: the same noise and
-    timestep for policy and reference, the reference's without gradient.
-    """
+    policy_error, reference_error: e and e_ref, (B, G), from `squared_error` with the same noise and timestep; the
+        reference's without gradient.
+    advantage: A, (B, G).
+    weight: a larger value saturates the loss sooner.
+
+    With `group_advantage` this is the loss of GDPO-SR (its w = 5000 with the factor 1/2 is weight = 2500). With
+    `best_worst_advantage` it is Diffusion-DPO (Wallace et al. 2023)."""
     return -F.logsigmoid(-weight * _movement(policy_error, reference_error, advantage)).mean()
 
 
 def preference_accuracy(policy_error: Tensor, reference_error: Tensor, advantage: Tensor) -> Tensor:
-    """Implicit accuracy: share of rows in which the policy has moved the preferred way, that is sum_i A_i (e_i - e_ref_i) < 0.
+    """Implicit accuracy: the share of rows in which the policy has moved the preferred way, that is sum_i A_i (e_i -
+    e_ref_i) < 0.
 
-    A row without a movement or without any advantage does not count as one. (B, G) each -> scalar in [0, 1].
-    """
+    (B, G) each -> scalar in [0, 1]. Rows without movement or advantage count as not moved."""
     return (_movement(policy_error, reference_error, advantage) < 0).float().mean()
 
 
 def diffusion_dpo_loss(
     policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor, reference_lose: Tensor, beta: float
 ) -> Tensor:
-    """Diffusion-DPO for pairs (Wallace et al. 2023, Eq. 14): the errors of the preferred and of the other sample, each (B,).
+    """Diffusion-DPO for pairs (Wallace et al. 2023, Eq. 14). Scalar, mean over B.
 
-    beta stands for their beta * T * omega(lambda_t). Scalar, mean over B.
-    """
+    policy_win, policy_lose: the policy's errors on the preferred and the other sample, (B,).
+    reference_win, reference_lose: the reference's.
+    beta: their beta * T * omega(lambda_t)."""
     win_change = policy_win.float() - reference_win.float()
     lose_change = policy_lose.float() - reference_lose.float()
     return F.softplus(beta * (win_change - lose_change)).mean()
 
 
 def gaussian_log_ratio(candidate: Tensor, old_mean: Tensor, new_mean: Tensor, sigma: float) -> Tensor:
-    """log N(x; new, sigma^2) - log N(x; old, sigma^2), averaged over C, h and w as in DanceGRPO: (B, G, C, h, w) -> (B, G).
+    """log N(x; new, sigma^2) - log N(x; old, sigma^2), averaged over C, h and w as in DanceGRPO: (B, G, C, h, w) ->
+    (B, G) float32.
 
-    A one-step model is a Gaussian policy of fixed sigma (in units of the latent) around its prediction. A mean may have 1 in
-    place of G. float32.
-    """
+    candidate: x.
+    old_mean, new_mean: may have 1 instead of G.
+    sigma: standard deviation in units of the latent.
+
+    A one-step model is a Gaussian policy of fixed sigma around its prediction."""
     _check_sigma(sigma)
     x, old, new = candidate.float(), old_mean.float(), new_mean.float()
-    # |x - old|^2 - |x - new|^2 as one product: no difference of large numbers
+    # |x - old|^2 - |x - new|^2 as a product avoids the difference of large numbers
     return ((new - old) * (2 * x - old - new)).mean((2, 3, 4)) / (2 * sigma**2)
 
 
 def gaussian_kl(new_mean: Tensor, reference_mean: Tensor, sigma: float) -> Tensor:
-    """KL divergence of two Gaussian policies of one sigma, averaged over C, h and w: (B, G, C, h, w) -> (B, G) float32."""
+    """KL divergence of two Gaussian policies with the same sigma, averaged over C, h and w: (B, G, C, h, w) -> (B, G)
+    float32."""
     _check_sigma(sigma)
     return (new_mean.float() - reference_mean.float()).square().mean((2, 3, 4)) / (2 * sigma**2)
 
@@ -114,10 +123,16 @@ def gaussian_kl(new_mean: Tensor, reference_mean: Tensor, sigma: float) -> Tenso
 def grpo_loss(
     log_ratio: Tensor, advantage: Tensor, clip: float = 0.2, kl: Tensor | None = None, kl_weight: float = 0.0
 ) -> Tensor:
-    """Clipped surrogate of group relative policy optimization (DanceGRPO, Xue et al. 2025): (B, G) each -> scalar, mean over both.
+    """Clipped surrogate of group relative policy optimization (DanceGRPO, Xue et al. 2025): (B, G) each -> scalar,
+    mean over both.
 
-    -min(r A, clamp(r, 1 - clip, 1 + clip) A) + kl_weight * kl, with r = exp(log_ratio) of the new to the old policy.
-    """
+    -min(r A, clamp(r, 1 - clip, 1 + clip) A) + kl_weight * kl, with r = exp(log_ratio).
+
+    log_ratio: of the new to the old policy.
+    advantage: A.
+    clip: above 0 and below 1.
+    kl: divergence from the reference; needed if kl_weight is not 0.
+    kl_weight: its weight."""
     if not 0 < clip < 1:
         raise ValueError(f"clip must be above 0 and below 1, got {clip}")
     if kl is None and kl_weight != 0:

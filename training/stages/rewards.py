@@ -1,4 +1,4 @@
-"""Rewards of a group of samples from picture metrics (GDPO-SR)."""
+"""Rewards of a group of samples, from image metrics (GDPO-SR)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ WEIGHTINGS = ("attribute", "fixed")
 
 @dataclass(frozen=True, eq=False)
 class RewardReport:
-    """rewards: (B, G) float32 in [0, 1]; scores: raw values of each metric by name, (B, G); detail: weight of the no-reference
-    metrics, (B,), rho_d of each HR picture where the weighting is by attribute; strength: (B,) in [0, 1], weighted mean over the
-    metrics of their spread in units of the least that counts, at most 1: 1 where no least is set."""
+    """Rewards of B groups of G samples."""
 
     rewards: Tensor
+    """(B, G) float32 in [0, 1]."""
     scores: dict[str, Tensor]
+    """Raw values of each metric by name, (B, G)."""
     detail: Tensor
+    """Weight of the metrics for detailed places, (B,): rho_d of each HR picture with attribute weighting."""
     strength: Tensor
+    """(B,) in [0, 1], weighted mean over the metrics of `spread_share`; 1 if no min_spread is set."""
 
 
 def group_rewards(
@@ -35,12 +37,15 @@ def group_rewards(
     chunk: int = 8,
     min_spread: Mapping[str, float] | None = None,
 ) -> RewardReport:
-    """R = rho_s * mean of the full-reference + rho_d * mean of the no-reference metrics, each normalised within its group.
+    """R = rho_s * mean of the full-reference + rho_d * mean of the no-reference metrics, each normalised within its
+    group.
 
-    sr: (B, G, 3, H, W) RGB, G samples of each of the pictures hr: (B, 3, H, W) in [0, 1]. weighting: "attribute" (rho_d by
-    `detail_share`) or "fixed" (both 1/2). If only one of the two families is there, R is its mean alone. chunk: pictures that
-    a metric sees at once. min_spread: by the metric's name, see `normalise`; 0 for the others.
-    """
+    sr: (B, G, 3, H, W) RGB, G samples of each picture.
+    hr: (B, 3, H, W) in [0, 1].
+    metrics: those of the reward. If all belong to one of the two families, R is their mean.
+    weighting: "attribute" (rho_d by `detail_share`) or "fixed" (both 1/2).
+    chunk: pictures that a metric gets at once.
+    min_spread: by metric, see `normalise`; 0 for the others."""
     check_pictures(hr, "the HR pictures")
     if sr.ndim != 5 or sr.shape[0] != len(hr) or sr.shape[2:] != hr.shape[1:] or sr.shape[1] == 0:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""Degradation in batches on a device, with the distributions of the CPU's."""
+"""The degradations of `training.data.everyday` in batches on a device."""

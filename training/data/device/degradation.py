@@ -1,12 +1,12 @@
-"""The degradations of `training.data.everyday` in batches on a device, with the CPU's distributions.
+"""The degradations of `training.data.everyday` in batches on a device, with the same distributions as on the CPU.
 
-Parameters are drawn on the CPU, one picture at a time (`training.data.device.plan`); pixels are worked on together, by the device. Both
-are functions of (seed, item), so a resumed run sees the same pictures, and a batch may be cut anyhow.
+Parameters are drawn on the CPU, picture by picture (`training.data.device.plan`). Pixels are computed together on the
+device. Both are functions of (seed, item), so they do not depend on how batches are cut or whether the run was
+resumed.
 
-What differs from the CPU's: other random numbers, and on another type of device other noise for the same item; JPEG in float32 instead
-of libjpeg's whole numbers (`training.data.device.jpeg`); Pillow's filters in float32 instead of its fixed point, now and then a level
-apart.
-"""
+Differences from the CPU: the random numbers, which also depend on the type of device; JPEG in float32 instead of
+libjpeg's integers (`training.data.device.jpeg`); and Pillow's filters in float32 instead of fixed point, which differ
+by a level now and then."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ from training.metrics.luma import FULL_RANGE
 from training.randomness import generator
 
 T = TypeVar("T")
-GRAIN_SHARPENING = 0.8  # sigma, LR pixels, as in `training.data.everyday`
+# Sigma of the sharpening after noise, in LR pixels, as in `training.data.everyday`.
+GRAIN_SHARPENING = 0.8
 
 
 @torch.no_grad()
 def degrade_batch(hr: Tensor, seed: int, items: Sequence[int], kind: str | None = None) -> Tensor:
-    """Low-resolution pictures. hr: (n, 3, H, W) float32 in [0, 1], H and W multiples of 4; items: their n numbers
-    -> (n, 3, H/4, W/4) in multiples of 1/255. kind: one of `training.data.everyday.KINDS` for all; None draws one for each."""
+    """LR pictures of a batch, (n, 3, H/4, W/4) in multiples of 1/255.
+
+    hr: (n, 3, H, W) float32 in [0, 1]; H and W are multiples of 4.
+    seed: of the run.
+    items: numbers of the n pairs.
+    kind: one of `training.data.everyday.KINDS` for all; None draws one for each."""
     n, _, height, width = hr.shape
     if len(items) != n:
         raise ValueError(f"expected as many item numbers as pictures, got {len(items)} for {n}")
@@ -41,7 +46,7 @@ def degrade_batch(hr: Tensor, seed: int, items: Sequence[int], kind: str | None 
 
 
 def carried_out(hr: Tensor, seed: int, plans: Sequence[Plan]) -> Tensor:
-    """`degrade_batch` with plans already drawn."""
+    """`degrade_batch` with plans that are already drawn."""
     n, _, height, width = hr.shape
     lr = hr.new_empty(n, 3, height // 4, width // 4)
     noise = Noise(seed, hr.device)
@@ -61,7 +66,7 @@ class Noise:
         self.generator = torch.Generator(device)
 
     def of(self, item: int, stream: str) -> torch.Generator:
-        """The generator, at the beginning of a stream of an item's."""
+        """The generator at the start of an item's stream."""
         self.generator.manual_seed(int(generator(self.seed, item, f"pixels {stream}").integers(1 << 62)))
         return self.generator
 
@@ -94,19 +99,19 @@ def _chain(hr: Tensor, plans: Sequence[Chain], noise: Noise) -> Tensor:
     firsts, seconds = [plan.first for plan in plans], [plan.second for plan in plans]
     late = [not plan.jpeg_first for plan in plans]
 
-    # the first order, at about the size of the HR picture
+    # first order, at about the size of the HR picture
     stack = _blurred_and_resized(Stack(hr, ((height, width),) * n), firsts)
     stack = stack.with_pixels(_stage_noise(stack, firsts, items, noise, "first"))
     stack = _packed(stack, [order.quality for order in firsts])
 
-    # the second, at about the size of the LR picture
+    # second order, at about the size of the LR picture
     stack = _blurred_and_resized(stack, seconds)
     pixels = _stage_noise(stack, seconds, items, noise, "second")
     pixels = where_given(stack.with_pixels(pixels).continued(), [plan.sharpen for plan in plans], _sharpened)
     early = [None if after else order.quality for after, order in zip(late, seconds, strict=True)]
     stack = _packed(stack.with_pixels(pixels), early)
 
-    # the last resize and sinc, and what is compressed after them
+    # last resize and sinc, and compression for pictures that get it last
     pixels = resize(stack, [(height // 4, width // 4)] * n, [plan.last_filter for plan in plans]).pixels
     pixels = where_given(pixels, [plan.sinc for plan in plans], blur).clamp(0, 1)
     left = [order.quality if after else None for after, order in zip(late, seconds, strict=True)]
@@ -119,7 +124,7 @@ def _chain(hr: Tensor, plans: Sequence[Chain], noise: Noise) -> Tensor:
 def where_given(
     images: Tensor, given: Sequence[T | None], function: Callable[[Tensor, list[T]], Tensor]
 ) -> Tensor:
-    """function(pictures, values) for those pictures that have a value; the others as they are."""
+    """Apply function(pictures, values) to the pictures with a value; the others stay as they are."""
     places = [k for k, value in enumerate(given) if value is not None]
     if not places:
         return images
@@ -132,7 +137,7 @@ def where_given(
 
 
 def blur(images: Tensor, kernels: Sequence[np.ndarray]) -> Tensor:
-    """Convolve each of (n, 3, h, w) with a kernel of its own, odd-sized; borders are replicated."""
+    """Convolve each of (n, 3, h, w) with its own odd-sized kernel. Borders are replicated."""
     n, channels, height, width = images.shape
     side = max(len(kernel) for kernel in kernels)
     wide = np.stack([np.pad(kernel, (side - len(kernel)) // 2) for kernel in kernels])
@@ -145,7 +150,7 @@ def blur(images: Tensor, kernels: Sequence[np.ndarray]) -> Tensor:
 
 
 def _sharpened(images: Tensor, given: Sequence[tuple[float, float]]) -> Tensor:
-    """Unsharp masks of (sigma, amount), clipped."""
+    """Unsharp masks with (sigma, amount), clipped."""
     kernels = [gaussian_kernel(2 * max(1, round(3 * sigma)) + 1, sigma) for sigma, _ in given]
     amounts = torch.tensor([amount for _, amount in given], device=images.device)[:, None, None, None]
     return (images + amounts * (images - blur(images, kernels))).clamp(0, 1)
@@ -156,7 +161,7 @@ def _jpeg(images: Tensor, qualities: Sequence[int]) -> Tensor:
 
 
 def _packed(stack: Stack, qualities: Sequence[int | None]) -> Stack:
-    """As JPEG where there is a quality."""
+    """JPEG for the pictures with a quality."""
     return stack.with_pixels(where_given(stack.continued(), qualities, _jpeg))
 
 
@@ -166,7 +171,7 @@ def _compressed(lr: Tensor, given: Sequence[Compression]) -> Tensor:
 
 
 def _compressed_elsewhere(lr: Tensor, given: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Rolled, compressed and rolled back."""
+    """Compress with another grid of blocks: roll, compress, roll back."""
     shifts = torch.tensor([shift[:2] for shift in given], device=lr.device)
     return _rolled(_jpeg(_rolled(lr, shifts), [quality for _, _, quality in given]), -shifts)
 
@@ -189,7 +194,13 @@ def _blurred_and_resized(stack: Stack, orders: Sequence[Order]) -> Stack:
 def _stage_noise(
     stack: Stack, orders: Sequence[Order], items: Sequence[int], noise: Noise, stream: str
 ) -> Tensor:
-    """Gaussian or Poisson noise as in `training.data.degradation`, clipped to [0, 1]."""
+    """Gaussian or Poisson noise as in `training.data.degradation`, clipped to [0, 1].
+
+    stack: the pictures.
+    orders: their parameters.
+    items: numbers of the pairs.
+    noise: source of random pixels.
+    stream: name of the purpose."""
     pixels = stack.pixels
     added = torch.zeros_like(pixels)
     source, peaks = _photons(stack, [order.noise.gray for order in orders])
@@ -207,8 +218,11 @@ def _stage_noise(
 
 
 def _photons(stack: Stack, gray: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """What Poisson noise is drawn from, (n, 3, h, w) in whole levels, the luma where gray; and the photons of full brightness, (n,),
-    the power of two that is not less than the number of levels in the picture."""
+    """The intensities for Poisson noise, (n, 3, h, w) rounded to levels, and the photon count at full brightness,
+    (n,).
+
+    gray: pictures whose luma is used for all channels. The photon count is the smallest power of two not below the
+        picture's number of levels."""
     pixels = stack.continued().clamp(0, 1)
     luma = (pixels * torch.tensor(FULL_RANGE, device=pixels.device)[:, None, None]).sum(1, keepdim=True)
     chosen = torch.tensor(gray, device=pixels.device)[:, None, None, None]
@@ -219,7 +233,7 @@ def _photons(stack: Stack, gray: Sequence[bool]) -> tuple[Tensor, Tensor]:
 
 
 def _sensor_noise(lr: Tensor, given: Sequence[tuple[int, SensorNoise]], noise: Noise) -> Tensor:
-    """`training.data.everyday.sensor_noise` of items with their parameters."""
+    """`training.data.everyday.sensor_noise` for items with their parameters."""
 
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=lr.device)[:, None, None, None]

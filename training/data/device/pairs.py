@@ -1,8 +1,9 @@
-"""A data path that keeps a GPU busy: processes cut and draw HR pictures, which is cheap, and the device does the rest in batches.
+"""Data for a GPU: CPU processes only cut or draw HR pictures, which is cheap, and the device does the rest in
+batches.
 
-pairs = hr_pairs(photos, CropParams(160), Variety(0.1, 0.1), seed=0)   # for the trainer, in place of a `PairDataset`
-prepare = DevicePreparation(seed=0, prior=Prior.load("x4plus"))        # for `Stage.prepare`
-"""
+    pairs = hr_pairs(photos, CropParams(160), Variety(0.1, 0.1), seed=0)   # for the trainer, instead of a
+    `PairDataset`
+    prepare = DevicePreparation(seed=0, prior=Prior.load("x4plus"))        # for `Stage.prepare`"""
 
 from __future__ import annotations
 
@@ -25,21 +26,26 @@ def hr_pairs(
     variety: Variety = Variety(),  # noqa: B008  (frozen)
     seed: int = 0,
 ) -> PairDataset:
-    """Pairs whose HR pictures are those of a `PairDataset` and whose LR pictures are empty, for `DevicePreparation` to fill."""
+    """Pairs with the HR pictures of a `PairDataset` and empty LR pictures, which `DevicePreparation` fills in.
+
+    photos: to cut from.
+    crop: how to cut.
+    variety: shares of drawn and recoloured pictures.
+    seed: selects photos and crops."""
     return PairDataset(photos, crop, variety=variety, seed=seed, reduce=unreduced)
 
 
 def unreduced(hr: Tensor, rng: np.random.Generator) -> Tensor:
-    """An LR picture in shape alone."""
+    """An empty LR picture of the right shape."""
     return hr.new_zeros(hr.shape[0], hr.shape[1] // 4, hr.shape[2] // 4)
 
 
 class DevicePreparation:
-    """What a stage computes of a batch on its device: LR pictures of the HR ones and, with a prior, its pictures of them as target.
+    """Completes a batch on its device: LR pictures from the HR pictures and, with a teacher, its pictures as target.
 
-    prior: (n, 3, h, w) -> (n, 3, 4h, 4w); a module is moved to where the first batch lies. half: it runs in float16 where that is
-    no CPU.
-    """
+    seed: of the degradations.
+    prior: the teacher, (n, 3, h, w) -> (n, 3, 4h, 4w). A module is moved to the first batch's device.
+    half: run the teacher in float16, except on a CPU."""
 
     def __init__(
         self, seed: int, prior: Callable[[Tensor], Tensor] | None = None, *, half: bool = True

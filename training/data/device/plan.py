@@ -1,8 +1,7 @@
-"""What is drawn for a picture before it is degraded on a device: every parameter of `training.data.everyday`, and no pixel.
+"""The parameters of a picture's degradation on a device: all of `training.data.everyday`, without pixels.
 
-The draws are those of the CPU's functions, from the same ranges. A plan is a pure function of (seed, item), so a resumed run sees the
-same plans whatever its batches.
-"""
+They are drawn as on the CPU, from the same ranges. A plan is a pure function of (seed, item), so it does not depend
+on batches or resumed runs."""
 
 from __future__ import annotations
 
@@ -25,8 +24,11 @@ from training.data.everyday import KINDS
 from training.data.kernels import gaussian_kernel, random_kernel, sinc_kernel
 from training.randomness import generator
 
-PILLOW = tuple(SUPPORT)  # in the order of `FILTERS`
-COMPRESSED_PROB = 0.6  # of the kinds blur and sensor, as in `training.data.everyday`
+# Names of Pillow's filters, in the order of `FILTERS`.
+PILLOW = tuple(SUPPORT)
+# Probability of JPEG for the kinds blur and sensor, as in `training.data.everyday`.
+COMPRESSED_PROB = 0.6
+# Antialiased filter for each of `RESIZE_MODES`.
 ANTIALIASED = {"area": "area", "bilinear": "triangle", "bicubic": "cubic"}
 assert len(PILLOW) == len(FILTERS)
 
@@ -35,11 +37,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Compression:
-    """JPEG once, or twice on another grid of blocks."""
+    """JPEG once, or twice with different grids of blocks."""
 
     quality: int
+    """JPEG quality."""
     earlier: tuple[int, int, int] | None
-    """Rows and columns that the picture is rolled by for an earlier compression, and its quality."""
+    """Rows and columns by which the picture is rolled for an earlier compression, and that quality; None for a single
+    compression."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,15 @@ class SensorNoise:
     """Parameters of `training.data.everyday.sensor_noise`."""
 
     shot: float
+    """Variance of the shot noise at full brightness."""
     read: float
-    """Of [0, 1]."""
+    """Standard deviation of the read noise, for pixels in [0, 1]."""
     grain: np.ndarray | None
-    """Kernel (5, 5) that makes the noise coarse."""
+    """Kernel (5, 5) that makes the noise coarse; None for white noise."""
     chroma: float
+    """Share of the noise that remains in the colours."""
     sharpen: float | None
+    """Amount of the unsharp mask; None for none."""
 
 
 @dataclass(frozen=True)
@@ -60,32 +67,45 @@ class Reduced:
     """The kinds clean, jpeg, blur and sensor."""
 
     kind: str
+    """One of `KINDS`."""
     item: int
+    """Number of the pair."""
     filter: str
+    """Filter that makes the LR picture."""
     kernel: np.ndarray | None
+    """Blur kernel; None for none."""
     noise: SensorNoise | None
+    """Sensor noise; None for none."""
     compression: Compression | None
+    """JPEG; None for none."""
 
 
 @dataclass(frozen=True)
 class Screenshot:
+    """The kind screenshot."""
+
     item: int
+    """Number of the pair."""
     size: Size
-    """Shown on the screen."""
+    """Height and width on the screen, in pixels."""
     filter: str
-    """From the screen to the LR picture."""
+    """Filter from the screen to the LR picture."""
     compression: Compression | None
+    """JPEG; None for none."""
     kind: str = "screenshot"
+    """One of `KINDS`."""
 
 
 @dataclass(frozen=True)
 class StageNoise:
-    """Of one order of the published degradation."""
+    """Noise of one order of the published degradation."""
 
     gaussian: bool
+    """Gaussian noise, else Poisson noise."""
     gray: bool
+    """The same noise in all channels."""
     strength: float
-    """Standard deviation in 8-bit levels, or the scale of Poisson noise."""
+    """Standard deviation in levels of 1/255, or the factor on Poisson noise."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +113,15 @@ class Order:
     """One order of the published degradation."""
 
     kernel: np.ndarray | None
+    """Blur kernel; None for none."""
     size: Size
+    """Height and width after the resize."""
     filter: str
+    """Filter of the resize."""
     noise: StageNoise
+    """Noise after the resize."""
     quality: int
+    """JPEG quality."""
 
 
 @dataclass(frozen=True)
@@ -104,22 +129,33 @@ class Chain:
     """The kinds camera and heavy: `training.data.degradation.degrade`."""
 
     kind: str
+    """One of `KINDS`."""
     item: int
+    """Number of the pair."""
     first: Order
+    """First order."""
     second: Order
+    """Second order."""
     sharpen: tuple[float, float] | None
-    """Sigma and amount."""
+    """Sigma and amount of the unsharp mask; None for none."""
     jpeg_first: bool
-    """The second compression comes before the last resize."""
+    """Whether the second compression comes before the last resize."""
     last_filter: str
+    """Filter of the last resize."""
     sinc: np.ndarray | None
+    """Final sinc kernel; None for none."""
 
 
 Plan = Reduced | Screenshot | Chain
 
 
 def draw(seed: int, item: int, size: Size, kind: str | None = None) -> Plan:
-    """The plan of an item. size: of the HR picture; kind: one of `KINDS`, None draws one. ValueError where either is wrong."""
+    """The plan of an item. Raises ValueError if size or kind is wrong.
+
+    seed: of the run.
+    item: number of the pair.
+    size: height and width of the HR picture.
+    kind: one of `KINDS`; None draws one."""
     rng = generator(seed, item, "degradation")
     kind = kind or KINDS[int(rng.integers(len(KINDS)))]
     if kind not in KINDS:

@@ -1,8 +1,7 @@
-"""Resizes in batches on a device: each picture of a batch has sizes and a filter of its own.
+"""Resizes in batches on a device. Each picture has its own sizes and filter.
 
-A resize is two products with matrices of weights, one for the rows and one for the columns. Filters are Pillow's, which average when a
-picture becomes smaller, and those of `torch.nn.functional.interpolate` without antialiasing, which the published degradation uses.
-"""
+A resize is two products with weight matrices, for rows and columns. Filters are Pillow's, which average when
+shrinking, and those of `torch.nn.functional.interpolate` without antialiasing, which the published degradation uses."""
 
 from __future__ import annotations
 
@@ -12,17 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SUPPORT = {"box": 0.5, "triangle": 1.0, "cubic": 2.0, "lanczos": 3.0}  # of Pillow's filters, in pixels
-SAMPLED = ("area", "bilinear", "bicubic")  # torch's, without antialiasing
+# Radius of Pillow's filters in pixels.
+SUPPORT = {"box": 0.5, "triangle": 1.0, "cubic": 2.0, "lanczos": 3.0}
+# Filters of torch, without antialiasing.
+SAMPLED = ("area", "bilinear", "bicubic")
 NAMES = (*SUPPORT, *SAMPLED)
-HALF = (
-    0.5 + 1e-3
-)  # Pillow rounds halves up, and the mean of four levels often is one; float32 may lie just below
+# Rounds halves up, as Pillow does. Means of four levels are often exact halves, which float32 may put slightly below.
+HALF = 0.5 + 1e-3
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Pictures of different sizes in one tensor, each in the corner at the top left; what lies beyond a picture means nothing."""
+    """Pictures of different sizes in one tensor, each in the top left corner. Pixels beyond a picture are undefined."""
 
     pixels: Tensor
     """(n, 3, h, w) float32."""
@@ -33,7 +33,7 @@ class Stack:
         return Stack(pixels, self.sizes)
 
     def continued(self) -> Tensor:
-        """The pixels, with each picture's last row and column repeated up to the tensor's end."""
+        """The pixels, with each picture's last row and column repeated to the end of the tensor."""
         height, width = self.pixels.shape[-2:]
         if all(size == (height, width) for size in self.sizes):
             return self.pixels
@@ -49,8 +49,12 @@ class Stack:
 def resize(
     stack: Stack, sizes: Sequence[tuple[int, int]], names: Sequence[str], *, whole: bool = False
 ) -> Stack:
-    """Each picture in another size with a filter of `NAMES`. whole: round to levels and clip to [0, 1] after each direction, columns
-    first, as Pillow does with pictures of 8 bits."""
+    """Resize each picture with its own filter.
+
+    stack: the pictures.
+    sizes: their new heights and widths.
+    names: their filters, of `NAMES`.
+    whole: round to levels and clip to [0, 1] after each direction, columns first, as Pillow does for 8-bit pictures."""
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     device = stack.pixels.device
 
@@ -73,8 +77,14 @@ def weights(
     canvas_after: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """(n, canvas_after, canvas_before) float32: row i of an item makes pixel i of `after` pixels out of its `before` pixels. Rows
-    beyond `after` are the last one again; columns beyond `before` are zero."""
+    """Weight matrices (n, canvas_after, canvas_before) float32. Row i computes pixel i of the result.
+
+    names: filter of each item.
+    before, after: sizes of each item along this axis.
+    canvas_before, canvas_after: sizes of the tensors along this axis.
+    device: of the result.
+
+    Rows beyond `after` repeat the last one. Columns beyond `before` are zero."""
     found = torch.empty(len(names), canvas_after, canvas_before, device=device)
     for name in dict.fromkeys(names):
         places = [k for k, other in enumerate(names) if other == name]
@@ -84,7 +94,11 @@ def weights(
 
 
 def _weights(name: str, before: Tensor, after: Tensor, canvas_before: int, canvas_after: int) -> Tensor:
-    """before, after: (n, 1, 1) int64."""
+    """Weights of one filter, (n, canvas_after, canvas_before), for items with the same filter.
+
+    name: of the filter.
+    before, after: sizes along this axis, (n, 1, 1) int64.
+    canvas_before, canvas_after: sizes of the tensors along this axis."""
     i = torch.arange(canvas_after, device=before.device)[:, None].minimum(after - 1)  # (n, out, 1)
     j = torch.arange(canvas_before, device=before.device)  # (in,)
     scale = before / after
@@ -96,7 +110,7 @@ def _weights(name: str, before: Tensor, after: Tensor, canvas_before: int, canva
     elif name == "bicubic":
         source = (i + 0.5) * scale - 0.5
         value = _cubic(j - source, -0.75)
-        # what would be read beyond the border is the border's pixel again
+        # reads beyond the border repeat the border's pixel
         left = _cubic(-1 - source, -0.75) + _cubic(-2 - source, -0.75)
         right = _cubic(before - source, -0.75) + _cubic(before + 1 - source, -0.75)
         value = value + left * (j == 0) + right * (j == before - 1)
@@ -110,7 +124,7 @@ def _weights(name: str, before: Tensor, after: Tensor, canvas_before: int, canva
 
 
 def _pillow(name: str, x: Tensor) -> Tensor:
-    """A filter of Pillow's at a distance, in pixels of the smaller picture."""
+    """One of Pillow's filters at distance x, in pixels of the smaller picture."""
     if name == "box":
         return ((x > -0.5) & (x <= 0.5)).float()
     if name == "triangle":
@@ -125,7 +139,7 @@ def _triangle(x: Tensor) -> Tensor:
 
 
 def _cubic(x: Tensor, a: float) -> Tensor:
-    """Keys' cubic convolution, -0.5 in Pillow and -0.75 in torch."""
+    """Keys' cubic convolution; a is -0.5 in Pillow and -0.75 in torch."""
     x = x.abs()
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
