@@ -10,7 +10,7 @@ from export.source import BASE, FEATURES, IMAGE, NOISE, SR, STUDENT, Source, fil
 from export.student.network import CONFIG_FILE, WEIGHTS_FILE, Student, load_student
 from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 
-# LR pixels.
+# Side of a student's tile in LR pixels.
 STUDENT_TILE = 256
 
 

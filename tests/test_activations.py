@@ -238,7 +238,7 @@ def spoilt(source: Source, role: str, name: str) -> Source:
 
 
 def test_what_cannot_be_calibrated_is_refused_by_name(source: Source) -> None:
-    with pytest.raises(CalibrationError, match="at least 4 calibration samples, came 3; draw more"):
+    with pytest.raises(CalibrationError, match="at least 4 calibration samples, got 3; draw more"):
         quantize_activations(source, draw(3))
     broken = draw(4)
     broken[2].lr[0, 3, 3] = np.nan
@@ -250,12 +250,10 @@ def test_what_cannot_be_calibrated_is_refused_by_name(source: Source) -> None:
         ("encoder", "blocks.0.conv1.weight", r"blocks\.0\.conv1"),
         ("generator", "expand.bias", "expand"),
     ):
-        message = (
-            rf"{role}, calibration sample 1: expected finite numbers, came NaN .* first from .* {layer};"
-        )
+        message = rf"{role}, calibration sample 1: expected finite numbers, got NaN .* first from .* {layer};"
         with pytest.raises(CalibrationError, match=message):
             quantize_activations(spoilt(source, role, name), draw(4))
-    with pytest.raises(SettingError, match=r"w8a8: expected a student.* came a one-step model; distil"):
+    with pytest.raises(SettingError, match=r"w8a8: expected a student.* got a one-step model; distil"):
         quantize_activations(dataclasses.replace(source, kind="one-step model"), draw(4))
 
 

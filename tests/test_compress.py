@@ -210,12 +210,12 @@ def test_weights_without_whole_blocks_keep_eight_bits(
 @pytest.mark.parametrize(
     ("target", "variant", "bits", "message"),
     [
-        ("iOS17", "tiny", None, "variant: expected one of fp16, linear8, .*came 'tiny'"),
+        ("iOS17", "tiny", None, "variant: expected one of fp16, linear8, .*got 'tiny'"),
         ("iOS17", "linear4", None, "linear4: expected a package for iOS18 or later.* convert with target iOS18"),
-        ("iOS17", MIXED, None, "mixed: expected a plan .*came none; `sensitivity` and `plan` make one"),
+        ("iOS17", MIXED, None, "mixed: expected a plan .*got none; `sensitivity` and `plan` make one"),
         ("iOS17", "palette4", {}, "palette4: expected no plan"),
-        ("iOS17", MIXED, {"nobody": 4}, "plan: expected weights among .*came nobody"),
-        ("iOS17", MIXED, {"p_expand_weight_to_fp16": 5}, r"expected a width of \(4, 6, 8\) bits, came 5"),
+        ("iOS17", MIXED, {"nobody": 4}, "plan: expected weights among .*got nobody"),
+        ("iOS17", MIXED, {"p_expand_weight_to_fp16": 5}, r"expected a width of \(4, 6, 8\) bits, got 5"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_refused(
@@ -235,7 +235,7 @@ def test_a_compressed_package_is_not_compressed_again(
     packages: dict[str, dict[str, Path]], tmp_path: Path
 ) -> None:
     once = compress(packages["iOS17"]["generator"], "palette6", tmp_path / "once.mlpackage")
-    with pytest.raises(PackageError, match="came one that is compressed; give the fp16 package"):
+    with pytest.raises(PackageError, match="got one that is compressed; give the fp16 package"):
         compress(once, "palette4", tmp_path / "twice.mlpackage")
 
 

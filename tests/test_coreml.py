@@ -169,7 +169,7 @@ def test_pixel_buffers_for_photo_and_result(source: Source, tmp_path: Path) -> N
 
 
 def test_one_package_can_list_sizes_from_ios18_on(source: Source, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"one tile size for iOS17, came 2; .* iOS18"):
+    with pytest.raises(SettingError, match=r"one tile size for iOS17, got 2; .* iOS18"):
         convert(source, "encoder", tmp_path, **SIZE, sizes=[(16, 16)])
     path = convert(source, "encoder", tmp_path, **SIZE, sizes=[(16, 16)], target="iOS18")
     description = read_spec(path).description
@@ -254,8 +254,8 @@ class Odd(torch.nn.Module):
 @pytest.mark.parametrize(
     ("operation", "message"),
     [
-        (torch.lgamma, r"encoder: expected operations that Core ML has.* came lgamma, which it lacks; express"),
-        (lambda x: x.reshape(1, 3, 8, 2, 24).sum(3), r"encoder: expected tensors of at most 4 axes, came 5 in reshape"),
+        (torch.lgamma, r"encoder: expected operations that Core ML has.* got lgamma, which it lacks; express"),
+        (lambda x: x.reshape(1, 3, 8, 2, 24).sum(3), r"encoder: expected tensors of at most 4 axes, got 5 in reshape"),
         (lambda x: x.reshape(1, 3, 8, 2, 12, 2).sum((3, 5)), r"refuses: .* rank 6"),
     ],
 )  # fmt: skip
@@ -271,11 +271,11 @@ def test_an_operation_that_does_not_fit_is_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"role": "decoder"}, "role: expected one of encoder, generator, came 'decoder'"),
-        ({"target": "iOS12"}, "target: expected one of iOS17, iOS18, came 'iOS12'"),
-        ({"precision": "int3"}, "precision: expected one of fp16, fp32, came 'int3'"),
-        ({"height": 17}, "multiples of 2, came 17x24"),
-        ({"width": 8}, "at least 16 LR pixels each way .*came 16x8"),
+        ({"role": "decoder"}, "role: expected one of encoder, generator, got 'decoder'"),
+        ({"target": "iOS12"}, "target: expected one of iOS17, iOS18, got 'iOS12'"),
+        ({"precision": "int3"}, "precision: expected one of fp16, fp32, got 'int3'"),
+        ({"height": 17}, "multiples of 2, got 17x24"),
+        ({"width": 8}, "at least 16 LR pixels each way .*got 16x8"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(
@@ -313,5 +313,5 @@ def test_a_full_disk_leaves_what_stood_there_and_nothing_half_written(
 def test_what_is_no_package_is_refused(packages: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"not a Core ML package: expected Manifest\.json"):
         read_spec(tmp_path)
-    with pytest.raises(PackageError, match=r"ends in \.mlpackage, came p\.zip"):
+    with pytest.raises(PackageError, match=r"ends in \.mlpackage, got p\.zip"):
         write_package(read_spec(packages["encoder"]), None, tmp_path / "p.zip")

@@ -136,9 +136,9 @@ def test_a_mixed_plan_spends_bits_where_they_are_needed(checkpoint: Path, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--variant", "palette5"], "variant: expected one of fp16, .*came 'palette5'"),
-        (["--variant", "linear4"], "linear4: expected iOS18 or later, came iOS17"),
-        (["--tile", "33"], "expected tiles of at least 16 LR pixels each way in multiples of 2, came 33x33"),
+        (["--variant", "palette5"], "variant: expected one of fp16, .*got 'palette5'"),
+        (["--variant", "linear4"], "linear4: expected iOS18 or later, got iOS17"),
+        (["--tile", "33"], "expected tiles of at least 16 LR pixels each way in multiples of 2, got 33x33"),
         (["--base", "somewhere"], "a student, which takes no base"),
     ],
 )

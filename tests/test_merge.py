@@ -242,7 +242,7 @@ def test_unknown_parts_are_named(checkpoint: Path) -> None:
     model = load_model(checkpoint)
     model.unet.mid_block.resnets[1].time_embedding_norm = "scale_shift"
     with pytest.raises(
-        FoldError, match=r"unet\.mid_block\.resnets\.1: expected .*default.*, came scale_shift"
+        FoldError, match=r"unet\.mid_block\.resnets\.1: expected .*default.*, got scale_shift"
     ):
         fold(model)
     model = load_model(checkpoint)
@@ -251,7 +251,7 @@ def test_unknown_parts_are_named(checkpoint: Path) -> None:
         fold(model)
     model = load_model(checkpoint)
     model.unet.register_to_config(class_embed_type="timestep")
-    with pytest.raises(FoldError, match="setting class_embed_type: expected nothing, came timestep"):
+    with pytest.raises(FoldError, match="setting class_embed_type: expected nothing, got timestep"):
         fold(model)
 
 

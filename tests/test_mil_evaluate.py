@@ -133,17 +133,17 @@ def test_indices_outside_and_wrong_inputs_are_named(tmp_path: Path) -> None:
         )
 
     evaluator = Evaluator(read_package(save(build, tmp_path / "gather.mlpackage", inputs=1)))
-    with pytest.raises(EvaluationError, match=r"gather.*expected indices in \[-4, 4\), came \[100, 100\]"):
+    with pytest.raises(EvaluationError, match=r"gather.*expected indices in \[-4, 4\), got \[100, 100\]"):
         evaluator({"a": np.full_like(X, 100)})
     with pytest.raises(EvaluationError, match=r"whole numbers|int32"):
         evaluator({"a": np.full_like(X, 1e10)})
-    with pytest.raises(EvaluationError, match=r"expected the inputs \['a'\], came \['b'\]"):
+    with pytest.raises(EvaluationError, match=r"expected the inputs \['a'\], got \['b'\]"):
         evaluator({"b": X})
     with pytest.raises(
-        EvaluationError, match=r"input 'a': expected fp32\[1, 4, 6, 8\], came shape \[1, 4, 6, 9\]"
+        EvaluationError, match=r"input 'a': expected fp32\[1, 4, 6, 8\], got shape \[1, 4, 6, 9\]"
     ):
         evaluator({"a": np.zeros((1, 4, 6, 9), np.float32)})
-    with pytest.raises(EvaluationError, match="came elements of complex64"):
+    with pytest.raises(EvaluationError, match="got elements of complex64"):
         evaluator({"a": X.astype(np.complex64)})
 
 

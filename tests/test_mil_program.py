@@ -150,7 +150,7 @@ def test_images_come_and_go_in_their_own_range(tmp_path: Path) -> None:
     pixels = np.arange(72, dtype=np.float32).reshape(1, 3, 4, 6)
     came = Evaluator(program)({"photo": pixels})["picture"]
     np.testing.assert_allclose(came, 1 - pixels / 255, atol=1e-6)
-    with pytest.raises(EvaluationError, match=r"expected an image in \[0, 255\], came \[0, 710\]"):
+    with pytest.raises(EvaluationError, match=r"expected an image in \[0, 255\], got \[0, 710\]"):
         Evaluator(program)({"photo": 10 * pixels})
 
 
@@ -179,7 +179,7 @@ def test_enumerated_and_free_sizes_are_kept(tmp_path: Path) -> None:
         assert program.inputs[0].flexible == kind
         (came,) = Evaluator(program)({"a": np.ones((1, 4, 12, 8), np.float32)}).values()
         assert came.shape == (1, 1, 24, 16)
-        with pytest.raises(EvaluationError, match=r"came (shape )?\[1, 4, 20, 8\]"):
+        with pytest.raises(EvaluationError, match=r"got (shape )?\[1, 4, 20, 8\]"):
             Evaluator(program)({"a": np.ones((1, 4, 20, 8), np.float32)})
 
 
@@ -201,7 +201,7 @@ def test_wrong_declaration_is_noticed(damaged: Path) -> None:
 
     edit(damaged, change)
     with pytest.raises(
-        EvaluationError, match=r"conv .*declares fp32\[1, 16, 5, 6\], came shape \[1, 16, 4, 6\]"
+        EvaluationError, match=r"conv .*declares fp32\[1, 16, 5, 6\], got shape \[1, 16, 4, 6\]"
     ):
         Evaluator(read_package(damaged))({"a": X})
 
@@ -218,7 +218,7 @@ def test_damaged_packages_are_explained(damaged: Path, tmp_path: Path) -> None:
 
     with pytest.raises(PackageError, match=r"expected an \.mlpackage folder"):
         read_package(tmp_path / "nothing.mlpackage")
-    with pytest.raises(PackageError, match="came none; check the path"):
+    with pytest.raises(PackageError, match="got none; check the path"):
         find_packages(tmp_path / "nothing.gdposr")
     (damaged / MANIFEST).write_text("{}")
     expect("expected the package's items")
@@ -227,21 +227,21 @@ def test_damaged_packages_are_explained(damaged: Path, tmp_path: Path) -> None:
     (damaged / MANIFEST).write_text(json.dumps(manifest))
     expect("expected a file inside the package")
     (damaged / MODEL).unlink()
-    expect("expected the model's program, came nothing")
+    expect("expected the model's program, got nothing")
     (damaged / MODEL).write_bytes(b"\xff" * 40)
-    expect("expected a Core ML model, came other bytes")
+    expect("expected a Core ML model, got other bytes")
     (damaged / MODEL).write_bytes(messages()[0].Model(neuralNetwork={}).SerializeToString())
-    expect("expected an ML program, came a model of type neuralNetwork")
+    expect("expected an ML program, got a model of type neuralNetwork")
     (damaged / WEIGHTS).unlink()
-    expect("expected the weights of the program, came nothing")
+    expect("expected the weights of the program, got nothing")
     (damaged / WEIGHTS).write_bytes(whole[WEIGHTS][:-200])
     expect("the file is damaged or belongs to another package")
     (damaged / WEIGHTS).write_bytes(whole[WEIGHTS][:64] + bytes(64) + whole[WEIGHTS][128:])
-    expect("expected the mark 0xdeadbeef, came 0x0")
+    expect("expected the mark 0xdeadbeef, got 0x0")
     half = struct.pack("<II", 0xDEADBEEF, 1)
     (damaged / WEIGHTS).write_bytes(whole[WEIGHTS][:64] + half + whole[WEIGHTS][72:])
-    expect(r"expected element type 2 \(fp32\), came 1")
-    with pytest.raises(PackageError, match=r"expected a function 'other', came \['main'\]"):
+    expect(r"expected element type 2 \(fp32\), got 1")
+    with pytest.raises(PackageError, match=r"expected a function 'other', got \['main'\]"):
         read_package(damaged, "other")
 
 

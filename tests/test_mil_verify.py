@@ -137,7 +137,7 @@ def test_overflow_fails_with_its_operation(bundle: Path, packages: dict[str, Pat
     (result,) = verify([packages["encoder"]], Bundle.open(bundle), samples=1, open=broken)
     assert not result.ok
     assert result.error is not None
-    assert "came infinity or NaN first from" in result.error
+    assert "got infinity or NaN first from" in result.error
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,11 @@ def test_errors_of_core_ml_are_told_in_one_line(
 
     monkeypatch.setattr(device.sys, "platform", "darwin")
     monkeypatch.setattr(device, "load_model", fail)
-    with pytest.raises(DeviceError, match=r"loads for 'cpu', came RuntimeError: Error compiling model; try"):
+    with pytest.raises(DeviceError, match=r"loads for 'cpu', got RuntimeError: Error compiling model; try"):
         open_runner(program, "cpu")
     image = np.zeros((1, 3, HEIGHT, WIDTH), np.float32)
     with pytest.raises(
-        DeviceError, match="a prediction by Core ML, came RuntimeError: Error compiling model; try"
+        DeviceError, match="a prediction by Core ML, got RuntimeError: Error compiling model; try"
     ):
         CoreMLRunner(program, SimpleNamespace(predict=fail))({"image": image})
 
@@ -225,7 +225,7 @@ def test_floor_is_what_the_package_promises(packages: dict[str, Path]) -> None:
     assert default_floor(replace(packed, metadata={FLOOR_KEY: "31.5"}), "ane") == 31.5
     assert default_floor(packed) == 25
     assert default_floor(replace(packed, metadata={FLOOR_KEY: "31.5"})) == 31.5
-    with pytest.raises(PackageError, match="expected a number of dB, came 'much'; give --floor"):
+    with pytest.raises(PackageError, match="expected a number of dB, got 'much'; give --floor"):
         default_floor(replace(packed, metadata={FLOOR_KEY: "much"}))
 
 
@@ -234,7 +234,7 @@ def test_devices_other_than_the_reference_need_a_mac(
 ) -> None:
     program = read_package(packages["encoder"])
     monkeypatch.setattr(device.sys, "platform", "linux")
-    with pytest.raises(DeviceError, match="expected macOS for the device 'ane', came linux"):
+    with pytest.raises(DeviceError, match="expected macOS for the device 'ane', got linux"):
         open_runner(program, "ane")
     with pytest.raises(DeviceError, match="expected a device among reference, cpu, gpu, ane"):
         open_runner(program, "tpu")
@@ -290,7 +290,7 @@ def test_pictures_cross_the_border_in_8_bits() -> None:
     assert found.shape == image.shape
     assert np.abs(found - (1 - image)).max() <= 0.5 / 255 + 1e-6
     program.outputs = (Feature("else", type),)
-    with pytest.raises(DeviceError, match=r"expected the outputs \['else'\], came \['sr'\]"):
+    with pytest.raises(DeviceError, match=r"expected the outputs \['else'\], got \['sr'\]"):
         CoreMLRunner(program, Negative())({"photo": image})
 
 
@@ -383,7 +383,7 @@ def test_command_lints_and_verifies(
 
     assert main(["verify", str(bundle), "--device", "ane"]) == 2 or device.sys.platform == "darwin"
     assert main(["lint", str(tmp_path)]) == 2
-    assert "came none; check the path" in capsys.readouterr().err
+    assert "got none; check the path" in capsys.readouterr().err
     lonely = shutil.copytree(packages["encoder"], tmp_path / "encoder.fp16.mlpackage")
     assert main(["verify", str(lonely)]) == 2
     assert "name it by --against" in capsys.readouterr().err

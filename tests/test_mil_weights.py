@@ -210,12 +210,12 @@ def test_tables_belong_to_blocks() -> None:
     indices = torch.tensor([[2, 3], [3, 0], [1, 0], [3, 0], [2, 1], [0, 3]], dtype=torch.uint8)
     lut = torch.tensor([1.0, 5, 9, 13, 2, 10, 18, 26]).reshape(2, 1, 4, 1)
     assert look_up(indices, lut, None).tolist() == [[9, 13], [13, 1], [5, 1], [26, 2], [18, 10], [2, 26]]
-    with pytest.raises(EvaluationError, match=r"blocks that divide \[6, 2\], came \[4, 1\]"):
+    with pytest.raises(EvaluationError, match=r"blocks that divide \[6, 2\], got \[4, 1\]"):
         look_up(indices, torch.zeros(4, 1, 4, 1), None)
 
 
 def test_sparse_values_must_fit_their_mask() -> None:
     mask = torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8)
     assert scatter(torch.tensor([3.0, 4.0]), mask).tolist() == [[3, 0], [0, 4]]
-    with pytest.raises(EvaluationError, match="expected 2 values for a sparse mask, came 3"):
+    with pytest.raises(EvaluationError, match="expected 2 values for a sparse mask, got 3"):
         scatter(torch.zeros(3), mask)

@@ -61,7 +61,7 @@ def test_names_are_chosen_in_a_fixed_order_each_once() -> None:
     assert wanted(["maniqa", "lpips", "maniqa"]) == ("lpips", "maniqa")
     assert wanted(["all", "lpips"]) == NAMES
     assert wanted([]) == ()
-    with pytest.raises(SettingError, match=r"among lpips, musiq, maniqa or all, came 'psnr'"):
+    with pytest.raises(SettingError, match=r"among lpips, musiq, maniqa or all, got 'psnr'"):
         wanted(["psnr"])
 
 
@@ -109,7 +109,7 @@ def test_a_picture_that_a_metric_cannot_judge_is_named(pyiqa: Path, make_pixels:
 def test_a_value_that_is_no_number_is_refused(pyiqa: Path, make_pixels: Pixels) -> None:
     pyiqa.write_text(PYIQA.replace("100 * sr.mean()", "float('nan') * sr.mean()"))
     (judge,) = scorers(["musiq"]).values()
-    with pytest.raises(ImageError, match="musiq: expected a finite value for a picture of 32x24, came nan"):
+    with pytest.raises(ImageError, match="musiq: expected a finite value for a picture of 32x24, got nan"):
         judge(make_pixels(24, 32), make_pixels(24, 32))
 
 
@@ -117,7 +117,7 @@ def test_a_package_that_means_something_else_is_refused(pyiqa: Path) -> None:
     pyiqa.write_text(PYIQA.replace('"musiq": ("NR", False)', '"musiq": ("NR", True)'))
     with pytest.raises(
         SettingError,
-        match="musiq: expected a metric with reference False and higher better True, came False and False",
+        match="musiq: expected a metric with reference False and higher better True, got False and False",
     ):
         scorers(["musiq"])
 

@@ -191,7 +191,7 @@ def test_a_budget_that_nothing_keeps_is_refused(
     graphs: dict[str, Path], source: Source, sets: SampleSets, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        QuantizationError, match=r"max_psnr_loss -1, came .* with only [56]\d% of the work in INT8"
+        QuantizationError, match=r"max_psnr_loss -1, got .* with only [56]\d% of the work in INT8"
     ):
         quantize_int8(graphs, tmp_path, source.specs, Int8Request(sets, budget=Gates(max_psnr_loss=-1.0)))
 
@@ -303,9 +303,9 @@ def test_losses_and_broken_gates_speak_the_language_of_the_gates() -> None:
     lost = losses(came, reference)
     assert lost == pytest.approx({"max_psnr_loss": 0.2, "min_diversity_ratio": 0.75, "max_sqf_rise": 0.02})
     assert broken(INT8_GATES, lost) == [
-        "max_psnr_loss 0.1, came 0.2000",
-        "min_diversity_ratio 0.95, came 0.7500",
-        "max_sqf_rise 0.01, came 0.0200",
+        "max_psnr_loss 0.1, got 0.2000",
+        "min_diversity_ratio 0.95, got 0.7500",
+        "max_sqf_rise 0.01, got 0.0200",
     ]
     assert broken(INT8_GATES, losses(reference, reference)) == []
     assert losses(replace(came, sqf=None, diversity=None), reference) == pytest.approx({"max_psnr_loss": 0.2})

@@ -186,9 +186,9 @@ def test_wide_layers_keep_8_bits(tmp_path: Path) -> None:
     assert kinds(mixed)["conv/values"] == TensorProto.INT8
     assert kinds(mixed)["up/values"] == TensorProto.UINT4
     assert mixed.stat().st_size > narrow.stat().st_size
-    with pytest.raises(ValueError, match="expected weights that can be compressed, came first"):
+    with pytest.raises(ValueError, match="expected weights that can be compressed, got first"):
         compress_onnx(source, tmp_path / "wrong.onnx", 4, wide=["first"])
-    with pytest.raises(ValueError, match="expected weights of 4 or 8 bits, came 2"):
+    with pytest.raises(ValueError, match="expected weights of 4 or 8 bits, got 2"):
         compress_onnx(source, tmp_path / "wrong.onnx", 2)
 
 

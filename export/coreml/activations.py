@@ -48,12 +48,12 @@ def quantize_activations(source: Source, samples: Sequence[Sample]) -> Source:
     gives NaN or infinity."""
     if source.kind != STUDENT:
         raise SettingError(
-            f"{W8A8}: expected a student, whose activations fit static ranges, came a {source.kind}; distil it first "
+            f"{W8A8}: expected a student, whose activations fit static ranges, got a {source.kind}; distil it first "
             "(`gdposr distill`)"
         )
     if len(samples) < LEAST_SAMPLES:
         raise CalibrationError(
-            f"expected at least {LEAST_SAMPLES} calibration samples, came {len(samples)}; draw more, or give a folder with more photos"
+            f"expected at least {LEAST_SAMPLES} calibration samples, got {len(samples)}; draw more, or give a folder with more photos"
         )
     images = [torch.from_numpy(sample.lr[None]) for sample in samples]
     feeds: dict[str, list[Arguments]] = {
@@ -102,7 +102,7 @@ def _quantized(source: Source, role: str, feeds: Sequence[Arguments]) -> nn.Modu
         from torch.ao.quantization import disable_fake_quant, disable_observer
     except ImportError as error:  # torch has announced the end of torch.ao.quantization
         raise SettingError(
-            f"{W8A8}: expected coremltools.optimize.torch and a torch with torch.ao.quantization, such as 2.13, came torch "
+            f"{W8A8}: expected coremltools.optimize.torch and a torch with torch.ao.quantization, such as 2.13, got torch "
             f"{torch.__version__} ({error}); install these, or leave the variant out"
         ) from error
     config = ModuleLinearQuantizerConfig(
@@ -234,7 +234,7 @@ class _Watched(fx.Interpreter):
         if isinstance(value, Tensor):
             if not torch.isfinite(value).all():
                 raise CalibrationError(
-                    f"{self._where}: expected finite numbers, came NaN or infinity first from {n.op} {n.target}; check the photo and "
+                    f"{self._where}: expected finite numbers, got NaN or infinity first from {n.op} {n.target}; check the photo and "
                     "the model's weights"
                 )
             self._look(n, value)

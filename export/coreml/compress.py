@@ -116,17 +116,17 @@ def compress(
     row, spec = _variant(variant), read_spec(package)
     if row.method == "activations":
         raise SettingError(
-            f"{variant}: expected a variant of weights alone, came one whose activations have {row.bits} bits, which takes the model "
+            f"{variant}: expected a variant of weights alone, got one whose activations have {row.bits} bits, which takes the model "
             "and photos; use `export.coreml.activations.quantize_activations` and convert"
         )
     if spec.specificationVersion < TARGETS[row.target]:
         raise SettingError(
-            f"{variant}: expected a package for {row.target} or later, came version {spec.specificationVersion} of the model format; "
+            f"{variant}: expected a package for {row.target} or later, got version {spec.specificationVersion} of the model format; "
             f"convert with target {row.target}"
         )
     if (variant == MIXED) != (plan is not None):
         raise SettingError(
-            f"{variant}: expected {'a plan' if variant == MIXED else 'no plan'} (bits by weight name), came "
+            f"{variant}: expected {'a plan' if variant == MIXED else 'no plan'} (bits by weight name), got "
             f"{'none' if plan is None else 'one'}; `sensitivity` and `plan` make one for {MIXED}"
         )
     configs = _configs(row, find_weights(spec), plan or {}, spec.specificationVersion >= TARGETS["iOS18"])
@@ -157,7 +157,7 @@ def check_variant(name: str, target: str) -> Variant:
     row = _variant(name)
     if TARGETS[target] < TARGETS[row.target]:
         raise SettingError(
-            f"{name}: expected {row.target} or later, came {target}; choose another variant or --system {row.target}"
+            f"{name}: expected {row.target} or later, got {target}; choose another variant or --system {row.target}"
         )
     return row
 
@@ -171,7 +171,7 @@ def find_weights(spec: Model) -> list[Weight]:
     makers = {output.name: operation for operation in operations(spec) for output in operation.outputs}
     if any(operation.type.startswith("constexpr") for operation in makers.values()):
         raise PackageError(
-            "expected a package with float16 weights, came one that is compressed; give the fp16 package"
+            "expected a package with float16 weights, got one that is compressed; give the fp16 package"
         )
     pictures = {feature.name for feature in spec.description.input if feature.name == IMAGE}
     for operation in makers.values():
@@ -231,7 +231,7 @@ def _has_images(spec: Model) -> bool:
 
 def _variant(name: str) -> Variant:
     if name not in VARIANTS:
-        raise SettingError(f"variant: expected one of {', '.join(VARIANTS)}, came {name!r}")
+        raise SettingError(f"variant: expected one of {', '.join(VARIANTS)}, got {name!r}")
     return VARIANTS[name]
 
 
@@ -249,7 +249,7 @@ def _configs(
     unknown = sorted(set(bits) - {weight.name for weight in weights})
     if unknown:
         raise SettingError(
-            f"plan: expected weights among {', '.join(weight.name for weight in weights)}, came {', '.join(unknown)}; make it anew"
+            f"plan: expected weights among {', '.join(weight.name for weight in weights)}, got {', '.join(unknown)}; make it anew"
         )
     configs: dict[str, Any] = {}
     for weight in weights:
@@ -258,7 +258,7 @@ def _configs(
             continue
         if row.method == "palette":
             if width not in WIDTHS:
-                raise SettingError(f"{weight.name}: expected a width of {WIDTHS} bits, came {width}")
+                raise SettingError(f"{weight.name}: expected a width of {WIDTHS} bits, got {width}")
             together = grouped and weight.shape[0] % GROUP == 0 and weight.shape[0] > GROUP
             configs[weight.name] = cto.OpPalettizerConfig(
                 mode="custom",

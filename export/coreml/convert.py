@@ -37,7 +37,7 @@ ARRAYS: Final = {"fp16": np.float16, "fp32": np.float32}
 FLOOR_DB: Final = {"fp16": 70.0, "fp32": 100.0}
 # Highest PSNR in dB that a package with pixel buffers promises. Rounding to 8 bits alone gives 58.9 dB, and devices add errors.
 IMAGE_FLOOR_DB: Final = 50.0
-# Version of the model format that each oldest system reads.
+# Version of the model format, by the oldest system that reads it.
 TARGETS: Final = {"iOS17": 8, "iOS18": 9}
 # The Neural Engine does not run tensors with more axes.
 MAX_RANK: Final = 4
@@ -87,7 +87,7 @@ def convert(
     choices = (("role", role, ROLES), ("target", target, TARGETS), ("precision", precision, ARRAYS))
     for name, value, known in choices:
         if value not in known:
-            raise SettingError(f"{name}: expected one of {', '.join(known)}, came {value!r}")
+            raise SettingError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     tiles = tuple(dict.fromkeys([(height, width), *sizes]))
     _check_tiles(source, tiles, target)
     with quiet(), fresh_names():
@@ -117,11 +117,11 @@ def _check_tiles(source: Source, tiles: Sequence[Size], target: str) -> None:
     for height, width in tiles:
         if min(height, width) < least or height % unit or width % unit:
             raise SettingError(
-                f"expected tiles of at least {least} LR pixels each way in multiples of {unit}, came {height}x{width}; choose others"
+                f"expected tiles of at least {least} LR pixels each way in multiples of {unit}, got {height}x{width}; choose others"
             )
     if len(tiles) > 1 and TARGETS[target] < TARGETS["iOS18"]:
         raise SettingError(
-            f"expected one tile size for {target}, came {len(tiles)}; write a package per size, or give target iOS18"
+            f"expected one tile size for {target}, got {len(tiles)}; write a package per size, or give target iOS18"
         )
 
 
@@ -223,7 +223,7 @@ def _explain(role: str, error: Exception) -> str:
     op = next((name for name in (named.groups() if named else ()) if name), None)
     came = f"{op}, which it lacks" if op else f"what coremltools refuses: {text[:200]}"
     return (
-        f"{role}: expected operations that Core ML has, on tensors of at most {MAX_RANK} axes, came {came}; express it with others "
+        f"{role}: expected operations that Core ML has, on tensors of at most {MAX_RANK} axes, got {came}; express it with others "
         "(convolution, pixel shuffle, elementwise arithmetic, matmul) in the module"
     )
 
@@ -238,13 +238,13 @@ def _check(spec: Model, source: Source, role: str) -> None:
         names = [tensor.name for tensor in expected]
         if [feature.name for feature in came] != names:
             raise ConversionError(
-                f"{role}: expected {what} {names}, came {[feature.name for feature in came]}; give the source's specs in that order"
+                f"{role}: expected {what} {names}, got {[feature.name for feature in came]}; give the source's specs in that order"
             )
     for operation in operations(spec):
         for output in operation.outputs:
             if not operation.type.startswith("const") and output.type.tensorType.rank > MAX_RANK:
                 raise ConversionError(
-                    f"{role}: expected tensors of at most {MAX_RANK} axes, came {output.type.tensorType.rank} in {operation.type} "
+                    f"{role}: expected tensors of at most {MAX_RANK} axes, got {output.type.tensorType.rank} in {operation.type} "
                     f"{output.name}; reshape to {MAX_RANK} axes in the module"
                 )
 

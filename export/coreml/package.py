@@ -70,7 +70,7 @@ def write_package(spec: Model, weights: Path | None, path: Path) -> Path:
     The package contains no trace of machine or date. If writing fails, the existing package stays and nothing else is
     left."""
     if path.suffix != SUFFIX:
-        raise PackageError(f"expected a package name that ends in {SUFFIX}, came {path.name}; rename it")
+        raise PackageError(f"expected a package name that ends in {SUFFIX}, got {path.name}; rename it")
     model = _undated(spec).SerializeToString(deterministic=True)
     fresh = path.with_name(path.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -130,7 +130,7 @@ def operations(spec: Model) -> Iterator[Operation]:
                 yield from walk(inner)
 
     if spec.WhichOneof("Type") != "mlProgram":
-        raise PackageError(f"expected an ML program, came a {spec.WhichOneof('Type')}; convert it anew")
+        raise PackageError(f"expected an ML program, got a {spec.WhichOneof('Type')}; convert it anew")
     for _, function in sorted(spec.mlProgram.functions.items()):
         for _, block in sorted(function.block_specializations.items()):
             yield from walk(block)

@@ -67,7 +67,7 @@ def write_coreml(
         unknown = [name for name in floors if name not in ONE_STEP_FLOOR_DB]
         if unknown:
             raise SettingError(
-                f"variant: expected one of {', '.join(ONE_STEP_FLOOR_DB)} for a one-step model, came {unknown[0]!r}, which has no "
+                f"variant: expected one of {', '.join(ONE_STEP_FLOOR_DB)} for a one-step model, got {unknown[0]!r}, which has no "
                 "measured floor; distil the model to a student for smaller variants"
             )
         floors = {name: ONE_STEP_FLOOR_DB[name] for name in floors}

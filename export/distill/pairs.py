@@ -64,7 +64,7 @@ class TaughtPairs:
         step: int = 1,
     ) -> None:
         self.pairs, self.config, self.channels, self.cache, self.step = pairs, config, channels, cache, step
-        self._order: tuple[int, Any] = (-1, None)  # of the epoch last asked for
+        self._order: tuple[int, Any] = (-1, None)  # the epoch last used, and its order
 
     @property
     def photos(self) -> PhotoSet:

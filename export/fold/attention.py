@@ -26,7 +26,7 @@ def require(condition: bool, name: str, expected: str, came: object) -> None:
     came: what the part has instead."""
     if not condition:
         raise FoldError(
-            f"{name}: expected {expected}, came {came}; only the parts of Stable Diffusion 2.1 and of the pocket preset "
+            f"{name}: expected {expected}, got {came}; only the parts of Stable Diffusion 2.1 and of the pocket preset "
             "can be folded. Distil such a model to a student, or export it by other means"
         )
 

@@ -215,7 +215,7 @@ def check_folded(source: Source, model: OneStepModel) -> float:
     came = psnr(source(image, noise).numpy(), expected.numpy())
     if came < FOLD_FLOOR_DB:
         raise FoldError(
-            f"expected the folded graphs within {FOLD_FLOOR_DB:g} dB of the model, came {came:.1f} dB: this kind of UNet or VAE is "
+            f"expected the folded graphs within {FOLD_FLOOR_DB:g} dB of the model, got {came:.1f} dB: this kind of UNet or VAE is "
             "folded incorrectly, please report it with its config.json files"
         )
     return came

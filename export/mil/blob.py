@@ -28,17 +28,17 @@ class WeightFile:
         self.path = path
         if not path.is_file():
             raise PackageError(
-                f"{path}: expected the weights of the program, came nothing; copy the whole package"
+                f"{path}: expected the weights of the program, got nothing; copy the whole package"
             )
         if path.stat().st_size < _ALIGNMENT:
             raise PackageError(
-                f"{path}: expected a weight file, came {path.stat().st_size} bytes; convert again"
+                f"{path}: expected a weight file, got {path.stat().st_size} bytes; convert again"
             )
         self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
         _, version = _HEADER.unpack(self._bytes[: _HEADER.size].tobytes())
         if version != _VERSION:
             raise PackageError(
-                f"{path}: expected a weight file of version {_VERSION}, came {version}; convert again"
+                f"{path}: expected a weight file of version {_VERSION}, got {version}; convert again"
             )
 
     def check(self, offset: int, type: TensorType) -> int:
@@ -73,6 +73,6 @@ class WeightFile:
 
     def _damaged(self, offset: int, expected: str, came: str) -> PackageError:
         return PackageError(
-            f"{self.path}: blob at {offset}: expected {expected}, came {came}; the file is damaged or belongs to another "
+            f"{self.path}: blob at {offset}: expected {expected}, got {came}; the file is damaged or belongs to another "
             "package: convert again"
         )

@@ -71,7 +71,7 @@ def _verify(args: argparse.Namespace) -> int:
     for against, packages in groups.items():
         if args.against is None and not (against / "manifest.json").is_file():
             raise VerifyError(
-                f"{packages[0]}: expected a bundle to compare with, came none; name it by --against"
+                f"{packages[0]}: expected a bundle to compare with, got none; name it by --against"
             )
         results += verify(
             packages,
@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 

@@ -41,10 +41,10 @@ def open_runner(program: Program, device: str = REFERENCE) -> Runner:
 def check_device(device: str) -> None:
     """Raise DeviceError if the device cannot be used, before any file is read."""
     if device not in DEVICES:
-        raise DeviceError(f"expected a device among {', '.join(DEVICES)}, came {device!r}")
+        raise DeviceError(f"expected a device among {', '.join(DEVICES)}, got {device!r}")
     if device != REFERENCE and sys.platform != "darwin":
         raise DeviceError(
-            f"expected macOS for the device {device!r}, came {sys.platform}: Core ML runs nowhere else; use --device {REFERENCE}"
+            f"expected macOS for the device {device!r}, got {sys.platform}: Core ML runs nowhere else; use --device {REFERENCE}"
         )
 
 
@@ -64,7 +64,7 @@ def _open_coreml(program: Program, device: str) -> CoreMLRunner:
         shutil.copytree(program.path, copy, copy_function=shutil.copyfile)
         try:
             model = load_model(copy, COMPUTE_UNITS[device])
-        except Exception as error:  # whatever coremltools and the system's compiler raise
+        except Exception as error:  # coremltools and the system's compiler raise various exceptions
             raise _failed(program, f"a package that Core ML loads for {device!r}", error) from error
         runner = CoreMLRunner(program, model)
         weakref.finalize(runner, shutil.rmtree, folder, ignore_errors=True)
@@ -78,7 +78,7 @@ def _failed(program: Program, expected: str, error: Exception) -> DeviceError:
     lines = str(error).strip().splitlines()
     came = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return DeviceError(
-        f"{program.path}: expected {expected}, came {came}; try another device, or --device {REFERENCE}"
+        f"{program.path}: expected {expected}, got {came}; try another device, or --device {REFERENCE}"
     )
 
 
@@ -93,11 +93,11 @@ class CoreMLRunner:
         given = {f.name: _to_coreml(f, inputs[f.name]) for f in self._program.inputs}
         try:
             found = self._model.predict(given)
-        except Exception as error:  # whatever coremltools and the system's runtime raise
+        except Exception as error:  # coremltools and the system's runtime raise various exceptions
             raise _failed(self._program, "a prediction by Core ML", error) from error
         missing = [f.name for f in self._program.outputs if f.name not in found]
         if missing:
-            raise DeviceError(f"{self._program.path}: expected the outputs {missing}, came {sorted(found)}")
+            raise DeviceError(f"{self._program.path}: expected the outputs {missing}, got {sorted(found)}")
         return {f.name: _from_coreml(f, found[f.name]) for f in self._program.outputs}
 
 

@@ -111,7 +111,7 @@ class Evaluator:
 
     def _refusal(self, first: NonFinite) -> NonFiniteError:
         return NonFiniteError(
-            f"{self.program.path}: expected finite values, came infinity or NaN first from {first}; keep this operation in float32, or "
+            f"{self.program.path}: expected finite values, got infinity or NaN first from {first}; keep this operation in float32, or "
             "scale what goes into it"
         )
 
@@ -129,15 +129,15 @@ class Evaluator:
         try:
             results = find(op)(Call(op, arguments))
         except (RuntimeError, IndexError, ValueError, KeyError) as error:
-            raise EvaluationError(f"{where}: expected arguments that go together, came {error}") from error
+            raise EvaluationError(f"{where}: expected arguments that go together, got {error}") from error
         results = (results,) if isinstance(results, Tensor) else results
         if len(results) != len(op.outputs):
-            raise EvaluationError(f"{where}: expected {len(op.outputs)} results, came {len(results)}")
+            raise EvaluationError(f"{where}: expected {len(op.outputs)} results, got {len(results)}")
         return tuple(self._declared(r, o.type, where) for r, o in zip(results, op.outputs, strict=True))
 
     def _declared(self, result: Tensor, type: TensorType, where: str) -> Tensor:
         if not type.fits(tuple(result.shape)):
-            raise EvaluationError(f"{where}: the program declares {type}, came shape {list(result.shape)}")
+            raise EvaluationError(f"{where}: the program declares {type}, got shape {list(result.shape)}")
         dtype = DTYPES[type.dtype]
         if dtype.is_float and not self.round_to_declared:
             return result.float()
@@ -166,7 +166,7 @@ class Evaluator:
         names = {feature.name for feature in self.program.inputs}
         if set(inputs) != names:
             raise EvaluationError(
-                f"{self.program.path}: expected the inputs {sorted(names)}, came {sorted(inputs)}"
+                f"{self.program.path}: expected the inputs {sorted(names)}, got {sorted(inputs)}"
             )
         return {
             feature.name: _input(feature, np.asarray(inputs[feature.name])) for feature in self.program.inputs
@@ -215,19 +215,19 @@ def _input(feature: Feature, array: np.ndarray) -> Tensor:
     dtype, shape = DTYPES[feature.type.dtype], tuple(array.shape)
     if array.dtype.kind not in ("fiu" if dtype.is_float else "iub"):
         raise EvaluationError(
-            f"input {feature.name!r}: expected {feature.type}, came elements of {array.dtype}"
+            f"input {feature.name!r}: expected {feature.type}, got elements of {array.dtype}"
         )
     if not feature.type.fits(shape):
-        raise EvaluationError(f"input {feature.name!r}: expected {feature.type}, came shape {list(shape)}")
+        raise EvaluationError(f"input {feature.name!r}: expected {feature.type}, got shape {list(shape)}")
     if feature.shapes and shape not in feature.shapes:
-        raise EvaluationError(f"input {feature.name!r}: expected one of {feature.shapes}, came {list(shape)}")
+        raise EvaluationError(f"input {feature.name!r}: expected one of {feature.shapes}, got {list(shape)}")
     for size, (low, high) in zip(shape, feature.ranges, strict=False):
         if size < low or (high is not None and size > high):
             raise EvaluationError(
-                f"input {feature.name!r}: expected sizes in {feature.ranges}, came {list(shape)}"
+                f"input {feature.name!r}: expected sizes in {feature.ranges}, got {list(shape)}"
             )
     if feature.image and array.size and not (array.min() >= 0 and array.max() <= 255):
         raise EvaluationError(
-            f"input {feature.name!r}: expected an image in [0, 255], came [{array.min():g}, {array.max():g}]"
+            f"input {feature.name!r}: expected an image in [0, 255], got [{array.min():g}, {array.max():g}]"
         )
     return round_to(torch.from_numpy(np.array(array)), dtype)

@@ -118,13 +118,13 @@ def read_package(path: Path, function: str | None = None) -> Program:
     kind = model.WhichOneof("Type")
     if kind != "mlProgram":
         raise PackageError(
-            f"{path}: expected an ML program, came a model of type {kind}; convert with convert_to='mlprogram'"
+            f"{path}: expected an ML program, got a model of type {kind}; convert with convert_to='mlprogram'"
         )
     name = function or model.description.defaultFunctionName or "main"
     functions = model.mlProgram.functions
     if name not in functions:
         raise PackageError(
-            f"{path}: expected a function {name!r}, came {sorted(functions)}; name one of these"
+            f"{path}: expected a function {name!r}, got {sorted(functions)}; name one of these"
         )
     chosen = functions[name]
     if chosen.opset not in chosen.block_specializations:
@@ -159,7 +159,7 @@ def find_packages(path: Path) -> list[Path]:
     found = sorted(entry for entry in path.glob(f"*{SUFFIX}") if entry.is_dir()) if path.is_dir() else []
     if not found:
         raise PackageError(
-            f"{path}: expected a folder NAME{SUFFIX} or a bundle with some inside, came none; check the path"
+            f"{path}: expected a folder NAME{SUFFIX} or a bundle with some inside, got none; check the path"
         )
     return found
 
@@ -168,23 +168,19 @@ def _model_path(path: Path) -> Path:
     """The model file that the package's manifest names as its root."""
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
-        raise PackageError(
-            f"{path}: expected an .mlpackage folder with {MANIFEST}, came none; check the path"
-        )
+        raise PackageError(f"{path}: expected an .mlpackage folder with {MANIFEST}, got none; check the path")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
         model_path = path / "Data" / str(entry)
     except (ValueError, KeyError, TypeError) as error:
         raise PackageError(
-            f"{manifest_path}: expected the package's items, came something else ({error!r})"
+            f"{manifest_path}: expected the package's items, got something else ({error!r})"
         ) from error
     if not model_path.resolve().is_relative_to((path / "Data").resolve()):
-        raise PackageError(f"{manifest_path}: expected a file inside the package, came {entry!r}")
+        raise PackageError(f"{manifest_path}: expected a file inside the package, got {entry!r}")
     if not model_path.is_file():
-        raise PackageError(
-            f"{model_path}: expected the model's program, came nothing; copy the whole package"
-        )
+        raise PackageError(f"{model_path}: expected the model's program, got nothing; copy the whole package")
     return model_path
 
 
@@ -194,7 +190,7 @@ def _parse(path: Path) -> Any:
         model.ParseFromString(path.read_bytes())
     except decode_error() as error:
         raise PackageError(
-            f"{path}: expected a Core ML model, came other bytes ({error}); convert again"
+            f"{path}: expected a Core ML model, got other bytes ({error}); convert again"
         ) from error
     return model
 
@@ -212,7 +208,7 @@ class _Reader:
         where = f"{op.type} {name!r}"
         if op.blocks:
             raise PackageError(
-                f"{where}: expected straight-line operations, came control flow; export without branches"
+                f"{where}: expected straight-line operations, got control flow; export without branches"
             )
         arguments = {
             key: tuple(
@@ -231,7 +227,7 @@ class _Reader:
     def type(self, value: Any, where: str) -> TensorType:
         kind = value.WhichOneof("type")
         if kind != "tensorType":
-            raise PackageError(f"{where}: expected a tensor, came a {kind}; export without states and lists")
+            raise PackageError(f"{where}: expected a tensor, got a {kind}; export without states and lists")
         tensor = value.tensorType
         shape = tuple(
             d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions
@@ -251,7 +247,7 @@ class _Reader:
         if name not in self._weights:
             path = self._folder / name.removeprefix(_MODEL_PREFIX)
             if not path.resolve().is_relative_to(self._folder.resolve()):
-                raise PackageError(f"{where}: expected a weight file inside the package, came {name!r}")
+                raise PackageError(f"{where}: expected a weight file inside the package, got {name!r}")
             self._weights[name] = WeightFile(path)
         return self._weights[name]
 
@@ -264,13 +260,13 @@ def _immediate(value: Any, type: TensorType, where: str) -> np.ndarray | str:
     """A constant stored in the program itself."""
     if value.WhichOneof("value") != "tensor":
         raise PackageError(
-            f"{where}: expected a constant tensor, came a {value.WhichOneof('value')}; convert again"
+            f"{where}: expected a constant tensor, got a {value.WhichOneof('value')}; convert again"
         )
     kind = value.tensor.WhichOneof("value")
     values: Any = getattr(value.tensor, kind).values if kind else ()
     if type.dtype == STRING:
         if type.shape != () or len(values) != 1:
-            raise PackageError(f"{where}: expected one string, came {len(values)}; convert again")
+            raise PackageError(f"{where}: expected one string, got {len(values)}; convert again")
         return str(values[0])
     dtype = DTYPES[type.dtype]
     try:
@@ -281,5 +277,5 @@ def _immediate(value: Any, type: TensorType, where: str) -> np.ndarray | str:
         return array.reshape(type.known)
     except ValueError as error:
         raise PackageError(
-            f"{where}: expected a constant {type}, came other values ({error}); convert again"
+            f"{where}: expected a constant {type}, got other values ({error}); convert again"
         ) from error

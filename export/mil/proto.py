@@ -19,7 +19,7 @@ def messages() -> tuple[Any, Any]:
     found = importlib.util.find_spec("coremltools")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(
-            "expected coremltools, came nothing; install the extra: pip install 'gdposr[coreml]'",
+            "expected coremltools, got nothing; install the extra: pip install 'gdposr[coreml]'",
             name="coremltools",
         )
     if _NAME not in sys.modules:

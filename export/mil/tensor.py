@@ -100,7 +100,7 @@ class TensorType:
     def known(self) -> tuple[int, ...]:
         """The shape if every dimension is known, else PackageError."""
         if None in self.shape:
-            raise PackageError(f"expected a constant of known shape, came {self}; convert the model again")
+            raise PackageError(f"expected a constant of known shape, got {self}; convert the model again")
         return tuple(size for size in self.shape if size is not None)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
@@ -159,6 +159,6 @@ def round_to(value: torch.Tensor, dtype: Dtype) -> torch.Tensor:
         least, most = (float(edge) for edge in torch.aminmax(value))
         if not (low - 1 < least and most < high + 1):  # in this form, NaN fails too
             raise EvaluationError(
-                f"expected values of {dtype.name} in [{low}, {high}], came [{least:g}, {most:g}]"
+                f"expected values of {dtype.name} in [{low}, {high}], got [{least:g}, {most:g}]"
             )
     return value.to(dtype.compute)

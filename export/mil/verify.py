@@ -139,7 +139,7 @@ def verify(
     manifest = bundle.manifest
     if REFERENCE_PRECISION not in manifest.graphs:
         raise VerifyError(
-            f"{bundle.path}: expected {REFERENCE_PRECISION} graphs to compare with, came {sorted(manifest.graphs)}; "
+            f"{bundle.path}: expected {REFERENCE_PRECISION} graphs to compare with, got {sorted(manifest.graphs)}; "
             "compare with a bundle that has them"
         )
     opened = [_open(path, manifest, floor, device) for path in packages]
@@ -194,7 +194,7 @@ def _open(path: Path, manifest: Manifest, floor: float | None, device: str) -> _
     if role is None:
         raise VerifyError(
             f"{path}: expected the inputs of an encoder {sorted(inputs[ENCODER])} or of a generator "
-            f"{sorted(inputs[GENERATOR])}, came {sorted(names)}; compare with the bundle it was exported with"
+            f"{sorted(inputs[GENERATOR])}, got {sorted(names)}; compare with the bundle it was exported with"
         )
     picture = default_floor(program, device) if floor is None else floor
     own = picture
@@ -213,7 +213,7 @@ def default_floor(program: Program, device: str = REFERENCE) -> float:
         return own if device == REFERENCE else min(own, FLOOR_DB)
     except ValueError as error:
         raise PackageError(
-            f"{program.path}: {FLOOR_KEY}: expected a number of dB, came {text!r}; give --floor"
+            f"{program.path}: {FLOOR_KEY}: expected a number of dB, got {text!r}; give --floor"
         ) from error
 
 
@@ -228,7 +228,7 @@ def _size(program: Program, role: str, manifest: Manifest) -> tuple[int, int]:
     shape = feature.shapes[0] if feature.shapes else feature.type.shape
     if len(shape) != 4 or shape[1] not in (None, spec.channels):
         raise VerifyError(
-            f"{program.path}: input {spec.name!r}: expected (1, {spec.channels}, h, w), came {feature.type}; "
+            f"{program.path}: input {spec.name!r}: expected (1, {spec.channels}, h, w), got {feature.type}; "
             "compare with the bundle it was exported with"
         )
     height, width = (_side(feature, axis, shape[axis], cell) for axis in (2, 3))
@@ -317,7 +317,7 @@ def _same(found: Mapping[str, np.ndarray], name: str, expected: np.ndarray) -> n
     if came is None or came.shape != expected.shape:
         what = f"outputs {sorted(found)}" if came is None else f"shape {list(came.shape)}"
         raise VerifyError(
-            f"expected an output {name!r} of shape {list(expected.shape)}, came {what}; export again"
+            f"expected an output {name!r} of shape {list(expected.shape)}, got {what}; export again"
         )
     return came
 

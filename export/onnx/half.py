@@ -86,14 +86,14 @@ def convert_fp16(
         islands = islands | more
     if worst < floor_db:
         raise HalfError(
-            f"{source.name}: expected at least {floor_db:g} dB in half precision, came {worst:.1f} dB with {len(islands)} of "
+            f"{source.name}: expected at least {floor_db:g} dB in half precision, got {worst:.1f} dB with {len(islands)} of "
             f"{len(graph.graph.node)} nodes in float32 ({_listed(sorted(broken or islands))}); export float32 instead"
         )
     write_half(source, target, islands, inside_bytes)
     real = min(agreement(run(target, feed), value) for feed, value in zip(feeds, expected, strict=True))
     if real < floor_db:
         raise HalfError(
-            f"{target.name}: expected at least {floor_db:g} dB against float32, came {real:.1f} dB in ONNX Runtime; "
+            f"{target.name}: expected at least {floor_db:g} dB against float32, got {real:.1f} dB in ONNX Runtime; "
             "export float32 instead"
         )
     kept = [node for node in graph.graph.node if node.name in islands]

@@ -227,13 +227,13 @@ def compress_onnx(
 
     Small weights, biases, norms and all other constants stay float32."""
     if bits not in BITS.values():
-        raise ValueError(f"expected weights of 4 or 8 bits, came {bits}")
+        raise ValueError(f"expected weights of 4 or 8 bits, got {bits}")
     model = onnx.load(source, load_external_data=False)
     weights = find_weights(model)
     unknown = sorted(set(wide) - set(weights))
     if unknown:
         raise ValueError(
-            f"wide: expected weights that can be compressed, came {unknown[0]}; `find_weights` lists them"
+            f"wide: expected weights that can be compressed, got {unknown[0]}; `find_weights` lists them"
         )
     widths = {name: 8 if name in wide else max(bits, weight.narrowest) for name, weight in weights.items()}
     if 4 in widths.values():

@@ -18,7 +18,7 @@ from training.metrics.luma import FULL_RANGE
 
 # Standard deviation of grain in levels of 1/255.
 GRAIN_LEVELS = (1.5, 12.0)
-# Amplitude.
+# Amplitude of mesh in levels of 1/255.
 MESH_LEVELS = (1.5, 10.0)
 # Amplitude of coloured ripples in levels of 1/255.
 RIPPLE_LEVELS = (2.0, 12.0)

@@ -83,7 +83,7 @@ class Trainer:
             "processes": self.accelerator.num_processes,
             "settings": to_dict(settings),
         }
-        # Convolutions are faster channels last. No dropout anywhere, in frozen networks least of all.
+        # Convolutions are faster channels last. eval() turns dropout off, also in frozen networks.
         self.stage = stage.to(self.accelerator.device, memory_format=torch.channels_last).eval()
         self.trained = Trained(self.stage)
         self.average = Average(self.trained.of(stage.averaged()), settings.ema)

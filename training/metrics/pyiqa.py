@@ -57,7 +57,7 @@ def wanted(names: Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in names if name not in (*NAMES, "all")]
     if unknown:
         raise SettingError(
-            f"expected metrics among {', '.join(NAMES)} or all, came {unknown[0]!r}: PSNR, SSIM and NIQE are always measured"
+            f"expected metrics among {', '.join(NAMES)} or all, got {unknown[0]!r}: PSNR, SSIM and NIQE are always measured"
         )
     return NAMES if "all" in names else tuple(name for name in NAMES if name in names)
 
@@ -84,7 +84,7 @@ def _scorer(metric: PerceptualMetric) -> Score:
     (network,) = create_metrics([metric.name], device)
     if (network.reference, network.higher_is_better) != (metric.reference, metric.higher_is_better):
         raise SettingError(
-            f"{metric.name}: expected a metric with reference {metric.reference} and higher better {metric.higher_is_better}, came "
+            f"{metric.name}: expected a metric with reference {metric.reference} and higher better {metric.higher_is_better}, got "
             f"{network.reference} and {network.higher_is_better} from pyiqa: install another version of it"
         )
 
@@ -102,7 +102,7 @@ def _scorer(metric: PerceptualMetric) -> Score:
             ) from error
         if not math.isfinite(value):
             raise ImageError(
-                f"{metric.name}: expected a finite value for a picture of {size}, came {value}: leave it out"
+                f"{metric.name}: expected a finite value for a picture of {size}, got {value}: leave it out"
             )
         return value
 

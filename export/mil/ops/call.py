@@ -33,7 +33,7 @@ class Call:
         values = self.values.get(name, ())
         if not values or not all(isinstance(value, Tensor) for value in values):
             raise EvaluationError(
-                f"{self.op.type} {self.op.name!r}: expected tensors {name!r}, came {len(values)} values"
+                f"{self.op.type} {self.op.name!r}: expected tensors {name!r}, got {len(values)} values"
             )
         return tuple(value for value in values if isinstance(value, Tensor))
 
@@ -42,7 +42,7 @@ class Call:
         tensors = self.tensors(name)
         if len(tensors) != 1:
             raise EvaluationError(
-                f"{self.op.type} {self.op.name!r}: expected one {name!r}, came {len(tensors)}"
+                f"{self.op.type} {self.op.name!r}: expected one {name!r}, got {len(tensors)}"
             )
         return tensors[0]
 
@@ -84,7 +84,7 @@ class Call:
         values = self.values.get(name, ())
         if len(values) != 1 or not isinstance(values[0], str):
             raise EvaluationError(
-                f"{self.op.type} {self.op.name!r}: expected a string {name!r}, came {values}"
+                f"{self.op.type} {self.op.name!r}: expected a string {name!r}, got {values}"
             )
         return values[0]
 
@@ -93,7 +93,7 @@ class Call:
         value = self.text(name, default)
         if value.lower() not in (option.lower() for option in known):
             raise EvaluationError(
-                f"{self.op.type} {self.op.name!r}: expected {name} among {', '.join(known)}, came {value!r}"
+                f"{self.op.type} {self.op.name!r}: expected {name} among {', '.join(known)}, got {value!r}"
             )
         return value
 

@@ -47,7 +47,7 @@ def blocks(small: Tensor, shape: tuple[int, ...]) -> Tensor:
     for axis, size in enumerate(shape):
         if small.shape[axis] < 1 or size % small.shape[axis]:
             raise EvaluationError(
-                f"expected blocks that divide {list(shape)}, came {list(small.shape)}: compress the model again"
+                f"expected blocks that divide {list(shape)}, got {list(small.shape)}: compress the model again"
             )
         if small.shape[axis] not in (1, size):
             small = small.repeat_interleave(size // small.shape[axis], dim=axis)
@@ -85,7 +85,7 @@ def look_up(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
         return entries.squeeze(-1)
     if vector_axis is None:
         raise EvaluationError(
-            f"look-up table of vectors of {lut.shape[-1]}: expected a vector_axis, came none"
+            f"look-up table of vectors of {lut.shape[-1]}: expected a vector_axis, got none"
         )
     axis = axis_of(vector_axis, rank)
     return entries.movedim(-1, axis + 1).flatten(axis, axis + 1)
@@ -115,7 +115,7 @@ def _unpacked(call: Call, name: str, bits: int, shape: list[int]) -> Tensor:
     dtype = DTYPES[f"uint{bits}"]
     if packed.numel() != packed_bytes(dtype, count):
         raise EvaluationError(
-            f"{call.op.type} {call.op.name!r}: expected {packed_bytes(dtype, count)} bytes of {name}, came {packed.numel()}"
+            f"{call.op.type} {call.op.name!r}: expected {packed_bytes(dtype, count)} bytes of {name}, got {packed.numel()}"
         )
     return torch.from_numpy(np.array(unpack(packed.reshape(-1).numpy(), dtype, count)))
 
@@ -123,7 +123,7 @@ def _unpacked(call: Call, name: str, bits: int, shape: list[int]) -> Tensor:
 def scatter(values: Tensor, mask: Tensor) -> Tensor:
     """The values at the places of the mask, in row-major order, and zero elsewhere."""
     if int(mask.sum()) != values.numel():
-        raise EvaluationError(f"expected {int(mask.sum())} values for a sparse mask, came {values.numel()}")
+        raise EvaluationError(f"expected {int(mask.sum())} values for a sparse mask, got {values.numel()}")
     dense = torch.zeros(mask.shape, dtype=values.dtype)
     dense[mask.bool()] = values.reshape(-1)
     return dense

@@ -32,7 +32,7 @@ def find(op: Operation) -> Compute:
     """The function that computes an operation. Raises EvaluationError if there is none."""
     if op.type not in OPS:
         raise EvaluationError(
-            f"operation {op.type} {op.name!r}: expected one of the {len(OPS)} that are known, came another; "
+            f"operation {op.type} {op.name!r}: expected one of the {len(OPS)} that are known, got another; "
             "replace it in the model, or add it as export/mil/ops/registry.py tells"
         )
     return OPS[op.type]

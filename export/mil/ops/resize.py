@@ -35,7 +35,7 @@ def grid(size: int, target: int, mode: str) -> Tensor:
     elif mode == "UNALIGN_CORNERS":
         places = (i + 0.5) * (size / target) - 0.5
     else:
-        raise EvaluationError(f"expected a sampling mode among {', '.join(SAMPLING_MODES)}, came {mode!r}")
+        raise EvaluationError(f"expected a sampling mode among {', '.join(SAMPLING_MODES)}, got {mode!r}")
     return places.clamp(0, size - 1)
 
 
@@ -80,7 +80,7 @@ def _upsample_bilinear(call: Call) -> Tensor:
     if call.flag("half_pixel_centers", not corners) == corners:
         raise EvaluationError(
             f"upsample_bilinear {call.op.name!r}: expected half_pixel_centers to be the opposite of align_corners, "
-            f"came {corners} for both; this case is not supported"
+            f"got {corners} for both; this case is not supported"
         )
     mode = "STRICT_ALIGN_CORNERS" if corners else "UNALIGN_CORNERS"
     return _bilinear(call.tensor("x"), *_scaled(call), mode)
@@ -105,9 +105,7 @@ def _resize(call: Call) -> Tensor:
     kind = call.choice("interpolation_mode", ("LINEAR", "NEAREST_NEIGHBOR"), "LINEAR").upper()
     mode = call.choice("sampling_mode", SAMPLING_MODES, "DEFAULT").upper()
     if kind != "LINEAR" and mode != "DEFAULT":
-        raise EvaluationError(
-            f"resize {call.op.name!r}: expected DEFAULT for nearest neighbours, came {mode}"
-        )
+        raise EvaluationError(f"resize {call.op.name!r}: expected DEFAULT for nearest neighbours, got {mode}")
     for axis, size in enumerate(call.ints("shape")[-count:], start=x.dim() - count):
         target = size or x.shape[axis]
         x = (

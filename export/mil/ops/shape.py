@@ -54,7 +54,7 @@ def _split(call: Call) -> tuple[Tensor, ...]:
     count = call.integer("num_splits")
     if x.shape[axis] % count:
         raise EvaluationError(
-            f"split {call.op.name!r}: expected a size divisible by {count}, came {x.shape[axis]}"
+            f"split {call.op.name!r}: expected a size divisible by {count}, got {x.shape[axis]}"
         )
     return torch.split(x, x.shape[axis] // count, axis)
 
@@ -100,7 +100,7 @@ def _pad(call: Call) -> Tensor:
         last = x.shape[axis] - 1
         if mode == "reflect" and max(before, after) > last:
             raise EvaluationError(
-                f"pad {call.op.name!r}: expected at most {last} to reflect, came {before} and {after}"
+                f"pad {call.op.name!r}: expected at most {last} to reflect, got {before} and {after}"
             )
         positions = range(-before, last + 1 + after)
         if mode == "reflect":
@@ -117,7 +117,7 @@ def _indices(call: Call, size: int) -> Tensor:
     if indices.numel() and not (-size <= int(indices.min()) and int(indices.max()) < size):
         raise EvaluationError(
             f"{call.op.type} {call.op.name!r}: expected indices in [{-size}, {size}), "
-            f"came [{int(indices.min())}, {int(indices.max())}]"
+            f"got [{int(indices.min())}, {int(indices.max())}]"
         )
     return torch.where(indices < 0, indices + size, indices)
 
@@ -145,7 +145,7 @@ def _gather_along_axis(call: Call) -> Tensor:
 def _gather_nd(call: Call) -> Tensor:
     if call.integer("batch_dims", 0):
         raise EvaluationError(
-            f"gather_nd {call.op.name!r}: expected batch_dims 0, came another; other values are not supported"
+            f"gather_nd {call.op.name!r}: expected batch_dims 0, got another; other values are not supported"
         )
     indices = call.tensor("indices").long()
     return call.tensor("x")[tuple(indices.unbind(-1))]

@@ -84,7 +84,7 @@ class Workbench:
             power = float(np.mean(errors))
             if not math.isfinite(power):
                 raise QuantizationError(
-                    f"node {name} in INT8: expected finite pictures, came NaN or infinity; "
+                    f"node {name} in INT8: expected finite pictures, got NaN or infinity; "
                     f"leave it in floating point with --float-layer {name}"
                 )
             return -10 * math.log10(max(power, 1e-20))
@@ -152,7 +152,7 @@ def check_finite(role: str, path: Path, model: onnx.ModelProto, feeds: Sequence[
     for node in model.graph.node:
         if any(not math.isfinite(largest.get(name, 0.0)) for name in node.output):
             raise QuantizationError(
-                f"{role}: expected finite activations, came NaN or infinity out of node {node.name} ({node.op_type}) on the "
+                f"{role}: expected finite activations, got NaN or infinity out of node {node.name} ({node.op_type}) on the "
                 "calibration samples; check the checkpoint's weights and the photos"
             )
 

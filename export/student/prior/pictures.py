@@ -31,7 +31,7 @@ from training.settings import differences
 
 log = logging.getLogger("train")
 
-# 1 held drawn cards, too.
+# Version 1 also contained drawn cards.
 FORMAT_VERSION = 2
 ABOUT = "pictures.json"
 
