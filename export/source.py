@@ -27,8 +27,7 @@ STUDENT = "gdposr student"
 class Source:
     """A model ready for conversion: float32, on the CPU, in eval mode, without internal randomness.
 
-    A call takes an image (n, 3, h, w) in [0, 1] and noise (n, c, h', w') and returns one sample, (n, 3, scale h,
-    scale w) in [0, 1]."""
+    A call takes an image (n, 3, h, w) in [0, 1] and noise (n, c, h', w') and returns one sample, (n, 3, scale h, scale w) in [0, 1]."""
 
     kind: str
     """Kind of model as shown to users, such as `STUDENT`."""

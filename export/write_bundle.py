@@ -100,8 +100,7 @@ def write_bundle(
     accuracy: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Export a checkpoint folder to a bundle folder; returns the manifest. Raises ParityError if a file misses its
-    floor.
+    """Export a checkpoint folder to a bundle folder; returns the manifest. Raises ParityError if a file misses its floor.
 
     checkpoint: folder of the model.
     out: bundle folder to write.

@@ -29,8 +29,7 @@ class Stateful(Protocol):
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter tensors as {"index.name": tensor}. index counts in the order of the parameter
-    groups."""
+    """The optimizer's per-parameter tensors as {"index.name": tensor}. index counts in the order of the parameter groups."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value)
@@ -110,8 +109,7 @@ def save_state(
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
-    """Move the folder `fresh` to `target`. The old content is removed afterwards, and restored after an error or
-    Ctrl-C."""
+    """Move the folder `fresh` to `target`. The old content is removed afterwards, and restored after an error or Ctrl-C."""
     old = target.with_name(target.name + ".old")
     stood = target.exists()
     try:

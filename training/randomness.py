@@ -16,8 +16,7 @@ from torch import Tensor
 
 
 def generator(seed: int, item: int, stream: str) -> np.random.Generator:
-    """An independent generator for each (seed, item, stream). The stream's name separates draws for different
-    purposes."""
+    """An independent generator for each (seed, item, stream). The stream's name separates draws for different purposes."""
     return np.random.default_rng([seed, item, zlib.crc32(stream.encode())])
 
 

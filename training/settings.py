@@ -33,8 +33,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def with_settings(settings: T, changes: Sequence[str]) -> T:
-    """Apply key=value changes. A dot addresses a nested setting (`student.width=64`). Values are parsed as JSON, else
-    taken as text."""
+    """Apply key=value changes. A dot addresses a nested setting (`student.width=64`). Values are parsed as JSON, else taken as text."""
     values = to_dict(settings)
     for change in changes:
         key, equals, text = change.partition("=")
@@ -58,8 +57,7 @@ def with_settings(settings: T, changes: Sequence[str]) -> T:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], inside: str = "") -> list[str]:
-    """Settings that differ, as "key: a -> b", compared as JSON. Nested keys are joined with dots. inside: prefix of
-    the keys."""
+    """Settings that differ, as "key: a -> b", compared as JSON. Nested keys are joined with dots. inside: prefix of the keys."""
     a, b = json.loads(json.dumps(dict(a))), json.loads(json.dumps(dict(b)))
     found = []
     for key in sorted({*a, *b}):

@@ -111,8 +111,7 @@ def compress(
     variant: key of `VARIANTS`.
     out: the package to write.
     plan: bits by weight name, for `mixed` only.
-    floor_db: PSNR that the package promises; None for the variant's. A package with pixel buffers promises at most
-        IMAGE_FLOOR_DB."""
+    floor_db: PSNR that the package promises; None for the variant's. A package with pixel buffers promises at most IMAGE_FLOOR_DB."""
     row, spec = _variant(variant), read_spec(package)
     if row.method == "activations":
         raise SettingError(
@@ -249,7 +248,7 @@ def _configs(
     unknown = sorted(set(bits) - {weight.name for weight in weights})
     if unknown:
         raise SettingError(
-            f"plan: expected weights among {', '.join(weight.name for weight in weights)}, got {', '.join(unknown)}; make it anew"
+            f"plan: expected weights among {', '.join(weight.name for weight in weights)}, got {', '.join(unknown)}; make it again"
         )
     configs: dict[str, Any] = {}
     for weight in weights:

@@ -7,8 +7,7 @@ package per size remains the better choice.
 
 **Arrays are float16** at the inputs and outputs of an fp16 program (from iOS 16 on). Features then pass from encoder
 to generator without conversion and in half the memory, and the first and last operations need no cast. With `images`,
-photo and result are pixel buffers instead: Core ML passes the photo's 8-bit RGB times 1/255 and expects the result in
-0..255."""
+photo and result are pixel buffers instead: Core ML passes the photo's 8-bit RGB times 1/255 and expects the result in 0..255."""
 
 from __future__ import annotations
 
@@ -179,8 +178,7 @@ def _model(
 def _program(
     source: Source, module: nn.Module, tensors: Sequence[TensorSpec], tiles: Sequence[Size]
 ) -> torch.export.ExportedProgram | torch.jit.ScriptModule:
-    """The graph as exported by torch, without decompositions, which would turn pixel shuffles into reshapes with six
-    axes.
+    """The graph as exported by torch, without decompositions, which would turn pixel shuffles into reshapes with six axes.
 
     source: the model.
     module: the graph's module.

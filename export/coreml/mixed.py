@@ -1,5 +1,4 @@
-"""Measures the noise of each weight of a Core ML package in few bits, for `calibration.sensitivity.plan` to choose
-widths."""
+"""Measures the noise of each weight of a Core ML package in few bits, for `calibration.sensitivity.plan` to choose widths."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Core ML packages on disk: the same bytes for the same content, and written completely or not at all.
 
 A package is a folder. Manifest.json names the model (a protobuf) and the folder with its weights. coremltools gives
-both random identifiers, stores the date in the model and writes the protobuf's maps in random order. All of this is
-removed here."""
+both random identifiers, stores the date in the model and writes the protobuf's maps in random order. All of this is removed here."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fresh_names() -> Iterator[None]:
-    """Restart coremltools' numbering of constants at 0, so that a package does not depend on earlier conversions in
-    the process."""
+    """Restart coremltools' numbering of constants at 0, so that a package does not depend on earlier conversions in the process."""
     from coremltools.converters.mil.mil.builder import Builder
 
     before, Builder.name_count = Builder.name_count, collections.defaultdict(int)
@@ -67,8 +65,7 @@ def fresh_names() -> Iterator[None]:
 def write_package(spec: Model, weights: Path | None, path: Path) -> Path:
     """Write a model and the files of its weights folder as a package, replacing an existing one.
 
-    The package contains no trace of machine or date. If writing fails, the existing package stays and nothing else is
-    left."""
+    The package contains no trace of machine or date. If writing fails, the existing package stays and nothing else is left."""
     if path.suffix != SUFFIX:
         raise PackageError(f"expected a package name that ends in {SUFFIX}, got {path.name}; rename it")
     model = _undated(spec).SerializeToString(deterministic=True)
@@ -130,7 +127,7 @@ def operations(spec: Model) -> Iterator[Operation]:
                 yield from walk(inner)
 
     if spec.WhichOneof("Type") != "mlProgram":
-        raise PackageError(f"expected an ML program, got a {spec.WhichOneof('Type')}; convert it anew")
+        raise PackageError(f"expected an ML program, got a {spec.WhichOneof('Type')}; convert it again")
     for _, function in sorted(spec.mlProgram.functions.items()):
         for _, block in sorted(function.block_specializations.items()):
             yield from walk(block)

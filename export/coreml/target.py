@@ -154,8 +154,7 @@ def mixed_plans(
     say: receives progress messages.
     floor_db: PSNR to plan for.
 
-    Measured is the PSNR of the whole model on one photo, with one weight compressed. Rows are named by role and
-    weight."""
+    Measured is the PSNR of the whole model on one photo, with one weight compressed. Rows are named by role and weight."""
     from export.coreml.mixed import weight_noise
     from export.mil.pair import PackagePair
 

@@ -128,8 +128,7 @@ class TeacherCache:
         workers: processes that prepare pairs.
         on_progress: called with the items done, their total number, and items per second.
 
-        Raises KeyboardInterrupt after Ctrl-C and OSError if the disk is full. Finished items are kept and not made
-        again."""
+        Raises KeyboardInterrupt after Ctrl-C and OSError if the disk is full. Finished items are kept and not made again."""
         batches = self.missing()
         done, begun = self.items - sum(map(len, batches)), time.monotonic()
         before, pending = done, []

@@ -1,7 +1,6 @@
 """How faithfully a student follows its teacher on the same noise, measured during training and afterwards.
 
-python -m export.distill.fidelity --student DIR --teacher RUN --lr LR --hr HR [--every 5] [--seeds 4] [--json]
-[--check]"""
+python -m export.distill.fidelity --student DIR --teacher RUN --lr LR --hr HR [--every 5] [--seeds 4] [--json] [--check]"""
 
 from __future__ import annotations
 
@@ -43,8 +42,7 @@ def validation_noise(lr: Tensor, k: int, channels: int, fold: int) -> Tensor:
 
 
 class Comparison:
-    """Compares a student with its teacher on the validation pictures, with the same noise. The teacher's samples are
-    made once.
+    """Compares a student with its teacher on the validation pictures, with the same noise. The teacher's samples are made once.
 
     Raises ValueError if the teacher's samples do not differ from each other."""
 

@@ -1,8 +1,7 @@
 """Training pairs for distillation: photos and, with a teacher, noise and the teacher's samples.
 
 The teacher either runs at every step, or its samples of the first N items of the stream are stored in a cache.
-Everything is a pure function of the seed and the item's number, so resumed runs and several processes get the same
-pairs."""
+Everything is a pure function of the seed and the item's number, so resumed runs and several processes get the same pairs."""
 
 from __future__ import annotations
 
@@ -100,8 +99,7 @@ class TaughtPairs:
 
 
 def turned(pair: Pair, turn: int) -> Pair:
-    """A pair with pictures, samples and noise flipped alike. turn: bit 0 flips left-right, bit 1 up-down, bit 2
-    transposes.
+    """A pair with pictures, samples and noise flipped alike. turn: bit 0 flips left-right, bit 1 up-down, bit 2 transposes.
 
     A teacher's result for a flipped picture is not exactly the flipped result, since its kernels are not symmetric."""
 

@@ -21,8 +21,7 @@ WEIGHTS = (
 class DistillConfig(RunSettings):
     """Settings of distillation in addition to `RunSettings`. Each LR picture of a batch gets two samples.
 
-    Losses are of the order 0.01 to 1 before their weights. Fields without a docstring override a default of
-    `RunSettings`."""
+    Losses are of the order 0.01 to 1 before their weights. Fields without a docstring override a default of `RunSettings`."""
 
     student: StudentConfig = field(default_factory=StudentConfig)
     """Shape of the network."""

@@ -175,14 +175,12 @@ class StudentDistill(StudentStage):
         hr: (n, 3, H, W).
         photos: (n,) bool, False for drawn pictures. These have one right answer, so adversary and diversity leave
             them out, and the feature losses count less.
-        shifts: for each picture, rows and columns below 8 that feature losses and adversary skip at the upper and
-            left border.
+        shifts: for each picture, rows and columns below 8 that feature losses and adversary skip at the upper and left border.
         teacher: (2n, 3, H, W), its samples from the same noise. If `config.teacher` is 0, only its texture is
             followed; structure and diversity then follow the photo.
 
         Returns losses, gradient, and the photos and samples for the discriminator. The adversary's gradient is scaled
-        to a fixed ratio to that of pixel, structure, colour and teacher, so it does not depend on how steep the
-        discriminator is."""
+        to a fixed ratio to that of pixel, structure, colour and teacher, so it does not depend on how steep the discriminator is."""
         c = self.config
         n, side = len(hr), hr.shape[-1] - PHASE
 

@@ -2,8 +2,7 @@
 
 The student can follow the teacher's samples only if both come from the same noise field. The student's noise
 therefore has the teacher's cells, and all of its channels or the first ones. What the missing channels decide, the
-student can learn only on average. The teacher's samples are 8-bit pictures, whether they are computed now or read
-from a cache."""
+student can learn only on average. The teacher's samples are 8-bit pictures, whether they are computed now or read from a cache."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def item_noise(seed: int, item: int, shape: Sequence[int]) -> Tensor:
-    """Noise of a training item's two samples, (2, C, H, W) float32 for shape (C, H, W): fields 2 item and 2 item + 1
-    of the seed.
+    """Noise of a training item's two samples, (2, C, H, W) float32 for shape (C, H, W): fields 2 item and 2 item + 1 of the seed.
 
     It comes from `runtime.noise`, whose values never change, so caches need not store it."""
     channels, height, width = shape
@@ -185,8 +183,7 @@ def fitted(student: StudentConfig, teacher: Teacher, given: Sequence[str]) -> di
 
 
 def model_digest(model: OneStepModel) -> str:
-    """SHA-256 of everything that a model's samples depend on: weights (merged or not), timesteps, schedule and latent
-    scale."""
+    """SHA-256 of everything that a model's samples depend on: weights (merged or not), timesteps, schedule and latent scale."""
     vae = base_config(model.vae)
     digest = hashlib.sha256()
     facts = {

@@ -1,5 +1,4 @@
-"""Attention and normalisation on maps (n, C, H, W), in operations that phone accelerators run well, with diffusers'
-weights.
+"""Attention and normalisation on maps (n, C, H, W), in operations that phone accelerators run well, with diffusers' weights.
 
 A linear layer over tokens becomes a 1x1 convolution over the map. One reshape splits the heads, and no tensor has
 more than four dimensions. A folded network has one fixed prompt, so the prompt's keys and values are constants."""

@@ -1,7 +1,6 @@
 """The building blocks of UNet and VAE without time embedding and prompt as inputs: residual blocks and levels.
 
-Weights are shared with diffusers' modules unless something was folded into them. `FoldError` names an unsupported
-part."""
+Weights are shared with diffusers' modules unless something was folded into them. `FoldError` names an unsupported part."""
 
 from __future__ import annotations
 
@@ -15,12 +14,10 @@ from export.fold.attention import GroupNorm, MapAttention, Transformer, fold_con
 
 
 class Resnet(nn.Module):
-    """diffusers' ResnetBlock2D. The timestep's embedding, which it adds after the first convolution, becomes part of
-    that bias."""
+    """diffusers' ResnetBlock2D. The timestep's embedding, which it adds after the first convolution, becomes part of that bias."""
 
     def __init__(self, block: Any, embedding: Tensor | None, name: str) -> None:
-        """block: diffusers' module. embedding: of the timestep, (1, E), after its activation; None for a VAE. name:
-        of the part."""
+        """block: diffusers' module. embedding: of the timestep, (1, E), after its activation; None for a VAE. name: of the part."""
         super().__init__()
         kind = type(block).__name__
         require(kind == "ResnetBlock2D", name, "a ResnetBlock2D", kind)

@@ -36,8 +36,7 @@ VAES = {"AutoencoderKL": (KlEncoder, KlDecoder), "AutoencoderTiny": (TinyEncoder
 
 
 class Enlarge(nn.Module):
-    """Bicubic upscale as one convolution and a pixel shuffle: (n, 3, h, w) in [0, 1] -> (n, 3, scale h, scale w) in
-    [0, 1].
+    """Bicubic upscale as one convolution and a pixel shuffle: (n, 3, h, w) in [0, 1] -> (n, 3, scale h, scale w) in [0, 1].
 
     Same result as `training.model.one_step.enlarge`. At the border, the taps inside the image are rescaled to a sum
     of 1: the convolution with zero padding is divided by the same convolution of an image of ones."""
@@ -126,8 +125,7 @@ def fold(model: OneStepModel, prompt: str | None = None) -> tuple[TeacherEncoder
 
 
 def _closed_form(share: float, prediction: str) -> tuple[float, float]:
-    """(keep, factor) such that z_0 = keep z_n + factor output. share: alpha-bar at the timestep that the network is
-    given."""
+    """(keep, factor) such that z_0 = keep z_n + factor output. share: alpha-bar at the timestep that the network is given."""
     if prediction == "v_prediction":
         return math.sqrt(share), -math.sqrt(1 - share)
     return 1 / math.sqrt(share), -math.sqrt((1 - share) / share)
@@ -205,8 +203,7 @@ def load_one_step(checkpoint: Path, base: str | Path | None, prompt: str | None)
 
 @torch.no_grad()
 def check_folded(source: Source, model: OneStepModel) -> float:
-    """PSNR in dB (peak 1) of the folded graphs against the original model, on a random image. Raises FoldError below
-    the floor."""
+    """PSNR in dB (peak 1) of the folded graphs against the original model, on a random image. Raises FoldError below the floor."""
     side = _rounded(32, source.size.multiple_of)
     (image,) = source.examples("encoder", side, side)
     noise = source.examples("generator", side, side)[-1]

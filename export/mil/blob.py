@@ -42,8 +42,7 @@ class WeightFile:
             )
 
     def check(self, offset: int, type: TensorType) -> int:
-        """Size in bytes of the blob whose metadata is at offset. Raises PackageError if it is not what the program
-        declares."""
+        """Size in bytes of the blob whose metadata is at offset. Raises PackageError if it is not what the program declares."""
         return self._locate(offset, type)[1]
 
     def read(self, offset: int, type: TensorType) -> np.ndarray:

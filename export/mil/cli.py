@@ -1,8 +1,7 @@
 """Inspect and verify Core ML packages, on any machine.
 
     gdposr coreml lint PACKAGE... [--all] [--strict] [--json]
-    gdposr coreml verify PACKAGE... --against BUNDLE [--floor DB] [--samples N] [--device reference|cpu|gpu|ane]
-    [--json]
+    gdposr coreml verify PACKAGE... --against BUNDLE [--floor DB] [--samples N] [--device reference|cpu|gpu|ane] [--json]
 
 PACKAGE is an .mlpackage folder, or a bundle's folder with packages inside. Without --against, `verify` compares with
 the graphs of the bundle that contains the packages. Each package must reach the PSNR that it promises; on devices
@@ -28,8 +27,7 @@ _SHOWN = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 on success; 1 if a floor is missed or, with --strict, a flag raised; 2 for wrong arguments or
-    unreadable packages."""
+    """Exit code 0 on success; 1 if a floor is missed or, with --strict, a flag raised; 2 for wrong arguments or unreadable packages."""
     args = _parser().parse_args(argv)
     try:
         return _lint(args) if args.verb == "lint" else _verify(args)

@@ -77,8 +77,7 @@ class Evaluator:
                 find(op)  # fail on an unknown operation now, not after minutes of computing
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs. Raises NonFiniteError if an operation turns finite values into infinity or NaN, unless that is
-        allowed."""
+        """The outputs. Raises NonFiniteError if an operation turns finite values into infinity or NaN, unless that is allowed."""
         evaluation = self.run(inputs)
         if evaluation.non_finite and not self.allow_non_finite:
             raise self._refusal(evaluation.non_finite[0])

@@ -21,7 +21,7 @@ class Feature:
     image: str | None = None
     """Colour layout such as RGB, BGR or GRAYSCALE; None for an array."""
     flexible: str | None = None
-    """"range" or "enumerated"; None if there is one size only."""
+    """Kind of flexible size, "range" or "enumerated"; None if there is one size only."""
     ranges: tuple[tuple[int, int | None], ...] = ()
     """For a range: lower and upper bound of each dimension; None for no upper bound."""
     shapes: tuple[tuple[int, ...], ...] = ()

@@ -141,8 +141,7 @@ def _computed(program: Program) -> Iterator[Operation]:
 
 
 def _storage(program: Program) -> tuple[Storage, ...]:
-    """Bytes of all constants in the weight file and in the program. Parts of a constexpr operation count together,
-    others by type."""
+    """Bytes of all constants in the weight file and in the program. Parts of a constexpr operation count together, others by type."""
     constants, packed = program.constants, set[str]()
     tensors, size = Counter[str](), Counter[str]()
     for op in program.operations:
@@ -164,8 +163,7 @@ def _storage(program: Program) -> tuple[Storage, ...]:
 
 
 def _packed_as(op: Operation, constants: Mapping[str, Operation]) -> str:
-    """Element type of a constexpr operation's packed data. For look-up indices stored in bytes: the bits that the
-    table needs."""
+    """Element type of a constexpr operation's packed data. For look-up indices stored in bytes: the bits that the table needs."""
     found: dict[str, TensorType] = {}
     for key, values in op.arguments.items():
         for value in values:
@@ -234,8 +232,7 @@ def _op_flags(
 def _has_matrix(
     op: Operation, producers: Mapping[str, Operation], fixed: Mapping[str, Constant | None]
 ) -> bool:
-    """Whether an argument is a constant matrix, as in a linear layer. Constants with more axes are keys or values of
-    attention."""
+    """Whether an argument is a constant matrix, as in a linear layer. Constants with more axes are keys or values of attention."""
     for value in (value for key in ("x", "y") for value in op.arguments.get(key, ())):
         if isinstance(value, Constant):
             types = [value.type]

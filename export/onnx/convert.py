@@ -116,8 +116,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _cleaned(model: onnx.ModelProto, metadata: Mapping[str, str], root: str) -> onnx.ModelProto:
-    """Name nodes by their modules below root, remove the exporter's traces (stack frames, local paths) and set our
-    metadata."""
+    """Name nodes by their modules below root, remove the exporter's traces (stack frames, local paths) and set our metadata."""
     name_by_modules(model.graph, root)
     for node in model.graph.node:
         del node.metadata_props[:]

@@ -1,5 +1,4 @@
-"""Half precision: weights and activations in float16, and in float32 the nodes ("islands") whose values float16
-cannot represent.
+"""Half precision: weights and activations in float16, and in float32 the nodes ("islands") whose values float16 cannot represent.
 
 The islands are found by measuring on real inputs. The result is judged by the emulation in `export.onnx.ranges`."""
 
@@ -130,8 +129,7 @@ def judge(
     feeds: Sequence[Feed],
     expected: Sequence[Mapping[str, np.ndarray]],
 ) -> tuple[float, frozenset[str]]:
-    """Worst PSNR of the emulated half-precision graph and, if it gives NaN or infinity, the nodes around the first
-    such tensor.
+    """Worst PSNR of the emulated half-precision graph and, if it gives NaN or infinity, the nodes around the first such tensor.
 
     source, graph: the float32 graph's file and content.
     islands: names of the nodes kept in float32.
@@ -188,8 +186,7 @@ def write_half(
 
 
 def drop_cast_pairs(graph: onnx.GraphProto) -> None:
-    """Remove casts float32 -> float16 -> float32 between neighbouring islands, which would overflow or lose
-    precision."""
+    """Remove casts float32 -> float16 -> float32 between neighbouring islands, which would overflow or lose precision."""
     wide: dict[str, str] = {}  # float16 tensor -> the float32 tensor that it was cast from
     for node in graph.node:
         if node.op_type == "Cast" and _cast_to(node) == TensorProto.FLOAT16:

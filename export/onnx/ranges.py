@@ -42,8 +42,7 @@ def agreement(came: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 
 
 def reduced(source: Path, graph: onnx.ModelProto, feeds: Sequence[Feed], operation: str) -> dict[str, float]:
-    """ReduceMax or ReduceSum of the absolute values of every float tensor: the largest over the feeds, infinity if
-    one is NaN.
+    """ReduceMax or ReduceSum of the absolute values of every float tensor: the largest over the feeds, infinity if one is NaN.
 
     source, graph: the graph's file and content.
     feeds: inputs by name.

@@ -99,8 +99,7 @@ def write_onnx(
 
 
 def default_precisions(source: Source) -> tuple[str, ...]:
-    """Precisions that suit the model. INT8 is for students only: a diffusion network's activations do not fit static
-    ranges."""
+    """Precisions that suit the model. INT8 is for students only: a diffusion network's activations do not fit static ranges."""
     return STUDENT_PRECISIONS if source.kind == STUDENT else ("fp32", "fp16")
 
 

@@ -162,8 +162,7 @@ def compress_pair(
 def layer_noise(
     source: Source, layers: Mapping[str, Weight], free: Sequence[str], photos: Sequence[Sample], say: Say
 ) -> tuple[float, list[LayerNoise]]:
-    """PSNR in dB of the model with all layers in 8 bits, and of the model with one more layer in 4 bits, for each
-    free layer.
+    """PSNR in dB of the model with all layers in 8 bits, and of the model with one more layer in 4 bits, for each free layer.
 
     source: the model.
     layers: weights by ROLE/PARAMETER.

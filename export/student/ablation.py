@@ -65,8 +65,7 @@ class HeldOut:
 
 
 def pictures(student: Student, validation: Validation) -> torch.Tensor:
-    """Draw `DRAWS` samples of every held-out crop. The noise depends on the crop's number only, so all models get the
-    same.
+    """Draw `DRAWS` samples of every held-out crop. The noise depends on the crop's number only, so all models get the same.
 
     Returns (photos, DRAWS, 3, H, W) on the CPU."""
     lr, c = validation.lr, student.config
@@ -81,8 +80,7 @@ def pictures(student: Student, validation: Validation) -> torch.Tensor:
 def measure(student: Student, start: Student, held_out: HeldOut) -> dict[str, list[float]]:
     """Per-photo scores: every metric's mean over the samples, and `win rate`.
 
-    The win rate is the share of samples with a higher reward than the start's sample from the same noise. A tie
-    counts one half."""
+    The win rate is the share of samples with a higher reward than the start's sample from the same noise. A tie counts one half."""
     ours, theirs = (pictures(model, held_out.validation) for model in (student, start))
     hr = held_out.validation.hr
     report = group_rewards(ours, hr, held_out.metrics)

@@ -92,8 +92,7 @@ TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 
 
 def photo_pairs(settings: RunSettings, sources: Sources) -> Pairs:
-    """Photos degraded as users' photos are. A tenth of the pairs are drawn cards, and a tenth of the photos are
-    recoloured."""
+    """Photos degraded as users' photos are. A tenth of the pairs are drawn cards, and a tenth of the photos are recoloured."""
     return PairDataset(
         sources.photos,
         CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),

@@ -104,8 +104,7 @@ class CoreSettings(RunSettings):
 def deepened(student: Student, config: StudentConfig) -> Student:
     """A student of a larger shape that gives the same pictures (Net2Net, Chen et al. 2016).
 
-    The last convolution of every added block starts at zero. Raises ValueError if the new shape has fewer blocks or
-    channels."""
+    The last convolution of every added block starts at zero. Raises ValueError if the new shape has fewer blocks or channels."""
     have = student.config
     if config.encoder_blocks < have.encoder_blocks or config.generator_blocks < have.generator_blocks:
         raise ValueError(f"a student of shape {have} cannot become one of {config}: it has more blocks")
@@ -265,8 +264,7 @@ class StudentCore(StudentStage):
         """The training target, (n, 3, 4h, 4w) in [0, 1].
 
         For photos: the teacher's picture in the input's mean colours, with more contrast, and with the photo's coarse
-        part as far as the input shows it. A drawn card is its own target, and so is a photo without a teacher's
-        picture."""
+        part as far as the input shows it. A drawn card is its own target, and so is a photo without a teacher's picture."""
         if batch.target is None:
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)
@@ -282,11 +280,9 @@ class StudentCore(StudentStage):
     def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor, judged: list[int]) -> Losses:
         """All losses of a batch.
 
-        picture, target, enlarged: the student's pictures, their targets and the bicubic upscales, (n, 3, 4h, 4w)
-            each.
+        picture, target, enlarged: the student's pictures, their targets and the bicubic upscales, (n, 3, 4h, 4w) each.
         judged: indices of the pictures for the perceptual and the adversarial loss: only half of them, since these
-            losses cost as much as the student, and no drawn cards, whose letters they would make crisp before they
-            are right."""
+            losses cost as much as the student, and no drawn cards, whose letters they would make crisp before they are right."""
         s = self.settings
         losses = {"pixel": (picture - target).abs().mean(), "gradient": gradient_loss(picture, target)}
         losses |= {"structure": low_pass_loss(picture, target), "chroma": chroma_loss(picture, target)}

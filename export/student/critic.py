@@ -23,8 +23,7 @@ from training.randomness import generator, normal
 
 @dataclass(frozen=True)
 class CriticSettings(RunSettings):
-    """Settings of the critic in addition to `RunSettings`. Fields without a docstring override a default of
-    `RunSettings`."""
+    """Settings of the critic in addition to `RunSettings`. Fields without a docstring override a default of `RunSettings`."""
 
     batch: int = 8
     crop: int = 64
@@ -52,8 +51,7 @@ class CriticSettings(RunSettings):
 
 
 class CriticStage(Stage):
-    """One phase, "critic". Each photo is compared with a reconstruction, a spoilt reconstruction, and a spoilt copy
-    of itself."""
+    """One phase, "critic". Each photo is compared with a reconstruction, a spoilt reconstruction, and a spoilt copy of itself."""
 
     def __init__(self, student: Student, settings: CriticSettings) -> None:
         super().__init__()
@@ -108,8 +106,7 @@ class CriticStage(Stage):
 
     @torch.no_grad()
     def measure(self, validation: Validation) -> dict[str, float]:
-        """Share of the held-out photos that score higher than their own reconstruction, for each kind of
-        reconstruction."""
+        """Share of the held-out photos that score higher than their own reconstruction, for each kind of reconstruction."""
         device = next(self.critic.parameters()).device
         wins: dict[str, list[float]] = {}
         for k, (small, photo) in enumerate(

@@ -33,8 +33,7 @@ def low_pass_loss(image: Tensor, target: Tensor, cell: int = 8) -> Tensor:
 
 
 def with_colours_of(picture: Tensor, lr: Tensor, cell: int = 16) -> Tensor:
-    """The picture with the local mean colours of its LR picture: (n, 3, 4h, 4w), (n, 3, h, w) -> (n, 3, 4h, 4w) in
-    [0, 1].
+    """The picture with the local mean colours of its LR picture: (n, 3, 4h, 4w), (n, 3, h, w) -> (n, 3, 4h, 4w) in [0, 1].
 
     Means are taken over cells of about `cell` LR pixels and interpolated between them. The correction is needed
     because realesr-general-x4v3 darkens whole pictures by up to 8 of 255, and textures in them. Smaller cells would
@@ -47,8 +46,7 @@ def with_colours_of(picture: Tensor, lr: Tensor, cell: int = 16) -> Tensor:
 
 
 def fine_part(image: Tensor, cell: int = 4) -> Tensor:
-    """The detail that an LR picture cannot hold: the image minus the bicubic upscale of its means over `cell` x
-    `cell` pixels.
+    """The detail that an LR picture cannot hold: the image minus the bicubic upscale of its means over `cell` x `cell` pixels.
 
     (n, 3, h, w) -> same; h and w are multiples of cell."""
     coarse = F.interpolate(low_pass(image, cell), scale_factor=cell, mode="bicubic", align_corners=False)
@@ -59,8 +57,7 @@ def with_coarse_part_of(picture: Tensor, photo: Tensor, share: float | Tensor = 
     """The picture with the photo's coarse part, as an LR picture can hold it: (n, 3, h, w) twice -> same, in [0, 1].
 
     One step of back-projection (Irani & Peleg 1991), onto the photo instead of its LR picture. Teachers of crisp
-    edges also darken lines, bleach skin and erase grass. This shows in means over 4x4 pixels, which are taken from
-    the photo here.
+    edges also darken lines, bleach skin and erase grass. This shows in means over 4x4 pixels, which are taken from the photo here.
 
     share: of the photo in the coarse part, 0 to 1; a number, or a tensor (n, 1, 1, 1)."""
     coarse = (photo - fine_part(photo)) - (picture - fine_part(picture))
@@ -68,8 +65,7 @@ def with_coarse_part_of(picture: Tensor, photo: Tensor, share: float | Tensor = 
 
 
 def told_by(lr: Tensor, photo: Tensor, error: float) -> Tensor:
-    """How well an input determines the photo's means over 4x4 pixels: (n, 3, h, w), (n, 3, 4h, 4w) -> (n, 1, 1, 1) in
-    (0, 1].
+    """How well an input determines the photo's means over 4x4 pixels: (n, 3, h, w), (n, 3, 4h, 4w) -> (n, 1, 1, 1) in (0, 1].
 
     error: RMS distance between the two, in [0, 1], at which the result is 1/2.
 
@@ -89,8 +85,7 @@ STRIDE = 3
 def cosine_bands(image: Tensor) -> Tensor:
     """Local cosine transform: orthonormal DCT-II of 8x8 squares, one every third pixel, without the mean.
 
-    (n, 1, h, w) -> (n, 63, h', w'), one place per square that fits. For white noise, each band has the noise's
-    standard deviation."""
+    (n, 1, h, w) -> (n, 63, h', w'), one place per square that fits. For white noise, each band has the noise's standard deviation."""
     return F.conv2d(image, _cosines(WINDOW).to(image), stride=STRIDE)
 
 
@@ -140,8 +135,7 @@ def _distance(apart: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def without_grain(photo: Tensor, core: Tensor, level: float = 3 / 255) -> Tensor:
-    """The photo without camera grain: its textured places from the photo, its flat places from the core: (n, 3, h, w)
-    twice -> same.
+    """The photo without camera grain: its textured places from the photo, its flat places from the core: (n, 3, h, w) twice -> same.
 
     level: mean |fine part| over 17x17 pixels at which both contribute one half."""
     strength = _strength(photo).square()

@@ -117,8 +117,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """image (n, 3, h, w) in [0, 1] -> features (n, width, h/fold, w/fold) and base (n, 48, h, w). h and w are
-    multiples of fold.
+    """image (n, 3, h, w) in [0, 1] -> features (n, width, h/fold, w/fold) and base (n, 48, h, w). h and w are multiples of fold.
 
     The base is the bicubic upscale before its pixel shuffle."""
 
@@ -184,8 +183,7 @@ class Generator(nn.Module):
 
 
 class Student(nn.Module):
-    """Encoder and generator. A call gives one sample: (n, 3, h, w), (n, noise_channels, h/fold, w/fold) -> (n, 3, 4h,
-    4w)."""
+    """Encoder and generator. A call gives one sample: (n, 3, h, w), (n, noise_channels, h/fold, w/fold) -> (n, 3, 4h, 4w)."""
 
     def __init__(self, config: StudentConfig | None = None) -> None:
         super().__init__()
@@ -196,8 +194,7 @@ class Student(nn.Module):
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's features and base.
 
-        The base keeps the weights' precision under autocast: in bfloat16 its steps would be as large as a level of
-        1/255."""
+        The base keeps the weights' precision under autocast: in bfloat16 its steps would be as large as a level of 1/255."""
         with torch.autocast(image.device.type, enabled=False):
             base = self.encoder.base(image.to(self.encoder.bicubic.dtype))
         return self.encoder.features(image), base

@@ -6,11 +6,9 @@ samples are distributed as the truth is, so the noise neither dies out nor becom
 colour stay those of the core. An adversary may join later for what the score does not see.
 
 In flat parts of a photo the target is the core's picture, so camera grain is not imitated. For inputs that determine
-little of the photo, the target is also close to the core's picture: on a blotchy JPEG any texture looks like
-compression artefacts.
+little of the photo, the target is also close to the core's picture: on a blotchy JPEG any texture looks like compression artefacts.
 
-A gate computed from the features scales the noise. Noise that is only added to the features cannot be suppressed
-again."""
+A gate computed from the features scales the noise. Noise that is only added to the features cannot be suppressed again."""
 
 from __future__ import annotations
 
@@ -46,8 +44,7 @@ would be equal and would stay so."""
 
 @dataclass(frozen=True)
 class NoiseSettings(RunSettings):
-    """Settings of the noise stage in addition to `RunSettings`. Each loss compares with the core's picture unless it
-    says otherwise.
+    """Settings of the noise stage in addition to `RunSettings`. Each loss compares with the core's picture unless it says otherwise.
 
     Fields without a docstring override a default of `RunSettings`."""
 
@@ -190,8 +187,7 @@ class StudentNoise(StudentStage):
         return found | {"spread": _spread(samples)}, shown
 
     def _truth(self, batch: Batch, core: Tensor) -> Tensor:
-        """The target of the samples, (n, 3, 4h, 4w): the photo's texture as far as the input determines it, else the
-        core's picture."""
+        """The target of the samples, (n, 3, 4h, 4w): the photo's texture as far as the input determines it, else the core's picture."""
         hr = batch.hr.float()
         told = told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
         return torch.lerp(core, without_grain(hr, core), told)

@@ -19,8 +19,7 @@ def low_pass(image: Tensor, cell: int = 8) -> Tensor:
 def structure_loss(samples: Tensor, target: Tensor, teacher: Tensor | None = None) -> Tensor:
     """L1 of the samples' low-pass parts to the photo's, plus L1 between the two samples' low-pass parts.
 
-    With a teacher's samples, the second term compares the difference between the two samples with the teacher's
-    difference."""
+    With a teacher's samples, the second term compares the difference between the two samples with the teacher's difference."""
     first, second = low_pass(samples).chunk(2)
     photo = low_pass(target)
     apart = first - second
@@ -43,8 +42,7 @@ def chroma(image: Tensor) -> Tensor:
 def chroma_loss(samples: Tensor, target: Tensor) -> Tensor:
     """L1 between colours without brightness.
 
-    An L1 on RGB weighs a colour fringe no more than an equal error of brightness, and those are larger nearly
-    everywhere."""
+    An L1 on RGB weighs a colour fringe no more than an equal error of brightness, and those are larger nearly everywhere."""
     return (chroma(samples) - chroma(target).repeat(2, 1, 1, 1)).abs().mean()
 
 
@@ -63,16 +61,14 @@ def diversity_loss(samples: Tensor, target: Tensor, share: float) -> Tensor:
 
 
 def difference_loss(samples: Tensor, teacher: Tensor) -> Tensor:
-    """L1 between the texture of the samples' difference, the student's and the teacher's. It compares amplitude and
-    pattern."""
+    """L1 between the texture of the samples' difference, the student's and the teacher's. It compares amplitude and pattern."""
     return (_difference(high_pass(samples)) - _difference(high_pass(teacher))).abs().mean()
 
 
 def spread_loss(samples: Tensor, teacher: Tensor) -> Tensor:
     """How far two samples differ less than the teacher's do, place by place, as a whole and in their texture.
 
-    An L1 loss learns the median of what it cannot predict, so samples that follow the teacher by L1 alone differ too
-    little."""
+    An L1 loss learns the median of what it cannot predict, so samples that follow the teacher by L1 alone differ too little."""
     ours, theirs = _difference(samples), _difference(teacher)
     short = [
         F.relu(_strength(t) - _strength(s)).mean()
@@ -100,8 +96,7 @@ def periodic_pattern(fine: Tensor, period: int, cells: int) -> Tensor:
 
 
 def grid_loss(samples: Tensor, target: Tensor, period: int = 8, cells: int = 6) -> Tensor:
-    """L1 between the `periodic_pattern` of samples and photo. It penalises the checkerboard that pixel shuffles can
-    leave.
+    """L1 between the `periodic_pattern` of samples and photo. It penalises the checkerboard that pixel shuffles can leave.
 
     samples: (2n, 3, h, w). target: (n, 3, h, w). h and w are multiples of period.
     period: of the pattern, in pixels.

@@ -5,8 +5,7 @@ noise. The policy then draws with yet another noise eps. It learns to be closer 
 the frozen reference is:
 
     movement = sum_i A_i (|G(LR, eps) - x_i|^2 - |G_ref(LR, eps) - x_i|^2) / variance of the group
-    loss     = -log sigmoid(-weight * movement) + anchor * |G(LR, eps) - G_ref(LR, eps)|^2 / variance of the group +
-    guards
+    loss     = -log sigmoid(-weight * movement) + anchor * |G(LR, eps) - G_ref(LR, eps)|^2 / variance of the group + guards
 
 The advantages A_i of a group sum to zero, so the preference's gradient does not shrink as the policy moves away. The
 anchor limits how far it moves. eps must differ from the noise of the x_i: with the same noise both errors, and their
@@ -52,8 +51,7 @@ SMALLEST_DEVIATION = 0.25 / 255
 
 @dataclass(frozen=True)
 class StudentGdpoSettings(RunSettings):
-    """Settings of the stage in addition to `RunSettings`. Movement, anchor and guards are relative to the group's own
-    variance.
+    """Settings of the stage in addition to `RunSettings`. Movement, anchor and guards are relative to the group's own variance.
 
     Fields without a docstring override a default of `RunSettings`."""
 
@@ -154,8 +152,7 @@ class Group:
 
 
 class StudentGdpo(StudentStage):
-    """One phase, "policy", which trains the generator. The encoder is frozen, so policy and reference share the
-    features."""
+    """One phase, "policy", which trains the generator. The encoder is frozen, so policy and reference share the features."""
 
     def __init__(
         self,
@@ -215,8 +212,7 @@ class StudentGdpo(StudentStage):
         }, {}
 
     def noise(self, features: Tensor, batch: Batch, stream: str, *leading: int) -> Tensor:
-        """Noise (B, *leading, noise channels, h/fold, w/fold) for features (B, width, h/fold, w/fold). stream: names
-        the use of it."""
+        """Noise (B, *leading, noise channels, h/fold, w/fold) for features (B, width, h/fold, w/fold). stream: names the use of it."""
         shape = (*leading, self.student.config.noise_channels, *features.shape[2:])
         return normal(self.settings.seed, batch.items, shape, stream).to(features)
 
@@ -325,8 +321,7 @@ def relative_change(policy: Tensor, reference: Tensor, group: Group) -> Tensor:
 
 
 def _statistics(report: RewardReport) -> Losses:
-    """Per metric, the mean over the batch and the range within a group (best minus worst); and how much of the reward
-    counted."""
+    """Per metric, the mean over the batch and the range within a group (best minus worst); and how much of the reward counted."""
     found = {"strength": report.strength.mean()}
     for name, scores in report.scores.items():
         found[name] = scores.mean()

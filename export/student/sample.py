@@ -2,8 +2,7 @@
 
     gdposr train sample --model STUDENT|FILE.param|x4plus|bicubic --lr DIR --out DIR [--seed 0] [--sample 0]
 
-Noise is the runtime's own function of seed and sample, so a student gives the same picture here as its exported fp32
-model."""
+Noise is the runtime's own function of seed and sample, so a student gives the same picture here as its exported fp32 model."""
 
 from __future__ import annotations
 

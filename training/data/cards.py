@@ -1,5 +1,4 @@
-"""Training pictures that photos lack: drawn cards (text, patterns, shapes in any colour), and recoloured or gray
-photos.
+"""Training pictures that photos lack: drawn cards (text, patterns, shapes in any colour), and recoloured or gray photos.
 
 A student trained on photos alone tints black and white print and shifts saturated colours. Every choice is drawn from
 the `numpy.random.Generator` that is passed in."""
@@ -38,8 +37,7 @@ class Variety:
 
 
 def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random card, (size, size, 3) uint8: lines of text or a pattern, in grays or two random colours, on a plain or
-    graded ground."""
+    """A random card, (size, size, 3) uint8: lines of text or a pattern, in grays or two random colours, on a plain or graded ground."""
     paper, ink = _colours(rng)
     kind = rng.choice(
         ["text", "stripes", "checks", "bricks", "rings", "strokes"], p=[0.5, 0.15, 0.1, 0.15, 0.03, 0.07]

@@ -1,5 +1,4 @@
-"""Second-order degradation of Real-ESRGAN (Wang et al. 2021) with the milder parameters of OSEDiff and GDPO-SR, and
-plain downscaling.
+"""Second-order degradation of Real-ESRGAN (Wang et al. 2021) with the milder parameters of OSEDiff and GDPO-SR, and plain downscaling.
 
 Images are float32 tensors (3, h, w), RGB in [0, 1]. Every random choice is drawn from the `numpy.random.Generator`
 that is passed in, so a picture and a seed give one LR picture. Each step is a function; `degrade` chains them."""
@@ -202,8 +201,7 @@ def poisson_noise(image: Tensor, rng: np.random.Generator, scale: float, gray: b
     scale: factor on the noise.
     gray: draw the noise from the luma, the same in all channels.
 
-    As in Real-ESRGAN, the photon count at full brightness is the smallest power of two not below the image's number
-    of levels."""
+    As in Real-ESRGAN, the photon count at full brightness is the smallest power of two not below the image's number of levels."""
     source = image.clamp(0, 1)
     if gray:
         source = source.mul(torch.tensor(FULL_RANGE)[:, None, None]).sum(0, keepdim=True)
@@ -286,8 +284,7 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
 
 
 def reduce_plainly(hr: Tensor, rng: np.random.Generator, scale: int = 4) -> Tensor:
-    """Downscale a sharp picture as programs do for thumbnails and the web: an antialiased filter, mostly JPEG, no
-    blur, no noise.
+    """Downscale a sharp picture as programs do for thumbnails and the web: an antialiased filter, mostly JPEG, no blur, no noise.
 
     hr: (3, H, W) float32 in [0, 1]; H and W are multiples of scale.
     Returns (3, H/scale, W/scale) in multiples of 1/255."""

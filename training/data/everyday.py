@@ -1,8 +1,7 @@
 """Degradations of everyday pictures, in equal parts: the kinds found in a phone's photo folder.
 
 `PAPER` in `training.data.degradation` is the benchmark's. Here each kind stands alone, so that a student also sees
-clean pictures. Images are float32 tensors (3, h, w), RGB in [0, 1]. Every choice is drawn from the generator that is
-passed in."""
+clean pictures. Images are float32 tensors (3, h, w), RGB in [0, 1]. Every choice is drawn from the generator that is passed in."""
 
 from __future__ import annotations
 
@@ -92,8 +91,7 @@ def compressed(lr: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def sensor_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shot and read noise as a camera's processing leaves it: coarser than a pixel, weaker in colour, sometimes
-    sharpened."""
+    """Shot and read noise as a camera's processing leaves it: coarser than a pixel, weaker in colour, sometimes sharpened."""
     shot, read = rng.uniform(*SHOT_RANGE), rng.uniform(*READ_RANGE) / 255
     deviation = (shot * lr.clamp(0, 1) + read**2).sqrt()
     noise = torch.from_numpy(rng.standard_normal(tuple(lr.shape), dtype=np.float32))

@@ -48,8 +48,7 @@ class PhotoSet:
     """The readable photos of a list, decoded and cached. Broken files are logged and left out.
 
     paths: of the photos.
-    cache_bytes: memory for decoded photos. Of the remaining photos only the header is checked; they are decoded at
-        each use."""
+    cache_bytes: memory for decoded photos. Of the remaining photos only the header is checked; they are decoded at each use."""
 
     def __init__(self, paths: Sequence[Path], cache_bytes: int = 4 << 30) -> None:
         self.paths: list[Path] = []
@@ -79,8 +78,7 @@ class PhotoSet:
         return self.read(index)[1]
 
     def read(self, index: int) -> tuple[Path, np.ndarray]:
-        """A photo's path and pixels (h, w, 3) uint8. If the file has become unreadable, it is logged and the next
-        photo is returned."""
+        """A photo's path and pixels (h, w, 3) uint8. If the file has become unreadable, it is logged and the next photo is returned."""
         for k in range(len(self.paths)):
             place = (index + k) % len(self.paths)
             path = self.paths[place]
@@ -148,15 +146,13 @@ class Pair(NamedTuple):
     drawn: bool
     """Whether hr is a drawn card instead of the photo."""
     target: Tensor | None = None
-    """A teacher's picture of lr, (3, s, s); or its samples for `noise`, (S, 3, s, s) uint8. None if there are none
-    yet."""
+    """A teacher's picture of lr, (3, s, s); or its samples for `noise`, (S, 3, s, s) uint8. None if there are none yet."""
     noise: Tensor | None = None
     """Noise of a teacher's S samples, (S, C, h, w); None for other teachers."""
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed,
-    k).
+    """Endless training pairs: item k -> (lr (3, s/4, s/4), hr (3, s, s)) float32 in [0, 1], a pure function of (seed, k).
 
     Any number of workers therefore gives the same stream, and a resumed run continues at a later k.
 

@@ -34,8 +34,7 @@ class Trained:
 
 
 class Average:
-    """Exponential moving average of parameters. The decay rises during the first steps, so that they soon lose
-    weight."""
+    """Exponential moving average of parameters. The decay rises during the first steps, so that they soon lose weight."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters, self.decay = parameters, decay

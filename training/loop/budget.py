@@ -44,8 +44,7 @@ class Budget:
 
 
 class Interrupt:
-    """Inside `with`, the first Ctrl-C or SIGTERM asks for a stop after the current step. A second Ctrl-C interrupts
-    at once."""
+    """Inside `with`, the first Ctrl-C or SIGTERM asks for a stop after the current step. A second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -24,8 +24,7 @@ def resolved(precision: str, device: str, full: str) -> str:
 def has_bf16(device: str) -> bool:
     """Whether a device of this type is known to compute bf16 in hardware.
 
-    False for a CPU that this torch version cannot describe, for ARM CPUs, and for devices other than CPU and CUDA:
-    all untested."""
+    False for a CPU that this torch version cannot describe, for ARM CPUs, and for devices other than CPU and CUDA: all untested."""
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 has none

@@ -53,8 +53,7 @@ class RunSettings:
     """Decay per step of the moving average of the weights, below 1. Validation and the saved model use the average. A
     larger value averages over more steps; 0 uses the weights themselves."""
     precision: str = "no"
-    """Autocast type of accelerate: "no" (or "fp32"), "bf16", "fp16", or "auto" (bf16 if the device supports it, else
-    no)."""
+    """Autocast type of accelerate: "no" (or "fp32"), "bf16", "fp16", or "auto" (bf16 if the device supports it, else no)."""
     held_out: int = 16
     """Number of photos reserved for validation."""
     seed: int = 0
@@ -93,8 +92,7 @@ class RunSettings:
 
 
 class Stage(nn.Module):
-    """One stage of training. A step runs its phases in turn: forward, backward, and an update by the phase's own
-    optimizer.
+    """One stage of training. A step runs its phases in turn: forward, backward, and an update by the phase's own optimizer.
 
     Everything trained must be used through `forward`, so that accelerate can wrap the stage for several processes."""
 
@@ -138,8 +136,7 @@ class Stage(nn.Module):
         return {}
 
     def check(self, measured: Mapping[str, Any]) -> None:
-        """Raise FloatingPointError if a validation shows that further training is useless. measured: the validation's
-        values."""
+        """Raise FloatingPointError if a validation shows that further training is useless. measured: the validation's values."""
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """Write the finished model."""

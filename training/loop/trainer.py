@@ -1,5 +1,4 @@
-"""The training loop of every stage, on accelerate: precision, several processes, accumulation, averages, budgets,
-checkpoints.
+"""The training loop of every stage, on accelerate: precision, several processes, accumulation, averages, budgets, checkpoints.
 
 All random numbers are functions of (seed, item), see `training.randomness`. A state therefore holds only weights,
 averages, optimizers and the step, and a resumed run gives the same weights as an uninterrupted one."""
@@ -44,8 +43,7 @@ class Trainer:
     stage: what is trained.
     settings: of the run.
     pairs: training pairs.
-    out: run folder with config.json (written first), log.jsonl, tensorboard/, samples/, state/ and, at the end,
-        model/.
+    out: run folder with config.json (written first), log.jsonl, tensorboard/, samples/, state/ and, at the end, model/.
     budget: when to end.
     prompts: prompts of the photos, for stages that use them.
     validation: held-out photos; None for no validation.
@@ -97,11 +95,9 @@ class Trainer:
         return bool(self.accelerator.is_main_process)
 
     def run(self, *, resume: bool = False) -> dict[str, Any]:
-        """Train. Returns the last validation, and `finished`: False if the user stopped the run (continue it with
-        resume=True).
+        """Train. Returns the last validation, and `finished`: False if the user stopped the run (continue it with resume=True).
 
-        Raises FloatingPointError if a loss or gradient is not finite; the weights of that moment are saved in
-        out/failed."""
+        Raises FloatingPointError if a loss or gradient is not finite; the weights of that moment are saved in out/failed."""
         self._open(resume)
         if self.before:
             self.before()
@@ -176,8 +172,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(values["scaler"])
 
     def _vote(self, stop: bool, save: bool) -> tuple[float, bool, bool]:
-        """Agree on (progress, stop, save) among processes: the first one's progress; stop or save if any process asks
-        for it."""
+        """Agree on (progress, stop, save) among processes: the first one's progress; stop or save if any process asks for it."""
         progress = self.budget.progress(self.step)
         if self.accelerator.num_processes == 1:
             return progress, stop, save

@@ -1,5 +1,4 @@
-"""Artefacts of 8-bit RGB pictures: colour shift, checkerboard, seams between tiles; and the difference between
-samples."""
+"""Artefacts of 8-bit RGB pictures: colour shift, checkerboard, seams between tiles; and the difference between samples."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -34,8 +33,7 @@ def diversity(samples: Sequence[np.ndarray]) -> float:
 
 
 def checkerboard_db(image: np.ndarray, period: int = SHUFFLE_PERIOD) -> float:
-    """How far the frequencies of a pixel-shuffle pattern stand out of the spectrum, in dB; near 0 without such a
-    pattern.
+    """How far the frequencies of a pixel-shuffle pattern stand out of the spectrum, in dB; near 0 without such a pattern.
 
     A pattern that repeats every `period` pixels only has energy at multiples of 1/period. The power spectrum of Y is
     averaged over Hann-windowed blocks. At each of these frequencies except zero it is divided by its mean at
@@ -65,8 +63,7 @@ def checkerboard_db(image: np.ndarray, period: int = SHUFFLE_PERIOD) -> float:
 
 
 def seam(picture: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> float:
-    """How visible tile borders are: the mean absolute step across them over that across lines near them; 1 if they do
-    not differ.
+    """How visible tile borders are: the mean absolute step across them over that across lines near them; 1 if they do not differ.
 
     picture: (H, W, 3) uint8.
     rows, columns: index of the first pixel of each tile after the first. The step from pixel k - 1 to k counts.

@@ -25,8 +25,7 @@ THRESHOLD = 3.5
 
 
 def detail_share(hr: Tensor, patch: int = PATCH, threshold: float = THRESHOLD, bins: int = BINS) -> Tensor:
-    """rho_d, the share of pixels in detailed patches: (B, 3, H, W) RGB in [0, 1] -> (B,) float32 in [0, 1]. rho_s is
-    1 - rho_d.
+    """rho_d, the share of pixels in detailed patches: (B, 3, H, W) RGB in [0, 1] -> (B,) float32 in [0, 1]. rho_s is 1 - rho_d.
 
     hr: the pictures.
     patch: side of a patch in pixels.
@@ -55,11 +54,9 @@ def detail_map(hr: Tensor, patch: int = PATCH, threshold: float = THRESHOLD, bin
 
 @torch.no_grad()
 def patch_entropy(hr: Tensor, patch: int = PATCH, bins: int = BINS) -> Tensor:
-    """Shannon entropy of each patch's Sobel histogram: (B, 3, H, W) RGB in [0, 1] -> (B, rows, columns) float32,
-    bits.
+    """Shannon entropy of each patch's Sobel histogram: (B, 3, H, W) RGB in [0, 1] -> (B, rows, columns) float32, bits.
 
-    A patch cut by the right or lower border is completed by mirroring the magnitudes, so that all patches have as
-    many."""
+    A patch cut by the right or lower border is completed by mirroring the magnitudes, so that all patches have as many."""
     check_pictures(hr, "the HR pictures")
     if patch < 1 or bins < 2:
         raise ValueError(f"expected a patch of at least 1 pixel and at least 2 bins, got {patch} and {bins}")
@@ -78,8 +75,7 @@ def patch_entropy(hr: Tensor, patch: int = PATCH, bins: int = BINS) -> Tensor:
 
 
 def sobel_magnitude(gray: Tensor) -> Tensor:
-    """Length of the 3x3 Sobel gradient with replicated borders: (B, H, W) -> (B, H, W). A step of one gray level
-    gives 4."""
+    """Length of the 3x3 Sobel gradient with replicated borders: (B, H, W) -> (B, H, W). A step of one gray level gives 4."""
     padded = F.pad(gray[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     rows = padded[:, :-2] + 2.0 * padded[:, 1:-1] + padded[:, 2:]
     columns = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]

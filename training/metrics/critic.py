@@ -72,8 +72,7 @@ class Critic(nn.Module):
 
 
 def paired_loss(real: Tensor, fake: Tensor, penalty: float = 0.0) -> Tensor:
-    """Logistic loss for ranking a photo above its reconstruction, place by place (RankNet, Burges et al. 2005).
-    Scalar.
+    """Logistic loss for ranking a photo above its reconstruction, place by place (RankNet, Burges et al. 2005). Scalar.
 
     What both share, such as the content, cancels out. penalty: weight of the logits' mean square, which keeps the
     scale of the score from growing."""

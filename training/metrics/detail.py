@@ -1,5 +1,4 @@
-"""Metrics for what the eye sees and PSNR does not: grain and colour noise on flat parts, edges, detail by size,
-diversity.
+"""Metrics for what the eye sees and PSNR does not: grain and colour noise on flat parts, edges, detail by size, diversity.
 
 Pure functions of pictures (n, 3, h, w), RGB float in [0, 1] (clamp a model's output first), with one value per
 picture, (n,) float32. Distances and deviations are in levels of 1/255. A value over no pixels, such as grain in a
@@ -34,8 +33,7 @@ GMSD_CONSTANT = 170.0
 
 @dataclass(frozen=True, eq=False)
 class Fine:
-    """Strength of detail finer than about `BLUR` pixels on flat parts of the HR picture, (n,) each; NaN without flat
-    parts."""
+    """Strength of detail finer than about `BLUR` pixels on flat parts of the HR picture, (n,) each; NaN without flat parts."""
 
     value: Tensor
     """RMS of SR in levels."""
@@ -80,8 +78,7 @@ def texture_mask(hr: Tensor) -> Tensor:
 
 
 def fine_grain(sr: Tensor, hr: Tensor) -> Fine:
-    """Grain, mesh and ringing: RMS of luma minus its 5x5 mean on flat parts. White noise of deviation s measures .98
-    s."""
+    """Grain, mesh and ringing: RMS of luma minus its 5x5 mean on flat parts. White noise of deviation s measures .98 s."""
     sr, hr = _checked(WINDOW, sr, hr)
     return _fine(luma(sr), luma(hr), _deviation(hr) < FLAT_BELOW)
 
@@ -93,8 +90,7 @@ def fine_chroma(sr: Tensor, hr: Tensor) -> Fine:
 
 
 def gradient_distance(sr: Tensor, hr: Tensor) -> Tensor:
-    """Soft, doubled, shifted or invented edges: mean absolute difference of luma gradients in levels per pixel ->
-    (n,).
+    """Soft, doubled, shifted or invented edges: mean absolute difference of luma gradients in levels per pixel -> (n,).
 
     Gradients are differences of neighbours along rows and columns; their distances are averaged."""
     apart = _luma_difference(*_checked(2, sr, hr))
@@ -127,11 +123,9 @@ def wavelet_distance(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def gmsd(sr: Tensor, hr: Tensor) -> Tensor:
-    """Gradient magnitude similarity deviation (Xue et al. 2014, arXiv 1308.3052) -> (n,). Lower is better, 0 for
-    equal pictures.
+    """Gradient magnitude similarity deviation (Xue et al. 2014, arXiv 1308.3052) -> (n,). Lower is better, 0 for equal pictures.
 
-    Luma is halved by 2x2 means. The result is the standard deviation over the picture of the similarity of Prewitt
-    gradients."""
+    Luma is halved by 2x2 means. The result is the standard deviation over the picture of the similarity of Prewitt gradients."""
     first, second = (_prewitt(F.avg_pool2d(luma(image), 2)) for image in _checked(8, sr, hr))
     similarity = (2 * first * second + GMSD_CONSTANT) / (first.square() + second.square() + GMSD_CONSTANT)
     return similarity.flatten(1).std(1, correction=0)

@@ -1,5 +1,4 @@
-"""PSNR and SSIM of Y (BT.601, limited range): `psnr_y` and `ssim_y` for 8-bit NumPy pictures, `psnr` and `ssim` for
-torch batches.
+"""PSNR and SSIM of Y (BT.601, limited range): `psnr_y` and `ssim_y` for 8-bit NumPy pictures, `psnr` and `ssim` for torch batches.
 
 They reproduce pyiqa (`test_y_channel`, `ycbcr`), on which the field's published tables are based. On OSEDiff's RealSR
 outputs, PSNR agrees with its log to 1e-4 dB and SSIM to 1e-5. Only the torch forms need torch."""
@@ -64,11 +63,9 @@ def eight_bit(images: Tensor) -> Tensor:
 
 
 def _ssim(x: Any, y: Any) -> Any:
-    """Mean SSIM of planes (..., H, W) in integer levels -> (...), with an 11x11 Gaussian window of sigma 1.5, without
-    padding.
+    """Mean SSIM of planes (..., H, W) in integer levels -> (...), with an 11x11 Gaussian window of sigma 1.5, without padding.
 
-    As in pyiqa, the contrast-structure term is clipped at zero, so that inverted texture counts as no similarity, not
-    as negative."""
+    As in pyiqa, the contrast-structure term is clipped at zero, so that inverted texture counts as no similarity, not as negative."""
     height, width = x.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
         raise MetricError(
@@ -85,8 +82,7 @@ def _ssim(x: Any, y: Any) -> Any:
 
 
 def _window(planes: Any) -> Any:
-    """Gaussian mean without padding: (..., H, W) -> (..., H - 10, W - 10). Plain sums, since a convolution may run in
-    TF32."""
+    """Gaussian mean without padding: (..., H, W) -> (..., H - 10, W - 10). Plain sums, since a convolution may run in TF32."""
     kernel = np.exp(-((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) ** 2) / (2 * SSIM_SIGMA**2))
     taps = (kernel / kernel.sum()).tolist()
     height, width = planes.shape[-2] - SSIM_WINDOW + 1, planes.shape[-1] - SSIM_WINDOW + 1

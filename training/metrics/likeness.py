@@ -1,7 +1,6 @@
 """Two scores that follow the eye: clean smooth parts, and texture of the right kind and amount on detailed parts.
 
-Both compare with the HR picture and are 0 at best. Pictures are (n, 3, H, W), RGB in [0, 1]; distances are in levels
-of 1/255."""
+Both compare with the HR picture and are 0 at best. Pictures are (n, 3, H, W), RGB in [0, 1]; distances are in levels of 1/255."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ def smoothness(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def texture_likeness(sr: Tensor, hr: Tensor) -> Tensor:
-    """Similarity of texture statistics: minus the mean distance of log local energies in wavelet bands on detailed
-    parts -> (n,).
+    """Similarity of texture statistics: minus the mean distance of log local energies in wavelet bands on detailed parts -> (n,).
 
     Bands are Haar's, horizontal, vertical and diagonal in `SCALES` octaves. Energies are means over windows of
     `ENERGY_WINDOW` pixels. Too little and too much energy cost the same: a factor of 2 costs 0.7. 0 if the photo has

@@ -39,8 +39,7 @@ def whole_y(red: Any, green: Any, blue: Any) -> Any:
 def rounded_luma(image: np.ndarray) -> np.ndarray:
     """Full-range luma (H, W) float64 in integer levels of 0..255, as in the published evaluation codes.
 
-    image: (H, W) gray, or (H, W, 1..4) uint8, uint16 or float in [0, 1]. Alpha is ignored. Raises ImageError for
-        other shapes."""
+    image: (H, W) gray, or (H, W, 1..4) uint8, uint16 or float in [0, 1]. Alpha is ignored. Raises ImageError for other shapes."""
     if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] > 4):
         raise ImageError(
             f"NIQE needs an image (H, W) or (H, W, 1..4), got shape {image.shape}: pass one image at a time"
@@ -62,7 +61,6 @@ def luma(images: Tensor) -> Tensor:
 
 
 def gray_levels(images: Tensor) -> Tensor:
-    """(n, 3, h, w) in [0, 1] -> full-range luma, (n, h, w) float32 in integer levels of 0..255, from pixels rounded
-    to 8 bits."""
+    """(n, 3, h, w) in [0, 1] -> full-range luma, (n, h, w) float32 in integer levels of 0..255, from pixels rounded to 8 bits."""
     red, green, blue = (images.float() * 255.0).round().unbind(1)
     return ((299 * red + 587 * green + 114 * blue) / 1000.0).round()

@@ -83,8 +83,7 @@ def block_features(gray: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np
 
 
 def normalise(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean-subtracted, contrast-normalised coefficients and the local deviation, both (H, W) float64, with a 7x7
-    Gaussian window."""
+    """Mean-subtracted, contrast-normalised coefficients and the local deviation, both (H, W) float64, with a 7x7 Gaussian window."""
     mean = _gaussian(plane)
     deviation = np.sqrt(np.abs(_gaussian(plane * plane) - mean * mean))
     return (plane - mean) / (deviation + 1.0), deviation
@@ -112,8 +111,7 @@ def _blocks(plane: np.ndarray, size: int) -> np.ndarray:
 
 
 def _aggd_features(blocks: np.ndarray) -> np.ndarray:
-    """(n, b, b) MSCN blocks -> (n, 18): shape and scale of the coefficients, and four numbers for each of the four
-    products."""
+    """(n, b, b) MSCN blocks -> (n, 18): shape and scale of the coefficients, and four numbers for each of the four products."""
     alpha, left, right, _ = fit_aggd(blocks)
     columns = [alpha, (left + right) / 2]
     for shift in SHIFTS:
@@ -123,8 +121,7 @@ def _aggd_features(blocks: np.ndarray) -> np.ndarray:
 
 
 def fit_aggd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Fit an asymmetric generalised Gaussian to each row of (n, ...) by moment matching: shape, left and right scale,
-    mean, each (n,).
+    """Fit an asymmetric generalised Gaussian to each row of (n, ...) by moment matching: shape, left and right scale, mean, each (n,).
 
     Rows without contrast or with one sign only give NaN."""
     values = values.reshape(len(values), -1)

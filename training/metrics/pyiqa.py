@@ -52,8 +52,7 @@ def available() -> tuple[tuple[str, ...], str | None]:
 
 
 def wanted(names: Sequence[str]) -> tuple[str, ...]:
-    """The named metrics, each once, in the order of `METRICS`; "all" selects all. Raises SettingError for unknown
-    names."""
+    """The named metrics, each once, in the order of `METRICS`; "all" selects all. Raises SettingError for unknown names."""
     unknown = [name for name in names if name not in (*NAMES, "all")]
     if unknown:
         raise SettingError(

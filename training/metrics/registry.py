@@ -1,8 +1,7 @@
 """Metrics by name. `psnr`, `ssim`, `niqe`, `smooth` and `texture` are built in; `sqf` and `critic` too, but they need
 weights. Any other name is looked up in pyiqa.
 
-Every metric gets what the user would get: the picture clamped to [0, 1] and rounded to 8-bit levels, in float32 under
-any autocast."""
+Every metric gets what the user would get: the picture clamped to [0, 1] and rounded to 8-bit levels, in float32 under any autocast."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""SQF for 8-bit NumPy pictures. `squeezenet.sqf` has the definition and the torch form. torch is imported at the
-first measurement."""
+"""SQF for 8-bit NumPy pictures. `squeezenet.sqf` has the definition and the torch form. torch is imported at the first measurement."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def sqf(sr: np.ndarray, hr: np.ndarray, weights: str | Path) -> float:
-    """SQF of sr and hr, (H, W, 3) uint8 of one size, at least 35 pixels a side. weights: SqueezeNet 1.1 as
-    safetensors."""
+    """SQF of sr and hr, (H, W, 3) uint8 of one size, at least 35 pixels a side. weights: SqueezeNet 1.1 as safetensors."""
     return scorer(weights)(sr, hr)
 
 

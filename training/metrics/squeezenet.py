@@ -79,8 +79,7 @@ class SqueezeFeatures(nn.Module):
             )
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The five maps before normalisation. The losses normalise inside their inner products, which is much
-        cheaper."""
+        """The five maps before normalisation. The losses normalise inside their inner products, which is much cheaper."""
         maps = []
         x = F.relu(self.conv1(x.flip(1) * 255.0 - self.mean))
         maps.append(x)
@@ -107,8 +106,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def squared_feature_distance(
     a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[float] | None = None
 ) -> Tensor:
-    """Squared distance of channel-normalised features, mean over places and (weighted) mean over layers: the
-    perceptual loss.
+    """Squared distance of channel-normalised features, mean over places and (weighted) mean over layers: the perceptual loss.
 
     Without weights it is the batch's mean SQF."""
     weights = weights or [1.0] * len(a)

@@ -118,8 +118,7 @@ def _own_random_state(seed: int) -> Iterator[None]:
 
 @contextmanager
 def disabled(model: PeftModel) -> Iterator[PeftModel]:
-    """Inside the block, the model computes what its base does, also for a fully trained conv_in. The reference needs
-    no second copy.
+    """Inside the block, the model computes what its base does, also for a fully trained conv_in. The reference needs no second copy.
 
     peft sets requires_grad on all adapters when it enables them again. Here each parameter keeps its flag."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -132,8 +131,7 @@ def disabled(model: PeftModel) -> Iterator[PeftModel]:
 
 
 def merge(model: PeftModel) -> nn.Module:
-    """Add the adapter to its base's weights in float32; returns the base, float32 and frozen. The model cannot be
-    used afterwards."""
+    """Add the adapter to its base's weights in float32; returns the base, float32 and frozen. The model cannot be used afterwards."""
     base: nn.Module = model.float().merge_and_unload(safe_merge=True)  # safe: weights with NaN are an error
     return base.requires_grad_(False)
 

@@ -191,7 +191,7 @@ def _load_part(folder: Path, part: str) -> nn.Module:
 
     path = folder / part
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model: {part}/config.json is missing; {LAYOUTS}")
+        raise FileNotFoundError(f"{folder} is not a model: {part}/config.json is missing; {LAYOUTS}")
     name = read_json(path / "config.json").get("_class_name")
     if name not in PART_CLASSES[part]:
         raise ValueError(f"{path} holds a {name}, expected {' or '.join(PART_CLASSES[part])}")

@@ -2,8 +2,7 @@
 
     gdposr train merge --model RUN --out FOLDER [--half]
 
-A run of preference tuning contains only an adapter and refers to the run before it. A shipped model must not depend
-on that run."""
+A run of preference tuning contains only an adapter and refers to the run before it. A shipped model must not depend on that run."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ def merge_run(source: str | Path, out: Path, *, half: bool = False, base: str | 
 
 
 def lineage(source: str | Path) -> list[dict[str, Any]]:
-    """Provenance of every stage behind a model, latest first, as far as the earlier folders exist. Folders are given
-    by name only."""
+    """Provenance of every stage behind a model, latest first, as far as the earlier folders exist. Folders are given by name only."""
     stages: list[dict[str, Any]] = []
     seen: set[Path] = set()
     place: str | Path | None = source

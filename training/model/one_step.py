@@ -21,8 +21,7 @@ DENOISE_TIMESTEP = 100
 
 
 def base_module(module: nn.Module) -> Any:
-    """The diffusers model itself, with or without a PeftModel around it. Its layers contain the adapter in both
-    cases."""
+    """The diffusers model itself, with or without a PeftModel around it. Its layers contain the adapter in both cases."""
     get_base_model = getattr(module, "get_base_model", None)
     return module if get_base_model is None else get_base_model()
 
@@ -216,8 +215,7 @@ class OneStepModel(nn.Module):
         return self.text([DEFAULT_PROMPT] * batch if prompts is None else prompts).to(self.device, self.dtype)
 
     def forward(self, lr: Tensor, noise: Tensor, prompts: Sequence[str] | Tensor | None = None) -> Tensor:
-        """lr (B, 3, h, w) in [0, 1], noise (B, *noise_shape(h, w)) -> SR (B, 3, 4h, 4w) in [0, 1], apart from
-        overshoot."""
+        """lr (B, 3, h, w) in [0, 1], noise (B, *noise_shape(h, w)) -> SR (B, 3, 4h, 4w) in [0, 1], apart from overshoot."""
         return self.decode(self.restore(self.encode(lr), noise, self.condition(prompts, len(lr))))
 
     def parts(self) -> dict[str, nn.Module]:

@@ -12,8 +12,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 class VaeShape:
     """AutoencoderTiny with factor 8: convolutions and ReLU only, no posterior.
 
-    16 latent channels hold more than the LR picture's 12 numbers per 8x8 pixels, so the latent does not limit
-    fidelity."""
+    16 latent channels hold more than the LR picture's 12 numbers per 8x8 pixels, so the latent does not limit fidelity."""
 
     width: int = 32
     """Channels of all layers."""

@@ -1,5 +1,4 @@
-"""Save one-step models for `training.model.loading.load_model`: adapters with a reference to their base, or the whole
-model merged."""
+"""Save one-step models for `training.model.loading.load_model`: adapters with a reference to their base, or the whole model merged."""
 
 from __future__ import annotations
 
@@ -83,8 +82,7 @@ def save_merged(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the whole model at once as a diffusers folder with model.json. Adapters are merged into a copy in
-    float32.
+    """Write the whole model at once as a diffusers folder with model.json. Adapters are merged into a copy in float32.
 
     model: to save.
     folder: to write.
@@ -135,8 +133,7 @@ def _narrowed(part: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 @contextmanager
 def _swapped_in(target: Path) -> Iterator[Path]:
-    """A new folder that replaces target if the block ends without error. Files beside the model, such as its card,
-    are copied."""
+    """A new folder that replaces target if the block ends without error. Files beside the model, such as its card, are copied."""
     if target.is_file():
         raise ValueError(f"{target} is a file, expected the name of a folder for the model")
     if target.is_dir() and any(target.iterdir()) and not (target / MODEL_FILE).is_file():

@@ -28,7 +28,7 @@ class NoiseSchedule:
     beta_end: float = 0.012
     """Variance added at the last timestep."""
     beta_schedule: str = "scaled_linear"
-    """"linear" in beta, or "scaled_linear" in sqrt(beta)."""
+    """How beta grows: "linear" in beta, or "scaled_linear" in sqrt(beta)."""
     prediction: str = "epsilon"
     """The network's output: "epsilon" (the noise) or "v_prediction" (Salimans & Ho 2022, Appendix D)."""
     alpha_bar: Tensor = field(init=False, repr=False, compare=False)
@@ -115,8 +115,7 @@ class NoiseSchedule:
         return (noisy - signal * clean) / sigma
 
     def target(self, latent: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
-        """The network's target for `add_noise(latent, noise, timestep)`: the noise, or v = sqrt(a) eps - sqrt(1 - a)
-        z."""
+        """The network's target for `add_noise(latent, noise, timestep)`: the noise, or v = sqrt(a) eps - sqrt(1 - a) z."""
         signal, sigma = self._coefficients(timestep, latent)
         return signal * noise - sigma * latent if self.prediction == "v_prediction" else noise
 
@@ -138,8 +137,7 @@ class NoiseSchedule:
             raise ValueError(f"timestep must lie in 0 .. {self.steps - 1}, got {low if low < 0 else high}")
 
     def _coefficients(self, timestep: int | Tensor, like: Tensor) -> tuple[Any, Any]:
-        """sqrt(a) and sqrt(1 - a), computed in float64: numbers for one timestep, tensors (B, 1, ...) in like's dtype
-        for (B,)."""
+        """sqrt(a) and sqrt(1 - a), computed in float64: numbers for one timestep, tensors (B, 1, ...) in like's dtype for (B,)."""
         self.check_timestep(timestep, len(like))
         if not isinstance(timestep, Tensor):
             share = float(self.alpha_bar[timestep])

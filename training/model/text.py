@@ -108,8 +108,7 @@ def _read_metadata(file: Path) -> dict[str, str]:
 
 
 class TextConditioner(nn.Module):
-    """Frozen CLIP text encoder: B prompts -> (B, L, D), L tokens of width D, in the encoder's dtype and on its
-    device.
+    """Frozen CLIP text encoder: B prompts -> (B, L, D), L tokens of width D, in the encoder's dtype and on its device.
 
     Each text is encoded by itself, so its embedding does not depend on the other prompts. The last `cache_size`
     embeddings are cached."""

@@ -1,5 +1,4 @@
-"""GDPO, group direct preference optimization (GDPO-SR, Sec. 3.3), with Diffusion-DPO and a GRPO-style objective for
-comparison.
+"""GDPO, group direct preference optimization (GDPO-SR, Sec. 3.3), with Diffusion-DPO and a GRPO-style objective for comparison.
 
 For each LR picture a group of samples is drawn online with different noise and scored. The policy learns to prefer
 samples with a high reward over those with a low one, relative to the frozen NAOSD model. Only a LoRA of the UNet is
@@ -42,14 +41,12 @@ SAMPLERS = ("reference", "policy")
 
 @dataclass(frozen=True)
 class GdpoSettings(RunSettings):
-    """Settings of the objective, as in the paper, in addition to `RunSettings`. The presets set learning rate, batch
-    and crop."""
+    """Settings of the objective, as in the paper, in addition to `RunSettings`. The presets set learning rate, batch and crop."""
 
     objective: str = "gdpo"
     """gdpo: all samples of the group; dpo: the best against the worst (Diffusion-DPO); grpo: clipped policy gradient."""
     condition: str = "candidate"
-    """The UNet's input in the loss: "candidate" for the candidate's latent with noise, "lr" for the LR latent with
-    noise."""
+    """The UNet's input in the loss: "candidate" for the candidate's latent with noise, "lr" for the LR latent with noise."""
     group: int = 6
     """Samples of each LR picture, at least 2."""
     sampler: str = "reference"

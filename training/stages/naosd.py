@@ -1,8 +1,7 @@
-"""NAOSD, noise-aware one-step diffusion (GDPO-SR, Sec. 3.2): the LR latent is noised at t_n and denoised in one step
-as if at t_d.
+"""NAOSD, noise-aware one-step diffusion (GDPO-SR, Sec. 3.2): the LR latent is noised at t_n and denoised in one step as if at t_d.
 
 Loss: L1 + 2 LPIPS + VSD. Variational score distillation is OSEDiff's (Wu et al. 2024): the frozen base scores the
-    generator's latents against its own LoRA copy, which learns the generator's distribution."""
+generator's latents against its own LoRA copy, which learns the generator's distribution."""
 
 from __future__ import annotations
 
@@ -29,11 +28,10 @@ ADAPT = ("lora", "full")
 
 @dataclass(frozen=True)
 class NaosdSettings(RunSettings):
-    """Settings of NAOSD in addition to `RunSettings`. A loss with weight 0 is off; with vsd = 0 no score network is
-    made."""
+    """Settings of NAOSD in addition to `RunSettings`. A loss with weight 0 is off; with vsd = 0 no score network is made."""
 
     adapt: str = "lora"
-    """"lora": LoRA on UNet and VAE encoder, and all of conv_in; "full": all weights of both, for a small base."""
+    """What is trained. "lora": LoRA on UNet and VAE encoder, and all of conv_in; "full": all weights of both, for a small base."""
     rank: int = 4
     """Rank of the LoRA."""
     noise_timestep: int = 250
@@ -41,8 +39,7 @@ class NaosdSettings(RunSettings):
     denoise_timestep: int = 100
     """t_d, which the UNet is given; equal to t_n for the paper's comparison."""
     noise_channels: int = 0
-    """Channels of the noise, a divisor of the latent's, over which they are repeated; 0 for as many as the latent
-    has."""
+    """Channels of the noise, a divisor of the latent's, over which they are repeated; 0 for as many as the latent has."""
     l1: float = 1.0
     """Weight of the L1 distance of images in [-1, 1]."""
     perceptual: float = 2.0
@@ -151,8 +148,9 @@ class Naosd(Stage):
         return losses | {"loss": total}, {"clean": clean.detach()}
 
     def _vsd(self, clean: Tensor, condition: Tensor | None, batch: Batch) -> Tensor:
-        """The loss of variational score distillation, which moves the latent z along (z_real - z_fake) / mean |z -
-        z_real| (Yin et al. 2024).
+        """The loss of variational score distillation, which moves the latent z.
+
+        The direction is (z_real - z_fake) / mean |z - z_real| (Yin et al. 2024).
 
         As in OSEDiff's published code it is the mean squared distance to z moved by that vector. The gradient is
         therefore twice the vector over the number of elements."""
@@ -194,8 +192,7 @@ class Naosd(Stage):
         return sample_for_validation(self.model, lr, k, self.settings.prompt)
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
-        """LoRA: save the adapters in peft's format, with a reference to the base. Full: save the whole model in
-        diffusers layout."""
+        """LoRA: save the adapters in peft's format, with a reference to the base. Full: save the whole model in diffusers layout."""
         if self.settings.adapt == "full":
             save_merged(self.model, folder, provenance)
             return

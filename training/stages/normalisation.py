@@ -1,5 +1,4 @@
-"""Puts a group's scores on one scale, independent of the metric's unit. Pure functions of (..., G), G samples per
-group."""
+"""Puts a group's scores on one scale, independent of the metric's unit. Pure functions of (..., G), G samples per group."""
 
 from __future__ import annotations
 

@@ -25,8 +25,7 @@ def group_advantage(rewards: Tensor) -> Tensor:
 
 
 def best_worst_advantage(rewards: Tensor) -> Tensor:
-    """Diffusion-DPO on a group: (B, G) -> (B, G) float32, +1 for the best of each row, -1 for its worst, 0 for the
-    others.
+    """Diffusion-DPO on a group: (B, G) -> (B, G) float32, +1 for the best of each row, -1 for its worst, 0 for the others.
 
     Among equal rewards the first counts. A row of equal rewards gets zeros."""
     values = _checked_rewards(rewards)
@@ -78,8 +77,7 @@ def preference_loss(
 
 
 def preference_accuracy(policy_error: Tensor, reference_error: Tensor, advantage: Tensor) -> Tensor:
-    """Implicit accuracy: the share of rows in which the policy has moved the preferred way, that is sum_i A_i (e_i -
-    e_ref_i) < 0.
+    """Implicit accuracy: the share of rows in which the policy has moved the preferred way, that is sum_i A_i (e_i - e_ref_i) < 0.
 
     (B, G) each -> scalar in [0, 1]. Rows without movement or advantage count as not moved."""
     return (_movement(policy_error, reference_error, advantage) < 0).float().mean()
@@ -99,8 +97,7 @@ def diffusion_dpo_loss(
 
 
 def gaussian_log_ratio(candidate: Tensor, old_mean: Tensor, new_mean: Tensor, sigma: float) -> Tensor:
-    """log N(x; new, sigma^2) - log N(x; old, sigma^2), averaged over C, h and w as in DanceGRPO: (B, G, C, h, w) ->
-    (B, G) float32.
+    """log N(x; new, sigma^2) - log N(x; old, sigma^2), averaged over C, h and w as in DanceGRPO: (B, G, C, h, w) -> (B, G) float32.
 
     candidate: x.
     old_mean, new_mean: may have 1 instead of G.
@@ -114,8 +111,7 @@ def gaussian_log_ratio(candidate: Tensor, old_mean: Tensor, new_mean: Tensor, si
 
 
 def gaussian_kl(new_mean: Tensor, reference_mean: Tensor, sigma: float) -> Tensor:
-    """KL divergence of two Gaussian policies with the same sigma, averaged over C, h and w: (B, G, C, h, w) -> (B, G)
-    float32."""
+    """KL divergence of two Gaussian policies with the same sigma, averaged over C, h and w: (B, G, C, h, w) -> (B, G) float32."""
     _check_sigma(sigma)
     return (new_mean.float() - reference_mean.float()).square().mean((2, 3, 4)) / (2 * sigma**2)
 
@@ -123,8 +119,7 @@ def gaussian_kl(new_mean: Tensor, reference_mean: Tensor, sigma: float) -> Tenso
 def grpo_loss(
     log_ratio: Tensor, advantage: Tensor, clip: float = 0.2, kl: Tensor | None = None, kl_weight: float = 0.0
 ) -> Tensor:
-    """Clipped surrogate of group relative policy optimization (DanceGRPO, Xue et al. 2025): (B, G) each -> scalar,
-    mean over both.
+    """Clipped surrogate of group relative policy optimization (DanceGRPO, Xue et al. 2025): (B, G) each -> scalar, mean over both.
 
     -min(r A, clamp(r, 1 - clip, 1 + clip) A) + kl_weight * kl, with r = exp(log_ratio).
 

@@ -1,5 +1,4 @@
-"""The pocket base from scratch: a small VAE on photos, then a latent diffusion UNet on its latents (Rombach et al.
-2022)."""
+"""The pocket base from scratch: a small VAE on photos, then a latent diffusion UNet on its latents (Rombach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ from training.randomness import integers, normal
 
 @dataclass(frozen=True)
 class PretrainSettings(RunSettings):
-    """Settings of pretraining in addition to `RunSettings`. The first part of the budget trains the VAE, the rest the
-    UNet."""
+    """Settings of pretraining in addition to `RunSettings`. The first part of the budget trains the VAE, the rest the UNet."""
 
     shape: PocketShape = field(default_factory=PocketShape)
     """Shapes of VAE and UNet."""
@@ -106,8 +104,7 @@ class Pretrain(Stage):
         return (self.vae.decode(latent).sample.float() + 1) / 2
 
     def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
-        """k = 0: the VAE's reconstruction of hr. k = 1: hr noised at 250 and denoised in one step, to look at the
-        UNet."""
+        """k = 0: the VAE's reconstruction of hr. k = 1: hr noised at 250 and denoised in one step, to look at the UNet."""
         latent = self._latent(hr).float()
         if k == 0:
             return self._image(latent)

@@ -37,8 +37,7 @@ def group_rewards(
     chunk: int = 8,
     min_spread: Mapping[str, float] | None = None,
 ) -> RewardReport:
-    """R = rho_s * mean of the full-reference + rho_d * mean of the no-reference metrics, each normalised within its
-    group.
+    """R = rho_s * mean of the full-reference + rho_d * mean of the no-reference metrics, each normalised within its group.
 
     sr: (B, G, 3, H, W) RGB, G samples of each picture.
     hr: (B, 3, H, W) in [0, 1].

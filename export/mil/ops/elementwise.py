@@ -1,6 +1,6 @@
 """MIL operations on each element: arithmetic, comparison, functions of one value, activations.
 
-Whole-number arithmetic keeps whole numbers; everything else runs in float32.
+Integer arithmetic keeps integers; everything else runs in float32.
 """
 
 from __future__ import annotations

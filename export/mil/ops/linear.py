@@ -63,8 +63,7 @@ def _conv(call: Call) -> Tensor:
 
 
 def _conv_transpose(call: Call) -> Tensor:
-    """Compute the full result and cut it: `custom` gives the cut, `same` keeps size * stride, `output_shape` gives
-    the size to keep."""
+    """Compute the full result and cut it: `custom` gives the cut, `same` keeps size * stride, `output_shape` gives the size to keep."""
     x, weight = call.tensor("x"), call.tensor("weight")
     spatial = x.dim() - 2
     strides, dilations = call.ints("strides", [1] * spatial), call.ints("dilations", [1] * spatial)

@@ -83,8 +83,7 @@ def _arg(function: Callable[..., Tensor]) -> Compute:
 
 
 def _topk(call: Call) -> tuple[Tensor, ...]:
-    """The k largest values (`ascending`: smallest) and their indices. Among equal values the first comes first. k =
-    -1: all."""
+    """The k largest values (`ascending`: smallest) and their indices. Among equal values the first comes first. k = -1: all."""
     x, axis = call.tensor("x"), call.integer("axis", -1)
     ascending, k = call.flag("ascending"), call.integer("k", 1)
     values, places = torch.sort(x, dim=axis, descending=not ascending, stable=True)

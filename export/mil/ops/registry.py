@@ -33,6 +33,6 @@ def find(op: Operation) -> Compute:
     if op.type not in OPS:
         raise EvaluationError(
             f"operation {op.type} {op.name!r}: expected one of the {len(OPS)} that are known, got another; "
-            "replace it in the model, or add it as export/mil/ops/registry.py tells"
+            "replace it in the model, or add it as described in export/mil/ops/registry.py"
         )
     return OPS[op.type]

@@ -17,8 +17,7 @@ PAD_MODES: Final = ("constant", "reflect", "replicate")
 
 
 def _reshape(call: Call) -> Tensor:
-    """-1 is the remaining size. 0 is the size of x at that place counted from the end, or 1 if x has no such
-    dimension.
+    """-1 is the remaining size. 0 is the size of x at that place counted from the end, or 1 if x has no such dimension.
 
     This is iOS 17's meaning of 0. Earlier, 0 needs equal ranks, for which both meanings agree."""
     x, shape = call.tensor("x"), call.ints("shape")
@@ -111,8 +110,7 @@ def _pad(call: Call) -> Tensor:
 
 
 def _indices(call: Call, size: int) -> Tensor:
-    """The argument `indices`, with negative ones counted from the end. Raises EvaluationError if one is outside the
-    axis."""
+    """The argument `indices`, with negative ones counted from the end. Raises EvaluationError if one is outside the axis."""
     indices = call.tensor("indices").long()
     if indices.numel() and not (-size <= int(indices.min()) and int(indices.max()) < size):
         raise EvaluationError(
@@ -152,8 +150,7 @@ def _gather_nd(call: Call) -> Tensor:
 
 
 def _space_to_depth(call: Call) -> Tensor:
-    """(n, c, h, w) -> (n, block^2 c, h/block, w/block). Channel order (row, column, c): the place in the block varies
-    slowest."""
+    """(n, c, h, w) -> (n, block^2 c, h/block, w/block). Channel order (row, column, c): the place in the block varies slowest."""
     x, b = call.tensor("x"), call.integer("block_size")
     n, c, h, w = x.shape
     cells = x.reshape(n, c, h // b, b, w // b, b)

@@ -131,8 +131,7 @@ def _share_quantizer(graph: onnx.GraphProto, name: str) -> None:
 def _open_chain(graph: onnx.GraphProto, node: NodeProto) -> list[str]:
     """A convolution's output and its moved forms, if no quantizer reads the result; else empty.
 
-    A ReLU before a quantizer is fused with it by ONNX Runtime. If a ReLU is the only reader, the chain starts at the
-    ReLU's output."""
+    A ReLU before a quantizer is fused with it by ONNX Runtime. If a ReLU is the only reader, the chain starts at the ReLU's output."""
     outputs = {value.name for value in graph.output}
     name = node.output[0]
     takers = [other for other in graph.node if name in other.input]

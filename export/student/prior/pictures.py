@@ -1,7 +1,6 @@
 """A cache of a teacher's pictures on disk: made once, used for training many times.
 
-realesrgan-x4plus needs ten seconds of a CPU core for an LR picture of 128x128 pixels, a thousand times the student's
-own time."""
+realesrgan-x4plus needs ten seconds of a CPU core for an LR picture of 128x128 pixels, a thousand times the student's own time."""
 
 from __future__ import annotations
 
@@ -55,8 +54,7 @@ class PictureParams:
 
 
 class PictureCache:
-    """A folder with one file per item: lr (3, s/4, s/4), target and hr (3, s, s), all uint8. target is the teacher's
-    picture of lr."""
+    """A folder with one file per item: lr (3, s/4, s/4), target and hr (3, s, s), all uint8. target is the teacher's picture of lr."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -103,8 +101,7 @@ class PictureCache:
 
 
 class CachedPairs:
-    """Endless training pairs cut from one or more caches, rotated and mirrored. Item k is a pure function of (seed,
-    k).
+    """Endless training pairs cut from one or more caches, rotated and mirrored. Item k is a pure function of (seed, k).
 
     caches: folders of pictures.
     crop: side in HR pixels, at most that of the smallest picture.

@@ -1,8 +1,7 @@
 """The degradations of `training.data.everyday` in batches on a device, with the same distributions as on the CPU.
 
 Parameters are drawn on the CPU, picture by picture (`training.data.device.plan`). Pixels are computed together on the
-device. Both are functions of (seed, item), so they do not depend on how batches are cut or whether the run was
-resumed.
+device. Both are functions of (seed, item), so they do not depend on how batches are cut or whether the run was resumed.
 
 Differences from the CPU: the random numbers, which also depend on the type of device; JPEG in float32 instead of
 libjpeg's integers (`training.data.device.jpeg`); and Pillow's filters in float32 instead of fixed point, which differ
@@ -218,8 +217,7 @@ def _stage_noise(
 
 
 def _photons(stack: Stack, gray: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """The intensities for Poisson noise, (n, 3, h, w) rounded to levels, and the photon count at full brightness,
-    (n,).
+    """The intensities for Poisson noise, (n, 3, h, w) rounded to levels, and the photon count at full brightness, (n,).
 
     gray: pictures whose luma is used for all channels. The photon count is the smallest power of two not below the
         picture's number of levels."""

@@ -1,5 +1,4 @@
-"""JPEG in batches on a device, with a quality per picture. It computes what `training.data.degradation.jpeg` does
-through libjpeg.
+"""JPEG in batches on a device, with a quality per picture. It computes what `training.data.degradation.jpeg` does through libjpeg.
 
 Full-range YCbCr, chroma at half the resolution (4:2:0), 8x8 cosine transforms, the standard's tables scaled by
 quality, and libjpeg's smooth ("fancy") upsampling of chroma. Entropy coding is lossless and therefore left out.
@@ -81,8 +80,7 @@ def jpeg(images: Tensor, qualities: Tensor) -> Tensor:
 
 
 def tables(base: tuple[tuple[int, ...], ...], qualities: Tensor) -> Tensor:
-    """Quantization steps (n, 8, 8), 1 to 255, for qualities (n,), scaled as in libjpeg. base: a table of the
-    standard."""
+    """Quantization steps (n, 8, 8), 1 to 255, for qualities (n,), scaled as in libjpeg. base: a table of the standard."""
     percent = torch.where(qualities < 50, 5000 // qualities.clamp_min(1), 200 - 2 * qualities)
     table = torch.tensor(base, device=qualities.device)
     return ((table * percent[:, None, None] + 50) // 100).clamp(1, 255).float()

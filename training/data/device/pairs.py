@@ -1,9 +1,8 @@
-"""Data for a GPU: CPU processes only cut or draw HR pictures, which is cheap, and the device does the rest in
-batches.
+"""Data for a GPU: CPU processes only cut or draw HR pictures, which is cheap, and the device does the rest in batches.
 
-    pairs = hr_pairs(photos, CropParams(160), Variety(0.1, 0.1), seed=0)   # for the trainer, instead of a
-    `PairDataset`
-    prepare = DevicePreparation(seed=0, prior=Prior.load("x4plus"))        # for `Stage.prepare`"""
+pairs = hr_pairs(photos, CropParams(160), Variety(0.1, 0.1), seed=0)   # for the trainer, instead of a
+`PairDataset`
+prepare = DevicePreparation(seed=0, prior=Prior.load("x4plus"))        # for `Stage.prepare`"""
 
 from __future__ import annotations
 

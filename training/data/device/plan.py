@@ -42,8 +42,7 @@ class Compression:
     quality: int
     """JPEG quality."""
     earlier: tuple[int, int, int] | None
-    """Rows and columns by which the picture is rolled for an earlier compression, and that quality; None for a single
-    compression."""
+    """Rows and columns by which the picture is rolled for an earlier compression, and that quality; None for a single compression."""
 
 
 @dataclass(frozen=True)
