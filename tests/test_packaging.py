@@ -77,9 +77,9 @@ def test_wheel_holds_what_is_needed(root: Path, tmp_path: Path) -> None:
     assert tops == {"runtime", "training", "calibration", "export", "gdposr"}
     assert "runtime/bundles/pocket.gdposr/manifest.json" in names
     assert "training/metrics/niqe_pristine.npz" in names
-    templates = [path.relative_to(root) for path in (root / "calibration/report/templates").iterdir()]
-    assert {path.as_posix() for path in templates if path.is_file()} <= names
-    assert len(templates) > 2
+    templates = {path.relative_to(root).as_posix() for path in root.glob("calibration/*/templates/*")}
+    assert templates <= names
+    assert {"calibration/report/templates/style.css", "calibration/blind/templates/vote.js"} <= templates
     assert "gdposr/commands/upscale.py" in names
     assert "gdposr = gdposr.cli:main" in entry
     plain = [
