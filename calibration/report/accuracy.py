@@ -31,14 +31,11 @@ LEAST = {"psnr": 0.02, "sqf": 0.001}
 
 
 def write_report(
-    path: str | os.PathLike[str],
-    report: AccuracyReport,
-    crops: CropCollector | None = None,
-    title: str = "Accuracy",
+    path: str | os.PathLike[str], report: AccuracyReport, crops: CropCollector | None = None
 ) -> None:
     """Write the page; it appears complete or not at all."""
     with atomic_file(Path(path)) as stream:
-        stream.write(render(report, crops, title).encode(errors="replace"))
+        stream.write(render(report, crops).encode(errors="replace"))
 
 
 def render(report: AccuracyReport, crops: CropCollector | None = None, title: str = "Accuracy") -> str:
@@ -126,12 +123,8 @@ def _scatters(report: AccuracyReport) -> list[Figure]:
     reference = models.pop(REFERENCE, None)
     if reference is None:
         return []
-    return [
-        figure
-        for row in models.values()
-        for metric in (PSNR, SQF)
-        for figure in _scatter(row, reference, metric)
-    ]
+    drawn = (_scatter(row, reference, metric) for row in models.values() for metric in (PSNR, SQF))
+    return [figure for both in drawn for figure in both]
 
 
 def _scatter(row: Row, reference: Row, metric: Metric) -> list[Figure]:
@@ -145,8 +138,8 @@ def _scatter(row: Row, reference: Row, metric: Metric) -> list[Figure]:
     finite = [pair for pair in pairs if math.isfinite(pair[1]) and math.isfinite(pair[2])]
     if not finite:
         return []
-    better = sum(b != a and (b > a) is metric.higher for _, a, b in finite)
-    worse = sum(b != a and (b > a) is not metric.higher for _, a, b in finite)
+    rises, falls = (sum(sign * (b - a) > 0 for _, a, b in finite) for sign in (1, -1))
+    better, worse = (rises, falls) if metric.higher else (falls, rises)
     left = f", {len(pairs) - len(finite)} equal to HR left out" if len(finite) < len(pairs) else ""
     change = row.differences.get(metric.key)
     band = (change.mean, change.low, change.high) if change and math.isfinite(change.mean) else None

@@ -28,12 +28,8 @@ Format = Callable[[float], str]
 # Font size of every label.
 TEXT = 12
 # What matplotlib is told -> the page's variable that replaces it. Any colours do that differ from each other.
-COLOURS = {
-    name: f"#0{index:x}1e5{index:x}"
-    for index, name in enumerate(
-        ("ink", "muted", "grid", "card", "gray", "blue", "orange", "green", "pink", "yellow")
-    )
-}
+_VARIABLES = ("ink", "muted", "grid", "card", "gray", "blue", "orange", "green", "pink", "yellow")
+COLOURS = {name: f"#0{index:x}1e5{index:x}" for index, name in enumerate(_VARIABLES)}
 
 
 class Canvas:

@@ -20,17 +20,6 @@ def text_box(x: float, y: float, text: str, size: float, anchor: str = "start") 
     return left, y - 0.8 * size, left + width, y + 0.25 * size
 
 
-def best_box(candidates: Sequence[Box], taken: Sequence[Box], area: Box) -> int:
-    """Index of the first candidate inside the area that covers no taken box, else of the one that covers least."""
-
-    def cost(box: Box) -> float:
-        whole = (box[2] - box[0]) * (box[3] - box[1])
-        return 4 * (whole - overlap(box, area)) + sum(overlap(box, other) for other in taken)
-
-    costs = [round(cost(box), 3) for box in candidates]
-    return costs.index(min(costs))
-
-
 def spots_around(x: float, y: float) -> list[Spot]:
     """Possible places for the label of a point, the nearest first."""
     near = [(x + 10, y + 4, "start"), (x - 10, y + 4, "end"), (x, y - 11, "middle"), (x, y + 19, "middle")]
@@ -55,10 +44,16 @@ def spots_along(left: float, right: float, y: float) -> list[Spot]:
 
 def place(text: str, size: float, spots: Sequence[Spot], taken: list[Box], area: Box) -> Spot:
     """The first spot at which the text is inside the area and covers no taken box, else the one that covers least. It becomes taken."""
+
+    def cost(box: Box) -> float:
+        whole = (box[2] - box[0]) * (box[3] - box[1])
+        covered = 4 * (whole - overlap(box, area)) + sum(overlap(box, other) for other in taken)
+        return round(covered, 3)
+
     boxes = [text_box(x, y, text, size, anchor) for x, y, anchor in spots]
-    index = best_box(boxes, taken, area)
-    taken.append(boxes[index])
-    return spots[index]
+    best = min(boxes, key=cost)
+    taken.append(best)
+    return spots[boxes.index(best)]
 
 
 def overlap(first: Box, second: Box) -> float:

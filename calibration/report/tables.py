@@ -105,20 +105,16 @@ class Limit:
 
 def limits(report: AccuracyReport) -> list[Limit]:
     """Every gate with what was measured, then the limits of budgets that were not checked."""
-    checked = {(gate.row, gate.gate) for gate in report.gates}
-    measured = [
-        (gate.row, gate.gate, gate.limit, "not measured" if gate.value is None else number(gate.value, 4), gate.ok)
-        for gate in report.gates
-    ]  # fmt: skip
-    others = [
-        (row, gate, limit, "-", None)
-        for row, budget in report.budgets.items()
-        for gate, limit in budget.items()
-        if (row, gate) not in checked
-    ]
+    found: dict[tuple[str, str], tuple[float, str, bool | None]] = {}
+    for gate in report.gates:
+        value = "not measured" if gate.value is None else number(gate.value, 4)
+        found[gate.row, gate.gate] = gate.limit, value, gate.ok
+    for row, budget in report.budgets.items():
+        for name, limit in budget.items():
+            found.setdefault((row, name), (limit, "-", None))
     return [
-        Limit(row, gate_name(gate), f"{'at least' if gate.startswith('min_') else 'at most'} {limit:g}", value, ok)
-        for row, gate, limit, value, ok in (*measured, *others)
+        Limit(row, gate_name(name), f"{'at least' if name.startswith('min_') else 'at most'} {limit:g}", value, ok)
+        for (row, name), (limit, value, ok) in found.items()
     ]  # fmt: skip
 
 

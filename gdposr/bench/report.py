@@ -100,6 +100,10 @@ def page(result: Mapping[str, Any]) -> str:
     from calibration.report.plots import time_plot
 
     machine, sizes = result["machine"], whole_pictures(result)
+    graphs = [
+        [name, *(_shown(row[key]) for key in COLUMNS.values())] for name, row in result["precisions"].items()
+    ]
+    ratios = [[name, f"{value:.3f}"] for name, value in all_ratios(result).items()]
     return report_page.page(
         "speed.html.j2",
         title=f"Speed: {result['bundle']['name']}",
@@ -115,22 +119,13 @@ def page(result: Mapping[str, Any]) -> str:
             for block in sizes
         ],
         sides=_sides(sizes[0]),
-        graphs=[
-            ["model", *COLUMNS],
-            *(
-                [name, *(_shown(row[key]) for key in COLUMNS.values())]
-                for name, row in result["precisions"].items()
-            ),
-        ],
-        ratios=[
-            ["ratio", "median over the rounds"],
-            *([name, f"{value:.3f}"] for name, value in all_ratios(result).items()),
-        ],
+        graphs=[["model", *COLUMNS], *graphs],
+        ratios=[["ratio", "median over the rounds"], *ratios],
     )
 
 
 def _fp32_pairs(label: str) -> tuple[str, ...]:
-    """How a ratio to fp32 on the same device may be named: devices stand in labels where there are several."""
+    """Possible names of a ratio to fp32 on the same device: labels name the device if there are several."""
     device, _, _ = label.rpartition(" ")
     return f"{label} / fp32", f"{label} / {device} fp32"
 
