@@ -64,7 +64,7 @@ class CoreSettings(RunSettings):
     cards: float = 0.2
     """Share of drawn pairs, 0 to 1: letters and patterns as fine as an LR picture can hold. Teachers get these wrong."""
     pixel: float = 1.0
-    """Weight of the L1 distance to the target."""
+    """Weight of the L1 distances to the target, of pixels and of means over 8x8 pixels."""
     gradient: float = 1.0
     """Weight of the L1 distance between image gradients."""
     chroma: float = 2.0
@@ -75,8 +75,8 @@ class CoreSettings(RunSettings):
     feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
     """Weights of the layers conv1, fire3, fire5, fire7 and fire9 in that distance."""
     adversary: float = 0.5
-    """Norm of the adversarial loss's gradient at the pixels, relative to that of pixel and gradient losses together.
-    0 turns the adversary off; a larger value gives crisper pictures with more artefacts."""
+    """Norm of the adversarial loss's gradient at the pixels, relative to that of pixel, gradient and chroma losses
+    together. 0 turns the adversary off; a larger value gives crisper pictures with more artefacts."""
     adversary_from: float = 0.2
     """Progress of the run, 0 to 1, at which the adversary joins."""
     discriminator_width: int = 32
@@ -124,7 +124,7 @@ def with_noise(student: Student, channels: int, seed: int = 0) -> Student:
     """The same core with another number of noise channels and a gate on the noise.
 
     channels: noise channels per cell. Their weights start at zero, so the noise has no effect yet.
-    seed: of the gate's initial weights, which differ between channels and places."""
+    seed: of the gate's initial weights. The gate's values then differ between channels and places."""
     fresh = Student(replace(student.config, noise_channels=channels, noise_gate=True))
     core = {name: value for name, value in student.state_dict().items() if ".gate." not in name}
     state = fresh.state_dict() | core

@@ -76,8 +76,8 @@ class StudentGdpoSettings(RunSettings):
     """NAME:VALUE per metric, such as psnr:0.02,critic:0.05: the range within a group, in the metric's unit, from
     which the metric counts in full. Smaller ranges count less."""
     weight: float = 1.0
-    """Factor on the movement, without unit. At 1, moving by one standard deviation of the group changes the
-    log-likelihood by a few nats. A larger value saturates the loss sooner."""
+    """Factor on the movement, without unit. At 1, a move by one standard deviation of the group changes the argument
+    of the sigmoid by a few nats. A larger value saturates the loss sooner."""
     anchor: float = 0.3
     """Weight of the squared distance to the reference. A larger value keeps the policy closer to it."""
     structure: float = 0.5
