@@ -1,7 +1,7 @@
 """Runs a gdposr bundle: seeded noise, tiles, colour, pictures in and out. Needs numpy, Pillow and ONNX Runtime only.
 
 Imports inside this folder are relative, so that it can be copied into another program as it is. The names below are imported
-when they are first used, so that `import runtime` costs nothing.
+at first use, so that `import runtime` takes no time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks of values that come from outside: a manifest's entries and a caller's numbers."""
+"""Checks of values from outside: the entries of a manifest, and numbers that a caller passes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from .errors import BundleError, SettingError
 
-MAX_DEPTH: Final = 32  # nested objects and lists of a manifest; code that follows them calls itself
-MAX_KEY: Final = 256  # characters
-# What a terminal obeys instead of showing it: control characters, lone surrogates, changes of the writing direction.
+# Levels of objects and lists in a manifest. Limited because code that walks them is recursive.
+MAX_DEPTH: Final = 32
+# Characters of a key.
+MAX_KEY: Final = 256
+# Characters that a terminal obeys instead of showing: control characters, lone surrogates, changes of the writing direction.
 _OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -25,7 +27,7 @@ class Plain:
 
 
 def setting(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """A caller's whole number from low to high (None: no bound) as int; SettingError for anything else."""
+    """A caller's whole number as int. SettingError unless it lies between low and high. None: no upper bound."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -46,15 +48,15 @@ def fail(where: str, expected: str, came: object) -> BundleError:
 
 
 def shortened(value: object) -> str:
-    """A value from outside in at most 80 characters that a terminal only shows: repr escapes all others."""
+    """A value from outside for a message: at most 80 characters, with control characters escaped by repr."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def check_json(value: object) -> None:
-    """A parsed manifest must be safe to print, to write as JSON again and to follow down; ValueError tells what is not.
+    """ValueError unless a parsed manifest is safe to print, to write as JSON again and to walk recursively.
 
-    Texts may hold tabs and line breaks, keys neither. Numbers are finite and fit 64 bits.
+    Texts may hold tabs and line breaks, keys may not. Numbers must be finite and fit 64 bits.
     """
     waiting: list[tuple[object, int]] = [(value, 1)]
     while waiting:
@@ -76,7 +78,7 @@ def check_json(value: object) -> None:
 
 
 def check_whole(where: str, value: object, low: int, high: int | None = None) -> None:
-    """value must be an integer within its bounds; true and false are none."""
+    """value must be an integer within its bounds. true and false do not count as integers."""
     if (
         isinstance(value, int)
         and not isinstance(value, bool)
@@ -110,7 +112,7 @@ def check_mapping(where: str, value: object) -> dict[str, Any]:
 
 
 def arguments(cls: type, where: str, data: object) -> dict[str, Any]:
-    """A JSON object as arguments of the dataclass cls: no unknown key, none missing unless it has a default."""
+    """A JSON object as arguments of the dataclass cls. BundleError for an unknown key, or a missing one that has no default."""
     values = check_mapping(where, data)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))

@@ -1,4 +1,4 @@
-"""Exceptions a caller may catch. Each message says what was expected, what came, and the remedy."""
+"""Exceptions that a caller may catch. Each message says what was expected, what came, and what to do."""
 
 
 class GdposrError(Exception):
@@ -6,7 +6,7 @@ class GdposrError(Exception):
 
 
 class BundleError(GdposrError):
-    """A model bundle is missing, malformed, altered, or lacks what was asked of it."""
+    """A model bundle is missing, malformed or altered, or does not hold what was asked for."""
 
 
 class ImageError(GdposrError):
@@ -18,7 +18,7 @@ class DeviceError(GdposrError):
 
 
 class OutOfMemory(DeviceError):
-    """A device has too little memory for what one call was given."""
+    """A device has too little memory for one call."""
 
 
 class SettingError(GdposrError, ValueError):

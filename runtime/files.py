@@ -25,9 +25,9 @@ def find_photos(
 ) -> list[Path]:
     """Files, folders and glob patterns -> sorted list of files without duplicates.
 
-    A folder gives its files with a known suffix, hidden ones left out; `exclude` names folders to leave out
-    (the output folder). A file named outright is kept whatever its suffix, and a name that matches nothing is
-    kept too, so that reading it reports it.
+    inputs: a folder gives its files with a known suffix, except hidden ones. A file is kept whatever its suffix. So is a name that
+        matches nothing, so that reading it reports the mistake.
+    exclude: folders to leave out, such as the output folder.
     """
     excluded = [Path(folder).resolve() for folder in exclude]
     found: dict[Path, Path] = {}
@@ -64,7 +64,7 @@ def _photos_in(folder: Path, recursive: bool, excluded: list[Path]) -> Iterator[
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A stream into a temporary file of the same folder: moved onto `path` at the end, removed on failure."""
+    """A stream into a temporary file of the same folder, which is moved to `path` at the end and removed on failure."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as stream:

@@ -1,11 +1,12 @@
 """The noise field: a pure function of (seed, sample, y, x, channel), equal bit for bit on every machine.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) gives 32 random bits for
-each cell and channel; the inverse normal distribution function (P. J. Acklam's rational approximation,
-relative error below 1.2e-9) turns them into a normal deviate. Everything after the integers uses only + - * /
-and sqrt of float64, which IEEE 754 rounds correctly, and frexp, which is exact; the logarithm is computed
-here because libraries differ in its last bit. `docs/noise.md` holds pseudo-code and a test vector for other
-languages. This is noise version 1 of the bundle manifest: its values never change.
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) gives 32 random bits for each cell and channel.
+The inverse normal distribution function (P. J. Acklam's rational approximation, relative error below 1.2e-9) turns them into a normal
+deviate. After the integers only + - * / and sqrt of float64 are used, which IEEE 754 rounds correctly, and frexp, which is exact. The
+logarithm is computed here, because libraries differ in its last bit.
+
+`docs/noise.md` has pseudo-code and a test vector for other languages. This is noise version 1 of the bundle manifest. Its values
+never change.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from .checks import setting
 
 NOISE_VERSION: Final = 1
 ROUNDS: Final = 10
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # multipliers
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85  # key increments: golden ratio, sqrt(3) - 1
+# Multipliers of Philox.
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+# Increments of its key: golden ratio, sqrt(3) - 1.
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
-_BAND_CELLS: Final = (
-    1 << 12
-)  # cells of four channels computed at a time, so that temporaries stay in the processor's cache
+# Cells of four channels computed at a time, so that temporaries stay in the processor's cache.
+_BAND_CELLS: Final = 1 << 12
 
-# Acklam's coefficients, highest power first
+# Acklam's coefficients, highest power first.
 _A = (-3.969683028665376e01, 2.209460984245205e02, -2.759285104469687e02,
       1.383577518672690e02, -3.066479806614716e01, 2.506628277459239e00)  # fmt: skip
 _B = (-5.447609879822406e01, 1.615858368580409e02, -1.556989798598866e02,
@@ -36,10 +38,12 @@ _C = (-7.784894002430293e-03, -3.223964580411365e-01, -2.400758277161838e00,
       -2.549732539343734e00, 4.374664141464968e00, 2.938163982698783e00)  # fmt: skip
 _D = (7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e00,
       3.754408661907416e00, 1.0)  # fmt: skip
-_TAIL = 0.02425  # below this probability, and above 1 - it, the tail formula holds
+# Below this probability, and above 1 minus it, the tail formula holds.
+_TAIL = 0.02425
 _LN2 = 0.6931471805599453
 _SQRT_HALF = 0.7071067811865476
-_LOG_SERIES = tuple(1.0 / k for k in range(21, 0, -2))  # 1/21, 1/19, ... 1/3, 1: atanh(s)/s in powers of s^2
+# 1/21, 1/19, ... 1/3, 1: atanh(s) / s in powers of s^2.
+_LOG_SERIES = tuple(1.0 / k for k in range(21, 0, -2))
 
 
 def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -53,10 +57,14 @@ def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[
 def noise_field(
     seed: int, sample: int, height: int, width: int, *, channels: int = 4, y0: int = 0, x0: int = 0
 ) -> NDArray[np.float32]:
-    """Standard normal deviates of the window (y0, x0, height, width), in noise cells of the whole image.
+    """Standard normal deviates of a window of the field: (channels, height, width) float32.
 
-    seed in [0, 2**64), sample in [0, 2**32); y0 + height and x0 + width at most 2**32. Returns (channels,
-    height, width) float32. A window equals the same slice of the full field.
+    seed: in [0, 2**64).
+    sample: in [0, 2**32).
+    height, width: of the window, in noise cells.
+    y0, x0: where the window begins in the whole picture, in noise cells. y0 + height and x0 + width are at most 2**32.
+
+    A window equals the same slice of the full field.
     """
     seed, sample = setting("seed", seed, 0, 2**64 - 1), setting("sample", sample, 0, 2**32 - 1)
     height, width = setting("height", height, 0, 2**32), setting("width", width, 0, 2**32)
@@ -72,7 +80,7 @@ def noise_field(
         y = np.arange(y0 + top, y0 + bottom, dtype=np.uint64)[:, None]
         for group in range(0, channels, 4):
             words = _rounds(x, y, np.uint64(group // 4), np.uint64(sample), key0, key1)
-            several = np.stack(words[: channels - group])  # one call for all: the calls themselves take time
+            several = np.stack(words[: channels - group])  # one call for all, because each call takes time
             field[group : group + len(several), top:bottom] = normal_from_word(several)
     return field
 
@@ -102,7 +110,7 @@ def log(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Horner's rule, one multiplication and one addition a step, each rounded (never fused)."""
+    """Horner's rule: one multiplication and one addition a step, each rounded, never fused."""
     value = coefficients[0] * x
     value += coefficients[1]
     for coefficient in coefficients[2:]:

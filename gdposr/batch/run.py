@@ -98,7 +98,7 @@ class Batch:
         finally:
             for note in task.outcome.notes:
                 say(note)
-        # pad, encode, sample, colour, crop: by rows, when they are taken (runtime/upscale/rendering.py)
+        # pad, encode, sample, crop, colour: by rows, while they are written (`_enlarged` in runtime/upscale/rendering.py)
         rendering = self._upscaler.picture(
             photo.pixels,
             seed=options.seed,

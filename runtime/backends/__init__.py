@@ -1,1 +1,1 @@
-"""What runs a bundle's graphs: ONNX Runtime, OpenVINO, Core ML, and the devices they run on."""
+"""The libraries that run a bundle's graphs (ONNX Runtime, OpenVINO, Core ML) and the devices that they use."""

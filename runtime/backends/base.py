@@ -23,25 +23,25 @@ class Backend(Protocol):
 
     @property
     def placement(self) -> dict[str, int] | None:
-        """Graph nodes by the provider or processor that runs them, both graphs together; None: the library does not tell."""
+        """Nodes of both graphs, counted by the provider or processor that runs them. None: the library does not tell."""
         ...
 
     @property
     def largest(self) -> int | None:
-        """Longest side, in LR pixels with context, of what one call takes; None: any."""
+        """Longest side that one call takes, in LR pixels with context. None: any."""
         ...
 
     def encode(self, image: Floats) -> Features:
-        """image: (n, 3, h, w) RGB in [0, 1], h and w multiples of `multiple_of` -> features by name."""
+        """(n, 3, h, w) RGB in [0, 1] -> features by name. h and w are multiples of `multiple_of`."""
         ...
 
     def generate(self, features: Features, noise: Floats) -> Floats:
-        """features of this backend's `encode`, noise (n, c, h', w') -> (n, 3, scale h, scale w), nominally in [0, 1]."""
+        """Features of this backend's `encode` and noise (n, c, h', w') -> (n, 3, scale h, scale w), nominally in [0, 1]."""
         ...
 
 
 def shapes_of(values: Features) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, for messages. A tensor of ONNX Runtime has a method where an array has an attribute."""
+    """Shapes by name, for messages. `shape` is a method of ONNX Runtime's tensors and an attribute of arrays."""
     return {
         name: tuple(value.shape() if callable(value.shape) else value.shape) for name, value in values.items()
     }

@@ -1,8 +1,8 @@
 """A bundle's Core ML packages on a Mac, through coremltools.
 
-A package takes one tile size. A smaller window is filled up with its last row and column, and the result is cut to it again. What the
-tile holds beyond the window reaches `context` pixels back into it. Between tiles of one picture that is context, and is cut away with
-it; at the right and lower edge of a picture it takes the place of the zeros that a convolution sees there otherwise.
+A package takes one tile size. A smaller window is filled up with its last row and column, and the result is cut to its size. The
+filling changes the result up to `context` pixels inside the window. Between tiles of a picture, these pixels are context and are cut
+away. At the right and lower edge of a picture, the filling replaces the zeros that a convolution would otherwise see there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from .base import Features, Floats, shapes_of
 from .devices import CORE_ML_REMEDY, check_precision, core_ml_packages, device_spec
 
 _PEAK: Final = np.float32(255)
-_PLACES: Final = {  # coremltools' class of a processor -> its name in a placement
+# coremltools' class of a processor -> its name in a placement.
+_PLACES: Final = {
     "MLNeuralEngineComputeDevice": "ane",
     "MLGPUComputeDevice": "gpu",
     "MLCPUComputeDevice": "cpu",
@@ -40,9 +41,9 @@ _PLACES: Final = {  # coremltools' class of a processor -> its name in a placeme
 
 
 class CoreMLBackend:
-    """A variant of a bundle's Core ML packages, compiled from verified bytes. Core ML chooses its own number of threads.
+    """A variant of a bundle's Core ML packages, compiled from verified bytes. Core ML chooses the number of threads itself.
 
-    Features are whole tiles, in the package's own number format. A window's height and width follow from its noise.
+    Features are whole tiles, in the package's own number format. The height and width of a window follow from its noise.
     """
 
     def __init__(self, bundle: Bundle, device: str, precision: str, threads: int | None = None) -> None:
@@ -93,7 +94,7 @@ class CoreMLBackend:
                 f"as many samples of features as of noise, and at most {cells} cells of noise",
                 "features of this backend",
             )
-        # Beyond the window noise counts for no more than what the image was filled up with: its mean does as well as the field itself.
+        # The noise beyond the window matters as little as the filling of the image there. So its mean, 0, is good enough.
         feeds[self._noise] = _filled(noise, cells, "constant")
         runs = [
             self._run(
@@ -105,7 +106,7 @@ class CoreMLBackend:
         return output[:, :, : height * self._scale, : width * self._scale]
 
     def _run(self, model: _Model, feeds: Features, outputs: list[str]) -> dict[str, NDArray[Any]]:
-        """Run a package on one tile: arrays in, arrays out, every picture in [0, 1]."""
+        """Run a package on one tile. Arrays in, arrays out. Pictures are in [0, 1]."""
         given = {
             name: _picture(value) if name in self._pictures else np.ascontiguousarray(value)
             for name, value in feeds.items()
@@ -130,7 +131,7 @@ class CoreMLBackend:
 
 
 class _Model:
-    """A loaded model, which runs one call at a time, and where it was loaded from."""
+    """A loaded model, one call at a time, with the path it was loaded from."""
 
     def __init__(self, model: Any, path: Path) -> None:
         self._model, self.path, self._turn = model, path, threading.Lock()
@@ -142,7 +143,7 @@ class _Model:
 
 
 def core_ml() -> Any:
-    """The module coremltools. Every import of it in the runtime is this one; its remarks on other packages' versions are left out."""
+    """The module coremltools, without its warnings about versions of other packages. The runtime imports it nowhere else."""
     log = logging.getLogger("coremltools")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -162,7 +163,9 @@ def _load(
 ) -> _Model:
     """A package, loaded from the cache of compiled models, or compiled from verified bytes and put there.
 
-    work: a private folder that stays as long as the backend, for a compiled model that no cache could be written for.
+    tools: the module coremltools.
+    units: its compute units.
+    work: a private folder that stays as long as the backend, for a compiled model if the cache cannot be written.
     """
     files = [f"{file.file.partition('/')[2]} {file.sha256}" for file in package.files]
     system = f"{platform.mac_ver()[0]} {platform.release()} {platform.machine()}"
@@ -171,7 +174,7 @@ def _load(
     if kept is not None:
         try:
             return _Model(tools.models.CompiledMLModel(str(kept), units), kept)
-        except Exception:  # whatever coremltools and the system raise: it is made again
+        except Exception:  # whatever coremltools and the system raise: the model is compiled again
             compiled.drop(key)
     contents = {file.file: bundle.read(file) for file in package.files}
     source, made = work / package.name, work / f"{package.name}.mlmodelc"
@@ -196,7 +199,7 @@ def _load(
 
 
 def _placement(tools: Any, units: Any, *paths: Path) -> dict[str, int] | None:
-    """How many operations Core ML means to run where, all models together. None: macOS before 14.4 does not tell."""
+    """How many operations of all models Core ML plans for each processor. None: macOS before 14.4 does not tell."""
     counts: Counter[str] = Counter()
     try:
         for path in paths:
@@ -204,9 +207,9 @@ def _placement(tools: Any, units: Any, *paths: Path) -> dict[str, int] | None:
             for function in plan.model_structure.program.functions.values():
                 for operation in _operations(function.block):
                     usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
-                    if usage is not None:  # a constant is run nowhere
+                    if usage is not None:  # None for a constant
                         counts[_place(usage.preferred_compute_device)] += 1
-    except Exception:  # whatever coremltools and the system raise: a plan is only told about
+    except Exception:  # whatever coremltools and the system raise: a plan is for information only
         return None
     return dict(counts) or None
 

@@ -1,7 +1,7 @@
-"""Compiled Core ML models kept between runs: compiling a package takes seconds to minutes, loading what it compiled to a moment.
+"""Compiled Core ML models kept between runs. Compiling a package takes seconds to minutes, loading the compiled model a moment.
 
-A folder per model, named by what it was made from, holds `model.mlmodelc` and an index with the size and SHA-256 of every file. An
-entry appears whole or not at all, and one that is not as its index says is thrown away. Nothing here knows Core ML.
+Each model has a folder, named by a hash of its source, with `model.mlmodelc` and an index of the size and SHA-256 of every file. An
+entry appears whole or not at all. An entry that does not match its index is removed. This module does not use Core ML.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from typing import Final
 MODEL: Final = "model.mlmodelc"
 INDEX: Final = "index.json"
 CACHE_VARIABLE: Final = "GDPOSR_CACHE"
-MAX_BYTES: Final = 2 << 30  # beyond it the entries that were not used for longest go ...
-MIN_AGE: Final = (
-    24 * 3600.0
-)  # ... but none used within this many seconds, which a running program may still read
+# Of all entries together. Beyond it the least recently used are removed.
+MAX_BYTES: Final = 2 << 30
+# Seconds since the last use before an entry may be removed, because a running program may still read it.
+MIN_AGE: Final = 24 * 3600.0
+# How the name of an unfinished entry begins.
 _NEW = ".new-"
 
 
 def cache_folder() -> Path:
-    """Where compiled models are kept: what the environment says, else the system's place for what can be made again."""
+    """The folder of compiled models: that of the environment variable, or the system's folder for caches."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen) if chosen else Path.home() / "Library" / "Caches" / "gdposr"
 
@@ -37,7 +38,7 @@ def key_of(*parts: str) -> str:
 
 
 def find(key: str) -> Path | None:
-    """The compiled model of a key, every byte as it was stored; None where there is none. An entry that changed is removed."""
+    """The compiled model of a key, every byte as it was stored. None: there is none. An entry that changed is removed."""
     entry = cache_folder() / key
     try:
         index = json.loads((entry / INDEX).read_text(encoding="utf-8"))
@@ -56,7 +57,7 @@ def find(key: str) -> Path | None:
 
 
 def store(key: str, compiled: Path) -> Path | None:
-    """Keep a copy of a compiled model; returns its place. None where nothing can be written: then the caller keeps its own."""
+    """Keep a copy of a compiled model and return its path. None: nothing can be written, so the caller keeps its own."""
     folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,9 +69,7 @@ def store(key: str, compiled: Path) -> Path | None:
         (fresh / INDEX).write_text(json.dumps(_index(fresh / MODEL)), encoding="utf-8")
         drop(key)
         os.rename(fresh, folder / key)
-    except (
-        OSError
-    ):  # a full disk; or another process stored the same at this moment, and what it stored is as good
+    except OSError:  # a full disk, or another process has just stored the same model, which is as good
         return find(key)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -79,7 +78,7 @@ def store(key: str, compiled: Path) -> Path | None:
 
 
 def drop(key: str) -> None:
-    """Forget a compiled model."""
+    """Remove a compiled model."""
     shutil.rmtree(cache_folder() / key, ignore_errors=True)
 
 
@@ -95,7 +94,7 @@ def _index(model: Path) -> dict[str, list[int | str]]:
 
 
 def _prune(folder: Path, keep: str) -> None:
-    """Remove what was not used for longest while all entries together are too large, and what a process left half done."""
+    """Remove the least recently used entries until the rest is small enough, and unfinished ones. keep: an entry that stays."""
     now, total = time.time(), 0
     used: list[tuple[float, Path, int]] = []
     for entry in folder.iterdir():
@@ -109,7 +108,7 @@ def _prune(folder: Path, keep: str) -> None:
                 size = sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
                 used.append((age, entry, size))
                 total += size
-        except OSError:  # another process removes it
+        except OSError:  # another process has removed it
             continue
     for age, entry, size in sorted(used, reverse=True):
         if total > MAX_BYTES and age > MIN_AGE and entry.name != keep:

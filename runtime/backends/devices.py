@@ -1,6 +1,6 @@
-"""Devices by name: one table says which package and provider stand behind each and what to do where they are missing.
+"""Devices by name: a table with the package and provider of each, and what to do if they are missing.
 
-A device that is asked for by name is used or refused with the remedy; only "auto" chooses, and says what it chose.
+A device that is asked for by name is used or refused. Only "auto" chooses, and the choice is reported.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ CORE_ML_UNITS: Final = {"CPU_AND_NE": ("ane",), "CPU_AND_GPU": ("gpu",), "ALL": 
 
 @dataclass(frozen=True)
 class Device:
-    """A device name, what computes behind it, and what to do where that is missing.
-
-    provider: ONNX Runtime's name, with its options; for another package the name that reports carry. memory: ONNX Runtime's
-    name of the memory in which features wait between the two graphs; None: numpy arrays. units: of Core ML, by coremltools' name, for
-    a bundle's Core ML packages; None: this device runs none.
-    """
+    """A device and the library that computes on it."""
 
     name: str
     provider: str
+    """ONNX Runtime's name of its provider. With another package, the name in reports."""
     remedy: str
+    """What to do if the package or the provider is missing."""
     options: dict[str, str] = field(default_factory=dict)
+    """Options of ONNX Runtime's provider."""
     package: str = "onnxruntime"
     memory: str | None = None
+    """ONNX Runtime's name of the memory that holds the features between the two graphs. None: numpy arrays."""
     units: str | None = None
+    """coremltools' name of the compute units, for a bundle's Core ML packages. None: this device runs no packages."""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -52,7 +52,8 @@ class Device:
         return (self.provider, *CORE_ML_UNITS.get(self.units or "", ()))
 
 
-DEVICE_TABLE: Final = (  # in the order in which "auto" tries them
+# In the order in which "auto" tries them.
+DEVICE_TABLE: Final = (
     Device(
         "cuda",
         "CUDAExecutionProvider",
@@ -70,12 +71,12 @@ DEVICE_TABLE: Final = (  # in the order in which "auto" tries them
         units="CPU_AND_NE",
     ),
     Device("cpu", CPU_PROVIDER, "install ONNX Runtime again: pip install --force-reinstall onnxruntime"),
-    # Behind the CPU of ONNX Runtime 1.32, since OpenVINO 2026.4 measured slower there: on an AMD EPYC with AVX-512 VNNI, 128->512,
-    # one and two threads, 1.3 to 1.7 times its time in INT8 and 1.0 to 1.3 times in fp32, 175 MB of memory against 100.
-    # `gdposr bench --device cpu --device openvino` tells whether another processor is better served by name.
+    # After the CPU of ONNX Runtime 1.32, because OpenVINO 2026.4 was slower: on an AMD EPYC with AVX-512 VNNI, 128->512, with one and
+    # two threads, 1.3 to 1.7 times the time in INT8 and 1.0 to 1.3 times in fp32, and 175 MB of memory against 100. `gdposr bench
+    # --device cpu --device openvino` compares the two on another processor.
     Device("openvino", "OpenVINO", 'pip install "gdposr[openvino]"', package="openvino"),
-    # By name, or where nothing before them can run the bundle. Left to itself Core ML may move work between GPU and Neural Engine, and
-    # is slower at times for it; so the default is "ane".
+    # "auto" reaches these only if nothing before them can run the bundle. With a free choice, Core ML may move work between GPU and
+    # Neural Engine, which is slower at times. So "ane" comes first.
     Device(
         "coreml-gpu",
         CORE_ML_PROVIDER,
@@ -95,7 +96,7 @@ DEVICES: Final = ("auto", "cpu", *(device.name for device in DEVICE_TABLE if dev
 
 
 def device_spec(name: str) -> Device:
-    """The table's row of a device name; DeviceError for a name it does not hold."""
+    """The row of the table with this name. DeviceError if there is none."""
     for device in DEVICE_TABLE:
         if device.name == name:
             return device
@@ -110,12 +111,12 @@ def available_devices() -> tuple[str, ...]:
 
 
 def core_ml_here() -> bool:
-    """Whether Core ML packages run here: macOS with coremltools, which is only looked for, since importing it takes seconds."""
+    """Whether Core ML packages run here: macOS with coremltools. It is not imported, because that takes seconds."""
     return sys.platform == "darwin" and importlib.util.find_spec("coremltools") is not None
 
 
 def require(device: Device) -> None:
-    """DeviceError with the remedy where what runs ONNX graphs on a device is not at hand."""
+    """DeviceError with the remedy if the library that runs ONNX graphs on a device is missing."""
     providers = onnx_runtime().get_available_providers()
     if _installed(device, providers):
         return
@@ -130,9 +131,9 @@ def require(device: Device) -> None:
 
 
 def core_ml_packages(bundle: Bundle, device: str, precision: str) -> dict[str, Package] | None:
-    """The Core ML packages, by role, that a device runs here for a precision. None: it takes an ONNX graph.
+    """The Core ML packages, by role, that a device runs here for a precision. None: it runs ONNX graphs.
 
-    A package goes before a graph of the same name: Core ML compiles it whole, and its floor was measured on what it computes.
+    A package is preferred to a graph of the same name: Core ML compiles it whole, and its PSNR floor was measured on its own output.
     """
     if device_spec(device).units is None or not core_ml_here():
         return None
@@ -140,8 +141,10 @@ def core_ml_packages(bundle: Bundle, device: str, precision: str) -> dict[str, P
 
 
 def offered(bundle: Bundle, device: str = "auto") -> tuple[str, ...]:
-    """What `precision` may be on a device here: variants of Core ML packages first, then precisions of ONNX graphs. Empty where the
-    bundle holds nothing for it; DeviceError where the device itself is missing."""
+    """The precisions of a bundle on a device here: variants of Core ML packages first, then precisions of ONNX graphs.
+
+    Empty if the bundle has nothing for the device. DeviceError if the device itself is missing.
+    """
     if device == "auto":
         return tuple(dict.fromkeys(p for name in available_devices() for p in _runs(bundle, name)))
     found, spec = _runs(bundle, device), device_spec(device)
@@ -151,7 +154,7 @@ def offered(bundle: Bundle, device: str = "auto") -> tuple[str, ...]:
 
 
 def check_precision(bundle: Bundle, precision: str, known: tuple[str, ...] | None = None) -> str:
-    """precision itself if it is known, else BundleError. known: None = the bundle's ONNX graphs."""
+    """precision itself, or BundleError if it is not among known. None: the precisions of the bundle's ONNX graphs."""
     known = tuple(bundle.manifest.graphs) if known is None else known
     if precision in known:
         return precision
@@ -164,7 +167,7 @@ def check_precision(bundle: Bundle, precision: str, known: tuple[str, ...] | Non
 
 
 def choices(bundle: Bundle, device: str = "auto", precision: str = "auto") -> list[tuple[str, str]]:
-    """(device, precision) pairs that satisfy the request, best first. Where "auto" leaves a choice there may be several."""
+    """(device, precision) pairs that satisfy the request, best first. With "auto" there may be several."""
     if device == "auto":
         there = {name: _runs(bundle, name) for name in available_devices()}
     else:
@@ -197,8 +200,8 @@ def resolve(bundle: Bundle, device: str = "auto", precision: str = "auto") -> tu
 
 
 def open_backend(bundle: Bundle, device: str, precision: str, threads: int | None = None) -> Backend:
-    """Load a bundle's graphs on a device, both by name. threads: None = all processors this process may use."""
-    # imported here, because these modules import this one
+    """Load a bundle's graphs. device, precision: names, not "auto". threads: None = all processors that this process may use."""
+    # imported here, because these modules import this one, and to load no library that is not used
     if core_ml_packages(bundle, device, precision) is not None:
         from .coreml import CoreMLBackend
 
@@ -213,7 +216,7 @@ def open_backend(bundle: Bundle, device: str, precision: str, threads: int | Non
 
 
 def placement_note(backend: Backend) -> str | None:
-    """What the user should know where a device got less than half of the graphs' nodes; None: nothing."""
+    """A message for the user if a device runs less than half of the graphs' nodes. None: it runs more."""
     placement = backend.placement
     if not placement:
         return None
@@ -229,7 +232,7 @@ def placement_note(backend: Backend) -> str | None:
 
 
 def usable_processors() -> int:
-    """Processors this process may use, counting its affinity mask and its container's quota."""
+    """Processors that this process may use, by its affinity mask and its container's quota."""
     count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         count = min(count, len(os.sched_getaffinity(0)))
@@ -241,9 +244,9 @@ def usable_processors() -> int:
 
 
 def onnx_runtime() -> Any:
-    """The module onnxruntime, whichever of its distributions is installed. Every import of it in the runtime is this one."""
-    # Official builds since 1.32 report the use of every model to a web service and keep a file about it in the home folder,
-    # unless this is set before the first import. Who sets it to something else has chosen.
+    """The module onnxruntime, from whichever distribution is installed. The runtime imports it nowhere else."""
+    # Official builds since 1.32 report the use of every model to a web service and keep a file about it in the home folder, unless this
+    # is set before the first import. A value that the user has set is kept.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
@@ -257,11 +260,11 @@ def onnx_runtime() -> Any:
 def _installed(device: Device, providers: list[str]) -> bool:
     if device.package == "onnxruntime":
         return device.provider in providers
-    return importlib.util.find_spec(device.package) is not None  # only looked for: importing takes a while
+    return importlib.util.find_spec(device.package) is not None  # not imported: that takes a while
 
 
 def _runs(bundle: Bundle, device: str) -> tuple[str, ...]:
-    """As `offered` for one device, empty where that is missing."""
+    """As `offered` for one device. Empty if that is missing."""
     spec, manifest = device_spec(device), bundle.manifest
     packages = manifest.coreml if spec.units is not None and core_ml_here() else {}
     graphs = manifest.graphs if _installed(spec, onnx_runtime().get_available_providers()) else {}
@@ -269,7 +272,7 @@ def _runs(bundle: Bundle, device: str) -> tuple[str, ...]:
 
 
 def _preferred(bundle: Bundle, device: str, precisions: tuple[str, ...]) -> list[str]:
-    """The manifest's choice for a device, then the reference fp32 to fall back on."""
+    """The manifest's choice for a device, then fp32 as the fallback."""
     packages = [name for name in precisions if core_ml_packages(bundle, device, name)]
     wanted = bundle.manifest.default_precision.get(device, "")
     usual = "fp16" if packages else "fp32"

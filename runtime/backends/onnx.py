@@ -23,6 +23,7 @@ from .devices import (
     usable_processors,
 )
 
+# Parts of the messages of allocators, in lower case.
 _MEMORY_SIGNS: Final = (
     "failed to allocate memory",  # BFCArena
     "bad allocation",  # std::bad_alloc on Windows
@@ -35,9 +36,9 @@ _MEMORY_SIGNS: Final = (
 
 
 class OnnxBackend:
-    """The graphs in ONNX Runtime, loaded from verified bytes. threads: None = all processors this process may use.
+    """The graphs in ONNX Runtime, loaded from verified bytes. threads: None = all processors that this process may use.
 
-    On a device with memory of its own the features stay there between the two graphs, as tensors of ONNX Runtime.
+    If the device has its own memory, the features stay there between the two graphs, as tensors of ONNX Runtime.
     """
 
     def __init__(self, bundle: Bundle, device: str, precision: str, threads: int | None = None) -> None:
@@ -66,7 +67,7 @@ class OnnxBackend:
         return output if self._memory is None else output.numpy()
 
     def _run(self, session: Any, outputs: list[str], feeds: Features, memory: str | None) -> list[Any]:
-        """Run a graph. memory: where its outputs are left, as tensors of ONNX Runtime; None: numpy arrays."""
+        """Run a graph. memory: the outputs stay there, as tensors of ONNX Runtime. None: they are numpy arrays."""
         feeds = {
             name: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
             for name, value in feeds.items()
@@ -82,7 +83,7 @@ class OnnxBackend:
 
 
 def _bound(session: Any, outputs: list[str], feeds: Features, memory: str) -> list[Any]:
-    """Run with inputs and outputs bound, so that a tensor already on the device is not copied to the CPU and back."""
+    """Run with bound inputs and outputs, so that a tensor on the device is not copied to the CPU and back."""
     binding = session.io_binding()
     for name, value in feeds.items():
         if isinstance(value, np.ndarray):
@@ -90,7 +91,7 @@ def _bound(session: Any, outputs: list[str], feeds: Features, memory: str) -> li
         else:
             binding.bind_ortvalue_input(name, value)
     for name in outputs:
-        binding.bind_output(name, memory)  # the shape depends on the picture: ONNX Runtime allocates
+        binding.bind_output(name, memory)  # ONNX Runtime allocates it, as the shape depends on the picture
     session.run_with_iobinding(binding)
     return binding.get_outputs()
 
@@ -98,15 +99,19 @@ def _bound(session: Any, outputs: list[str], feeds: Features, memory: str) -> li
 def _session(
     bundle: Bundle, role: str, file: Graph, graph: GraphSpec, device: Device, backend: OnnxBackend
 ) -> Any:
-    """An ONNX Runtime session that runs on this very device, with the inputs and outputs that the manifest names."""
+    """An ONNX Runtime session on this very device, with the inputs and outputs that the manifest names.
+
+    role: encoder or generator, for messages.
+    file, graph: its entries in the manifest.
+    """
     ort = onnx_runtime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = backend.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only: warnings about partitioning mean nothing to a user
-    # Each session has its own threads; those of the one must not spin while the other one computes.
+    options.log_severity_level = 3  # errors only: warnings about partitioning do not help a user
+    # Each session has its own threads. They must not spin while the other session computes.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Else bytes of ONNX Runtime's own format would be taken as such, in which `graph_bytes` has looked for nothing.
+    # Refuses ONNX Runtime's own format, which `graph_bytes` has not checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for _placement
     providers: list[Any] = [(device.provider, device.options)]
@@ -119,7 +124,7 @@ def _session(
     weights = b"" if file.data is None else bundle.read(file.data)
     try:
         if file.data is not None:
-            # from verified bytes too: ONNX Runtime then opens no file that the graph names
+            # given as verified bytes, so that ONNX Runtime opens no file that the graph names
             options.add_external_initializers_from_files_in_memory(
                 [file.data.file], [weights], [len(weights)]
             )
@@ -128,7 +133,7 @@ def _session(
         raise DeviceError(
             f"{what} cannot be loaded on {device.name}: {_first_line(error)}; upgrade onnxruntime or use another device"
         ) from error
-    if device.provider not in session.get_providers():  # ONNX Runtime itself falls back in silence
+    if device.provider not in session.get_providers():  # ONNX Runtime falls back without a word
         raise DeviceError(f"{what}: expected to run on {device.name}, came to run elsewhere; {device.remedy}")
     _check_names(what, "inputs", graph.inputs, session.get_inputs())
     _check_names(what, "outputs", graph.outputs, session.get_outputs())
@@ -136,7 +141,7 @@ def _session(
 
 
 def _placement(*sessions: Any) -> dict[str, int] | None:
-    """How many nodes each provider was given, before it fused them. None: ONNX Runtime before 1.24 does not tell."""
+    """How many nodes each provider got, before it fused them. None: ONNX Runtime before 1.24 does not tell."""
     counts: Counter[str] = Counter()
     for session in sessions:
         if not hasattr(session, "get_provider_graph_assignment_info"):
@@ -154,7 +159,7 @@ def _check_names(what: str, side: str, specs: tuple[TensorSpec, ...], found: Any
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether ONNX Runtime's message is one of its allocators'; its exception types do not tell."""
+    """Whether an error of ONNX Runtime comes from an allocator, by its message. The type of the exception does not tell."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS)
 

@@ -16,14 +16,16 @@ from .base import Features, Floats, shapes_of
 from .devices import check_precision, device_spec, require, usable_processors
 
 _TELEMETRY: Final = "openvino_telemetry"
-_NOT_COMPUTED: Final = ("Input", "Output", "Const")  # nodes of a compiled graph that run nothing
+# Nodes of a compiled graph that compute nothing.
+_NOT_COMPUTED: Final = ("Input", "Output", "Const")
 
 
 class OpenVinoBackend:
-    """The graphs in OpenVINO, read from verified bytes. threads: None = all processors this process may use.
+    """The graphs in OpenVINO, read from verified bytes. threads: None = all processors that this process may use.
 
-    Shapes stay dynamic: compiled for one tile shape a graph measured 2 to 8 % faster, and takes 0.1 s more for each shape.
-    Features are (n, c, h, w) but channels-last in memory, as OpenVINO computes; to turn them and back took a fifth of an INT8 run.
+    Shapes stay dynamic. A graph compiled for one tile shape was 2 to 8 % faster, but compiling takes 0.1 s for each shape.
+    Features are (n, c, h, w), but channels-last in memory, as OpenVINO computes. Turning them back and forth took a fifth of an INT8
+    run.
     """
 
     def __init__(self, bundle: Bundle, device: str, precision: str, threads: int | None = None) -> None:
@@ -65,7 +67,7 @@ class OpenVinoBackend:
 
 
 class _Compiled:
-    """A compiled graph with its idle infer requests; a request serves one thread at a time. nodes: how many it runs."""
+    """A compiled graph with its idle infer requests. A request serves one thread at a time. nodes: how many it computes."""
 
     def __init__(self, core: Any, model: Any, threads: int) -> None:
         settings = {
@@ -82,7 +84,7 @@ class _Compiled:
         self.nodes = sum(kind not in _NOT_COMPUTED for kind in kinds)
 
     def run(self, outputs: list[str], feeds: dict[str, Floats]) -> list[Floats]:
-        """The outputs by name, as arrays of the caller's own."""
+        """The named outputs, as arrays that belong to the caller."""
         try:
             request = self._idle.pop()
         except IndexError:
@@ -93,11 +95,16 @@ class _Compiled:
 
 
 def _read(core: Any, bundle: Bundle, what: str, file: Graph, spec: GraphSpec, features: list[str]) -> Any:
-    """The graph as OpenVINO's model, its features turned to channels-last, with the tensors that the manifest names."""
+    """The graph as OpenVINO's model, with the tensors that the manifest names, its features channels-last.
+
+    core: OpenVINO's Core.
+    what: names the graph in messages.
+    file, spec: its entries in the manifest.
+    features: names of the tensors to turn to channels-last.
+    """
     content = bundle.graph_bytes(file)
-    if (
-        file.data is not None
-    ):  # OpenVINO takes such weights from no memory, and would open the file that the graph names
+    # OpenVINO cannot take such weights from memory, and would open the file that the graph names
+    if file.data is not None:
         raise DeviceError(
             f"{what}: expected a graph with its weights inside, came one with weights in a file of their own, which "
             "openvino cannot read from verified bytes; use the device cpu"
@@ -128,12 +135,14 @@ def _read(core: Any, bundle: Bundle, what: str, file: Graph, spec: GraphSpec, fe
 
 
 def _openvino() -> Any:
-    """The package openvino. Where `openvino_telemetry` came with it, importing openvino would report itself to a web service and
-    write into the home folder; kept out for the time of the import, openvino uses the silent stand-in that it brings for that case.
+    """The package openvino, imported without `openvino_telemetry`.
+
+    With that package, importing openvino reports to a web service and writes into the home folder. If it cannot be imported, openvino
+    uses a silent stand-in of its own.
     """
     hidden = _TELEMETRY not in sys.modules and "openvino" not in sys.modules
     if hidden:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's own sign for: not to be found
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # tells Python that it cannot be imported
     try:
         import openvino
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Reading the files of a bundle out of a .zip that a stranger may have made. Nothing is ever extracted to the disk.
+"""Reading the files of a bundle out of a .zip that a stranger may have made. Nothing is extracted to the disk.
 
-The archive is refused as a whole where any of its entries is what no tool makes of a bundle folder: a name that climbs out, a link,
-a name twice, a password, an unusual compression, a size that no honest file was packed from.
+The whole archive is refused if one of its entries cannot come from zipping a bundle folder: a name that leads out of the folder, a
+link, a repeated name, a password, an unusual compression, or a size that is implausible for its packed bytes.
 """
 
 from __future__ import annotations
@@ -20,30 +20,33 @@ from ..errors import BundleError
 from .entries import check_size, open_plain
 
 MAX_ENTRIES: Final = 1000
-MAX_DIRECTORY_BYTES: Final = (
-    1 << 20
-)  # of the list of entries, which is read whole before one can be looked at
-MAX_RATIO: Final = (
-    100  # unpacked to packed bytes; weights reach about 2, descriptions of Core ML programs about 10
-)
-SMALL_BYTES: Final = 16 << 20  # what may unpack from any ratio
-_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # unpacking LZMA may take 4 GB
-_KINDS: Final = (0, stat.S_IFREG, stat.S_IFDIR)  # 0: packed on a system without Unix modes
-_ENCRYPTED: Final = 0x1  # of an entry's flags
-_FAULTS: Final = (  # what Python's zipfile raises on a damaged archive
+# Bytes of the list of entries, which is read whole before an entry can be checked.
+MAX_DIRECTORY_BYTES: Final = 1 << 20
+# Unpacked to packed bytes. Weights reach about 2, descriptions of Core ML programs about 10.
+MAX_RATIO: Final = 100
+# Bytes that an entry may unpack to whatever its ratio.
+SMALL_BYTES: Final = 16 << 20
+# Other methods are refused: unpacking LZMA may take 4 GB.
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Kinds of files. 0: packed on a system without Unix modes.
+_KINDS: Final = (0, stat.S_IFREG, stat.S_IFDIR)
+# A bit of an entry's flags.
+_ENCRYPTED: Final = 0x1
+# Exceptions of Python's zipfile on a damaged archive.
+_FAULTS: Final = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError,
     LookupError, OverflowError, MemoryError,
 )  # fmt: skip
 
 
 class Archive:
-    """A .zip with one bundle at its top or in one folder. marker: the file that shows where. Holds no open file."""
+    """A .zip with one bundle, at its top or in one folder. marker: the file that shows which. Keeps no file open."""
 
     def __init__(self, path: Path, marker: str) -> None:
         self.path, self.marker = path, marker
 
     def read(self, name: str, expected: int | None) -> bytes:
-        """The file of that name in the bundle. expected: its bytes; None: as many as a manifest may have."""
+        """The file of that name in the bundle. expected: its size in bytes. None: at most that of a manifest."""
         try:
             with _ListedFile(open_plain(self.path)) as file, zipfile.ZipFile(file) as archive:
                 file.listed = True
@@ -59,7 +62,7 @@ class Archive:
         return content
 
     def _find(self, archive: zipfile.ZipFile, name: str, size: int) -> zipfile.ZipInfo:
-        """The entry of a plain name, after a look at all of them. size: of the whole archive."""
+        """The entry of a plain name, after all entries were checked. size: of the whole archive."""
         entries = archive.infolist()
         if len(entries) > MAX_ENTRIES:
             raise self._error(f"at most {MAX_ENTRIES} entries", str(len(entries)))
@@ -102,7 +105,7 @@ class Archive:
 
 
 class _ListedFile(io.BufferedReader):
-    """An open file of which a reader takes small pieces only until `listed`: the list of entries cannot fill the memory."""
+    """An open file that gives only small pieces until `listed` is set, so that the list of entries cannot fill the memory."""
 
     listed = False
 
@@ -117,7 +120,7 @@ class _ListedFile(io.BufferedReader):
 
 
 def _climbs(path: str) -> bool:
-    """Whether a zip path may lead out of the folder it is unpacked in, on any system."""
+    """Whether a zip path may lead out of its folder on some system."""
     parts = path.removesuffix("/").split("/")
     return "\\" in path or "\0" in path or path[1:2] == ":" or ".." in parts or "" in parts
 

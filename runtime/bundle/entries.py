@@ -15,9 +15,11 @@ from ..errors import BundleError
 
 MANIFEST_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 1 << 20
-MAX_WEIGHT_BYTES: Final = 1 << 34  # every file is read whole into memory, where its hash is taken
+# Every file is read whole into memory, and its hash is computed there.
+MAX_WEIGHT_BYTES: Final = 1 << 34
 ROLES: Final = ("encoder", "generator")
-PACKAGE_FILES: Final = (  # of an .mlpackage; no other is read or written
+# Files of an .mlpackage. No others are read or written.
+PACKAGE_FILES: Final = (
     "Manifest.json",
     "Data/com.apple.CoreML/model.mlmodel",
     "Data/com.apple.CoreML/weights/weight.bin",
@@ -25,20 +27,23 @@ PACKAGE_FILES: Final = (  # of an .mlpackage; no other is read or written
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 _PACKAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,116}\.mlpackage")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DEVICE_NAME = re.compile(
-    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
-)  # of Windows, in every folder
+# Names that mean a device on Windows, in every folder.
+_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class GraphFile(Plain):
-    """One file of the bundle, by its plain name, its size in bytes and its SHA-256 in lower-case hex."""
+    """One file of the bundle."""
 
     file: str
+    """Plain name, without folders."""
     bytes: int
+    """Size."""
     sha256: str
+    """64 lower-case hex digits."""
 
-    MAX_BYTES: ClassVar[int] = 2**31 - 1  # a protobuf cannot be larger
+    MAX_BYTES: ClassVar[int] = 2**31 - 1
+    """The limit of a protobuf."""
 
     def __post_init__(self) -> None:
         self._check_name()
@@ -68,9 +73,10 @@ class WeightFile(GraphFile):
 
 @dataclass(frozen=True)
 class Graph(GraphFile):
-    """An ONNX graph. data: the one file its weights stand in; None: inside the graph."""
+    """An ONNX graph."""
 
     data: WeightFile | None = None
+    """The file with its weights. None: they are inside the graph."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,14 +122,18 @@ class PackageFile(GraphFile):
 
 @dataclass(frozen=True)
 class Package(Plain):
-    """A Core ML package: a folder inside the bundle, for a fixed size of the LR image. floor_db: least PSNR against torch."""
+    """A Core ML package: a folder inside the bundle, for a fixed size of the LR image."""
 
     files: tuple[PackageFile, ...]
     height: int
+    """Of the LR image, in pixels."""
     width: int
-    target: str  # the oldest system that runs it, such as iOS17
+    target: str
+    """The oldest system that runs it, such as iOS17."""
     floor_db: float
-    images: bool = False  # it takes and gives pixel buffers instead of arrays
+    """The least PSNR against torch."""
+    images: bool = False
+    """Whether it takes and gives pixel buffers instead of arrays."""
 
     def __post_init__(self) -> None:
         files = self.files
@@ -162,9 +172,9 @@ class Package(Plain):
 
 
 def open_plain(path: Path) -> io.FileIO:
-    """A plain file, opened to read; BundleError for a folder, pipe or device, none of which is waited for."""
+    """A plain file, opened to read. BundleError for a folder, pipe or device. Never waits for one."""
     file = io.FileIO(path, opener=_opened) if _is_plain(os.stat(path)) else None
-    if file is not None and _is_plain(os.fstat(file.fileno())):  # it may have been replaced in between
+    if file is not None and _is_plain(os.fstat(file.fileno())):  # again, in case it was replaced in between
         return file
     if file is not None:
         file.close()
@@ -172,14 +182,14 @@ def open_plain(path: Path) -> io.FileIO:
 
 
 def check_size(what: str, expected: int | None, came: int) -> None:
-    """BundleError unless a file has the expected bytes; None: at most MAX_MANIFEST_BYTES."""
+    """BundleError unless a file has the expected size. None: at most MAX_MANIFEST_BYTES."""
     if came > MAX_MANIFEST_BYTES if expected is None else came != expected:
         wanted = f"at most {MAX_MANIFEST_BYTES}" if expected is None else str(expected)
         raise BundleError(f"{what}: expected {wanted} bytes, came {came}; get the bundle again")
 
 
 def _opened(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits for its writer
 
 
 def _is_plain(status: os.stat_result) -> bool:
@@ -187,7 +197,7 @@ def _is_plain(status: os.stat_result) -> bool:
 
 
 def read_pairs(kind: Any, where: str, data: object) -> dict[str, dict[str, Any]]:
-    """{precision or variant: {role: entry}} of a manifest, each entry read by kind.from_dict."""
+    """{precision or variant: {role: entry}} of a manifest. Each entry is read by kind.from_dict."""
     return {
         name: {
             role: kind.from_dict(entry, f"{where}.{name}.{role}")
@@ -198,7 +208,7 @@ def read_pairs(kind: Any, where: str, data: object) -> dict[str, dict[str, Any]]
 
 
 def check_pairs(kind: Any, where: str, data: object) -> dict[str, dict[str, Any]]:
-    """The same after reading: both roles everywhere, nothing else."""
+    """The result of `read_pairs`. BundleError unless it has exactly both roles everywhere."""
     pairs = check_mapping(where, data)
     for name, pair in pairs.items():
         if set(check_mapping(f"{where}.{name}", pair)) != set(ROLES):

@@ -1,7 +1,7 @@
-"""What an ONNX graph names outside itself, found before anything that could open it sees the graph.
+"""The files that an ONNX graph names, found before the graph goes to a library that could open them.
 
-A walk over the protobuf wire format (protobuf.dev/programming-guides/encoding) that visits every message in which a tensor may
-stand, and no other. It is stricter than protobuf: what two readers could take for two different things is refused.
+A walk over the protobuf wire format (protobuf.dev/programming-guides/encoding). It visits exactly the messages that may hold a tensor.
+It is stricter than protobuf: anything that two readers could understand differently is refused.
 
 Not read with onnx's protobuf classes: the runtime does not depend on onnx, and they merge repeated fields and copy every weight.
 """
@@ -16,15 +16,13 @@ from ..checks import shortened
 from ..errors import BundleError
 from .entries import WeightFile
 
-MAX_DEPTH: Final = 100  # nested messages; protobuf's own limit
-MAX_FIELDS: Final = 4_000_000  # a graph of 10,000 nodes has about 200,000; bounds the time to a few seconds
-_VARINT, _BYTES, _FIXED = (
-    0,
-    2,
-    {1: 8, 5: 4},
-)  # wire types, and bytes of the fixed ones; ONNX has no other, which are groups
-
-# message -> field number -> message: every path from a model to its tensors (onnx.proto, IR version 13)
+# Nested messages. Protobuf has the same limit.
+MAX_DEPTH: Final = 100
+# Bounds the time to a few seconds. A graph of 10,000 nodes has about 200,000 fields.
+MAX_FIELDS: Final = 4_000_000
+# Wire types, for the fixed ones with their bytes. ONNX does not use the remaining types, which are groups.
+_VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}
+# Message -> field number -> message: every path from a model to its tensors (onnx.proto, IR version 13).
 _CHILDREN: Final[dict[str, dict[int, str]]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -36,30 +34,35 @@ _CHILDREN: Final[dict[str, dict[int, str]]] = {
     "tensor": {13: "entry"},
     "entry": {},
 }
-_SINGLE: Final = {  # fields that stand once; protobuf would merge two of them into one
+# Fields that may occur once. Protobuf would merge two of them into one.
+_SINGLE: Final = {
     "model": {7}, "training": {1, 2}, "function": set(), "graph": set(), "node": {4}, "attribute": {5, 6, 22},
     "sparse": {1, 2}, "tensor": {8, 14}, "entry": {1, 2},
 }  # fmt: skip
-_KEYS: Final = {"location", "offset", "length", "checksum"}  # of a tensor's external data
+# Keys of a tensor's external data.
+_KEYS: Final = {"location", "offset", "length", "checksum"}
 _Value = int | memoryview
 
 
 @dataclass(frozen=True)
 class External:
-    """A tensor whose values stand in another file. length: in bytes; None: as its shape says."""
+    """A tensor with its values in another file."""
 
     tensor: str
+    """Its name."""
     location: str
+    """Name of the file."""
     offset: int
     length: int | None
+    """Bytes. None: as its shape says."""
 
 
 class _Fault(Exception):
-    """What is wrong with the graph, for one message in `external_data`."""
+    """What is wrong with a graph. `external_data` makes a BundleError of it."""
 
 
 def check_external(what: str, content: bytes, data: WeightFile | None) -> None:
-    """BundleError unless every tensor of a graph stands inside it or inside data, the file the manifest names for it."""
+    """BundleError unless every tensor of a graph is inside it, or inside data, the file that the manifest names for it."""
     for tensor in external_data(what, content):
         where = f"{what}: tensor {shortened(tensor.tensor)}"
         if data is None or tensor.location != data.file:
@@ -78,7 +81,7 @@ def check_external(what: str, content: bytes, data: WeightFile | None) -> None:
 def external_data(what: str, content: bytes) -> tuple[External, ...]:
     """The tensors of a serialized ONNX model that name another file, also in subgraphs, attributes, functions and sparse tensors.
 
-    what: names the graph in messages. BundleError where content is no ONNX model, or a node reads a file of its own (EPContext).
+    what: names the graph in messages. BundleError if content is not an ONNX model, or if a node reads a file itself (EPContext).
     """
     try:
         return tuple(_walk(memoryview(content)))
@@ -171,7 +174,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, _Value]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A base-128 number of at most 64 bits, and where the next byte stands."""
+    """A base-128 number of at most 64 bits, and the position behind it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
@@ -198,7 +201,7 @@ def _text(value: memoryview) -> str:
 
 
 def _whole(text: str) -> int:
-    """Digits alone: other readers take a sign, blanks or a fraction in different ways."""
+    """A number of digits only. Readers differ on a sign, blanks or a fraction."""
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise _Fault(f"external data with the number {shortened(text)}")
     return int(text)

@@ -1,6 +1,6 @@
-"""The bundle manifest: what `export` writes and the runtime reads. Everything a run needs to know is here, as data.
+"""The bundle manifest, which `export` writes and the runtime reads. It holds everything that a run needs to know, as data.
 
-Each class checks its own values and raises BundleError; `from_dict` also refuses unknown and missing keys.
+Each class checks its own values and raises BundleError. `from_dict` also refuses unknown and missing keys.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from ..errors import BundleError
 from .entries import Graph, GraphFile, Package, check_pairs, read_pairs
 
 FORMAT_VERSION: Final = 1
-PRECISIONS: Final = ("fp32", "fp16", "int8", "w8", "w4")  # w8, w4: weights alone, arithmetic in float
+# In w8 and w4 only the weights have 8 or 4 bits, and the arithmetic is in float.
+PRECISIONS: Final = ("fp32", "fp16", "int8", "w8", "w4")
 COLOR_FIXES: Final = ("none", "adain", "wavelet")
 
 
 @dataclass(frozen=True)
 class TensorSpec(Plain):
-    """A graph input or output: NCHW float32. scale: its height and width relative to the LR image's."""
+    """A graph input or output: NCHW float32."""
 
     name: str
     channels: int
     scale: float
-    range: tuple[float, float] | None = None  # None: unbounded
+    """Its height and width relative to those of the LR image."""
+    range: tuple[float, float] | None = None
+    """None: unbounded."""
 
     def __post_init__(self) -> None:
         check_text("tensor name", self.name)
@@ -72,13 +75,16 @@ class GraphSpec(Plain):
 
 @dataclass(frozen=True)
 class SizeRule(Plain):
-    """Which image sizes the graphs take, and how to cut larger ones. All in LR pixels."""
+    """The image sizes that the graphs take, and how larger ones are cut. All in LR pixels."""
 
     multiple_of: int
     minimum: int
-    tile: int  # best core size
-    context: int  # pixels around a tile's core that its result may depend on
-    overlap: int = 0  # width of the blend between neighbouring cores; 0: tiles agree exactly and are placed
+    tile: int
+    """Best side of a tile's core."""
+    context: int
+    """Pixels around a core on which its result may depend."""
+    overlap: int = 0
+    """Width of the blend between neighbouring cores. 0: they agree exactly and are placed side by side."""
 
     def __post_init__(self) -> None:
         check_whole("size.multiple_of", self.multiple_of, 1, 1024)
@@ -99,11 +105,13 @@ class SizeRule(Plain):
 
 @dataclass(frozen=True)
 class NoiseSpec(Plain):
-    """Which noise the generator takes. version 1 is `noise.py`; downscale: LR pixels per noise cell."""
+    """The noise that the generator takes."""
 
     version: int
+    """1: that of `noise.py`."""
     channels: int
     downscale: int
+    """Side of a noise cell in LR pixels."""
 
     SUPPORTED: ClassVar[int] = 1
 
@@ -123,12 +131,14 @@ class NoiseSpec(Plain):
 
 @dataclass(frozen=True)
 class Probe(Plain):
-    """A small input, the fp32 model's output for it (two 8-bit RGB PNG files), and the PSNR floor of each precision in dB."""
+    """A small test picture, to see whether a device computes the model rightly. Both pictures are 8-bit RGB PNG files."""
 
     input: GraphFile
     output: GraphFile
+    """The fp32 model's output for the input."""
     seed: int
     floor_db: dict[str, float]
+    """The least PSNR against the output, by precision."""
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
@@ -155,22 +165,24 @@ class Manifest(Plain):
     scale: int
     encoder: GraphSpec
     generator: GraphSpec
-    graphs: dict[str, dict[str, Graph]]  # precision -> {"encoder": ..., "generator": ...}
+    graphs: dict[str, dict[str, Graph]]
+    """Precision -> {"encoder": ..., "generator": ...}."""
     size: SizeRule
     noise: NoiseSpec
-    t_n: int | None  # timestep of the added noise; None: the student is trained from photos alone
-    t_d: int | None  # timestep the network is told
+    t_n: int | None
+    """Timestep of the added noise. None: the student is trained from photos alone."""
+    t_d: int | None
+    """Timestep that the network is given."""
     color_fix: str
-    default_precision: dict[str, str]  # device -> precision
+    default_precision: dict[str, str]
+    """By device."""
     probe: Probe
     provenance: dict[str, Any]
     accuracy: dict[str, Any]
-    coreml: dict[str, dict[str, Package]] = field(
-        default_factory=dict
-    )  # variant -> the same, for Apple's devices
-    budgets: dict[str, dict[str, float]] = field(
-        default_factory=dict
-    )  # row of an accuracy table, such as int8 -> gate -> limit; see calibration.measure.gates
+    coreml: dict[str, dict[str, Package]] = field(default_factory=dict)
+    """Variant -> {"encoder": ..., "generator": ...}, for Apple's devices."""
+    budgets: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Row of an accuracy table, such as int8 -> gate -> limit. See `calibration/measure/gates.py`."""
 
     def __post_init__(self) -> None:
         _check_version(self.format_version)
@@ -256,7 +268,7 @@ class Manifest(Plain):
 
     @property
     def noise_input(self) -> TensorSpec:
-        """The generator's noise input: the one that no encoder output feeds."""
+        """The generator's noise input, the only one that is not an output of the encoder."""
         features = {tensor.name for tensor in self.encoder.outputs}
         return next(tensor for tensor in self.generator.inputs if tensor.name not in features)
 
@@ -284,7 +296,7 @@ class Manifest(Plain):
     @classmethod
     def from_dict(cls, data: object) -> Self:
         values = check_mapping("the top level", data)
-        _check_version(values.get("format_version"))  # first: a newer version may have other keys
+        _check_version(values.get("format_version"))  # first, because a newer version may have other keys
         values = arguments(cls, "the top level", values)
         values["encoder"] = GraphSpec.from_dict(values["encoder"], "encoder")
         values["generator"] = GraphSpec.from_dict(values["generator"], "generator")

@@ -1,6 +1,6 @@
-"""Reading a bundle: a folder NAME.gdposr/, or the same as one .zip. Nothing is trusted that its hash does not cover.
+"""Reading a bundle: a folder NAME.gdposr/, or the same as one .zip.
 
-Files are read by the names of the manifest only, never extracted, and every byte handed out has been checked.
+Only the files that the manifest names are read. Nothing is extracted, and every byte handed out has been checked against its hash.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from .external_data import check_external
 from .manifest import Manifest
 
 DEFAULT_BUNDLE: Final = Path(__file__).parents[1] / "bundles" / "pocket.gdposr"
-MAX_LEAST_SIDE: Final = 1024  # LR pixels; at scale 4 the output of that is 192 MB of float32
-MAX_CONTEXT: Final = 4  # tiles; with that, up to 81 times the pixels of the photo are computed
-_Reader = Callable[[str, int | None], bytes]  # (name, bytes; None: as many as a manifest may have) -> content
+# LR pixels of the smallest picture that a model takes. At scale 4 its output is 192 MB of float32.
+MAX_LEAST_SIDE: Final = 1024
+# Context in tiles. With that, up to 81 times the pixels of the photo are computed.
+MAX_CONTEXT: Final = 4
+# Reads a file by its name and its size in bytes. None: at most that of a manifest.
+_Reader = Callable[[str, int | None], bytes]
 
 
 class Bundle:
-    """An opened bundle. Holds no open file: every read opens, checks and closes."""
+    """An opened bundle. Keeps no file open: every read opens, checks and closes one."""
 
     def __init__(self, path: Path, read: _Reader) -> None:
         self.path = path
@@ -35,7 +38,8 @@ class Bundle:
         content = read(MANIFEST_NAME, None)
         self.manifest = Manifest.from_dict(_parse(content, path))
         _check_demand(path, self.manifest)
-        self.digest = hashlib.sha256(content).hexdigest()[:16]  # names this bundle in reports
+        # Names this bundle in reports.
+        self.digest = hashlib.sha256(content).hexdigest()[:16]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None) -> Bundle:
@@ -62,13 +66,13 @@ class Bundle:
         return content
 
     def graph_bytes(self, graph: Graph) -> bytes:
-        """The content of an ONNX graph, checked as by `read`, that names no file but the one the manifest gives it."""
+        """The content of an ONNX graph, checked as by `read`. It names no other file than the manifest gives it for its weights."""
         content = self.read(graph)
         check_external(f"{self.path}: {graph.file}", content, graph.data)
         return content
 
     def verify(self) -> None:
-        """Check every file the manifest names; BundleError at the first that differs or names another file."""
+        """Check every file that the manifest names. BundleError at the first that was altered or names another file."""
         graphs = {graph for pair in self.manifest.graphs.values() for graph in pair.values()}
         for graph in sorted(graphs, key=lambda graph: graph.file):
             self.graph_bytes(graph)
@@ -82,9 +86,7 @@ class Bundle:
 
 
 def _parse(content: bytes, path: Path) -> object:
-    """The manifest's JSON. Repeated keys and NaN, which JSON readers treat differently, are refused, and so is what
-    `check_json` finds unsafe to pass on.
-    """
+    """The manifest's JSON. Repeated keys and NaN are refused, because JSON readers differ on them. So is what `check_json` refuses."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
@@ -106,7 +108,7 @@ def _parse(content: bytes, path: Path) -> object:
 
 
 def _check_demand(path: Path, manifest: Manifest) -> None:
-    """What a picture costs is bounded beside its own pixels: the padding of the least one, and the context of every tile."""
+    """BundleError if the model would compute far more pixels than a picture has, through its minimum or its context."""
     rule = manifest.size
     least = -(-rule.minimum // rule.multiple_of) * rule.multiple_of
     if least > MAX_LEAST_SIDE:

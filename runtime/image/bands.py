@@ -1,9 +1,11 @@
-"""A picture as bands of rows, so that one larger than memory can flow from the model to its file.
+"""A picture as bands of rows, so that a picture larger than memory can pass from the model to its file.
 
-The model's float32 rows slide past as `Rows`. `Strips` are the result's rows in bands of any height; a `Passage` hands them from the
-thread that computes them to the one that writes them. Writers cut them into blocks of one height, on which several threads work:
-deflate takes most of the time of writing a large PNG or TIFF, and zlib works outside Python's lock. The blocks depend on the picture's
-size alone, never on the number of threads or on how its rows arrived, so the bytes of a file do not either.
+`Rows` is a window on the model's float32 rows. `Strips` are the rows of the result, in bands of any height. A `Passage` hands them from
+the thread that computes them to the thread that writes them.
+
+Writers cut the rows into blocks of one height and work on several at once: deflate takes most of the time of writing a large PNG or
+TIFF, and zlib runs outside Python's lock. The blocks, and so the bytes of a file, depend on the size of the picture only, not on the
+number of threads or on how the rows arrive.
 """
 
 from __future__ import annotations
@@ -19,30 +21,37 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-BAND: Final = 64  # rows of float32 that a stage computes at a time
-HELD: Final = 32 << 20  # bytes of finished rows that may wait for the writer
-BLOCK_BYTES: Final = 1 << 20  # of pixels in a block, at least one row
-MAX_WORKERS: Final = 4  # more would take the processors from the model, which makes the next rows meanwhile
+# Rows of float32 that a stage computes at a time.
+BAND: Final = 64
+# Bytes of finished rows that may wait for the writer.
+HELD: Final = 32 << 20
+# Bytes of pixels in a block. A block has at least one row.
+BLOCK_BYTES: Final = 1 << 20
+# More would take processors from the model, which computes the next rows meanwhile.
+MAX_WORKERS: Final = 4
 
 Floats = NDArray[np.float32]
-RowSource = Callable[[int, int], Floats]  # (first row, end row) -> (C, rows, W)
+# (first row, end row) -> (C, rows, W)
+RowSource = Callable[[int, int], Floats]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def spans(length: int, rows: int) -> Iterator[tuple[int, int]]:
-    """(first, end) of consecutive bands; the last may be smaller."""
+    """(first, end) of consecutive bands. The last may be smaller."""
     for first in range(0, length, rows):
         yield first, min(length, first + rows)
 
 
 @dataclass(frozen=True)
 class Strips:
-    """Bands of rows from top to bottom, each (n, W) or (n, W, C) of dtype, made while they are taken; they can be taken once."""
+    """A picture as bands of rows from top to bottom, which are computed while they are taken. They can be taken once."""
 
-    shape: tuple[int, ...]  # (H, W) or (H, W, C)
+    shape: tuple[int, ...]
+    """(H, W) or (H, W, C)."""
     dtype: np.dtype[Any]
     bands: Iterator[NDArray[Any]]
+    """Each (n, W) or (n, W, C)."""
 
     def array(self) -> NDArray[Any]:
         """The whole picture."""
@@ -56,7 +65,7 @@ class Strips:
 
 
 class Rows:
-    """A window that slides down a stream of row blocks. Rows before the last window asked for are forgotten."""
+    """A window that moves down a stream of row blocks. Rows above the last window are dropped."""
 
     def __init__(self, blocks: Iterable[Floats]) -> None:
         self._blocks = iter(blocks)
@@ -64,7 +73,7 @@ class Rows:
         self._first = self._end = 0
 
     def __call__(self, first: int, end: int) -> Floats:
-        """Rows first to end of the stream; first must not fall below that of an earlier call."""
+        """Rows first to end of the stream. first must not be less than in an earlier call."""
         assert first >= self._first
         while self._end < end:
             block = next(self._blocks)
@@ -82,7 +91,7 @@ class Rows:
 
 
 class Abandoned(Exception):
-    """The rest of a picture will not come: whatever computed it failed or was interrupted."""
+    """The rest of a picture will not come, because computing it failed or was interrupted."""
 
 
 class Passage:
@@ -95,7 +104,7 @@ class Passage:
         self._change = threading.Condition()
 
     def put(self, band: NDArray[Any]) -> bool:
-        """Hand a band over; waits while more than the limit is on the way. False: nobody takes it any more."""
+        """Hand a band over. Waits while more bytes than the limit are on the way. False: the taker has stopped."""
         with self._change:
             while self._waiting and self._held + band.nbytes > self._limit and not self._stopped:
                 self._change.wait()
@@ -113,7 +122,7 @@ class Passage:
             self._change.notify_all()
 
     def stop(self) -> None:
-        """One side gives up: `put` returns False from now on, and the taker of an incomplete picture gets Abandoned."""
+        """Either side gives up. `put` returns False from now on, and the taker of an incomplete picture gets Abandoned."""
         with self._change:
             self._stopped = True
             self._change.notify_all()
@@ -140,7 +149,7 @@ def block_rows(width: int, pixel_bytes: int) -> int:
 
 
 def row_blocks(pixels: NDArray[Any] | Strips, rows: int) -> Iterator[NDArray[Any]]:
-    """(H, W, C), or (H, W) as one channel -> blocks (rows, W, C) from top to bottom; the last may be lower."""
+    """(H, W, C), or (H, W) as one channel -> blocks (rows, W, C) from top to bottom. The last may have fewer rows."""
     height, width = pixels.shape[:2]
     channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
     if not isinstance(pixels, Strips):
@@ -170,7 +179,7 @@ def side_by_side(work: Callable[[Item], Result], blocks: Iterable[Item]) -> Iter
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """work(item) of each item, in order, whichever ends first; at most threads + 1 items are under way. One thread: the caller's."""
+    """work(item) of each item, in the order of the items, at most threads + 1 under way. One thread is the caller's own."""
     if threads == 1:
         yield from map(work, items)
         return
@@ -183,6 +192,6 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # also where the caller stops early: what waits is not begun
+        finally:  # if the caller stops early, waiting items are not begun
             for future in waiting:
                 future.cancel()

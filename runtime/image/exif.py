@@ -1,12 +1,11 @@
-"""EXIF blocks edited so that what we do not understand (maker notes, previews) stays byte for byte where it is.
+"""Editing EXIF blocks. Parts that are not understood here, such as maker notes, stay byte for byte where they are.
 
-An EXIF block is a small TIFF file after the header "Exif\\0\\0": a byte order mark, then directories of
-12-byte entries (tag, type, count, value). Offsets count from the byte order mark, so a maker note that is not
-moved stays valid: a number that fits is overwritten in its entry, and a directory that grows is written anew
-at the end.
+An EXIF block is a small TIFF file after the header "Exif\\0\\0": a byte order mark, then directories of 12-byte entries (tag, type,
+count, value). Offsets count from the byte order mark, so a maker note stays valid only if it does not move. Therefore a number that
+fits is overwritten in its entry, and a directory that grows is written again at the end.
 
-Not Pillow's Image.Exif: it writes the block anew, so that maker notes move, non-ASCII letters become question marks and
-entries of unknown type are lost, and it raises on damage (81 of 1000 blocks with wrong bytes or a cut end; Pillow 13.0).
+Not Pillow's Image.Exif: it rewrites the whole block, which moves maker notes, turns non-ASCII letters into question marks and loses
+entries of unknown type. It also raises on damage (81 of 1000 blocks with wrong bytes or a cut end; Pillow 13.0).
 """
 
 import struct
@@ -22,38 +21,41 @@ ORIENTATION = 0x0112
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003
 IMAGE_WIDTH, IMAGE_HEIGHT = 0x0100, 0x0101
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
-_LEFT_OUT: Final = (0xA005, ORIENTATION)  # the first is given as an offset into the file it came from
+# Not taken over from a TIFF. The first is an offset into the file that it comes from.
+_LEFT_OUT: Final = (0xA005, ORIENTATION)
 SOFTWARE, USER_COMMENT = 0x0131, 0x9286
 # Worth carrying out of a TIFF: ImageDescription, Make, Model, Software, DateTime, Artist, Copyright.
 TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 2, 3, 4, 5, 7
 TYPE_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-_THUMBNAIL_TAGS: Final = (
-    (0x0201, 0x0202),
-    (0x0111, 0x0117),
-)  # where it stands and its bytes: JPEG, plain rows
-_PLAIN_CODE, _WIDE_CODE = b"ASCII\0\0\0", b"UNICODE\0"  # the first 8 bytes of a UserComment
-_EMPTY_BODY: Final = b"II*\0\x08\0\0\0\0\0\0\0\0\0"  # a directory without entries
+# Tags of the offset and of the size of a thumbnail: as JPEG, as plain rows.
+_THUMBNAIL_TAGS: Final = ((0x0201, 0x0202), (0x0111, 0x0117))
+# The first 8 bytes of a UserComment.
+_PLAIN_CODE, _WIDE_CODE = b"ASCII\0\0\0", b"UNICODE\0"
+# A directory without entries.
+_EMPTY_BODY: Final = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a directory. field: 4 bytes, the value or, where it is longer, its offset."""
+    """One entry of a directory."""
 
     tag: int
     kind: int
+    """Type of the value, such as `SHORT`."""
     count: int
     field: bytes
+    """4 bytes: the value, or its offset if it is longer."""
 
 
 def byte_order(body: bytes | bytearray) -> str | None:
-    """ "<" or ">", None where the body begins with neither mark."""
+    """ "<" or ">". None: the body begins with neither mark."""
     return {b"II": "<", b"MM": ">"}.get(bytes(body[:2])) if len(body) >= 8 else None
 
 
 def directory(body: bytes | bytearray, start: int) -> tuple[list[Entry], int]:
-    """Entries of the directory at `start` and the offset of the next, 0 for none. ValueError where it is cut off."""
+    """Entries of the directory at `start`, and the offset of the next or 0. ValueError if it is cut off."""
     order = byte_order(body)
     if order is None or not 8 <= start <= len(body) - 2:
         raise ValueError("an EXIF directory lies outside its block")
@@ -69,7 +71,7 @@ def directory(body: bytes | bytearray, start: int) -> tuple[list[Entry], int]:
 
 
 def packed_directory(order: str, entries: Iterable[Entry]) -> bytes:
-    """A directory of these entries, sorted by tag, with no other after it."""
+    """The bytes of a directory of these entries, sorted by tag. It is the last one of its block."""
     rows = sorted(entries, key=lambda entry: entry.tag)
     cells = (struct.pack(order + "HHI4s", row.tag, row.kind, row.count, row.field) for row in rows)
     return struct.pack(order + "H", len(rows)) + b"".join(cells) + bytes(4)
@@ -89,7 +91,7 @@ def is_sound(exif: bytes) -> bool:
 
 
 def upright_exif(exif: bytes) -> tuple[bytes, int]:
-    """The same EXIF block with orientation 1, and the orientation it stated; of a damaged block, what can be read."""
+    """The same EXIF block with orientation 1, and the orientation that it stated. A damaged block is read as far as possible."""
     body = bytearray(exif.removeprefix(EXIF_HEADER))
     stated: list[int] = []
     for tag, kind, offset, order in _entries(bytes(body)):
@@ -122,11 +124,13 @@ def revised_exif(
     text: Mapping[str, str],
     dpi: tuple[float, float] | None = None,
 ) -> bytes | None:
-    """The EXIF block of the enlarged picture: its size, orientation 1, the notes of `text`, no thumbnail of the old one.
+    """The EXIF block of the enlarged picture, without the thumbnail of the old one. None: there is nothing to state.
 
-    Size and orientation are corrected where they are stated. text["Software"] becomes the tag Software; the other notes are
-    appended to UserComment, a line KEY=VALUE each, in place of older lines of the same keys. None where there is
-    nothing to say; a block that cannot be read is left out. dpi: the resolution to state, None = leave it.
+    exif: the old block. One that cannot be read is left out.
+    width, height: of the enlarged picture. Size and orientation are corrected if the old block states them.
+    text: "Software" becomes the tag of that name. Each other note becomes a line KEY=VALUE at the end of UserComment, and older lines
+        with the same key are removed.
+    dpi: the resolution to state. None: as it is.
     """
     notes = {key: value for key, value in text.items() if key != "Software"}
     if exif is None or not is_sound(exif):
@@ -167,15 +171,12 @@ def revised_exif(
 
 
 def tiff_exif(tags: Image.Exif) -> bytes | None:
-    """The descriptive tags of a TIFF (camera, date, author, Exif and GPS directories) as an EXIF block; None
-    where there are none.
-    """
+    """The descriptive tags of a TIFF (camera, date, author, Exif and GPS directories) as an EXIF block. None: it has none."""
     kept = Image.Exif()
     for tag in TIFF_TAGS:
         if tag in tags:
-            value = tags[
-                tag
-            ]  # text in UTF-8 comes as Latin-1 letters, which Pillow would write as question marks
+            # text in UTF-8 comes as Latin-1 letters, which Pillow would write as question marks
+            value = tags[tag]
             kept[tag] = value.encode("latin-1") if isinstance(value, str) else value
     for name in (EXIF_DIRECTORY, GPS_DIRECTORY):
         content = {tag: value for tag, value in tags.get_ifd(name).items() if tag not in _LEFT_OUT}
@@ -185,9 +186,7 @@ def tiff_exif(tags: Image.Exif) -> bytes | None:
 
 
 def _entries(body: bytes) -> Iterator[tuple[int, int, int, str]]:
-    """(tag, type, offset of the value, byte order) of every entry of the first and the Exif directory. Stops
-    at damage.
-    """
+    """(tag, type, offset of the value, byte order) of every entry of the first and the Exif directory. Stops at damage."""
     order = byte_order(body)
     if order is None:
         return
@@ -206,7 +205,7 @@ def _entries(body: bytes) -> Iterator[tuple[int, int, int, str]]:
 
 
 def _details(body: bytes | bytearray, order: str, pointer: Entry | None) -> dict[int, Entry]:
-    """Entries of the Exif directory by tag; none where there is no such directory or it cannot be read."""
+    """Entries of the Exif directory by tag. Empty if there is no such directory or it cannot be read."""
     if pointer is None:
         return {}
     try:
@@ -218,7 +217,7 @@ def _details(body: bytes | bytearray, order: str, pointer: Entry | None) -> dict
 
 
 def _value(body: bytes | bytearray, order: str, entry: Entry | None) -> bytes:
-    """The bytes of an entry's value; empty where it is missing or lies outside the block."""
+    """The bytes of an entry's value. Empty if it is missing or lies outside the block."""
     if entry is None:
         return b""
     length = TYPE_BYTES.get(entry.kind, 1) * entry.count
@@ -229,7 +228,7 @@ def _value(body: bytes | bytearray, order: str, entry: Entry | None) -> bytes:
 
 
 def _append(body: bytearray, content: bytes) -> int:
-    """Add bytes at the end, on an even offset as TIFF asks; returns the offset."""
+    """Add bytes at the end, on an even offset as TIFF demands. Returns the offset."""
     body += bytes(len(body) % 2)
     offset = len(body)
     body += content
@@ -237,15 +236,13 @@ def _append(body: bytearray, content: bytes) -> int:
 
 
 def _appended(body: bytearray, order: str, tag: int, kind: int, value: bytes) -> Entry:
-    """An entry of a byte type whose value is added at the end of the block where it does not fit the entry."""
+    """An entry of a byte type. A value that does not fit the entry is added at the end of the block."""
     field = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(order + "I", _append(body, value))
     return Entry(tag, kind, len(value), field)
 
 
 def _drop_thumbnail(body: bytearray, order: str, start: int) -> None:
-    """Remove the small picture of the second directory: it shows the old photo. Cut off where it ends the
-    block, else blanked.
-    """
+    """Remove the thumbnail of the second directory, which shows the old photo: cut off at the end of the block, else blanked."""
     try:
         entries = {entry.tag: entry for entry in directory(body, start)[0]} if start else {}
     except ValueError:
@@ -261,11 +258,10 @@ def _drop_thumbnail(body: bytearray, order: str, start: int) -> None:
 
 
 def _comment(old: bytes, notes: Mapping[str, str], order: str) -> bytes:
-    """A UserComment with a line KEY=VALUE for each note after what it said before."""
+    """A UserComment with its old text, and a line KEY=VALUE for each note behind it."""
     wide = old.startswith(_WIDE_CODE)
-    encoding = (
-        ("utf-16-le" if order == "<" else "utf-16-be") if wide else "latin-1"
-    )  # latin-1: any byte as it is
+    # Latin-1 keeps any byte as it is
+    encoding = ("utf-16-le" if order == "<" else "utf-16-be") if wide else "latin-1"
     said = old[8:].decode(encoding, "replace").rstrip("\0 \n")
     kept = [line for line in said.split("\n") if line.split("=")[0] not in notes] if said else []
     fresh = [f"{key}={value}" for key, value in notes.items()]

@@ -1,9 +1,9 @@
 """The no-reference score that picks one of several samples (`--select best`): the least grain. Lower is better.
 
-The samples of a picture differ in drawn texture, and whether it is the true one cannot be seen without the truth; how much of it was
-drawn can. Chosen by measurement among about ninety candidates (`python -m calibration.studies.selection`; the table there holds the
-main ones), against the ranking of samples by SQF to ground truth: the 100 RealSR pairs, an earlier bundle (2b090b2a) in INT8, seed 0,
-samples of a picture only, Kendall's tau with its 95 % bootstrap interval over pictures, chance 0:
+The samples of a picture differ in drawn texture. Whether it is the true texture cannot be seen without the truth, but how much was
+drawn can. The score was chosen by measurement among about ninety candidates (`python -m calibration.studies.selection` prints the main
+ones), by how well it ranks samples as SQF to the ground truth does. Measured on the 100 RealSR pairs with an earlier bundle (2b090b2a)
+in INT8, seed 0, within the samples of a picture: Kendall's tau with its 95 % bootstrap interval over pictures; chance is 0:
 
     samples               0-7                      8-15                     16-23 (looked at after the choice)
     grain                 +0.094 [+0.036, +0.153]  +0.086 [+0.039, +0.134]  +0.074 [+0.024, +0.125]
@@ -11,8 +11,8 @@ samples of a picture only, Kendall's tau with its 95 % bootstrap interval over p
     pick beats another    56.7 %                   59.1 %                   52.3 %
     NIQE, less is better  -0.048 [-0.102, +0.007]  -0.041 [-0.097, +0.013]  -0.025 [-0.084, +0.034]
 
-So it is better than chance, and little better: its pick takes 11, 13 and 2 % of what choosing by SQF itself would gain, and that is
-0.6 % of SQF with 8 samples. A model whose samples differ more wants a new measurement.
+So it is only a little better than chance. Its pick gains 11, 13 and 2 % of what choosing by SQF itself would gain, which is 0.6 % of
+SQF with 8 samples. For a model with larger differences between samples it should be measured again.
 """
 
 from __future__ import annotations
@@ -28,20 +28,27 @@ from .bands import Strips
 
 Floats = NDArray[np.float32]
 NAME: Final = "grain"
-LUMA: Final = (0.299, 0.587, 0.114)  # BT.601, full range
-SIDE: Final = 2048  # pixels; the middle of larger pictures is judged, to bound the time
-FINE: Final = 1  # passes of the 3x3 binomial filter; what they take away is fine
-COARSE: Final = (3, 9)  # passes; what lies between the two is coarse, a mean of about 3 to 5 pixels
-ROUNDING: Final = 1 / 12  # variance of rounding to whole levels, in 1/255^2; less texture than this is none
-_ROWS: Final = 64  # filtered at a time, so that a large picture takes little memory
-_LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}  # the value of full intensity
+# Weights of red, green and blue (BT.601, full range).
+LUMA: Final = (0.299, 0.587, 0.114)
+# Pixels. Of larger pictures only the middle is judged, to bound the time.
+SIDE: Final = 2048
+# Passes of the 3x3 binomial filter. Texture that they remove is fine.
+FINE: Final = 1
+# Passes. Texture that the second number removes and the first keeps is coarse, a mean of about 3 to 5 pixels.
+COARSE: Final = (3, 9)
+# Variance of rounding to whole levels, in 1/255^2. Less texture than this counts as none.
+ROUNDING: Final = 1 / 12
+# Rows filtered at a time, so that a large picture takes little memory.
+_ROWS: Final = 64
+# The value of full intensity.
+_LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}
 
 
 def score(picture: NDArray[Any] | Strips) -> float:
-    """Root mean square of the fine texture of luma over that of the coarse; 0 for a flat picture, always finite.
+    """Root mean square of the fine texture of luma, divided by that of the coarse texture. 0 for a flat picture, always finite.
 
-    picture: (H, W) or (H, W, 1..4) uint8, uint16 or float32 in [0, 1], of any size. Pixels count by their alpha. Of strips no band is
-    kept, and none is taken below the rows that are judged. Comparable between samples of one picture only.
+    picture: (H, W) or (H, W, 1..4) uint8, uint16 or float32 in [0, 1], of any size. Pixels are weighted by alpha. Of `Strips`, no band
+    is kept, and none is taken below the rows that are judged. Scores compare samples of one picture, not different pictures.
     """
     _check(picture.shape, picture.dtype)
     height, width = picture.shape[:2]

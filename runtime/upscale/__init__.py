@@ -1,1 +1,1 @@
-"""A picture enlarged: tiles, memory, the model at work, colour."""
+"""Enlarging a picture: tiles, the model at work on them, colour and scaling."""

@@ -37,8 +37,8 @@ _SUPPORT: Final = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.LANCZOS: 3.0}
 def color_fix(sr: np.ndarray, lr: np.ndarray, method: str) -> np.ndarray:
     """sr: (H, W, 3) float32 in [0, 1], lr: (h, w, 3) float32 in [0, 1] -> (H, W, 3) float32 in [0, 1].
 
-    method: "none" returns sr itself; "adain" gives each channel LR's mean and standard deviation; "wavelet"
-    keeps the detail of sr and takes everything coarser than about 32 pixels from LR.
+    method: "none" returns sr itself. "adain" gives each channel the mean and standard deviation that it has in lr. "wavelet" keeps the
+    detail of sr and takes everything coarser than about 32 pixels from lr.
     """
     if method not in COLOR_FIXES:
         raise ImageError(f"unknown colour fix {method!r}: use one of {', '.join(COLOR_FIXES)}")
@@ -77,9 +77,13 @@ def adain_rows(source: RowSource, height: int, of_sr: Statistics, of_lr: Statist
 def wavelet_rows(
     source: RowSource, size: tuple[int, int], lr: RowSource, lr_size: tuple[int, int]
 ) -> Iterator[Floats]:
-    """Swap of the a-trous low-pass band: what is coarser than about 32 pixels is taken from LR. size, lr_size: (height, width).
+    """Swap of the a-trous low-pass band: everything coarser than about 32 pixels is taken from LR.
 
-    The low-pass is linear, so low(LR) - low(SR) = low(LR - SR): one pass instead of two."""
+    source, size: rows of SR, and its height and width.
+    lr, lr_size: the same of LR.
+
+    The low-pass is linear, so low(LR) - low(SR) = low(LR - SR): one pass instead of two.
+    """
     halo = 2**WAVELET_LEVELS - 1  # radius of the low-pass
     height, width = size
     for top, bottom in spans(height, WAVELET_BAND):
@@ -106,9 +110,12 @@ def resized(
     end: int,
     resample: Image.Resampling,
 ) -> Floats:
-    """Rows first to end of a picture resized from size to target, both (height, width) -> (C, end - first, W).
+    """Rows of a resized picture: (C, end - first, W) float32.
 
-    Antialiased: when reducing, the filter widens, so that it averages over the area a result pixel covers.
+    source: rows of the picture.
+    size, target: height and width before and after.
+    first, end: the rows wanted, counted after resizing.
+    resample: a filter of Pillow. When reducing, it widens to the area that a result pixel covers (antialiasing).
     """
     if size == target:
         return source(first, end)
@@ -127,9 +134,8 @@ def resized(
 
 def channel_statistics(source: RowSource, height: int, width: int) -> Statistics:
     """Mean and standard deviation of each channel over a whole picture, summed in float64."""
-    pivot = source(0, min(height, BAND))[:, :1, :1].astype(
-        np.float64
-    )  # so that squares of a flat picture do not cancel
+    # subtracted first, so that the squares of a flat picture do not cancel
+    pivot = source(0, min(height, BAND))[:, :1, :1].astype(np.float64)
     total = np.zeros(len(pivot))
     squares = np.zeros(len(pivot))
     for top, bottom in spans(height, BAND):
@@ -148,7 +154,7 @@ def low_pass(
     """(H, W) float32 through the kernel [1 2 1]/4 per axis, dilated by 1, 2, 4, ...
 
     borders: whether the plane ends at the picture's top, bottom, left, right. There the edge is replicated and the plane keeps its
-    extent; at its other ends it loses the halo of 2 ** levels - 1 pixels, which cannot be computed.
+    extent. At its other ends it loses the halo of 2 ** levels - 1 pixels, which cannot be computed.
     """
     for level in range(levels):
         step = 2**level
@@ -157,9 +163,7 @@ def low_pass(
 
 
 def _sums(plane: Floats, step: int, ends: tuple[bool, ...]) -> Floats:
-    """[1 2 1] over rows `step` apart, as [1 1] twice: (n, W) -> (n - 2 step, W), and step more rows for each
-    end that is a border.
-    """
+    """[1 2 1] over rows `step` apart, as [1 1] twice: (n, W) -> (n - 2 step, W), and step more rows for each end that is a border."""
     top = [np.broadcast_to(plane[:1], (step, plane.shape[1]))] if ends[0] else []
     bottom = [np.broadcast_to(plane[-1:], (step, plane.shape[1]))] if ends[1] else []
     wide: Any = np.concatenate([*top, plane, *bottom]) if top or bottom else plane

@@ -1,6 +1,6 @@
-"""The probe: run a bundle's small test picture on a device and compare with the result that the exporter stored.
+"""The probe: run a bundle's small test picture on a device, and compare the result with the one that the exporter stored.
 
-Accelerators sometimes compute something else without an error; a device that fails the probe must not be used in silence.
+Accelerators sometimes compute wrong values without an error. A device that fails the probe must not be used without a word.
 """
 
 from __future__ import annotations
@@ -22,27 +22,32 @@ from ..errors import BundleError
 from ..noise import noise_field
 from .tiling import pad_edge, padded_size
 
-IDENTICAL_DB: Final = 99.0  # reported where not one 8-bit value differs, so that reports stay valid JSON
-# A package's floor is that of its numbers; a device sums in half precision besides, and rounding to 8 bits alone leaves 56 dB.
+# Reported if all 8-bit values are equal. Not infinite, so that reports stay valid JSON.
+IDENTICAL_DB: Final = 99.0
+# The floor of a package covers its numbers only. A device also sums in half precision, and rounding to 8 bits alone leaves 56 dB.
 PACKAGE_MARGIN_DB: Final = 3.0
 PACKAGE_FLOOR_DB: Final = 45.0
-FILLED_FLOOR_DB: Final = 25.0  # where all of the result depends on what a tile was filled up with
+# If the whole result depends on the filling of a tile.
+FILLED_FLOOR_DB: Final = 25.0
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """psnr_db: of the 8-bit result against the stored one, all channels. ok: it reaches the floor of this precision."""
+    """The result of `run_probe`."""
 
     psnr_db: float
+    """Of the 8-bit result against the stored one, over all channels."""
     floor_db: float
+    """The least PSNR that this precision must reach."""
     ok: bool
+    """Whether it does."""
 
 
 def run_probe(bundle: Bundle, backend: Backend) -> ProbeResult:
     """Run the probe picture as one tile, without colour fix.
 
-    Where a tile has a fixed size, the picture is cut or filled up to it, which changes the result near its right and lower edge: only
-    what lies beyond the model's context from there is compared.
+    For a backend of fixed size, the picture is cut or filled up to it, which changes the result near the right and lower edge. Pixels
+    within the model's context of these edges are not compared.
     """
     probe, scale = bundle.manifest.probe, bundle.manifest.scale
     image, expected = read_rgb(bundle, probe.input), read_rgb(bundle, probe.output)
@@ -65,7 +70,7 @@ def run_probe(bundle: Bundle, backend: Backend) -> ProbeResult:
 
 
 def floor_db(bundle: Bundle, backend: Backend) -> float:
-    """The PSNR that a backend owes the probe."""
+    """The PSNR that a backend must reach on the probe."""
     packages = core_ml_packages(bundle, backend.device, backend.precision)
     if packages is None:
         return bundle.manifest.probe.floor_db[backend.precision]
@@ -73,15 +78,15 @@ def floor_db(bundle: Bundle, backend: Backend) -> float:
 
 
 def _reliable(bundle: Bundle, side: int) -> int:
-    """LR pixels, from the top or left, that nothing beyond side reaches; 0 where tiles of the model never agree exactly."""
+    """LR pixels from the top or left that do not depend on anything beyond side. 0 if tiles of the model never agree exactly."""
     rule = bundle.manifest.size
     return 0 if rule.overlap else max(0, side - rule.context)
 
 
 def probe_output(bundle: Bundle, backend: Backend, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """What a backend makes of a picture: (h, w, 3) uint8 -> (scale h, scale w, 3) uint8, sample 0, one tile.
+    """A picture enlarged by a backend as one tile, sample 0: (h, w, 3) uint8 -> (scale h, scale w, 3) uint8.
 
-    The exporter writes the probe's expected output with this very function.
+    The exporter writes the probe's expected output with this function too.
     """
     rule, noise, scale = bundle.manifest.size, bundle.manifest.noise, bundle.manifest.scale
     height, width = image.shape[:2]
@@ -95,7 +100,7 @@ def probe_output(bundle: Bundle, backend: Backend, image: NDArray[np.uint8], see
 
 
 def psnr_db(a: NDArray[Any], b: NDArray[Any], peak: float = 255.0, equal: float = IDENTICAL_DB) -> float:
-    """PSNR in dB of two arrays over all values; `equal` where they are the same, minus infinity where a value is not finite."""
+    """PSNR in dB of two arrays over all values. `equal` if they are the same, minus infinity if a value is not finite."""
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return -math.inf
     mse = float(np.mean(np.square(a.astype(np.float64) - b)))

@@ -1,4 +1,4 @@
-"""The public way to enlarge a picture: a bundle is loaded and checked once, each picture is a `Rendering`.
+"""The public interface to enlarge pictures. A bundle is loaded and checked once. Each picture is then a `Rendering`.
 
 The same picture, seed, bundle, device and precision give the same bytes, for every tile size and number of threads.
 """
@@ -28,19 +28,22 @@ from .rendering import Rendering, Request
 if TYPE_CHECKING:
     from ..image.arrays import Photo
 
-# With a limit given, tiles may be so many times the bundle's best side: the larger, the smaller the share of context. Processor time
-# per megapixel of INT8 on one thread: tiles of 256 1.2 s, 384 0.93 s, 512 0.88 s; of fp32: 256 2.9 s, 512 2.3 s.
+# If the caller gives a limit of memory, tiles may have so many times the bundle's best side: larger tiles have a smaller share of
+# context. Processor time per megapixel on one thread, INT8: tiles of 256 1.2 s, 384 0.93 s, 512 0.88 s; fp32: 256 2.9 s, 512 2.3 s.
 ROOMY: Final = 2
 
 
 class Upscaler:
     """A loaded bundle on a device. Safe to use from several threads.
 
-    device, precision: "auto" or one by name. threads: None = all processors. tile: LR pixels of a tile's core, None = the
-    bundle's best. max_memory: bytes this process may take, the picture, the result and the program included, from which the tiles
-    follow; None = tiles of the bundle's best size. color_fix: None = the bundle's. check: run the bundle's probe first; a device
-    that fails it is refused, or replaced where "auto" leaves a choice. notify: called with each note, such as a fallback; they
-    also stand in `notes`.
+    bundle: a folder or .zip. None: the built-in model.
+    device, precision: a name, or "auto".
+    threads: processors to use. None: all.
+    tile: LR pixels of a tile's core. None: the bundle's best.
+    max_memory: bytes that this process may take, with the picture, the result and the program. None: no limit.
+    color_fix: "none", "adain" or "wavelet". None: the bundle's.
+    check: run the bundle's probe first. A device that fails it is refused, or replaced if "auto" leaves a choice.
+    notify: called with each note, such as a fallback. They are also in `notes`.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Upscaler:
         self._notify = notify
         backend = self._load(device, precision, check)
         self.device, self.precision = backend.device, backend.precision
-        self.placement = backend.placement  # graph nodes by provider; None: not known
+        self.placement = backend.placement  # graph nodes by provider, or None if not known
         self._engine: Engine | None = Engine(backend, self.threads, self._open, self._note)
 
     @property
@@ -103,12 +106,16 @@ class Upscaler:
         first: int = 0,
         progress: Progress | None = None,
     ) -> Iterator[NDArray[Any]]:
-        """Enlarged versions of an image, one by one as they are asked for.
+        """Enlarged versions of an image, each computed when it is asked for.
 
-        image: (h, w) or (h, w, 1..4) uint8, uint16 or float32 in [0, 1], or a Pillow image (turned upright by its EXIF
-        orientation). Each result: the same dtype and channels, round(h * scale) x round(w * scale), at least 1x1.
-        seed in [0, 2**64); sample k is the same picture whatever `first` and `samples` are. scale in (0, the model's scale],
-        None = the model's: the model's output is reduced by an antialiased Lanczos filter.
+        image: (h, w) or (h, w, 1..4) uint8, uint16 or float32 in [0, 1], or a Pillow image, which is turned upright by its EXIF.
+        seed: in [0, 2**64).
+        samples: how many versions.
+        scale: in (0, the model's scale]. None: the model's. A smaller one reduces its output by an antialiased Lanczos filter.
+        first: number of the first sample. Sample k is the same picture whatever `first` and `samples` are.
+        progress: called with (tiles done, tiles of all samples).
+
+        Each result has the same dtype and channels as the image and round(h * scale) x round(w * scale) pixels, at least 1x1.
         """
         count = setting("samples", samples, 1)
         first = setting("first", first, 0, 2**32 - count)
@@ -125,7 +132,7 @@ class Upscaler:
         *,
         progress: Progress | None = None,
     ) -> Strips:
-        """One sample as bands of rows, computed while they are taken: for results larger than memory. The same bytes as `up`."""
+        """One sample as bands of rows, computed while they are taken, for results larger than memory. The same bytes as `up`."""
         return self.picture(image, seed, scale, 1, progress).strips(sample)
 
     def picture(
@@ -136,8 +143,9 @@ class Upscaler:
         samples: int = 1,
         progress: Progress | None = None,
     ) -> Rendering:
-        """An image ready to be enlarged: `.strips(sample)` and `.sample(sample)`. samples: how many will be asked for; from two on
-        the encoder's features are kept where they fit. progress: called with (tiles done, tiles of all samples).
+        """An image ready to be enlarged by `.strips(sample)` or `.sample(sample)`. image, seed, scale, progress: as for `samples`.
+
+        samples: how many will be asked for. From two on the encoder's features are kept, if they fit.
         """
         engine = self._engine
         if engine is None:
@@ -167,7 +175,7 @@ class Upscaler:
         return (dataclasses.replace(photo, pixels=pixels) for pixels in results)
 
     def close(self) -> None:
-        """Let go of the model; samples already being computed still finish."""
+        """Release the model. Samples that are already begun can still be finished."""
         self._engine = None
 
     def __enter__(self) -> Self:
@@ -177,7 +185,7 @@ class Upscaler:
         self.close()
 
     def _open(self, threads: int) -> Backend:
-        """A further backend of the same kind, whose calls use so many threads."""
+        """Another backend of the same kind, with so many threads for each call."""
         return open_backend(self.bundle, self.device, self.precision, threads)
 
     def _load(self, device: str, precision: str, check: bool) -> Backend:

@@ -1,8 +1,8 @@
-"""PNG files written row block by row block, with 8 or 16 bits per channel.
+"""PNG files, written row block by row block, with 8 or 16 bits per channel.
 
-Pillow writes no 16-bit colour and needs the whole picture once more, at 4 bytes per pixel. Here a block of rows
-is filtered, deflated and let go. Each row gets that one of the five filters whose result has the least sum of
-absolute differences (PNG specification, third edition, Sec. 12.7).
+Pillow writes no 16-bit colour and needs the whole picture once more, at 4 bytes per pixel. Here each block of rows is filtered,
+deflated and dropped. Each row gets the filter with the least sum of absolute differences, out of five (PNG specification, third
+edition, Sec. 12.7).
 """
 
 import struct
@@ -17,11 +17,15 @@ from ..bands import Strips, block_rows, row_blocks, side_by_side
 from ..exif import EXIF_HEADER
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-LEVEL: Final = 5  # of level 6, which is Pillow's: 3 % more bytes in half the time, on RealSR's photos
-INCH: Final = 0.0254  # metres
-COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> IHDR's colour type
+# Of deflate. Compared with level 6, which is Pillow's: 3 % more bytes in half the time, on RealSR's photos.
+LEVEL: Final = 5
+# In metres.
+INCH: Final = 0.0254
+# IHDR's colour type by the number of channels.
+COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}
 _ZLIB_HEADER: Final = b"\x78\x5e"
-_LAST_BLOCK: Final = b"\x03\x00"  # an empty deflate block that is marked as the last one
+# An empty deflate block, marked as the last one.
+_LAST_BLOCK: Final = b"\x03\x00"
 Bytes = NDArray[np.uint8]
 
 
@@ -34,7 +38,14 @@ def write_png(
     dpi: tuple[float, float] | None = None,
     text: Mapping[str, str] | None = None,
 ) -> None:
-    """pixels: (H, W) or (H, W, 1..4) uint8 or uint16. text: keyword (1 to 79 Latin-1 characters) -> note."""
+    """Write a PNG to a stream.
+
+    pixels: (H, W) or (H, W, 1..4) uint8 or uint16.
+    icc: a colour profile.
+    exif: an EXIF block.
+    dpi: horizontal and vertical resolution.
+    text: keyword (1 to 79 Latin-1 characters) -> note.
+    """
     height, width = pixels.shape[:2]
     channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
     depth = 8 * pixels.dtype.itemsize
@@ -60,16 +71,15 @@ def write_png(
 
 
 def filtered_rows(rows: Bytes, above: Bytes, step: int) -> Bytes:
-    """Rows (n, B) with the row above them (B,) -> (n, 1 + B): the filter's number and the filtered row.
+    """Rows (n, B) with the row above them (B,) -> (n, 1 + B): the number of the filter and the filtered row.
 
     step: bytes per pixel. Of filters with equal sums the first is taken, in the order None, Sub, Up, Average, Paeth.
     """
     result = np.empty((len(rows), 1 + rows.shape[1]), np.uint8)
     least = np.full(len(rows), np.iinfo(np.int64).max)
     for number, candidate in enumerate(_candidates(rows, above, step)):
-        sums = np.minimum(candidate, -candidate).sum(
-            axis=1, dtype=np.int64
-        )  # of absolute values: -x is 256 - x
+        # of absolute values: modulo 256, -x is 256 - x
+        sums = np.minimum(candidate, -candidate).sum(axis=1, dtype=np.int64)
         better = sums < least
         least[better] = sums[better]
         result[better, 0] = number
@@ -95,7 +105,7 @@ def _candidates(rows: Bytes, above: Bytes, step: int) -> Iterator[Bytes]:
 
 
 def _with_row_above(blocks: Iterator[NDArray[Any]]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Each block with the last row of the one before, (1, W, C), zero for the first."""
+    """Each block with the last row of the block before, (1, W, C). Zeros for the first."""
     above: NDArray[Any] | None = None
     for block in blocks:
         yield block, np.zeros_like(block[:1]) if above is None else above
@@ -103,7 +113,7 @@ def _with_row_above(blocks: Iterator[NDArray[Any]]) -> Iterator[tuple[NDArray[An
 
 
 def _deflated(item: tuple[NDArray[Any], NDArray[Any]]) -> tuple[bytes, Bytes]:
-    """A block and the row above it -> deflate data that ends on a whole byte, and the filtered bytes in it."""
+    """A block and the row above it -> deflate data that ends on a whole byte, and its filtered bytes."""
     block, above = (_big_endian(rows) for rows in item)
     filtered = filtered_rows(block, above[0], item[0].shape[2] * item[0].dtype.itemsize)
     deflate = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
@@ -117,7 +127,7 @@ def _big_endian(rows: NDArray[Any]) -> Bytes:
 
 
 def _write_text(stream: IO[bytes], keyword: str, note: str) -> None:
-    """tEXt where Latin-1 suffices, else iTXt, uncompressed."""
+    """A chunk tEXt if Latin-1 suffices, else iTXt, uncompressed."""
     name = keyword.encode("latin-1")
     try:
         _write_chunk(stream, b"tEXt", name + b"\0" + note.encode("latin-1"))

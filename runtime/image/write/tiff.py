@@ -1,10 +1,9 @@
-"""TIFF files written strip by strip, with 8 or 16 bits per channel: deflate, horizontal predictor, classic TIFF.
+"""TIFF files, written strip by strip, with 8 or 16 bits per channel: deflate, horizontal predictor, classic TIFF.
 
-An EXIF block is a TIFF file without a picture, so the file begins with it: every offset in it, those inside maker
-notes included, stays right. The strips follow, and at the end one directory that names both (TIFF 6.0, Sec. 2
-and 14; Adobe's deflate is compression 8).
+An EXIF block is a TIFF file without a picture. The file begins with it, so that all its offsets stay right, also those inside maker
+notes. The strips follow, and at the end a directory that names both (TIFF 6.0, Sec. 2 and 14; Adobe's deflate is compression 8).
 
-Not tifffile 2026.3: it writes no Exif directory. Not Pillow: it writes no 16-bit colour and no picture strip by strip.
+Not tifffile 2026.3: it writes no Exif directory. Not Pillow: it writes no 16-bit colour, and no picture strip by strip.
 """
 
 import os
@@ -37,13 +36,15 @@ from ..exif import (
     packed_directory,
 )
 
-LARGEST_FILE: Final = 2**32 - 1  # bytes; offsets have 32 bits
+# Bytes. Offsets have 32 bits.
+LARGEST_FILE: Final = 2**32 - 1
+# Of deflate.
 LEVEL: Final = 6
 ICC_PROFILE: Final = 0x8773
-XP_TAGS: Final = range(0x9C9B, 0x9CA0)  # title, comment, author, keywords, subject as Windows writes them
-KEPT_TAGS: Final = frozenset(
-    {*TIFF_TAGS, *XP_TAGS, 0x4746, 0x8769, 0x8825}
-)  # also rating, Exif and GPS directories
+# Title, comment, author, keywords and subject, as Windows writes them.
+XP_TAGS: Final = range(0x9C9B, 0x9CA0)
+# The last three: rating, Exif and GPS directories.
+KEPT_TAGS: Final = frozenset({*TIFF_TAGS, *XP_TAGS, 0x4746, 0x8769, 0x8825})
 _EMPTY_HEADER: Final = b"II*\0\0\0\0\0"
 
 
@@ -55,10 +56,16 @@ def write_tiff(
     exif: bytes | None = None,
     dpi: tuple[float, float] | None = None,
 ) -> None:
-    """pixels: (H, W) or (H, W, 1..4) uint8 or uint16. stream: at its beginning, and seekable.
+    """Write a TIFF to a stream.
 
-    16-bit gray with alpha is written as RGBA with three equal channels: Pillow, for one, reads no other kind. The
-    file must stay below LARGEST_FILE; `raw_bytes` tells beforehand.
+    stream: at its beginning, and seekable.
+    pixels: (H, W) or (H, W, 1..4) uint8 or uint16. 16-bit gray with alpha is written as RGBA with three equal channels, because Pillow
+        and others read no other kind.
+    icc: a colour profile.
+    exif: an EXIF block.
+    dpi: horizontal and vertical resolution.
+
+    The file must stay below LARGEST_FILE, which `raw_bytes` tells beforehand.
     """
     height, width = pixels.shape[:2]
     channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
@@ -116,7 +123,7 @@ def write_tiff(
 
 
 def raw_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Most bytes that a file of such a picture may need for its pixels: deflate adds less than 1 in 1000."""
+    """The most bytes that the pixels of a picture may take in a file. Deflate adds less than 1 in 1000."""
     channels = shape[2] if len(shape) == 3 else 1
     stored = 4 if dtype == np.uint16 and channels == 2 else channels
     size = shape[0] * shape[1] * stored * dtype.itemsize
@@ -124,20 +131,20 @@ def raw_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 def _differences(block: NDArray[Any], order: Literal["<", ">"]) -> bytes:
-    """(n, W, C) -> each value less the one to its left, modulo 2**bits, in the byte order of the file."""
+    """(n, W, C) -> each value minus the one to its left, modulo 2**bits, in the byte order of the file."""
     result = block.astype(block.dtype.newbyteorder(order))
     np.subtract(block[:, 1:], block[:, :-1], out=result[:, 1:])
     return result.tobytes()
 
 
 def _align(stream: IO[bytes]) -> None:
-    """TIFF wants values and directories on even offsets."""
+    """Move to an even offset, which TIFF demands for values and directories."""
     if stream.tell() % 2:
         stream.write(b"\0")
 
 
 class _Tags:
-    """Entries of the directory that is to be written; values too long for their entry go to the stream at once."""
+    """Entries of the directory to be written. A value too long for its entry goes to the stream at once."""
 
     def __init__(self, stream: IO[bytes], order: str) -> None:
         self.entries: list[Entry] = []
