@@ -227,6 +227,20 @@ def test_an_adversary_joins_the_noise_late_and_pushes_the_generator_alone(pictur
     assert stage.averaged() == ("noise",)
 
 
+def test_samples_of_a_card_are_bound_to_the_card(pictures: Path) -> None:
+    """And the adversary, which makes letters crisp before they are right, judges photos alone."""
+    stage = noise_stage(adversary=0.5, adversary_from=0.0, discriminator_width=8)
+    stage.phases(1.0)
+    batch = replace(a_batch(pictures, 2), drawn=torch.tensor([True, False]))
+    losses, shown = stage("noise", batch, {})
+    assert "push" in losses
+    for name in ("core", "truth"):
+        torch.testing.assert_close(shown[name][0], batch.hr[0])
+        assert float((shown[name][1] - batch.hr[1]).abs().max()) > 0.01
+    losses, _ = stage("noise", replace(batch, drawn=torch.tensor([True, True])), {})
+    assert "push" not in losses
+
+
 def test_noise_of_other_channels_begins_anew_and_the_core_stays() -> None:
     student = a_student()
     with torch.no_grad():

@@ -91,13 +91,13 @@ class Kind:
 TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 
 
-def photo_pairs(settings: RunSettings, sources: Sources) -> Pairs:
-    """Photos degraded as users' photos are. A tenth of the pairs are drawn cards, and a tenth of the photos are recoloured."""
+def photo_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
+    """Photos degraded as users' photos are; a tenth of them are recoloured. cards: share of drawn pairs, 0 to 1."""
     return PairDataset(
         sources.photos,
         CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
         reduce=degrade_everyday,
-        variety=VARIETY,
+        variety=replace(VARIETY, graphics=cards),
         seed=settings.seed,
     )
 
@@ -131,15 +131,15 @@ def core_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
 
 def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:
     """Pairs from a teacher's stored pictures if there are any, else photos that the loaders degrade."""
-    if not sources.pictures:
-        return photo_pairs(settings, sources)
-    return cached_pairs(settings, sources)
+    return cached_pairs(settings, sources) if sources.pictures else photo_pairs(settings, sources)
 
 
-def noise_pairs(settings: RunSettings, sources: Sources) -> Pairs:
+def noise_pairs(settings: NoiseSettings, sources: Sources) -> Pairs:
     if sources.degraded_on_device:
-        return undegraded_pairs(settings, sources)
-    return any_pairs(settings, sources)
+        return undegraded_pairs(settings, sources, settings.cards)
+    if sources.pictures:
+        return cached_pairs(settings, sources, settings.cards)
+    return photo_pairs(settings, sources, settings.cards)
 
 
 def build_core(settings: CoreSettings, sources: Sources) -> Stage:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from export.student.adversary import Adversary
-from export.student.core import StudentStage, silence, with_noise
+from export.student.core import StudentStage, photos_in, silence, with_noise
 from export.student.losses import (
     chroma_loss,
     energy_score,
@@ -59,6 +59,9 @@ class NoiseSettings(RunSettings):
     repeat a few shapes. If the student has another number, its noise convolution starts anew."""
     samples: int = 2
     """Samples drawn of each input, at least 2."""
+    cards: float = 0.25
+    """Share of the pairs, 0 to 1, that are drawn. Their samples are bound to the card itself, so that noise leaves letters and
+    patterns alone, and the generator goes on learning them."""
     score: float = 5.0
     """Weight of the energy score of the fine parts."""
     truth_error: float = 8.0
@@ -98,8 +101,9 @@ class NoiseSettings(RunSettings):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.truth_error > 0:
             raise ValueError(f"truth_error must be above 0, got {self.truth_error}")
-        if not 0 <= self.adversary_from <= 1:
-            raise ValueError(f"adversary_from must be from 0 to 1, got {self.adversary_from}")
+        for name in ("adversary_from", "cards"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
 
 
 class StudentNoise(StudentStage):
@@ -156,6 +160,8 @@ class StudentNoise(StudentStage):
         with torch.no_grad():
             features, base = self.student.encode(batch.lr)
             core = self.core(features, base, silence(self.student, features)).float()
+            if batch.drawn is not None:
+                core = torch.where(batch.drawn[:, None, None, None], batch.hr.float(), core)
             weight = texture_weight(core)
             flat = flat_mask(batch.hr.float())
             truth = self._truth(batch, core)
@@ -178,8 +184,8 @@ class StudentNoise(StudentStage):
             "grid": grid_loss(pictures, cores),
         }
         total = torch.stack([getattr(s, name) * loss for name, loss in losses.items()]).sum()
-        if self.adversary_on and torch.is_grad_enabled():
-            judged = slice(0, n)  # the first samples; the discriminator trains on the second ones
+        judged = photos_in(batch, 0, n)  # of the first samples; the discriminator trains on the second ones
+        if judged and self.adversary_on and torch.is_grad_enabled():
             losses["push"], push = self.adversary.push(pictures, cores, total, judged)
             total = total + s.adversary * push
         found = {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
