@@ -25,6 +25,8 @@ ARGS        =
 
 PERCEPTUAL = $(if $(wildcard $(SQF_WEIGHTS)),--perceptual-weights "$(SQF_WEIGHTS)")
 RUN       = $(VENV)/bin/python
+# A file's tests stay in one process, since they share its fixtures. One thread each: two processes of two threads stand still.
+PYTEST    = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 INSTALLED = $(VENV)/.installed
 DEV       = $(VENV)/.installed-dev
 DEMO      = build/demo
@@ -75,14 +77,14 @@ $(DEMO)/.photo: FORCE
 
 FORCE:
 
-test: $(DEV) ## run the tests [PYTEST_ARGS=, for the slow ones too]
-	$(RUN) -m pytest $(PYTEST_ARGS) $(ARGS)
+test: $(DEV) ## run the tests, a process per core; prints the ten slowest [PYTEST_ARGS=, for the slow ones too]
+	$(PYTEST) --durations 10 $(PYTEST_ARGS) $(ARGS)
 
 check: $(DEV) ## formatting, lint, types and tests
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 train-pretrain: $(DEV) ## pocket base from scratch [DATA=photos, MINUTES=, OUT=run folder, ARGS=]
 	$(RUN) -m gdposr train pretrain --data "$(DATA)" --out "$(or $(OUT),runs/pretrain)" --minutes $(MINUTES) $(PERCEPTUAL) $(ARGS)

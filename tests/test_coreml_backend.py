@@ -766,12 +766,13 @@ def evaluated(mac: FakeTools, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 def test_built_in_packages_agree_with_onnx_within_their_floor(evaluated: Bundle, variant: str) -> None:
     backend, reference = open_backend(evaluated, "ane", variant), OnnxBackend(evaluated, "cpu", "fp32", 1)
     packages, context = evaluated.manifest.coreml[variant], evaluated.manifest.size.context
+    cell = evaluated.manifest.noise.downscale
     floor = min(package.floor_db for package in packages.values())
     assert backend.largest == packages["encoder"].height
     assert run_probe(evaluated, backend).ok
     side = backend.largest
     for height, width in ((side, side), (side, 64), (90, 102)):
-        image, noise = picture(height, width), noise_field(9, 0, height // 2, width // 2)[None]
+        image, noise = picture(height, width), noise_field(9, 0, height // cell, width // cell)[None]
         came = backend.generate(backend.encode(image), noise)
         expected = reference.generate(reference.encode(image), noise)
         assert came.shape == expected.shape
