@@ -138,10 +138,13 @@ def test_same_checkpoint_gives_the_same_bytes(checkpoint: Path, exported: Path, 
 
 
 def test_failed_export_leaves_the_old_bundle(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "b.gdposr"
-    writer.write_bundle(checkpoint, out, writer.Wanted(precisions=("fp32",)))
+    out = Path(shutil.copytree(exported, tmp_path / "b.gdposr"))
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     monkeypatch.setattr("export.onnx.target.ONNX_FLOOR_DB", {"fp32": 1000.0})
     arguments = ["--checkpoint", str(checkpoint), "--out", str(out), "--precision", "fp32"]
@@ -153,10 +156,9 @@ def test_failed_export_leaves_the_old_bundle(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interrupted_export_leaves_the_old_bundle_and_nothing_else(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    out = tmp_path / "b.gdposr"
-    writer.write_bundle(checkpoint, out, writer.Wanted(precisions=("fp32",)))
+    out = Path(shutil.copytree(exported, tmp_path / "b.gdposr"))
     before = {p.name: p.read_bytes() for p in out.iterdir()}
 
     def fail(*arguments: object) -> None:

@@ -1,6 +1,7 @@
 """Bundles with Core ML packages, and bundles of one-step models."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,18 +145,18 @@ def test_a_mixed_plan_spends_bits_where_they_are_needed(checkpoint: Path, tmp_pa
 )
 def test_wrong_wishes_leave_the_old_bundle(
     checkpoint: Path,
+    both: Path,
     tmp_path: Path,
     arguments: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "b.gdposr"
-    writer.write_bundle(checkpoint, out, writer.Wanted(precisions=("fp32",)))
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    out = Path(shutil.copytree(both, tmp_path / "b.gdposr"))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     command = ["--checkpoint", str(checkpoint), "--out", str(out), "--targets", "coreml", *arguments]
     assert command_line.main(command) == 2
     assert re.search(message, capsys.readouterr().err)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["b.gdposr"]
 
 
