@@ -14,6 +14,7 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
 from export.student import cli  # noqa: E402
+from export.student.adversary import Adversary  # noqa: E402
 from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started, with_noise  # noqa: E402
 from export.student.losses import fine_part, gradient_loss, low_pass_loss, told_by, with_colours_of  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
@@ -297,6 +298,24 @@ def test_noise_on_flat_parts_costs_its_mean_square(pictures: Path) -> None:
     rough = torch.rand(batch.hr.shape, generator=torch.Generator().manual_seed(0))
     busy = Batch(batch.items, batch.lr, rough, batch.prompts, batch.names)
     assert stage("noise", busy, {})[0]["flat"] == 0
+    paper = replace(flat, drawn=torch.tensor([True, True]))
+    assert stage("noise", paper, {})[0]["flat"] == 0
+
+
+def test_a_card_does_not_make_the_adversary_stronger() -> None:
+    """The push matches the other loss at the judged photo, whatever that loss is elsewhere."""
+    adversary = Adversary(8)
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    condition = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def push(weight_of_the_card: float) -> torch.Tensor:
+        other = weight_of_the_card * pictures[0].square().sum() + pictures[1].square().sum()
+        _, push = adversary.push(pictures, condition, other, [1])
+        return torch.autograd.grad(push, pictures)[0]
+
+    small, large = push(0.0), push(100.0)
+    torch.testing.assert_close(small, large)
+    torch.testing.assert_close(small.norm(), 2 * pictures[1].detach().norm(), atol=1e-4, rtol=1e-4)
 
 
 def test_noise_begins_with_samples_that_differ_a_little() -> None:

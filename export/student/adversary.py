@@ -24,13 +24,14 @@ class Adversary(nn.Module):
 
         pictures: (n, 3, h, w), the generator's output, with gradient.
         condition: (n, 3, h, w), what the discriminator sees beside each picture.
-        other: scalar loss that depends on `pictures`. The rescaled loss has a gradient of the same norm at `pictures`.
+        other: scalar loss that depends on `pictures`. The rescaled loss has a gradient of the same norm at the judged
+            pictures. The rest do not count: one drawn card can weigh as much as all photos of a batch together.
         part: which of the pictures are judged; all by default.
 
         Returns two scalars: the raw loss without gradient, and the rescaled loss. The discriminator's weights get no gradient."""
         self.discriminator.requires_grad_(False)
         loss = generator_loss(self.discriminator(pictures[part], condition[part]).float())
-        pull = torch.autograd.grad(other, pictures, retain_graph=True)[0].norm()
+        pull = torch.autograd.grad(other, pictures, retain_graph=True)[0][part].norm()
         pushed = torch.autograd.grad(loss, pictures, retain_graph=True)[0].norm()
         self.discriminator.requires_grad_(True)
         return loss.detach(), (pull / pushed.clamp_min(1e-12)).detach() * loss

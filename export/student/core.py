@@ -75,8 +75,8 @@ class CoreSettings(RunSettings):
     feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
     """Weights of the layers conv1, fire3, fire5, fire7 and fire9 in that distance."""
     adversary: float = 0.5
-    """Norm of the adversarial loss's gradient at the pixels, relative to that of pixel, gradient and chroma losses
-    together. 0 turns the adversary off; a larger value gives crisper pictures with more artefacts."""
+    """Norm of the adversarial loss's gradient at the pixels of the photos it judges, relative to that of pixel, gradient
+    and chroma losses there. 0 turns the adversary off; a larger value gives crisper pictures with more artefacts."""
     adversary_from: float = 0.2
     """Progress of the run, 0 to 1, at which the adversary joins."""
     discriminator_width: int = 32

@@ -74,13 +74,13 @@ class NoiseSettings(RunSettings):
     chroma: float = 0.5
     """Weight of the L1 distance of colours without brightness."""
     flat: float = 0.01
-    """Weight of the mean squared distance, in levels of 1/255, in flat parts of the photo. The square is used because
+    """Weight of the mean squared distance, in levels of 1/255, in flat parts of photos, not of cards. The square is used because
     the eye sees RMS there, and the energy score hardly penalises a few strong deviations."""
     grid: float = 5.0
     """Weight of the L1 distance of patterns with a period of eight pixels. It keeps the cells of the noise invisible."""
     adversary: float = 0.0
-    """Norm of the adversarial loss's gradient at the pixels, relative to that of all other losses together. 0 turns
-    the adversary off."""
+    """Norm of the adversarial loss's gradient at the pixels of the photos it judges, relative to that of all other losses
+    there. 0 turns the adversary off."""
     adversary_from: float = 0.3
     """Progress of the run, 0 to 1, at which the adversary joins."""
     discriminator_width: int = 32
@@ -164,6 +164,8 @@ class StudentNoise(StudentStage):
                 core = torch.where(batch.drawn[:, None, None, None], batch.hr.float(), core)
             weight = texture_weight(core)
             flat = flat_mask(batch.hr.float())
+            if batch.drawn is not None:  # the paper between letters, where a core is dozens of levels off
+                flat = flat & ~batch.drawn[:, None, None, None]
             truth = self._truth(batch, core)
         shape = (s.samples, self.student.config.noise_channels, *features.shape[2:])
         noise = normal(s.seed, batch.items, shape, "noise").to(features).transpose(0, 1).flatten(0, 1)
