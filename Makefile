@@ -117,7 +117,7 @@ minutes       = --minutes $(shell awk 'BEGIN {print $(CHAIN_MINUTES) * $(1)}')
 STAGE         = --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" --workers $(WORKERS)
 
 ifneq ($(words $(CHAIN)),1)
-$(error CHAIN must be one folder without spaces, came "$(CHAIN)")
+$(error CHAIN must be one folder without spaces, got "$(CHAIN)")
 endif
 
 chain: $(CHAIN)/pocket.gdposr/manifest.json ## everything: photos to a bundle in runs/chain [DATA=, CHAIN_MINUTES=480, WORKERS=]

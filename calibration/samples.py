@@ -191,7 +191,7 @@ def load_sets(path: Path) -> SampleSets:
             about = json.loads((file.metadata() or {}).get("gdposr", "{}"))
             if about.get("format") != FORMAT:
                 raise SampleError(
-                    f"{path}: expected samples ({FORMAT!r}), came {about.get('format')!r}; "
+                    f"{path}: expected samples ({FORMAT!r}), got {about.get('format')!r}; "
                     "draw them with `python -m calibration.samples`"
                 )
             samples: dict[str, list[Sample]] = {"calibration": [], "validation": []}
@@ -200,7 +200,7 @@ def load_sets(path: Path) -> SampleSets:
                 samples[key.partition(".")[0]].append(Sample(lr, noise, hr, photo))
     except (SafetensorError, KeyError, ValueError) as error:
         raise SampleError(
-            f"{path}: expected samples that `python -m calibration.samples` wrote, came something else ({error}); draw them again"
+            f"{path}: expected samples that `python -m calibration.samples` wrote, got something else ({error}); draw them again"
         ) from error
     return SampleSets(tuple(samples["calibration"]), tuple(samples["validation"]))
 
@@ -212,7 +212,7 @@ def check_fit(sets: SampleSets, *, multiple: int, channels: int, downscale: int)
         noise = (channels, height // downscale, width // downscale)
         if height % multiple or width % multiple or sample.noise.shape != noise:
             raise SampleError(
-                f"sample of {sample.photo}: expected LR sides that are multiples of {multiple} and noise of shape {noise}, came "
+                f"sample of {sample.photo}: expected LR sides that are multiples of {multiple} and noise of shape {noise}, got "
                 f"{height}x{width} and {sample.noise.shape}; draw the samples for this model"
             )
 

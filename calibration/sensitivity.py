@@ -34,7 +34,7 @@ class LayerNoise:
     def __post_init__(self) -> None:
         if math.isnan(self.psnr) or self.psnr == -math.inf:
             raise PlanError(
-                f"{self.layer} at {self.bits} bits: expected a PSNR in dB, came {self.psnr}: the model gave NaN or infinity; leave "
+                f"{self.layer} at {self.bits} bits: expected a PSNR in dB, got {self.psnr}: the model gave NaN or infinity; leave "
                 "this layer out or check the weights"
             )
 
@@ -89,7 +89,7 @@ def plan(rows: Sequence[LayerNoise], floor_db: float, *, reference_db: float = m
         if best is None or best[0] <= 0:
             widest = predicted_db(rows, chosen, reference_db=reference_db)
             raise PlanError(
-                f"expected a plan of at least {floor_db:g} dB, came {widest:.1f} dB with the widest weights; lower the floor or leave "
+                f"expected a plan of at least {floor_db:g} dB, got {widest:.1f} dB with the widest weights; lower the floor or leave "
                 "the model as it is"
             )
         chosen[best[1]] = best[2]

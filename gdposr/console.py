@@ -20,7 +20,7 @@ Update = Callable[[int, int, str | None], None]  # done, total, text (None: the 
 
 
 class UsageError(Exception):
-    """The command cannot start as asked: what was expected, what came, the remedy. Exit code 2."""
+    """The command cannot start as asked: what was expected, what it got, the remedy. Exit code 2."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -31,19 +31,19 @@ def setting(name: str, value: Any, low: int, high: int | None = None) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise SettingError(f"{name}: expected a whole number, came {value!r}") from None
+        raise SettingError(f"{name}: expected a whole number, got {value!r}") from None
     if isinstance(value, bool) or number < low or (high is not None and number > high):
         wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise SettingError(
-            f"{name}: expected a whole number {wanted}, came {value!r}; choose one in that range"
+            f"{name}: expected a whole number {wanted}, got {value!r}; choose one in that range"
         )
     return number
 
 
-def fail(where: str, expected: str, came: object) -> BundleError:
+def fail(where: str, expected: str, got: object) -> BundleError:
     """The error of a manifest entry."""
     return BundleError(
-        f"manifest: {where}: expected {expected}, came {shortened(came)}; export the bundle again"
+        f"manifest: {where}: expected {expected}, got {shortened(got)}; export the bundle again"
     )
 
 

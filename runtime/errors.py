@@ -1,4 +1,4 @@
-"""Exceptions that a caller may catch. Each message says what was expected, what came, and what to do."""
+"""Exceptions that a caller may catch. Each message says what was expected, what it got, and what to do."""
 
 
 class GdposrError(Exception):

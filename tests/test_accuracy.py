@@ -373,7 +373,7 @@ def test_lonely_doubled_and_missing_photos_are_named(tmp_path: Path, make_photo:
     for lr, hr, message in (
         ("lr", "hr", r"2 have no partner: 1 \(only in .*lr\), 3 \(only in .*hr\)"),
         ("twice", "lr", "have the same name"),
-        ("empty", "hr", "found none"),
+        ("empty", "hr", "got none"),
         ("none", "hr", "expected a folder"),
     ):
         with pytest.raises(ImageError, match=message):
@@ -453,7 +453,7 @@ def test_gates_go_to_a_dictionary_and_back() -> None:
     assert Gates.from_dict(INT8_GATES.to_dict()) == INT8_GATES
     assert Gates.from_dict(dict.fromkeys(GATE_NAMES, 1)).to_dict() == dict.fromkeys(GATE_NAMES, 1.0)
     assert Gates().to_dict() == {}
-    with pytest.raises(SettingError, match=r"gates among min_psnr, .*, came 'max_psnr_los'"):
+    with pytest.raises(SettingError, match=r"gates among min_psnr, .*, got 'max_psnr_los'"):
         Gates.from_dict({"max_psnr_los": 0.1})
     for wrong in ("0.1", None, True, float("nan"), float("inf")):
         with pytest.raises(SettingError, match="max_psnr_loss: expected a finite number"):

@@ -38,7 +38,7 @@ def test_archive_with_a_name_that_climbs_out_is_refused_whole(archive: Path, nam
     """Nothing would be extracted; but whoever packed that meant harm."""
     with zipfile.ZipFile(archive, "a") as more:
         more.writestr(zipfile.ZipInfo(name), "x")
-    with pytest.raises(BundleError, match="expected names inside the bundle, came the entry"):
+    with pytest.raises(BundleError, match="expected names inside the bundle, got the entry"):
         Bundle.open(archive)
 
 
@@ -66,7 +66,7 @@ def test_places_of_a_bundle_in_an_archive(toy_copy: Path, tmp_path: Path, prefix
 
 
 def test_bundle_deeper_in_an_archive_is_not_looked_for(toy_copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"expected one manifest\.json at the top or in one folder, came 0"):
+    with pytest.raises(BundleError, match=r"expected one manifest\.json at the top or in one folder, got 0"):
         Bundle.open(zipped(toy_copy, tmp_path / "a.zip", "a/b/"))
 
 
@@ -79,7 +79,7 @@ def test_link_or_device_in_an_archive(toy_copy: Path, tmp_path: Path, kind: int,
     entry.external_attr = (kind | 0o777) << 16
     with zipfile.ZipFile(path, "a") as more:
         more.writestr(entry, "/etc/passwd")
-    with pytest.raises(BundleError, match="expected plain files and folders, came the entry"):
+    with pytest.raises(BundleError, match="expected plain files and folders, got the entry"):
         Bundle.open(path)
 
 
@@ -113,7 +113,7 @@ def test_bomb_that_the_manifest_agrees_with(toy_copy: Path, tmp_path: Path) -> N
     """Name, size and hash are as stated; no honest file shrinks to a thousandth."""
     (toy_copy / "probe.png").write_bytes(b"\0" * (SMALL_BYTES + 1))
     archive = zipped(toy_copy, tmp_path / "a.zip")
-    with pytest.raises(BundleError, match=r"expected at most 100 times the packed size, came 'probe\.png'"):
+    with pytest.raises(BundleError, match=r"expected at most 100 times the packed size, got 'probe\.png'"):
         Bundle.open(archive)
     Bundle.open(
         zipped(toy_copy, tmp_path / "b.zip", method=zipfile.ZIP_STORED)
@@ -136,7 +136,7 @@ def test_packed_size_that_lies_does_not_hide_a_bomb(toy_copy: Path, tmp_path: Pa
 
 def test_bomb_in_the_place_of_the_manifest(toy_copy: Path, tmp_path: Path) -> None:
     (toy_copy / "manifest.json").write_bytes(b" " * (8 << 20))
-    with pytest.raises(BundleError, match=r"manifest\.json: expected at most 1048576 bytes, came 8388608"):
+    with pytest.raises(BundleError, match=r"manifest\.json: expected at most 1048576 bytes, got 8388608"):
         Bundle.open(zipped(toy_copy, tmp_path / "a.zip"))
 
 
@@ -168,7 +168,7 @@ def test_name_twice_anywhere_is_refused(archive: Path) -> None:
     with zipfile.ZipFile(archive, "a") as more:
         more.writestr("readme", "a")
         more.writestr("readme", "b")
-    with pytest.raises(BundleError, match="expected one entry 'readme', came 2"):
+    with pytest.raises(BundleError, match="expected one entry 'readme', got 2"):
         Bundle.open(archive)
 
 
@@ -208,7 +208,7 @@ def test_zip_with_two_bundles(toy_copy: Path, tmp_path: Path) -> None:
         for folder in ("one/", "two/"):
             for path in toy_copy.iterdir():
                 two.write(path, folder + path.name)
-    with pytest.raises(BundleError, match="came 2"):
+    with pytest.raises(BundleError, match="got 2"):
         Bundle.open(tmp_path / "b.zip")
 
 
@@ -217,7 +217,7 @@ def test_zip_with_an_entry_twice(toy_copy: Path, tmp_path: Path) -> None:
     archive = zipped(toy_copy, tmp_path / "a.zip")
     with zipfile.ZipFile(archive, "a") as more:
         more.write(toy_copy / "probe.png", "probe.png")
-    with pytest.raises(BundleError, match="came 2"):
+    with pytest.raises(BundleError, match="got 2"):
         Bundle.open(archive).verify()
 
 

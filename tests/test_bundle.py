@@ -164,7 +164,7 @@ def test_pipe_in_place_of_a_manifest_or_an_archive_does_not_block(toy_copy: Path
     (toy_copy / name).unlink(missing_ok=True)
     os.mkfifo(toy_copy / name)
     with pytest.raises(
-        BundleError, match="plain file" if name == "manifest.json" else "came a pipe or device"
+        BundleError, match="plain file" if name == "manifest.json" else "got a pipe or device"
     ):
         Bundle.open(toy_copy if name == "manifest.json" else toy_copy / name)
 
@@ -184,7 +184,7 @@ def test_pipe_that_takes_the_place_of_a_checked_file_does_not_block(
 
 
 def test_device_in_place_of_a_file(toy_copy: Path) -> None:
-    with pytest.raises(BundleError, match="came a pipe or device"):
+    with pytest.raises(BundleError, match="got a pipe or device"):
         Bundle.open(os.devnull)
     (toy_copy / "manifest.json").unlink()
     (toy_copy / "manifest.json").symlink_to(os.devnull)
@@ -215,7 +215,7 @@ def test_file_that_is_exchanged_after_its_hash_was_taken_is_not_used(toy_copy: P
 
 
 def test_context_that_would_compute_the_photo_for_every_tile_again(edit: Callable[..., Path]) -> None:
-    with pytest.raises(BundleError, match="at most 4 times the tile of 2, came 10"):
+    with pytest.raises(BundleError, match="at most 4 times the tile of 2, got 10"):
         Bundle.open(edit(lambda data: data["size"].update(tile=2, context=10)))
     Bundle.open(edit(lambda data: data["size"].update(context=8)))
 

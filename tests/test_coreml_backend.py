@@ -572,7 +572,7 @@ def test_packages_that_cannot_be_loaded(packed: Path, mac: FakeTools, tmp_path: 
 def test_missing_coremltools_names_the_remedy(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match=r'expected Core ML .*pip install "gdposr\[coreml\]"'):
         CoreMLBackend(Bundle.open(packed), "ane", "fp16")
-    with pytest.raises(BundleError, match="expected one of fp16, palette6, came 'int4'"):
+    with pytest.raises(BundleError, match="expected one of fp16, palette6, got 'int4'"):
         CoreMLBackend(Bundle.open(packed), "ane", "int4")
     monkeypatch.setitem(sys.modules, "coremltools", None)
     with pytest.raises(
@@ -619,10 +619,10 @@ def test_packages_go_before_graphs_of_the_same_name(packed: Path, mac: FakeTools
     assert resolve(bundle) == ("ane", "fp16", [])
     with pytest.raises(
         BundleError,
-        match="expected one of fp32, int8, came 'palette6', Core ML packages that only the devices ane",
+        match="expected one of fp32, int8, got 'palette6', Core ML packages that only the devices ane",
     ):
         choices(bundle, "cpu", "palette6")
-    with pytest.raises(BundleError, match="expected one of fp16, palette6, fp32, int8, came 'w8a8'"):
+    with pytest.raises(BundleError, match="expected one of fp16, palette6, fp32, int8, got 'w8a8'"):
         choices(bundle, "ane", "w8a8")
 
 

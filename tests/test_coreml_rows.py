@@ -99,7 +99,7 @@ def test_a_smaller_picture_is_filled_up_and_cut_again(
 def test_a_larger_picture_is_refused_by_name(
     bundle: Bundle, methods: list[Method], make_pixels: Pixels, tile: int
 ) -> None:
-    message = rf"wide: expected an LR picture of at most {tile}x{tile}, the tile of encoder.fp16.mlpackage, came {tile + 2}x{tile}"
+    message = rf"wide: expected an LR picture of at most {tile}x{tile}, the tile of encoder.fp16.mlpackage, got {tile + 2}x{tile}"
     with pytest.raises(ImageError, match=message):
         methods[0].upscale("wide", make_pixels(tile, tile + 2))
     with pytest.raises(ImageError, match=message):
@@ -144,9 +144,9 @@ def test_variants_are_those_of_the_bundle(bundle: Bundle, toy_bundle: Path) -> N
     assert chosen_variants(bundle, []) == []
     assert chosen_variants(bundle, ["palette6", "fp16", "fp16"]) == ["fp16", "palette6"]
     assert chosen_variants(bundle, ["all"]) == list(bundle.manifest.coreml)
-    with pytest.raises(UsageError, match=r"variants of this bundle \(fp16, .*palette6.*\), came 'palette2'"):
+    with pytest.raises(UsageError, match=r"variants of this bundle \(fp16, .*palette6.*\), got 'palette2'"):
         chosen_variants(bundle, ["fp16", "palette2"])
-    with pytest.raises(UsageError, match=r"\(it has none\), came 'fp16'"):
+    with pytest.raises(UsageError, match=r"\(it has none\), got 'fp16'"):
         chosen_variants(Bundle.open(toy_bundle), ["fp16"])
 
 

@@ -74,7 +74,7 @@ def test_table() -> None:
 
 def test_unknown_device_lists_the_known(bundle: Bundle) -> None:
     for call in (lambda: open_backend(bundle, "tpu", "fp32"), lambda: resolve(bundle, "tpu")):
-        with pytest.raises(DeviceError, match=r"expected one of auto, cpu, cuda.*came 'tpu'"):
+        with pytest.raises(DeviceError, match=r"expected one of auto, cpu, cuda.*got 'tpu'"):
             call()
 
 
@@ -152,7 +152,7 @@ def test_silent_fallback_of_the_library_is_an_error(
         return real(content, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    with pytest.raises(DeviceError, match="expected to run on cuda, came to run elsewhere"):
+    with pytest.raises(DeviceError, match="expected to run on cuda, got another device"):
         Upscaler(bundle, device="cuda")
     notes: list[str] = []
     upscaler = Upscaler(bundle, notify=notes.append)

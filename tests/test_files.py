@@ -203,7 +203,7 @@ def test_weights_that_end_before_a_tensor_does_are_refused(with_data: Path) -> N
     path.write_bytes(path.read_bytes()[:100])
     change(with_data, lambda m: m["graphs"]["fp32"]["encoder"].update(data=entry(path)))
     with pytest.raises(
-        BundleError, match=r"within the 100 bytes of encoder\.fp32\.onnx\.data, came bytes 0 to"
+        BundleError, match=r"within the 100 bytes of encoder\.fp32\.onnx\.data, got bytes 0 to"
     ):
         OnnxBackend(Bundle.open(with_data), "cpu", "fp32")
 
@@ -244,7 +244,7 @@ def test_a_sparse_file_of_the_stated_size_is_refused_or_read_never_a_crash(toy_c
     """The size is compared before anything is read, so that the file on the disk may be of any size."""
     with open(toy_copy / "probe.png", "r+b") as file:
         file.truncate(1 << 40)
-    with pytest.raises(BundleError, match=r"probe\.png: expected 584 bytes, came 1099511627776"):
+    with pytest.raises(BundleError, match=r"probe\.png: expected 584 bytes, got 1099511627776"):
         Bundle.open(toy_copy).verify()
 
 

@@ -137,7 +137,7 @@ def test_chain_goes_on_from_a_state_that_was_being_replaced(tree: Path) -> None:
 def test_chain_refuses_a_folder_that_make_cannot_name(tree: Path) -> None:
     result = make(tree, "-n", "chain", "CHAIN=my runs")
     assert result.returncode == 2
-    assert 'CHAIN must be one folder without spaces, came "my runs"' in result.stderr
+    assert 'CHAIN must be one folder without spaces, got "my runs"' in result.stderr
 
 
 def test_test_is_the_first_command(tree: Path) -> None:

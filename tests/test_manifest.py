@@ -192,7 +192,7 @@ def test_tensor_range() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "word"),
     [
-        (("graphs", "fp64"), {}, "came .fp64"),
+        (("graphs", "fp64"), {}, "got .fp64"),
         (("default_precision", "cpu"), "fp16", "default_precision.cpu"),
         (("color_fix",), "sepia", "color_fix"),
         (("scale",), 2, "scale"),

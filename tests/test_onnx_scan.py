@@ -131,7 +131,7 @@ def test_the_file_the_manifest_names_is_taken_as_far_as_it_reaches(model: Any, o
     model.graph.initializer.append(outside(offset=92, length=8))
     content = model.SerializeToString()
     check_external("g.onnx", content, WeightFile("weights.data", 100, HASH))
-    with pytest.raises(BundleError, match=r"within the 99 bytes of weights\.data, came bytes 92 to 100"):
+    with pytest.raises(BundleError, match=r"within the 99 bytes of weights\.data, got bytes 92 to 100"):
         check_external("g.onnx", content, WeightFile("weights.data", 99, HASH))
 
 
@@ -141,7 +141,7 @@ def test_the_file_the_manifest_names_is_taken_as_far_as_it_reaches(model: Any, o
 )  # fmt: skip
 def test_pairs_that_readers_may_take_differently(model: Any, outside: Callable, pairs: dict) -> None:
     model.graph.initializer.append(outside(**pairs))
-    with pytest.raises(BundleError, match=r"g\.onnx: expected an ONNX graph, came external data with"):
+    with pytest.raises(BundleError, match=r"g\.onnx: expected an ONNX graph, got external data with"):
         found(model)
 
 
@@ -192,7 +192,7 @@ def test_node_that_reads_a_compiled_model_from_a_file(model: Any) -> None:
     ],
 )  # fmt: skip
 def test_bytes_that_are_no_onnx(content: bytes) -> None:
-    with pytest.raises(BundleError, match=r"g\.onnx: expected an ONNX graph, came"):
+    with pytest.raises(BundleError, match=r"g\.onnx: expected an ONNX graph, got"):
         external_data("g.onnx", content)
 
 
@@ -260,7 +260,7 @@ def test_graph_is_refused_before_anything_could_open_the_file(
     made = []
     monkeypatch.setattr("onnxruntime.InferenceSession", lambda *args, **options: made.append(args))
     monkeypatch.chdir(toy_copy)
-    with pytest.raises(BundleError, match=r"came values in the file '\.\./secret'.*nothing was opened"):
+    with pytest.raises(BundleError, match=r"got values in the file '\.\./secret'.*nothing was opened"):
         OnnxBackend(bundle, "cpu", "fp32", threads=1)
     assert not made
 

@@ -168,7 +168,7 @@ def test_truncated_pillow_image(upscaler: Upscaler, make_pixels: Pixels) -> None
     ],
 )
 def test_what_is_no_image(upscaler: Upscaler, image: Any) -> None:
-    with pytest.raises(ImageError, match=r"expected .*came .*; "):
+    with pytest.raises(ImageError, match=r"expected .*got .*; "):
         upscaler.up(image)
 
 

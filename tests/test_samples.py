@@ -137,7 +137,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match=r"expected samples .*draw them with"):
         load_sets(path)
     path.write_bytes(b"no safetensors")
-    with pytest.raises(SampleError, match="came something else"):
+    with pytest.raises(SampleError, match="got something else"):
         load_sets(path)
 
 

@@ -72,7 +72,7 @@ def test_noise_of_the_unquantized_model_counts_once() -> None:
     ]
     assert predicted_db(rows, {"a": 4, "b": 8}, reference_db=60.0) == pytest.approx(57.0)
     assert predicted_db(rows, {"a": 8, "b": 4}, reference_db=60.0) == pytest.approx(60.0)
-    with pytest.raises(PlanError, match=r"at least 61 dB, came 60\.0 dB with the widest"):
+    with pytest.raises(PlanError, match=r"at least 61 dB, got 60\.0 dB with the widest"):
         plan(rows, 61.0, reference_db=60.0)
 
 
@@ -96,7 +96,7 @@ def test_the_noisiest_layer_is_given_up_first_and_none_is_left_at_last() -> None
 
 @pytest.mark.parametrize("psnr", [math.nan, -math.inf])
 def test_a_layer_that_destroys_the_model_is_no_row(psnr: float) -> None:
-    with pytest.raises(PlanError, match=r"stem at 4 bits: expected a PSNR in dB, came .*NaN or infinity"):
+    with pytest.raises(PlanError, match=r"stem at 4 bits: expected a PSNR in dB, got .*NaN or infinity"):
         LayerNoise("stem", 4, psnr, 1.0)
 
 

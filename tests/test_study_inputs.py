@@ -46,7 +46,7 @@ def test_inputs_come_in_kinds_with_the_truth_where_there_is_one(photos: Path, tm
 
 def test_too_few_photos_are_named(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inputs.main(["--photos", str(photos), "--out", str(tmp_path / "a"), "--each", "9"]) == 2
-    assert "expected at least 9 photos, found 4" in capsys.readouterr().err
+    assert "expected at least 9 photos, got 4" in capsys.readouterr().err
 
 
 def test_sample_keeps_the_tree_and_follows_the_seed(photos: Path, ncnn_network: Path, tmp_path: Path) -> None:

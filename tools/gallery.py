@@ -74,7 +74,7 @@ def chosen(names: Sequence[str] | None) -> list[Subject]:
     known = [subject.name for subject in SUBJECTS]
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise UsageError(f"--only: expected some of {', '.join(known)}, came {unknown[0]}")
+        raise UsageError(f"--only: expected some of {', '.join(known)}, got {unknown[0]}")
     return [subject for subject in SUBJECTS if names is None or subject.name in names]
 
 

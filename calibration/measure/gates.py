@@ -65,12 +65,12 @@ class Gates:
         for name, limit in data.items():
             if name not in GATE_NAMES:
                 raise SettingError(
-                    f"{where}: expected gates among {', '.join(GATE_NAMES)}, came {name!r}: correct the name"
+                    f"{where}: expected gates among {', '.join(GATE_NAMES)}, got {name!r}: correct the name"
                 )
             number = isinstance(limit, int | float) and not isinstance(limit, bool)
             if not number or not abs(limit) < float("inf"):  # NaN fails, too
                 raise SettingError(
-                    f"{where}: {name}: expected a finite number as the limit, came {limit!r}: give one"
+                    f"{where}: {name}: expected a finite number as the limit, got {limit!r}: give one"
                 )
         return cls(**{name: float(limit) for name, limit in data.items()})
 

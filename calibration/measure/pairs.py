@@ -50,7 +50,7 @@ def named_photos(folder: str | Path) -> dict[str, Path]:
             raise ImageError(f"{path} and {found[name]} have the same name: keep one of them")
         found[name] = path
     if not found:
-        raise ImageError(f"{root}: expected photos, found none: check the folder")
+        raise ImageError(f"{root}: expected photos, got none: check the folder")
     return found
 
 

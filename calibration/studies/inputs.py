@@ -61,7 +61,7 @@ def write_inputs(
     chosen = sorted(named_photos(photos).items())
     if len(chosen) < each:
         raise GdposrError(
-            f"{photos}: expected at least {each} photos, found {len(chosen)}: give more, or a smaller --each"
+            f"{photos}: expected at least {each} photos, got {len(chosen)}: give more, or a smaller --each"
         )
     order = np.random.default_rng(seed).permutation(len(chosen))
     count = 0

@@ -116,7 +116,7 @@ def measure(
     ImageError if the sizes of a pair do not match.
     """
     if samples < 2:
-        raise ImageError(f"expected at least 2 samples to choose from, came {samples}: ask for more")
+        raise ImageError(f"expected at least 2 samples to choose from, got {samples}: ask for more")
     judge, chosen = sqf.scorer(weights), CANDIDATES if candidates is None else candidates
     truth, fidelity, distance, low = [], [], [], []
     scores: dict[str, list[Sequence[float]]] = {name: [] for name in chosen}
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ImageError(f"SQF ranks the samples, but {reason}")
         pairs = find_pairs(args.lr, args.hr, args.limit)
         if len(pairs) < 2:
-            raise ImageError(f"expected at least 2 pairs to split in halves, found {len(pairs)}: give more")
+            raise ImageError(f"expected at least 2 pairs to split in halves, got {len(pairs)}: give more")
         with Upscaler(
             args.bundle, device=args.device, precision=args.precision, threads=args.threads
         ) as upscaler:

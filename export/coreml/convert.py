@@ -219,9 +219,9 @@ def _explain(role: str, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     named = re.search(r"for op '([^']+)'|[Uu]nsupported (?:fx node|operation)[^\w]*(\w+)", text)
     op = next((name for name in (named.groups() if named else ()) if name), None)
-    came = f"{op}, which it lacks" if op else f"what coremltools refuses: {text[:200]}"
+    got = f"{op}, which it lacks" if op else f"what coremltools refuses: {text[:200]}"
     return (
-        f"{role}: expected operations that Core ML has, on tensors of at most {MAX_RANK} axes, got {came}; express it with others "
+        f"{role}: expected operations that Core ML has, on tensors of at most {MAX_RANK} axes, got {got}; express it with others "
         "(convolution, pixel shuffle, elementwise arithmetic, matmul) in the module"
     )
 
@@ -229,14 +229,14 @@ def _explain(role: str, error: Exception) -> str:
 def _check(spec: Model, source: Source, role: str) -> None:
     """Check the names of inputs and outputs, and that no tensor has more axes than the Neural Engine takes."""
     graph, description = source.specs[role], spec.description
-    for what, expected, came in (
+    for what, expected, got in (
         ("inputs", graph.inputs, description.input),
         ("outputs", graph.outputs, description.output),
     ):
         names = [tensor.name for tensor in expected]
-        if [feature.name for feature in came] != names:
+        if [feature.name for feature in got] != names:
             raise ConversionError(
-                f"{role}: expected {what} {names}, got {[feature.name for feature in came]}; give the source's specs in that order"
+                f"{role}: expected {what} {names}, got {[feature.name for feature in got]}; give the source's specs in that order"
             )
     for operation in operations(spec):
         for output in operation.outputs:

@@ -241,7 +241,7 @@ def _check_compiler() -> None:
     known = ("g++", "clang++", "c++", "cl")
     if not (os.environ.get("CXX") or any(map(shutil.which, known))):
         raise ValueError(
-            f"compile=true needs a C++ compiler ({', '.join(known)} or $CXX), found none: install one, or --set compile=false "
+            f"compile=true needs a C++ compiler ({', '.join(known)} or $CXX), got none: install one, or --set compile=false "
             "(the perceptual loss then takes twice as long)"
         )
 

@@ -16,16 +16,16 @@ class FoldError(ValueError):
     """A network has a part that folding does not support. The message names it."""
 
 
-def require(condition: bool, name: str, expected: str, came: object) -> None:
+def require(condition: bool, name: str, expected: str, got: object) -> None:
     """Raise FoldError if a part is not as in Stable Diffusion 2.1 or the pocket preset.
 
     condition: whether the part is supported.
     name: of the part, as in "unet.conv_in".
     expected: the supported form, in words.
-    came: what the part has instead."""
+    got: what the part has instead."""
     if not condition:
         raise FoldError(
-            f"{name}: expected {expected}, got {came}; only the parts of Stable Diffusion 2.1 and of the pocket preset "
+            f"{name}: expected {expected}, got {got}; only the parts of Stable Diffusion 2.1 and of the pocket preset "
             "can be folded. Distil such a model to a student, or export it by other means"
         )
 

@@ -70,8 +70,8 @@ class WeightFile:
             )
         return start, size
 
-    def _damaged(self, offset: int, expected: str, came: str) -> PackageError:
+    def _damaged(self, offset: int, expected: str, got: str) -> PackageError:
         return PackageError(
-            f"{self.path}: blob at {offset}: expected {expected}, got {came}; the file is damaged or belongs to another "
+            f"{self.path}: blob at {offset}: expected {expected}, got {got}; the file is damaged or belongs to another "
             "package: convert again"
         )

@@ -75,9 +75,9 @@ def _open_coreml(program: Program, device: str) -> CoreMLRunner:
 
 def _failed(program: Program, expected: str, error: Exception) -> DeviceError:
     lines = str(error).strip().splitlines()
-    came = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    got = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return DeviceError(
-        f"{program.path}: expected {expected}, got {came}; try another device, or --device {REFERENCE}"
+        f"{program.path}: expected {expected}, got {got}; try another device, or --device {REFERENCE}"
     )
 
 

@@ -33,7 +33,7 @@ def chosen_variants(bundle: Bundle, wanted: Sequence[str]) -> list[str]:
     unknown = [name for name in wanted if name != ALL and name not in have]
     if unknown:
         raise UsageError(
-            f"--coreml: expected variants of this bundle ({', '.join(have) or 'it has none'}), came {unknown[0]!r}: "
+            f"--coreml: expected variants of this bundle ({', '.join(have) or 'it has none'}), got {unknown[0]!r}: "
             "name one of these, or export packages with `gdposr export --targets onnx,coreml`"
         )
     return [name for name in have if ALL in wanted or name in wanted]
@@ -118,7 +118,7 @@ def _check_fits(package: Package, name: str, height: int, width: int) -> None:
     if height > package.height or width > package.width:
         raise ImageError(
             f"{name}: expected an LR picture of at most {package.width}x{package.height}, the tile of {package.name}, "
-            f"came {width}x{height}: crop it, leave out --coreml, or export packages with a larger --tile"
+            f"got {width}x{height}: crop it, leave out --coreml, or export packages with a larger --tile"
         )
 
 

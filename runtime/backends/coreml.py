@@ -54,7 +54,7 @@ class CoreMLBackend:
         if spec.units is None or pair is None:
             check_precision(bundle, precision, tuple(manifest.coreml))
             raise DeviceError(
-                f"device {device}: expected Core ML and the package coremltools, came none; {CORE_ML_REMEDY}"
+                f"device {device}: expected Core ML and the package coremltools, got none; {CORE_ML_REMEDY}"
             )
         self.device, self.precision = spec.name, precision
         tile = pair["encoder"]  # the generator's is the same
@@ -125,7 +125,7 @@ class CoreMLBackend:
 
     def _refused(self, feeds: Features, expected: str, remedy: str) -> DeviceError:
         return DeviceError(
-            f"{self.device} ({self.precision}): expected {expected} in one call, as {self._name} takes, came {shapes_of(feeds)}; "
+            f"{self.device} ({self.precision}): expected {expected} in one call, as {self._name} takes, got {shapes_of(feeds)}; "
             f"use {remedy}, or the device cpu"
         )
 
@@ -152,7 +152,7 @@ def core_ml() -> Any:
             warnings.simplefilter("ignore")
             import coremltools
     except ImportError as error:
-        raise DeviceError(f"expected the package coremltools, came: {error}; {CORE_ML_REMEDY}") from error
+        raise DeviceError(f"expected the package coremltools, got: {error}; {CORE_ML_REMEDY}") from error
     finally:
         log.setLevel(level)
     return coremltools

@@ -100,7 +100,7 @@ def device_spec(name: str) -> Device:
     for device in DEVICE_TABLE:
         if device.name == name:
             return device
-    raise DeviceError(f"device: expected one of {', '.join(DEVICES)}, came {name!r}; choose one of these")
+    raise DeviceError(f"device: expected one of {', '.join(DEVICES)}, got {name!r}; choose one of these")
 
 
 def available_devices() -> tuple[str, ...]:
@@ -122,10 +122,10 @@ def require(device: Device) -> None:
         return
     if device.package != "onnxruntime":
         raise DeviceError(
-            f"device {device.name}: expected the package {device.package}, came none; {device.remedy}"
+            f"device {device.name}: expected the package {device.package}, got none; {device.remedy}"
         )
     raise DeviceError(
-        f"device {device.name}: expected ONNX Runtime with {device.provider}, came one with "
+        f"device {device.name}: expected ONNX Runtime with {device.provider}, got one with "
         f"{', '.join(providers)}; {device.remedy}"
     )
 
@@ -158,11 +158,11 @@ def check_precision(bundle: Bundle, precision: str, known: tuple[str, ...] | Non
     known = tuple(bundle.manifest.graphs) if known is None else known
     if precision in known:
         return precision
-    came = repr(precision)
+    got = repr(precision)
     if precision in bundle.manifest.coreml:
-        came += f", Core ML packages that only the devices {_list_core_ml()} run, {CORE_ML_REMEDY}"
+        got += f", Core ML packages that only the devices {_list_core_ml()} run, {CORE_ML_REMEDY}"
     raise BundleError(
-        f"{bundle.path}: precision: expected one of {', '.join(known)}, came {came}; choose one of these or auto"
+        f"{bundle.path}: precision: expected one of {', '.join(known)}, got {got}; choose one of these or auto"
     )
 
 
@@ -175,7 +175,7 @@ def choices(bundle: Bundle, device: str = "auto", precision: str = "auto") -> li
     known = tuple(dict.fromkeys(p for precisions in there.values() for p in precisions))
     if not known:
         raise BundleError(
-            f"{bundle.path}: expected ONNX graphs, came a bundle with Core ML packages only ({', '.join(bundle.manifest.coreml)}): "
+            f"{bundle.path}: expected ONNX graphs, got a bundle with Core ML packages only ({', '.join(bundle.manifest.coreml)}): "
             f"they run on the devices {_list_core_ml()}, {CORE_ML_REMEDY}; or export it again with --targets onnx,coreml to run it "
             "anywhere"
         )
@@ -252,7 +252,7 @@ def onnx_runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise DeviceError(
-            f"expected the package onnxruntime, came: {error}; run: pip install --force-reinstall onnxruntime"
+            f"expected the package onnxruntime, got: {error}; run: pip install --force-reinstall onnxruntime"
         ) from error
     return onnxruntime
 

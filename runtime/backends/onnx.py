@@ -134,7 +134,7 @@ def _session(
             f"{what} cannot be loaded on {device.name}: {_first_line(error)}; upgrade onnxruntime or use another device"
         ) from error
     if device.provider not in session.get_providers():  # ONNX Runtime falls back without a word
-        raise DeviceError(f"{what}: expected to run on {device.name}, came to run elsewhere; {device.remedy}")
+        raise DeviceError(f"{what}: expected to run on {device.name}, got another device; {device.remedy}")
     _check_names(what, "inputs", graph.inputs, session.get_inputs())
     _check_names(what, "outputs", graph.outputs, session.get_outputs())
     return session
@@ -155,7 +155,7 @@ def _check_names(what: str, side: str, specs: tuple[TensorSpec, ...], found: Any
     names = {value.name: value.type for value in found}
     wanted = {spec.name: "tensor(float)" for spec in specs}
     if names != wanted:
-        raise BundleError(f"{what}: expected {side} {wanted}, came {names}; export the bundle again")
+        raise BundleError(f"{what}: expected {side} {wanted}, got {names}; export the bundle again")
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -106,7 +106,7 @@ def _read(core: Any, bundle: Bundle, what: str, file: Graph, spec: GraphSpec, fe
     # OpenVINO cannot take such weights from memory, and would open the file that the graph names
     if file.data is not None:
         raise DeviceError(
-            f"{what}: expected a graph with its weights inside, came one with weights in a file of their own, which "
+            f"{what}: expected a graph with its weights inside, got one with weights in a file of their own, which "
             "openvino cannot read from verified bytes; use the device cpu"
         )
     try:
@@ -122,7 +122,7 @@ def _read(core: Any, bundle: Bundle, what: str, file: Graph, spec: GraphSpec, fe
         names = {name: v.get_element_type().get_type_name() for v in found for name in v.get_names()}
         wanted = {tensor.name: "f32" for tensor in specs}
         if len(found) != len(specs) or not wanted.items() <= names.items():
-            raise BundleError(f"{what}: expected {side} {wanted}, came {names}; export the bundle again")
+            raise BundleError(f"{what}: expected {side} {wanted}, got {names}; export the bundle again")
     openvino = _openvino()
     builder = openvino.preprocess.PrePostProcessor(model)
     last, first = openvino.Layout("NHWC"), openvino.Layout("NCHW")
@@ -147,7 +147,7 @@ def _openvino() -> Any:
         import openvino
     except ImportError as error:
         raise DeviceError(
-            f"expected the package openvino, came: {error}; run: pip install --force-reinstall openvino"
+            f"expected the package openvino, got: {error}; run: pip install --force-reinstall openvino"
         ) from error
     finally:
         if hidden:

@@ -56,7 +56,7 @@ class Archive:
                     content = stream.read(entry.file_size + 1)
         except _FAULTS as error:
             raise BundleError(
-                f"{self.path}: expected a bundle as .zip, came something else ({shortened(str(error))}); get the bundle again"
+                f"{self.path}: expected a bundle as .zip, got something else ({shortened(str(error))}); get the bundle again"
             ) from error
         check_size(f"{self.path}: {name}", expected, len(content))
         return content
@@ -75,7 +75,7 @@ class Archive:
         tops = [path.removesuffix(self.marker) for path in found if _holds(path, self.marker)]
         if len(tops) != 1:
             raise BundleError(
-                f"{self.path}: expected one {self.marker} at the top or in one folder, came {len(tops)}; zip one bundle folder"
+                f"{self.path}: expected one {self.marker} at the top or in one folder, got {len(tops)}; zip one bundle folder"
             )
         if tops[0] + name not in found:
             raise self._error(f"the entry {shortened(tops[0] + name)}", "none")
@@ -100,8 +100,8 @@ class Archive:
                 f"{shown} of {entry.file_size} bytes from {packed}",
             )
 
-    def _error(self, expected: str, came: str) -> BundleError:
-        return BundleError(f"{self.path}: expected {expected}, came {came}; get the bundle again")
+    def _error(self, expected: str, got: str) -> BundleError:
+        return BundleError(f"{self.path}: expected {expected}, got {got}; get the bundle again")
 
 
 class _ListedFile(io.BufferedReader):

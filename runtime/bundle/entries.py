@@ -178,14 +178,14 @@ def open_plain(path: Path) -> io.FileIO:
         return file
     if file is not None:
         file.close()
-    raise BundleError(f"{path}: expected a plain file, came a folder, pipe or device; get the bundle again")
+    raise BundleError(f"{path}: expected a plain file, got a folder, pipe or device; get the bundle again")
 
 
-def check_size(what: str, expected: int | None, came: int) -> None:
+def check_size(what: str, expected: int | None, got: int) -> None:
     """BundleError unless a file has the expected size. None: at most MAX_MANIFEST_BYTES."""
-    if came > MAX_MANIFEST_BYTES if expected is None else came != expected:
+    if got > MAX_MANIFEST_BYTES if expected is None else got != expected:
         wanted = f"at most {MAX_MANIFEST_BYTES}" if expected is None else str(expected)
-        raise BundleError(f"{what}: expected {wanted} bytes, came {came}; get the bundle again")
+        raise BundleError(f"{what}: expected {wanted} bytes, got {got}; get the bundle again")
 
 
 def _opened(path: str, flags: int) -> int:

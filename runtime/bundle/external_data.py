@@ -68,12 +68,12 @@ def check_external(what: str, content: bytes, data: WeightFile | None) -> None:
         if data is None or tensor.location != data.file:
             wanted = "values inside the graph" if data is None else f"values in {data.file}"
             raise BundleError(
-                f"{where}: expected {wanted}, came values in the file {shortened(tensor.location)}, which the manifest does "
+                f"{where}: expected {wanted}, got values in the file {shortened(tensor.location)}, which the manifest does "
                 "not name for this graph; nothing was opened: export the bundle again, or do not trust it"
             )
         if tensor.offset + (tensor.length or 0) > data.bytes:
             raise BundleError(
-                f"{where}: expected values within the {data.bytes} bytes of {data.file}, came bytes {tensor.offset} to "
+                f"{where}: expected values within the {data.bytes} bytes of {data.file}, got bytes {tensor.offset} to "
                 f"{tensor.offset + (tensor.length or 0)}; export the bundle again"
             )
 
@@ -86,7 +86,7 @@ def external_data(what: str, content: bytes) -> tuple[External, ...]:
     try:
         return tuple(_walk(memoryview(content)))
     except _Fault as fault:
-        raise BundleError(f"{what}: expected an ONNX graph, came {fault}; export the bundle again") from fault
+        raise BundleError(f"{what}: expected an ONNX graph, got {fault}; export the bundle again") from fault
 
 
 def _walk(content: memoryview) -> Iterator[External]:

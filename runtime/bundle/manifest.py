@@ -121,7 +121,7 @@ class NoiseSpec(Plain):
         check_whole("noise.downscale", self.downscale, 1, 1024)
         if self.version > self.SUPPORTED:
             raise BundleError(
-                f"manifest: noise.version: expected at most {self.SUPPORTED}, came {self.version}; upgrade gdposr"
+                f"manifest: noise.version: expected at most {self.SUPPORTED}, got {self.version}; upgrade gdposr"
             )
 
     @classmethod
@@ -312,5 +312,5 @@ def _check_version(version: object) -> None:
     check_whole("format_version", version, 1)
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(
-            f"manifest: format_version: expected at most {FORMAT_VERSION}, came {version}; upgrade gdposr to read this bundle"
+            f"manifest: format_version: expected at most {FORMAT_VERSION}, got {version}; upgrade gdposr to read this bundle"
         )

@@ -50,8 +50,8 @@ class Bundle:
         if place.is_file():
             return cls(place, Archive(place, MANIFEST_NAME).read)
         remedy = "install the package again" if path is None else "check the path"
-        came = "a pipe or device" if place.exists() else "nothing"
-        raise BundleError(f"{place}: expected a bundle folder or .zip, came {came}; {remedy}")
+        got = "a pipe or device" if place.exists() else "nothing"
+        raise BundleError(f"{place}: expected a bundle folder or .zip, got {got}; {remedy}")
 
     def read(self, graph_file: GraphFile) -> bytes:
         """The content of a file the manifest names, with size and SHA-256 checked."""
@@ -60,7 +60,7 @@ class Bundle:
         digest = hashlib.sha256(content).hexdigest()
         if digest != graph_file.sha256:
             raise BundleError(
-                f"{self.path}: {graph_file.file}: expected sha256 {graph_file.sha256[:16]}..., came {digest[:16]}...; "
+                f"{self.path}: {graph_file.file}: expected sha256 {graph_file.sha256[:16]}..., got {digest[:16]}...; "
                 "the file was altered: get the bundle again"
             )
         return content
@@ -102,7 +102,7 @@ def _parse(content: bytes, path: Path) -> object:
         check_json(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(
-            f"{path}: {MANIFEST_NAME}: expected UTF-8 JSON, came something else ({error}); export it again"
+            f"{path}: {MANIFEST_NAME}: expected UTF-8 JSON, got something else ({error}); export it again"
         ) from error
     return data
 
@@ -113,12 +113,12 @@ def _check_demand(path: Path, manifest: Manifest) -> None:
     least = -(-rule.minimum // rule.multiple_of) * rule.multiple_of
     if least > MAX_LEAST_SIDE:
         raise BundleError(
-            f"{path}: expected a model that takes pictures of {MAX_LEAST_SIDE} pixels a side, came one that takes none below "
+            f"{path}: expected a model that takes pictures of {MAX_LEAST_SIDE} pixels a side, got one that takes none below "
             f"{least}; export the bundle again with a smaller minimum"
         )
     if rule.context > MAX_CONTEXT * rule.tile:
         raise BundleError(
-            f"{path}: expected a context of at most {MAX_CONTEXT} times the tile of {rule.tile}, came {rule.context}; "
+            f"{path}: expected a context of at most {MAX_CONTEXT} times the tile of {rule.tile}, got {rule.context}; "
             "export the bundle again with a larger tile"
         )
 
@@ -129,7 +129,7 @@ def _folder_reader(folder: Path) -> _Reader:
         try:
             if path.resolve(strict=True).parent != (folder.resolve(strict=True) / name).parent:
                 raise BundleError(
-                    f"{path}: expected a file of this folder, came a link out of it; copy the file here"
+                    f"{path}: expected a file of this folder, got a link out of it; copy the file here"
                 )
             with open_plain(path) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -138,12 +138,12 @@ def _folder_reader(folder: Path) -> _Reader:
                 return io.BufferedReader(file).read(size + 1)
         except FileNotFoundError:
             remedy = "is this a bundle folder?" if name == MANIFEST_NAME else "get the bundle again"
-            raise BundleError(f"{folder}: expected the file {name}, came none; {remedy}") from None
+            raise BundleError(f"{folder}: expected the file {name}, got none; {remedy}") from None
         except MemoryError:
             raise BundleError(
-                f"{path}: expected a file that fits into memory, came a larger one; use a machine with more"
+                f"{path}: expected a file that fits into memory, got a larger one; use a machine with more"
             ) from None
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, on Python 3.11 and 3.12
-            raise BundleError(f"{path}: expected a readable file, came: {error}; check it") from error
+            raise BundleError(f"{path}: expected a readable file, got: {error}; check it") from error
 
     return read

@@ -128,16 +128,16 @@ def as_picture(image: NDArray[Any] | Image.Image) -> Picture:
     pixels = _from_pillow(image) if isinstance(image, Image.Image) else image
     if not isinstance(pixels, np.ndarray):
         raise ImageError(
-            f"expected a numpy array or a Pillow image, came {type(image).__name__}; read files with read_photo"
+            f"expected a numpy array or a Pillow image, got {type(image).__name__}; read files with read_photo"
         )
     if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[2] > 4):
         raise ImageError(
-            f"expected an image (h, w) or (h, w, 1..4) with at least one pixel, came shape {pixels.shape}; "
+            f"expected an image (h, w) or (h, w, 1..4) with at least one pixel, got shape {pixels.shape}; "
             "pass one image at a time, channels last"
         )
     if pixels.dtype.name not in _LEVELS:
         raise ImageError(
-            f"expected uint8, uint16 or float32, came {pixels.dtype}; convert it, for example with .astype(np.float32)"
+            f"expected uint8, uint16 or float32, got {pixels.dtype}; convert it, for example with .astype(np.float32)"
         )
     if not pixels.dtype.isnative:
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
@@ -214,7 +214,7 @@ def _check_range(pixels: Floats) -> None:
         low, high = float(rows.min()), float(rows.max())
         if not (low >= -0.1 and high <= 1.1):  # NaN fails too
             raise ImageError(
-                f"expected float32 in [0, 1], came {low:g} to {high:g}; divide by the largest level first"
+                f"expected float32 in [0, 1], got {low:g} to {high:g}; divide by the largest level first"
             )
 
 
@@ -226,7 +226,7 @@ def _from_pillow(image: Image.Image) -> NDArray[Any]:
             return np.asarray(image).astype(np.uint16)
         if image.mode in ("I", "F"):
             raise ImageError(
-                f"expected a Pillow image of 8 bits or mode I;16, came mode {image.mode}; pass an array of uint16 or float32"
+                f"expected a Pillow image of 8 bits or mode I;16, got mode {image.mode}; pass an array of uint16 or float32"
             )
         if image.mode in ("1", "L", "LA", "RGB", "RGBA"):
             mode = "L" if image.mode == "1" else image.mode
@@ -239,7 +239,7 @@ def _from_pillow(image: Image.Image) -> NDArray[Any]:
         return np.array(image.convert(mode))
     except (OSError, SyntaxError) as error:  # a truncated file is only noticed when its pixels are decoded
         raise ImageError(
-            f"expected a readable picture, came: {error}; copy it again from its source"
+            f"expected a readable picture, got: {error}; copy it again from its source"
         ) from error
 
 

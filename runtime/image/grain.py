@@ -134,7 +134,7 @@ def _luma_and_alpha(block: NDArray[Any]) -> tuple[Floats, Floats]:
 def _check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and shape[2] > 4):
         raise ImageError(
-            f"the score needs one picture (H, W) or (H, W, 1..4), came shape {shape}: pass one at a time"
+            f"the score needs one picture (H, W) or (H, W, 1..4), got shape {shape}: pass one at a time"
         )
     if dtype.name not in _LEVELS:
-        raise ImageError(f"the score needs uint8, uint16 or float32, came {dtype}: convert the picture")
+        raise ImageError(f"the score needs uint8, uint16 or float32, got {dtype}: convert the picture")

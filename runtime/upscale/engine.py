@@ -87,10 +87,10 @@ class Engine:
             f"{self.backend.device} ran out of memory with tiles of {tile} pixels; going on with tiles of {half}, more slowly"
         )
 
-    def fault(self, expected: str, came: str) -> DeviceError:
+    def fault(self, expected: str, got: str) -> DeviceError:
         """The error of a device that computes something else than it should."""
         return DeviceError(
-            f"{self.backend.device} {self.backend.precision}: expected {expected}, came {came}; "
+            f"{self.backend.device} {self.backend.precision}: expected {expected}, got {got}; "
             "use another device or precision"
         )
 
@@ -193,7 +193,7 @@ class Tiles:
             if isinstance(error, OutOfMemory):
                 raise error
             raise OutOfMemory(
-                f"expected memory for a tile of {side} pixels, came none; close other programs or use a smaller picture"
+                f"expected memory for a tile of {side} pixels, got none; close other programs or use a smaller picture"
             ) from error
         self._engine.shrink(side, half)
         self.may_keep = False

@@ -54,7 +54,7 @@ def run_probe(bundle: Bundle, backend: Backend) -> ProbeResult:
     height, width = image.shape[:2]
     if expected.shape != (height * scale, width * scale, 3):
         raise BundleError(
-            f"{bundle.path}: {probe.output.file}: expected a picture of shape {(height * scale, width * scale, 3)}, came "
+            f"{bundle.path}: {probe.output.file}: expected a picture of shape {(height * scale, width * scale, 3)}, got "
             f"{expected.shape}; export the bundle again"
         )
     image = image[: backend.largest, : backend.largest]
@@ -113,11 +113,11 @@ def read_rgb(bundle: Bundle, file: GraphFile) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(bundle.read(file)), formats=["PNG"]) as image:
             if image.mode != "RGB" or image.width * image.height > 1 << 24:
                 raise BundleError(
-                    f"{bundle.path}: {file.file}: expected a small 8-bit RGB PNG, came {image.mode} {image.size}; "
+                    f"{bundle.path}: {file.file}: expected a small 8-bit RGB PNG, got {image.mode} {image.size}; "
                     "export the bundle again"
                 )
             return np.array(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BundleError(
-            f"{bundle.path}: {file.file}: expected a PNG, came something else ({error}); export the bundle again"
+            f"{bundle.path}: {file.file}: expected a PNG, got something else ({error}); export the bundle again"
         ) from error

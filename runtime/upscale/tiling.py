@@ -254,7 +254,7 @@ def choose(
         wanted = peak(demand, costs, rule, (least, least), 1)
         raise SettingError(
             f"max_memory: expected at least {math.ceil(wanted / 2**20)}M for this picture of {demand.size[1]}x{demand.size[0]} "
-            f"pixels, came {limit / 2**20:.0f}M; raise the limit or use a smaller picture"
+            f"pixels, got {limit / 2**20:.0f}M; raise the limit or use a smaller picture"
         )
     plan = best[1]
     kept = features(demand, costs, rule, plan.tile)

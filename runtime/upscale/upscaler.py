@@ -64,9 +64,7 @@ class Upscaler:
         self.scale = self.manifest.scale
         self.color_fix = self.manifest.color_fix if color_fix is None else color_fix
         if self.color_fix not in COLOR_FIXES:
-            raise SettingError(
-                f"color_fix: expected one of {', '.join(COLOR_FIXES)}, came {self.color_fix!r}"
-            )
+            raise SettingError(f"color_fix: expected one of {', '.join(COLOR_FIXES)}, got {self.color_fix!r}")
         self.tile = self.manifest.size.tile if tile is None else setting("tile", tile, 1)
         self._roomy = tile is None and max_memory is not None
         self.max_memory = None if max_memory is None else setting("max_memory", max_memory, 1)
@@ -149,12 +147,12 @@ class Upscaler:
         """
         engine = self._engine
         if engine is None:
-            raise GdposrError("expected an open Upscaler, came a closed one; make a new one")
+            raise GdposrError("expected an open Upscaler, got a closed one; make a new one")
         seed, samples = setting("seed", seed, 0, 2**64 - 1), setting("samples", samples, 1, 2**32)
         factor = float(self.scale if scale is None else scale)
         if not 0.0 < factor <= self.scale:  # NaN fails too
             raise SettingError(
-                f"scale: expected above 0 and at most {self.scale}, came {scale!r}; choose one in that range"
+                f"scale: expected above 0 and at most {self.scale}, got {scale!r}; choose one in that range"
             )
         tile = self.tile * (ROOMY if self._roomy else 1)
         request = Request(seed, factor, samples, self.color_fix, tile, self.max_memory)
@@ -214,7 +212,7 @@ class Upscaler:
         if not result.ok:
             raise DeviceError(
                 f"{backend.device} {backend.precision} does not compute the model rightly: expected at least "
-                f"{result.floor_db:.1f} dB on the bundle's probe, came {result.psnr_db:.1f} dB; "
+                f"{result.floor_db:.1f} dB on the bundle's probe, got {result.psnr_db:.1f} dB; "
                 "use another device or precision, or update the driver"
             )
 

@@ -60,8 +60,8 @@ class Metric:
                 f"{self.name} needs SR of (N, 3, H, W) float, got {tuple(sr.shape)} of {sr.dtype}"
             )
         if self.reference and (hr is None or hr.shape != sr.shape):
-            came = "none" if hr is None else f"{tuple(hr.shape)} for SR of {tuple(sr.shape)}"
-            raise MetricError(f"{self.name} compares with an HR picture of the same size, got {came}")
+            got = "none" if hr is None else f"{tuple(hr.shape)} for SR of {tuple(sr.shape)}"
+            raise MetricError(f"{self.name} compares with an HR picture of the same size, got {got}")
         broken = ~torch.isfinite(sr).flatten(1).all(1)
         with torch.autocast(sr.device.type, enabled=False):
             clean = torch.nan_to_num(sr)

@@ -115,7 +115,7 @@ def _samples(data: bytes, tags: Tags, opened: Callable[[bytes], Image.Image]) ->
     pieces = -(-width // across) * -(-height // down) * planes
     if not len(offsets) == len(lengths) == pieces:
         found = f"{len(offsets)} offsets and {len(lengths)} lengths"
-        raise ValueError(f"expected {pieces} pieces of the picture, found {found}")
+        raise ValueError(f"expected {pieces} pieces of the picture, got {found}")
     boxes = itertools.product(range(planes), range(0, height, down), range(0, width, across))
     result = np.empty((height, width, channels), np.uint16)
     depth = 1 if planar else channels

@@ -6,6 +6,6 @@ annotation class Test
 object Assert {
     @JvmStatic
     fun assertEquals(expected: Any?, actual: Any?) {
-        if (expected != actual) throw AssertionError("expected $expected, came $actual")
+        if (expected != actual) throw AssertionError("expected $expected, got $actual")
     }
 }

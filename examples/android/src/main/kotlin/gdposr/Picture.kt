@@ -4,7 +4,7 @@ package gdposr
 class Picture(val width: Int, val height: Int, val argb: IntArray) {
     init {
         require(width > 0 && height > 0 && argb.size == width * height) {
-            "picture: expected $width x $height pixels, came ${argb.size}"
+            "picture: expected $width x $height pixels, got ${argb.size}"
         }
     }
 
@@ -35,7 +35,7 @@ class Picture(val width: Int, val height: Int, val argb: IntArray) {
             var color = 255
             for (channel in 0..2) {
                 val value = sr[channel * area + place]
-                check(!value.isNaN() && !value.isInfinite()) { "expected finite values, came $value; use another execution provider" }
+                check(!value.isNaN() && !value.isInfinite()) { "expected finite values, got $value; use another execution provider" }
                 color = (color shl 8) or (value.coerceIn(0f, 1f) * 255f + 0.5f).toInt()
             }
             argb[y * width + x] = color

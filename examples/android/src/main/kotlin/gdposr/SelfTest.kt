@@ -11,7 +11,7 @@ object SelfTest {
     /** dB over red, green and blue; equal pictures give infinity. */
     fun psnr(a: Picture, b: Picture): Double {
         require(a.width == b.width && a.height == b.height) {
-            "expected pictures of one size, came ${a.width} x ${a.height} and ${b.width} x ${b.height}"
+            "expected pictures of one size, got ${a.width} x ${a.height} and ${b.width} x ${b.height}"
         }
         var sum = 0.0
         for (i in a.argb.indices) for (shift in intArrayOf(16, 8, 0)) {

@@ -16,7 +16,7 @@ object Tiles {
     /** The spans of a photo's side. window: LR pixels that the model is shown, where the photo has as many. */
     fun spans(length: Int, window: Int): List<Span> {
         require(window >= SMALLEST && window % Model.MULTIPLE_OF == 0) {
-            "window: expected a multiple of ${Model.MULTIPLE_OF} from $SMALLEST on, came $window"
+            "window: expected a multiple of ${Model.MULTIPLE_OF} from $SMALLEST on, got $window"
         }
         val whole = (length + Model.MULTIPLE_OF - 1) / Model.MULTIPLE_OF * Model.MULTIPLE_OF
         val side = maxOf(minOf(window, whole), Model.MINIMUM)
