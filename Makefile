@@ -105,7 +105,7 @@ distill: $(DEV) ## distil a tuned one-step model to a student [TEACHER=run, DATA
 	$(RUN) -m gdposr distill --teacher "$(TEACHER)" --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" \
 		--out "$(or $(OUT),runs/student)" --minutes $(MINUTES) $(ARGS)
 
-# The whole chain, training/RUNBOOK.md. A stage that is finished stays, one that was stopped goes on where it was.
+# The older way to a student, training/RUNBOOK.md. A stage that is finished stays, one that was stopped goes on where it was.
 CHAIN         = runs/chain
 CHAIN_MINUTES = 480
 WORKERS       = 1

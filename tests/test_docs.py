@@ -1,6 +1,8 @@
 """The front door: a README of two screens, and pages whose links, paths, options and figures hold."""
 
 import re
+import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,41 @@ def test_options_page_names_options_that_exist(root: Path, gdposr) -> None:
     part = text[text.index("## gdposr upscale") : text.index("## Exit codes")]
     known = OPTIONS.findall(gdposr("upscale", "--help")[1])
     assert set(OPTIONS.findall(part)) == set(known) - {"--help", "--out"}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every command in the shell blocks of a page."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+@pytest.mark.parametrize("name", ["training/RUNBOOK.md", "docs/training.md", "docs/blind.md"])
+def test_commands_have_the_options_and_settings_that_they_are_given(
+    root: Path, gdposr, need, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    need("torch", "accelerate")
+    from export.student.cli import KINDS
+    from training.settings import with_settings
+
+    checked = 0
+    for words in commands(root / name):
+        options = {word for word in words if word.startswith("--")}
+        if words[0] == "gdposr":
+            verbs = words[1:3] if words[1] in ("train", "blind") else words[1:2]
+            known = gdposr(*verbs, "--help")[1]
+        elif words[:2] == ["python", "-m"]:
+            with pytest.raises(SystemExit):
+                import_module(words[2]).main(["--help"])
+            known = capsys.readouterr().out
+        else:
+            continue
+        checked += 1
+        assert options <= set(OPTIONS.findall(known)), f"{name}: {shlex.join(words)}"
+        if words[1] == "train" and words[2] in KINDS:
+            given = [words[k + 1] for k, word in enumerate(words) if word == "--set"]
+            with_settings(KINDS[words[2]].presets["pocket"], given)
+    assert checked
 
 
 def test_small_table_repeats_the_long_one(root: Path) -> None:
