@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
 from calibration.measure.onestep import restore  # noqa: E402
-from calibration.studies import ablation  # noqa: E402  (after importorskip)
+from calibration.studies import onestep_ablation  # noqa: E402  (after importorskip)
 from runtime.noise import noise_field  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
@@ -60,15 +60,15 @@ def test_ablation_measures_once_and_prints_its_table(
         (tmp_path / side).mkdir()
         for path in sorted(photos.iterdir())[:2]:
             Image.open(path).resize(size).save(tmp_path / side / path.name)
-    monkeypatch.setattr(ablation, "VARIANTS", {"gdpo": ("group=2",), "dpo": ("objective=dpo",)})
+    monkeypatch.setattr(onestep_ablation, "VARIANTS", {"gdpo": ("group=2",), "dpo": ("objective=dpo",)})
     arguments = [
         *("--base", str(model_folder), "--data", str(photos), "--sqf-weights", str(weights)),
         *("--lr", str(tmp_path / "LR"), "--hr", str(tmp_path / "HR"), "--every", "1"),
         *("--out", str(tmp_path / "out"), "--steps", "1", "--seeds", "2"),
         *("--set", "held_out=1", "--set", "crop=64", "--set", "batch=1", "--set", "group=2"),
     ]
-    monkeypatch.setattr(ablation, "HELD_OUT", 1)
-    assert ablation.main(arguments) == 0
+    monkeypatch.setattr(onestep_ablation, "HELD_OUT", 1)
+    assert onestep_ablation.main(arguments) == 0
     table = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == ["| naosd", "| gdpo", "| dpo"]
     assert all(line.split(" | ")[1] == "2" for line in table[2:])
@@ -77,6 +77,6 @@ def test_ablation_measures_once_and_prints_its_table(
     assert all(
         np.isfinite(list(measured.values())).all() for row in rows for measured in row["measured"].values()
     )
-    monkeypatch.setattr(ablation, "tune", None)  # nothing is run again
-    assert ablation.main(arguments) == 0
+    monkeypatch.setattr(onestep_ablation, "tune", None)  # nothing is run again
+    assert onestep_ablation.main(arguments) == 0
     assert capsys.readouterr().out.splitlines() == table

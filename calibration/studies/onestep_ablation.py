@@ -1,10 +1,12 @@
-"""The paper's ablation tables in small: preference tuning in many variants, from one NAOSD model and measured in the same way.
+"""The paper's ablation tables in small: preference tuning of the one-step model in many variants, all from one NAOSD run.
 
-    python -m calibration.studies.ablation --base runs/naosd --data PHOTOS --lr DIR --hr DIR --sqf-weights FILE \
+    python -m calibration.studies.onestep_ablation --base runs/naosd --data PHOTOS --lr DIR --hr DIR --sqf-weights FILE \
         --out runs/ablation --steps 100
 
 Every row is written to OUT/results.jsonl as soon as it is measured; rows that are there are not run again. "grpo" has to draw its
-samples from the policy, so compare it with "policy samples".
+samples from the policy, so compare it with "policy samples". `python -m export.student.ablation` does the same for the student.
+
+In training/EXPERIMENTS.md it goes by its earlier name, `calibration.studies.ablation`.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m calibration.studies.ablation", description=__doc__.split("\n")[0]
+        prog="python -m calibration.studies.onestep_ablation", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--base", type=Path, required=True, help="finished naosd run")
     parser.add_argument(
