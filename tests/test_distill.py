@@ -17,9 +17,11 @@ from torch import Tensor  # noqa: E402
 
 from export.distill import cli as distill  # noqa: E402
 from export.distill import stage as stages  # noqa: E402
+from export.distill.losses import chroma_loss, colour_loss, diversity_loss, grid_loss, structure_loss  # noqa: E402
 from export.distill.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.distill.stage import StudentDistill  # noqa: E402
-from export.student import objectives  # noqa: E402
+from export.student.adversary import PatchDiscriminator  # noqa: E402
+from export.student.losses import chroma  # noqa: E402
 from export.student.network import load_student  # noqa: E402
 from training import settings  # noqa: E402
 from training.data.batches import Batch  # noqa: E402
@@ -78,25 +80,21 @@ def test_diversity_asks_for_texture_only_where_the_photo_has_it() -> None:
     photo = torch.full((1, 3, 64, 64), 0.5)
     photo[..., 32:] += 0.2 * torch.randn(1, 3, 64, 32, generator=draw)
     samples = torch.full((2, 3, 64, 64), 0.5, requires_grad=True)
-    loss = objectives.diversity_loss(
-        samples + torch.tensor([1e-3, -1e-3])[:, None, None, None] * photo, photo, 0.7
-    )
+    loss = diversity_loss(samples + torch.tensor([1e-3, -1e-3])[:, None, None, None] * photo, photo, 0.7)
     (gradient,) = torch.autograd.grad(loss, samples)
     assert float(loss) > 0.01
     assert float(gradient[..., 44:].abs().mean()) > 0
     assert float(gradient[..., :10].abs().max()) == 0
     apart = torch.stack([photo[0], photo[0].flip(1)])  # textures that differ fully
-    assert float(objectives.diversity_loss(apart, photo, 0.7)) == pytest.approx(0.0, abs=1e-3)
+    assert float(diversity_loss(apart, photo, 0.7)) == pytest.approx(0.0, abs=1e-3)
 
 
 def test_structure_loss_sees_low_frequencies_only() -> None:
     photo = torch.rand(2, 3, 32, 32)
     pattern = 0.1 * torch.tensor([1.0, -1.0]).repeat(16)  # period 2
     samples = torch.cat([photo + pattern, photo - pattern])
-    assert float(objectives.structure_loss(samples, photo)) < 1e-6
-    assert float(objectives.structure_loss(torch.cat([photo, photo + 0.1]), photo)) == pytest.approx(
-        0.15, rel=1e-3
-    )
+    assert float(structure_loss(samples, photo)) < 1e-6
+    assert float(structure_loss(torch.cat([photo, photo + 0.1]), photo)) == pytest.approx(0.15, rel=1e-3)
 
 
 def test_chroma_loss_sees_fringes_of_colour_and_no_brightness() -> None:
@@ -105,21 +103,17 @@ def test_chroma_loss_sees_fringes_of_colour_and_no_brightness() -> None:
     fringe = (
         photo + 0.1 * torch.tensor([1.0, -1.0]).repeat(16) * torch.tensor([1.0, 0.0, -1.0])[:, None, None]
     )
-    assert float(objectives.chroma(photo.mean(1, keepdim=True).repeat(1, 3, 1, 1)).abs().max()) < 1e-6
-    assert float(objectives.chroma_loss(torch.cat([brighter, photo]), photo)) < 1e-6
-    assert float(objectives.chroma_loss(torch.cat([fringe, photo]), photo)) == pytest.approx(
-        0.1 / 3, rel=1e-3
-    )
+    assert float(chroma(photo.mean(1, keepdim=True).repeat(1, 3, 1, 1)).abs().max()) < 1e-6
+    assert float(chroma_loss(torch.cat([brighter, photo]), photo)) < 1e-6
+    assert float(chroma_loss(torch.cat([fringe, photo]), photo)) == pytest.approx(0.1 / 3, rel=1e-3)
 
 
 def test_colour_loss_sees_a_tint_and_no_texture() -> None:
     photo = torch.rand(2, 3, 32, 32)
     texture = 0.1 * torch.tensor([1.0, -1.0]).repeat(16)
     tint = torch.tensor([0.02, 0.0, -0.04])[:, None, None]
-    assert float(objectives.colour_loss(torch.cat([photo + texture, photo]), photo)) < 1e-6
-    assert float(objectives.colour_loss(torch.cat([photo + tint, photo]), photo)) == pytest.approx(
-        0.01, rel=1e-3
-    )
+    assert float(colour_loss(torch.cat([photo + texture, photo]), photo)) < 1e-6
+    assert float(colour_loss(torch.cat([photo + tint, photo]), photo)) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_grid_loss_sees_a_pattern_of_the_pixel_shuffle_and_not_texture() -> None:
@@ -128,13 +122,13 @@ def test_grid_loss_sees_a_pattern_of_the_pixel_shuffle_and_not_texture() -> None
     texture = 0.05 * torch.randn(4, 3, 96, 96, generator=draw)
     mesh = 0.05 * torch.randn(8, 8, generator=draw).repeat(12, 12)
     both = photo.repeat(2, 1, 1, 1)
-    assert float(objectives.grid_loss(both, photo)) == 0.0
-    seen, passed = (float(objectives.grid_loss(both + x, photo)) for x in (mesh, texture))
+    assert float(grid_loss(both, photo)) == 0.0
+    seen, passed = (float(grid_loss(both + x, photo)) for x in (mesh, texture))
     assert seen > 4 * passed
 
 
 def test_discriminator_has_one_logit_per_eight_pixels() -> None:
-    assert objectives.PatchDiscriminator(8)(torch.rand(2, 3, 64, 48)).shape == (2, 1, 8, 6)
+    assert PatchDiscriminator(8)(torch.rand(2, 3, 64, 48)).shape == (2, 1, 8, 6)
 
 
 def test_two_steps_give_the_recorded_losses(photos: Path, weights: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
+from export.student.adversary import PatchDiscriminator  # noqa: E402  (after importorskip)
 from export.student.losses import (  # noqa: E402
     chroma_loss,
     cosine_bands,
@@ -11,13 +12,13 @@ from export.student.losses import (  # noqa: E402
     fine_part,
     gradient_loss,
     grid_loss,
+    low_pass,
     low_pass_loss,
     texture_weight,
     with_coarse_part_of,
     with_colours_of,
     without_grain,
 )
-from export.student.objectives import PatchDiscriminator, low_pass  # noqa: E402  (after importorskip)
 
 
 def grain(sigma: float, count: int, seed: int) -> torch.Tensor:

@@ -24,11 +24,12 @@ from export.distill import cli as distill  # noqa: E402
 from export.distill import fidelity  # noqa: E402
 from export.distill import pairs as lessons  # noqa: E402
 from export.distill.cache import TeacherCache, cache_facts  # noqa: E402
+from export.distill.losses import difference_loss, spread_loss, structure_loss  # noqa: E402
 from export.distill.pairs import TaughtPairs, fill, photo_pairs, turned  # noqa: E402
 from export.distill.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.distill.stage import StudentDistill  # noqa: E402
 from export.distill.teacher import Teacher, by_sample, fitted, from_bytes, item_noise, model_digest, to_bytes  # noqa: E402
-from export.student import objectives  # noqa: E402
+from export.student.losses import low_pass  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402
@@ -406,19 +407,19 @@ def test_turned_items_come_with_their_turned_noise(teacher: Teacher, photos: Pat
 def test_losses_against_the_teacher_are_zero_when_the_student_equals_it() -> None:
     draw = torch.Generator().manual_seed(0)
     teacher, hr = torch.rand(4, 3, 64, 64, generator=draw), torch.rand(2, 3, 64, 64, generator=draw)
-    assert float(objectives.difference_loss(teacher, teacher)) == 0
-    assert float(objectives.spread_loss(teacher, teacher)) == 0
+    assert float(difference_loss(teacher, teacher)) == 0
+    assert float(spread_loss(teacher, teacher)) == 0
     # A shift that both samples share is no matter of their difference; a lost difference is.
-    assert float(objectives.difference_loss(teacher + 0.1, teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(difference_loss(teacher + 0.1, teacher)) == pytest.approx(0, abs=1e-6)
     same = teacher[:2].repeat(2, 1, 1, 1)
-    assert float(objectives.difference_loss(same, teacher)) > 0.1
-    assert float(objectives.spread_loss(same, teacher)) > 0.1
+    assert float(difference_loss(same, teacher)) > 0.1
+    assert float(spread_loss(same, teacher)) > 0.1
     # The right amount of the wrong pattern satisfies the spread, not the difference.
     swapped = teacher.roll(2, 0)
-    assert float(objectives.spread_loss(swapped, teacher)) == 0
-    assert float(objectives.difference_loss(swapped, teacher)) > 0.1
-    blurred = objectives.low_pass(teacher - hr.repeat(2, 1, 1, 1)).abs().mean()
-    assert float(objectives.structure_loss(teacher, hr, teacher)) == pytest.approx(float(blurred))
+    assert float(spread_loss(swapped, teacher)) == 0
+    assert float(difference_loss(swapped, teacher)) > 0.1
+    blurred = low_pass(teacher - hr.repeat(2, 1, 1, 1)).abs().mean()
+    assert float(structure_loss(teacher, hr, teacher)) == pytest.approx(float(blurred))
 
 
 def test_student_learns_to_follow_the_teacher(photos: Path, weights: Path, tmp_path: Path) -> None:

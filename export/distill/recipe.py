@@ -64,7 +64,7 @@ class DistillConfig(RunSettings):
     diversity: float = 0.5
     """Weight of the loss on too little difference between samples."""
     texture_share: float = 0.3
-    """Required difference between samples as a share of the photo's texture (`objectives.diversity_loss`). Not used
+    """Required difference between samples as a share of the photo's texture (`losses.diversity_loss`). Not used
     if `teacher` is above 0: the teacher's own difference is then required."""
     teacher: float = 0.0
     """Weight of the L1 distance to the teacher's sample from the same noise. If this or one of the next two is above

@@ -13,21 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from export.distill.fidelity import Comparison
-from export.distill.recipe import DistillConfig
-from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample, from_bytes
-from export.student.core import StudentStage, stages_before, started
-from export.student.objectives import (
-    PatchDiscriminator,
+from export.distill.losses import (
     chroma_loss,
     colour_loss,
     difference_loss,
-    discriminator_loss,
     diversity_loss,
-    generator_loss,
     grid_loss,
     spread_loss,
     structure_loss,
 )
+from export.distill.recipe import DistillConfig
+from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample, from_bytes
+from export.student.adversary import PatchDiscriminator, discriminator_loss, generator_loss
+from export.student.core import StudentStage, stages_before, started
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses
 from training.loop.validation import Validation

@@ -3,9 +3,53 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from export.student.objectives import PatchDiscriminator, discriminator_loss, generator_loss
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss (Lim & Ye 2017) on the logits of real and generated patches, of any shape. Scalar."""
+    return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """The generator's side of the hinge loss: minus the mean logit of its pictures."""
+    return -fake.mean()
+
+
+class PatchDiscriminator(nn.Module):
+    """Logits for overlapping patches of a picture, or of several pictures stacked by channel.
+
+    Takes `images` tensors (n, 3, h, w) in [0, 1]; h and w are multiples of 8. Returns (n, 1, h/8, w/8). Spectrally
+    normalised (Miyato et al. 2018)."""
+
+    def __init__(self, width: int = 32, images: int = 1) -> None:
+        super().__init__()
+
+        def conv(inputs: int, outputs: int, stride: int) -> nn.Module:
+            return spectral_norm(nn.Conv2d(inputs, outputs, 4 if stride == 2 else 3, stride, 1))
+
+        self.layers = nn.ModuleList(
+            [
+                conv(12 * images, width, 1),
+                conv(width, 2 * width, 2),
+                conv(2 * width, 2 * width, 1),
+                conv(2 * width, 4 * width, 2),
+                conv(4 * width, 4 * width, 1),
+            ]
+        )
+        self.logits = spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1))
+
+    def train(self, mode: bool = True) -> PatchDiscriminator:
+        """Stay in training mode: in eval mode the spectral norms would not follow the weights."""
+        return super().train(True)
+
+    def forward(self, *images: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(torch.cat(images, dim=1) * 2 - 1, 2)
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+        return self.logits(x)
 
 
 class Adversary(nn.Module):

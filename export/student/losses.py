@@ -1,6 +1,6 @@
 """Losses of the student's stages, as pure functions of pictures (n, 3, h, w), RGB in [0, 1].
 
-All losses are scalars. `export.student.objectives` has those for two samples stacked in one batch."""
+All losses are scalars. `export.distill.losses` has those for two samples stacked in one batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from export.student.objectives import chroma, low_pass, periodic_pattern
 
 
 def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
@@ -25,6 +23,11 @@ def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
         for step in (1, 2)
     ]
     return torch.stack(terms).mean()
+
+
+def low_pass(image: Tensor, cell: int = 8) -> Tensor:
+    """Means over cells of `cell` x `cell` pixels: structure and colours, without texture."""
+    return F.avg_pool2d(image, cell)
 
 
 def low_pass_loss(image: Tensor, target: Tensor, cell: int = 8) -> Tensor:
@@ -159,6 +162,14 @@ def _strength(picture: Tensor) -> Tensor:
     return F.avg_pool2d(fine_part(picture).abs().mean(1, keepdim=True), 17, 1, 8, count_include_pad=False)
 
 
+def periodic_pattern(fine: Tensor, period: int, cells: int) -> Tensor:
+    """Mean over windows of cells x cells periods, separately for each phase of the period.
+
+    fine: (n, c, h, w), a fine part; h and w are multiples of period.
+    Returns (n, c * period^2, h', w'). Texture averages out; a grid of this period remains."""
+    return F.avg_pool2d(F.pixel_unshuffle(fine, period), cells, stride=max(1, cells // 2))
+
+
 def grid_loss(image: Tensor, target: Tensor, period: int = 8, cells: int = 10) -> Tensor:
     """L1 between the `periodic_pattern` of the fine parts of image and target. h and w are multiples of period.
 
@@ -170,6 +181,11 @@ def grid_loss(image: Tensor, target: Tensor, period: int = 8, cells: int = 10) -
     cells = min(cells, *(side // period for side in image.shape[-2:]))
     pattern, wanted = (periodic_pattern(fine_part(x), period, cells) for x in (image, target))
     return (pattern - wanted).abs().mean()
+
+
+def chroma(image: Tensor) -> Tensor:
+    """Colour without brightness: each channel minus the mean of the three. It is zero for gray pixels."""
+    return image - image.mean(1, keepdim=True)
 
 
 def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
