@@ -80,7 +80,7 @@ def test_commands_have_the_options_and_settings_that_they_are_given(
     root: Path, gdposr, need, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     need("torch", "accelerate")
-    from export.student.cli import KINDS
+    from export.student.kinds import KINDS
     from training.settings import with_settings
 
     checked = 0

@@ -16,6 +16,7 @@ from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 from export.student import cli  # noqa: E402
 from export.student.adversary import Adversary  # noqa: E402
 from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started, with_noise  # noqa: E402
+from export.student.kinds import CORE  # noqa: E402
 from export.student.losses import fine_part, gradient_loss, low_pass_loss, told_by, with_colours_of  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
@@ -375,7 +376,7 @@ def test_resumed_core_equals_one_that_was_not_stopped(pictures: Path, photos: Pa
         if step == 3:
             os.kill(os.getpid(), 2)
 
-    settings = cli.with_settings(cli.CORE.presets["tiny"], ["feature=0"])
+    settings = cli.with_settings(CORE.presets["tiny"], ["feature=0"])
     common = {"pictures": [pictures], "workers": 0}
     found = cli.run("student-core", settings, photos, parts, cli.Budget(steps=6), on_step=stop, **common)  # type: ignore[arg-type]
     assert found["finished"] is False
@@ -396,7 +397,7 @@ def test_core_learns_from_a_prior_during_the_run_and_resumes(
         if step == 2:
             os.kill(os.getpid(), 2)
 
-    settings = cli.with_settings(cli.CORE.presets["tiny"], ["feature=0"])
+    settings = cli.with_settings(CORE.presets["tiny"], ["feature=0"])
     found = cli.run(
         "student-core",
         settings,

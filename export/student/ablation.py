@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from calibration.measure.intervals import FEW, differences, interval
-from export.student.cli import KINDS, run
+from export.student.cli import run
+from export.student.kinds import KINDS
 from export.student.network import Student, load_student
 from export.student.preference import StudentGdpoSettings
 from training.data.everyday import degrade_everyday

@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from export.student.core import StudentStage, stages_before
+from export.student.core import StudentStage
 from export.student.losses import distances
-from export.student.network import Student, load_student
+from export.student.network import Student
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings
 from training.loop.validation import Validation
-from training.metrics.registry import Metric, create_metrics
+from training.metrics.registry import Metric
 from training.randomness import normal
 from training.stages.preference import (
     best_worst_advantage,
@@ -284,35 +283,6 @@ class StudentGdpo(StudentStage):
             policy, reference = torch.cat(parts).mean(0).tolist()
             found |= {f"policy/{name}": policy, f"reference/{name}": reference}
         return found
-
-
-def build(
-    settings: StudentGdpoSettings,
-    init: Path | None,
-    *,
-    critic: Path | None = None,
-    perceptual_weights: Path | None = None,
-    device: torch.device | str = "cpu",
-) -> StudentGdpo:
-    """The stage for the student at init.
-
-    settings: of the stage.
-    init: student checkpoint, the policy to tune and its reference.
-    critic: trained critic for the metric `critic`.
-    perceptual_weights: SqueezeNet weights for the metric `sqf`.
-    device: that computes the metrics.
-
-    Raises ValueError if something that the settings need is missing."""
-    if init is None:
-        raise ValueError("preference tuning needs a finished student to start from: give --init STUDENT")
-    if critic is not None and "critic" not in settings.metrics:
-        names = ",".join((*settings.metrics, "critic"))
-        raise ValueError(
-            f"--critic is given but no metric uses it: --set metrics={names}, or leave --critic out"
-        )
-    student, origin = load_student(init)
-    metrics = create_metrics(settings.metrics, device, perceptual_weights, critic)
-    return StudentGdpo(student, settings, metrics, stages_before(origin))
 
 
 def relative_change(policy: Tensor, reference: Tensor, group: Group) -> Tensor:

@@ -1,0 +1,200 @@
+"""The student's stages by name: their presets, and how each is built from what the command was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.student import critic as critics
+from export.student.core import CoreSettings, StudentCore, stages_before, started
+from export.student.critic import CriticSettings
+from export.student.network import StudentConfig, load_student
+from export.student.noise import NoiseSettings, StudentNoise
+from export.student.preference import StudentGdpo, StudentGdpoSettings
+from export.student.prior.network import Prior
+from export.student.prior.pictures import CachedPairs, PictureCache
+from training.data.batches import Pairs
+from training.data.cards import Variety
+from training.data.device.pairs import DevicePreparation, hr_pairs
+from training.data.everyday import degrade_everyday
+from training.data.photos import CropParams, PairDataset, PhotoSet
+from training.loop.stage import RunSettings, Stage
+from training.metrics.registry import create_metrics
+from training.metrics.squeezenet import SqueezeFeatures
+
+# Default share of drawn cards and of recoloured photos among the training pairs.
+VARIETY = Variety(0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a stage is built from, in addition to its settings."""
+
+    init: Path | None
+    """Student checkpoint to start from; None starts from random weights."""
+    features: SqueezeFeatures | None
+    """SqueezeNet features for the perceptual loss; None leaves that loss out."""
+    pictures: tuple[Path, ...]
+    """Folders of pictures made by a teacher (`gdposr train pictures`)."""
+    photos: PhotoSet
+    """The training photos."""
+    perceptual_weights: Path | None = None
+    """File that `features` was loaded from; the metric `sqf` needs it."""
+    critic: Path | None = None
+    """Trained critic for the metric `critic`."""
+    device: torch.device | str = "cpu"
+    """Device that computes the reward's metrics."""
+    prior: Prior | None = None
+    """Teacher that runs during training of the core, instead of `pictures`."""
+
+    @property
+    def degraded_on_device(self) -> bool:
+        """Whether LR pictures are made in batches on the device instead of one by one in the loaders."""
+        on_gpu = torch.device(self.device).type != "cpu"
+        return not self.pictures and (self.prior is not None or on_gpu)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the student's stages: its presets and how to build it."""
+
+    about: str
+    """Ends the sentence "Train ..." in the command's help."""
+    presets: dict[str, Any]
+    """Settings by preset name."""
+    build: Callable[[Any, Sources], Stage]
+    """Makes the stage from settings and sources."""
+    pairs: Callable[[Any, Sources], Pairs]
+    """Makes the training pairs from settings and sources."""
+
+
+TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
+
+
+def photo_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
+    """Photos degraded as users' photos are; a tenth of them are recoloured. cards: share of drawn pairs, 0 to 1."""
+    return PairDataset(
+        sources.photos,
+        CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
+        reduce=degrade_everyday,
+        variety=replace(VARIETY, graphics=cards),
+        seed=settings.seed,
+    )
+
+
+def undegraded_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
+    """The same photos without LR pictures, which the device then makes. cards: share of drawn pairs, 0 to 1."""
+    crop = CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0))
+    return hr_pairs(sources.photos, crop, replace(VARIETY, graphics=cards), settings.seed)
+
+
+def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | None:
+    """Makes the LR pictures for `undegraded_pairs`; None if the loaders make them."""
+    return DevicePreparation(settings.seed, sources.prior) if sources.degraded_on_device else None
+
+
+def cached_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
+    """Pairs from a teacher's stored pictures, and drawn cards. cards: share of drawn pairs, 0 to 1."""
+    caches = [PictureCache(folder) for folder in sources.pictures]
+    return CachedPairs(caches, settings.crop, settings.seed, cards=cards)
+
+
+def core_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
+    if sources.prior is not None and not sources.pictures:
+        return undegraded_pairs(settings, sources, settings.cards)
+    if not sources.pictures:
+        raise ValueError(
+            "the core needs a teacher's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
+        )
+    return cached_pairs(settings, sources, settings.cards)
+
+
+def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:
+    """Pairs from a teacher's stored pictures if there are any, else photos that the loaders degrade."""
+    return cached_pairs(settings, sources) if sources.pictures else photo_pairs(settings, sources)
+
+
+def noise_pairs(settings: NoiseSettings, sources: Sources) -> Pairs:
+    if sources.degraded_on_device:
+        return undegraded_pairs(settings, sources, settings.cards)
+    if sources.pictures:
+        return cached_pairs(settings, sources, settings.cards)
+    return photo_pairs(settings, sources, settings.cards)
+
+
+def build_core(settings: CoreSettings, sources: Sources) -> Stage:
+    student, origin = started(settings.student, sources.init, settings.seed)
+    return StudentCore(
+        student, settings, sources.features, preparation(settings, sources), history=stages_before(origin)
+    )
+
+
+def build_noise(settings: NoiseSettings, sources: Sources) -> Stage:
+    if sources.init is None:
+        raise ValueError("this stage needs a trained core to start from: give --init CORE")
+    student, origin = load_student(sources.init)
+    return StudentNoise(student, settings, preparation(settings, sources), history=stages_before(origin))
+
+
+def build_gdpo(settings: StudentGdpoSettings, sources: Sources) -> Stage:
+    if sources.init is None:
+        raise ValueError("preference tuning needs a finished student to start from: give --init STUDENT")
+    if sources.critic is not None and "critic" not in settings.metrics:
+        names = ",".join((*settings.metrics, "critic"))
+        raise ValueError(
+            f"--critic is given but no metric uses it: --set metrics={names}, or leave --critic out"
+        )
+    student, origin = load_student(sources.init)
+    metrics = create_metrics(settings.metrics, sources.device, sources.perceptual_weights, sources.critic)
+    return StudentGdpo(student, settings, metrics, stages_before(origin))
+
+
+def build_critic(settings: CriticSettings, sources: Sources) -> Stage:
+    return critics.build(settings, sources.init)
+
+
+CORE = Kind(
+    "the student without noise, on the pictures of a published network",
+    {
+        "pocket": CoreSettings(),
+        "tiny": CoreSettings(
+            student=TINY, batch=2, crop=64, warmup_steps=1, held_out=1, discriminator_width=8
+        ),
+    },
+    build_core,
+    core_pairs,
+)
+NOISE = Kind(
+    "the student's response to noise, starting from a finished core",
+    {"pocket": NoiseSettings(), "tiny": NoiseSettings(batch=2, crop=64, warmup_steps=1, held_out=1)},
+    build_noise,
+    noise_pairs,
+)
+GDPO = Kind(
+    "a finished student by preference optimization on its own samples",
+    {
+        "pocket": StudentGdpoSettings(),
+        "tiny": StudentGdpoSettings(batch=2, crop=64, group=6, warmup_steps=1, held_out=1),
+    },
+    build_gdpo,
+    any_pairs,
+)
+CRITIC = Kind(
+    "a critic that tells photos from reconstructions of them",
+    {
+        "pocket": CriticSettings(),
+        "tiny": CriticSettings(batch=2, crop=64, width=8, warmup_steps=1, held_out=1),
+    },
+    build_critic,
+    any_pairs,
+)
+KINDS: dict[str, Kind] = {
+    "student-core": CORE,
+    "student-noise": NOISE,
+    "student-gdpo": GDPO,
+    "critic": CRITIC,
+}
