@@ -13,7 +13,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 
-from export.coreml.convert import AUTHOR, ConversionError, convert  # noqa: E402  (after importorskip)
+from export.coreml.convert import ConversionError, convert  # noqa: E402  (after importorskip)
+from export.coreml.description import AUTHOR  # noqa: E402
 from export.coreml.package import operations, quiet, read_spec, weights_folder, write_package  # noqa: E402
 from export.load import load_source, student_source  # noqa: E402
 from export.mil.tensor import PackageError  # noqa: E402

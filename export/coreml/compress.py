@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from export.coreml.activations import W8A8
-from export.coreml.convert import FLOOR_DB, IMAGE_FLOOR_DB, PREFIX, TARGETS
+from export.coreml.convert import FLOOR_DB, IMAGE_FLOOR_DB, TARGETS
+from export.coreml.description import PREFIX
 from export.coreml.package import (
     argument,
     fresh_names,

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from calibration.samples import draw_samples
+from export.mil.cases import Arrays, Case, draw_cases
 from export.mil.device import REFERENCE, Open, Runner, open_runner
 from export.mil.feature import Feature
 from export.mil.lint import is_compressed
@@ -27,37 +27,18 @@ from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import Bundle
 from runtime.errors import GdposrError
-from runtime.noise import noise_field
 
 ENCODER, GENERATOR, CHAIN = "encoder", "generator", "chain"
 FLOOR_KEY: Final = "gdposr.floor_db"
 FLOOR_DB, COMPRESSED_FLOOR_DB = 40.0, 25.0
-SAMPLES, SEED = 4, 11
-# Side in LR pixels of the photos. For a larger tile they are repeated, mirrored.
-PHOTO_SIDE: Final = 64
+SAMPLES = 4
 # Side in LR pixels for a package that takes any size.
 FREE_SIDE: Final = 64
 REFERENCE_PRECISION: Final = "fp32"
 
-Arrays = dict[str, np.ndarray]
-
 
 class VerifyError(GdposrError):
     """Packages and bundle do not belong together, or the bundle has no graphs to compare with."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """Inputs of one comparison and the reference's results."""
-
-    image: np.ndarray
-    """(1, 3, h, w) in [0, 1]."""
-    noise: np.ndarray
-    """(1, c, h', w')"""
-    features: Arrays
-    """The encoder's outputs by name."""
-    sr: np.ndarray
-    """(1, 3, scale h, scale w)"""
 
 
 @dataclass(frozen=True)
@@ -154,27 +135,6 @@ def verify(
         say(f"{name}: {CHAIN} on {device}")
         results.append(_compare_chain(encoder, generator, name, manifest, cases[encoder.size], device, open))
     return results
-
-
-def draw_cases(manifest: Manifest, backend: OnnxBackend, size: tuple[int, int], count: int) -> list[Case]:
-    """Photos and noise for LR tiles of one size, with the reference's results; always the same.
-
-    manifest: of the reference bundle.
-    backend: runs its graphs.
-    size: height and width in LR pixels.
-    count: number of photos."""
-    rule = manifest.noise
-    drawn = draw_samples(count, size=PHOTO_SIDE, channels=rule.channels, downscale=rule.downscale, seed=SEED)
-    cases = []
-    for k, sample in enumerate(drawn):
-        margins = [(0, max(0, side - PHOTO_SIDE)) for side in size]
-        photo = np.pad(sample.lr, [(0, 0), *margins], mode="symmetric")[:, : size[0], : size[1]]
-        image = np.ascontiguousarray(photo[None])
-        cells = (size[0] // rule.downscale, size[1] // rule.downscale)
-        noise = noise_field(SEED, k, *cells, channels=rule.channels)[None]
-        features = backend.encode(image)
-        cases.append(Case(image, noise, features, backend.generate(features, noise)))
-    return cases
 
 
 def feature_psnr(came: np.ndarray, expected: np.ndarray) -> float:
