@@ -247,8 +247,9 @@ def test_figures_in_the_text_of_the_readmes(read: Callable[[str], str], bundle: 
     manifest, rule = bundle.manifest, bundle.manifest.size
     window = constants(read(f"{SWIFT}/Model.swift"))["WINDOW"]
     probe, cell = read_rgb(bundle, manifest.probe.input).shape[0], manifest.noise.downscale
+    kind = {1: "number", 2: "even number"}[rule.multiple_of]
     both = (
-        f"cell of {cell}x{cell} pixels",
+        "one value per channel and " + ("pixel of" if cell == 1 else f"cell of {cell}x{cell} pixels"),
         f"most {rule.context} LR pixels away",
         f"lies {rule.context} pixels or more inside",
     )
@@ -267,8 +268,9 @@ def test_figures_in_the_text_of_the_readmes(read: Callable[[str], str], bundle: 
         *(f"`{variant}`" for variant in manifest.coreml if variant != "fp16"),
     )
     kotlin = (
-        f"even numbers from {rule.minimum} on",
-        f"Any even number from {2 * rule.context + rule.multiple_of} on",
+        f"any {kind}s from {rule.minimum} on",
+        f"below {rule.minimum} pixels",
+        f"Any {kind} from {2 * rule.context + rule.multiple_of} on",
         *(f'"$BUNDLE/{file.file}"' for file in manifest.graphs["int8"].values()),
     )
     for name, facts in (("ios/README.md", both + swift), ("android/README.md", both + kotlin)):
@@ -276,7 +278,9 @@ def test_figures_in_the_text_of_the_readmes(read: Callable[[str], str], bundle: 
         assert [fact for fact in facts if fact not in page] == []
     default = re.search(r"window: Int = (\d+)", read(f"{KOTLIN}/Upscaler.kt"))
     assert default is not None
-    assert f"window = {default[1]}" in read("android/README.md")
+    page = read("android/README.md")
+    assert f"window = {default[1]}" in page
+    assert f"`columns` ({default[1]})" in page
 
 
 @pytest.mark.parametrize("name", ["ios/README.md", "android/README.md"])
@@ -408,9 +412,9 @@ def test_noise_of_the_kotlin_example(
     [
         (141, 75, 64, 3),
         (141, 203, 128, 2**63 + 1),
-        (141, 203, 180, 2**63 + 1),
-        (5, 19, 180, 0),
-        (60, 64, 54, 4),
+        (141, 203, 158, 2**63 + 1),
+        (5, 19, 158, 0),
+        (35, 38, 31, 4),
     ],
 )
 def test_pictures_of_the_kotlin_example(

@@ -3,11 +3,11 @@ public enum Model {
     /// `scale`: SR pixels for each LR pixel, along one side.
     public static let scale = 4
 
-    /// `size.multiple_of`: windows begin at such rows and columns.
-    public static let multipleOf = 2
+    /// `size.multiple_of`: windows begin at multiples of it.
+    public static let multipleOf = 1
 
     /// `size.context`: LR pixels that a value of the result depends on, in each direction.
-    public static let context = 26
+    public static let context = 15
 
     /// `coreml.*.height` and `width`: LR pixels a side. A Core ML package takes windows of this one size.
     public static let window = 128
@@ -19,7 +19,7 @@ public enum Model {
     public static let noiseChannels = 4
 
     /// `noise.downscale`: LR pixels for each noise cell, along one side.
-    public static let noiseCell = 2
+    public static let noiseCell = 1
 
     /// `encoder.inputs` and `encoder.outputs`.
     public static let image = "image"

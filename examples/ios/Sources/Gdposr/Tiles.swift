@@ -14,7 +14,7 @@ public struct Span: Equatable {
 /// A value of the result depends on what is at most `Model.context` pixels away. So a core ends that far inside its window, except at
 /// the edge of the photo, and cores meet without a seam. Nothing is blended.
 public enum Tiles {
-    /// A side of the photo with its last row or column repeated where it is odd.
+    /// A side of the photo with its last row or column repeated up to a multiple of `Model.multipleOf`.
     static func whole(_ length: Int) -> Int {
         (length + Model.multipleOf - 1) / Model.multipleOf * Model.multipleOf
     }

@@ -3,8 +3,8 @@ import XCTest
 @testable import Gdposr
 
 final class TilesTests: XCTestCase {
-    func testOddSideInTwoWindows() {
-        XCTAssertEqual(Tiles.spans(203), [Span(window: 0, core: 0..<102), Span(window: 76, core: 102..<203)])
+    func testSideInTwoWindows() {
+        XCTAssertEqual(Tiles.spans(203), [Span(window: 0, core: 0..<113), Span(window: 75, core: 113..<203)])
     }
 
     func testPhotoSmallerThanTheWindow() {

@@ -5,14 +5,14 @@ object Model {
     /** `scale`: SR pixels for each LR pixel, along one side. */
     const val SCALE = 4
 
-    /** `size.multiple_of`: windows begin at such rows and columns, and their sides are such numbers. */
-    const val MULTIPLE_OF = 2
+    /** `size.multiple_of`: windows begin at multiples of it, and so are their sides. */
+    const val MULTIPLE_OF = 1
 
     /** `size.minimum`: LR pixels, the shortest side of a window. */
-    const val MINIMUM = 16
+    const val MINIMUM = 8
 
     /** `size.context`: LR pixels that a value of the result depends on, in each direction. */
-    const val CONTEXT = 26
+    const val CONTEXT = 15
 
     /** `noise.version`, see docs/noise.md. */
     const val NOISE_VERSION = 1
@@ -21,7 +21,7 @@ object Model {
     const val NOISE_CHANNELS = 4
 
     /** `noise.downscale`: LR pixels for each noise cell, along one side. */
-    const val NOISE_CELL = 2
+    const val NOISE_CELL = 1
 
     /** `encoder.inputs` and `encoder.outputs`. */
     const val IMAGE = "image"

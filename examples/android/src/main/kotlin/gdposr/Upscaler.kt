@@ -5,7 +5,7 @@ package gdposr
  *
  * window: LR pixels a side that the model is shown at once. More is faster and takes more memory; the result is the same.
  */
-class Upscaler(private val graphs: Graphs, private val window: Int = 180) {
+class Upscaler(private val graphs: Graphs, private val window: Int = 158) {
     /**
      * One picture for each sample. Slow: call it off the main thread.
      *
