@@ -17,10 +17,10 @@ from ..image.bands import in_order
 from .tiling import Plan, Tile, least_tile, plan_tiles, tile_rows, tile_size
 
 # Two threads with a model call each, every call on one thread, are faster than one call on two: 1000x1000 pixels in tiles of 256 with
-# the built-in bundle on two cores of an AMD EPYC, alternating with a training run beside, median of 7: INT8 1.01 s against 1.50 s,
-# fp32 1.84 s against 2.25 s; tiles of 128 in INT8 0.90 s against 1.07 s. Two calls at once that each use two threads lie between
-# (1.07 s, 2.11 s), and two tiles in one batch gain nothing (1.45 s, 2.42 s). The processor time tells the same: 1.00 s a megapixel in
-# INT8 on one thread, 1.58 s on two.
+# an earlier built-in bundle on two cores of an AMD EPYC, alternating with a training run beside, median of 7: INT8 1.01 s against
+# 1.50 s, fp32 1.84 s against 2.25 s; tiles of 128 in INT8 0.90 s against 1.07 s. Two calls at once that each use two threads lie
+# between (1.07 s, 2.11 s), and two tiles in one batch gain nothing (1.45 s, 2.42 s). The processor time tells the same: 1.00 s a
+# megapixel in INT8 on one thread, 1.58 s on two.
 # An accelerator gets two lanes: one tile is prepared or rounded while the other is in the model.
 OVERLAPPED: Final = 2
 

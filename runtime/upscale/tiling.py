@@ -34,10 +34,12 @@ WHOLE_BUDGET: Final = 64 << 20
 LANE_BUDGET: Final = 512 << 20
 
 # Measured with the built-in bundle, ONNX Runtime 1.32 on x86-64: ru_maxrss of a fresh process after three encodes and generates of
-# one tile, less that after loading. Tiles of 128, 256, 512 (180, 308, 564 with context): INT8 76, 221, 622 MB, fp32 72, 232, 626 MB.
-# That is at most 2440 bytes per pixel shown, 5.1 times the 480 bytes of its image, features, noise and output.
+# one tile, less that after loading. Tiles of 128, 256, 512 (158, 286, 542 with context): INT8 65, 209, 680 MB, fp32 55, 221, 787 MB.
+# That is at most 2700 bytes per pixel shown, 4.5 times the 604 bytes of its image, features, noise and output. The built-in bundle
+# before it, whose cells were 2x2 pixels, took up to 5.1 times its 480 bytes.
 CALL_FACTOR: Final = 5.2
-# The same process before the calls: INT8 67 MB with 0.8 MB of graph files, fp32 75 MB with 2.8 MB.
+# The same process before the calls: INT8 64 MB with 0.4 MB of graph files, fp32 66 MB with 1.2 MB. With that earlier bundle: INT8 67 MB
+# with 0.8 MB, fp32 75 MB with 2.8 MB.
 PROGRAM: Final = 66_000_000
 WEIGHT_FACTOR: Final = 4
 # Rows of float32 output that colour fix and scaling hold at most: windows, differences, temporaries.
