@@ -199,8 +199,8 @@ def palette(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
     Lloyd's algorithm on sorted distinct values. It starts with points spaced by the cube root of the density, which
     is optimal for many points (Panter and Dite 1951). No random start is needed, so the same weights give the same
-    palette. Its squared error for the shipped student's large weights is within 2 % of the optimum with 4 and 6 bits,
-    and 6 % with 8."""
+    palette. Its squared error for the large weights of an earlier shipped student was within 2 % of the optimum with 4 and
+    6 bits, and 6 % with 8."""
     values, inverse, counts = np.unique(weight, return_inverse=True, return_counts=True)
     size, points = 2**bits, values.astype(np.float64)
     if len(points) <= size:

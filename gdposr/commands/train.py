@@ -15,7 +15,7 @@ STAGES = {
     "student": Stage(
         "export.distill.cli",
         "train",
-        "the small student that ships in a bundle: what `gdposr distill` does, a teacher is optional",
+        "a small student from photos: what `gdposr distill` does, a teacher is optional",
     ),
     "pictures": Stage(
         "export.student.prior.cli", "train", "a published network's pictures, for the student to learn from"

@@ -8,7 +8,8 @@ import numpy as np
 from runtime.errors import ImageError
 from training.metrics.luma import luma_y
 
-# Period in output pixels: the student unshuffles LR by 2 and shuffles up to 4x.
+# Period in output pixels: a student at half the LR resolution unshuffles LR by 2 and shuffles up to 4x. One at LR resolution has a
+# period of 4, whose frequencies are among those of 8.
 SHUFFLE_PERIOD = 8
 SPECTRUM_BLOCK = 128
 # Output pixels from a tile border to the lines that it is compared with.
