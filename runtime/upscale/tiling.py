@@ -35,8 +35,8 @@ LANE_BUDGET: Final = 512 << 20
 
 # Measured with the built-in bundle, ONNX Runtime 1.32 on x86-64: ru_maxrss of a fresh process after three encodes and generates of
 # one tile, less that after loading. Tiles of 128, 256, 512 (158, 286, 542 with context): INT8 65, 209, 680 MB, fp32 55, 221, 787 MB.
-# That is at most 2700 bytes per pixel shown, 4.5 times the 604 bytes of its image, features, noise and output. The built-in bundle
-# before it, whose cells were 2x2 pixels, took up to 5.1 times its 480 bytes.
+# That is at most 2700 bytes per pixel shown, 4.5 times the 604 bytes of its image, features, noise and output; tiles of 32 to
+# 48 in INT8 take up to 3180, 5.3 times. The built-in bundle before it, whose cells were 2x2 pixels, took up to 5.1 times its 480.
 CALL_FACTOR: Final = 5.2
 # The same process before the calls: INT8 64 MB with 0.4 MB of graph files, fp32 66 MB with 1.2 MB. With that earlier bundle: INT8 67 MB
 # with 0.8 MB, fp32 75 MB with 2.8 MB.
