@@ -33,14 +33,16 @@ WHOLE_BUDGET: Final = 64 << 20
 # Bytes that model calls running at once may take if the caller gives no limit.
 LANE_BUDGET: Final = 512 << 20
 
-# Measured with the built-in bundle, ONNX Runtime 1.32 on x86-64: ru_maxrss of a fresh process after three encodes and generates of
-# one tile, less that after loading. Tiles of 128, 256, 512 (158, 286, 542 with context): INT8 65, 209, 680 MB, fp32 55, 221, 787 MB.
-# That is at most 2700 bytes per pixel shown, 4.5 times the 604 bytes of its image, features, noise and output; tiles of 32 to
-# 48 in INT8 take up to 3180, 5.3 times. The built-in bundle before it, whose cells were 2x2 pixels, took up to 5.1 times its 480.
+# Measured with the built-in bundle, ONNX Runtime 1.32 on x86-64: the most memory of a fresh process that loads the model, computes
+# its probe and gives the strips of 400x600 pixels, less those strips and the picture. One call at a time on tiles of 16, 48, 96, 192
+# (46, 78, 126, 222 with context): INT8 82, 90, 114, 201 MB, fp32 84, 95, 116, 211 MB; two at once: INT8 92, 114, 152, 313 MB, fp32
+# 98, 124, 177, 354 MB. Along these a pixel shown takes at most 2690 bytes, 4.5 times the 604 bytes of its image, features, noise and
+# output. The built-in bundle before it, whose cells were 2x2 pixels, took up to 5.1 times its 480 bytes.
 CALL_FACTOR: Final = 5.2
-# The same process before the calls: INT8 64 MB with 0.4 MB of graph files, fp32 66 MB with 1.2 MB. With that earlier bundle: INT8 67 MB
-# with 0.8 MB, fp32 75 MB with 2.8 MB.
-PROGRAM: Final = 66_000_000
+# What these lines have at no pixel, without the weights: INT8 73 MB with 0.4 MB of graph files, fp32 74 MB with 1.2 MB.
+PROGRAM: Final = 74_000_000
+# The second of two calls at once: its thread and what ONNX Runtime keeps for it. INT8 9 MB, fp32 8 MB.
+SECOND_CALL: Final = 9_000_000
 WEIGHT_FACTOR: Final = 4
 # Rows of float32 output that colour fix and scaling hold at most: windows, differences, temporaries.
 STAGE_ROWS: Final = 1000
@@ -266,9 +268,9 @@ def choose(
 
 def peak(demand: Demand, costs: Costs, rule: SizeRule, tile: tuple[int, int], lanes: int) -> int:
     """The estimated bytes of the whole process, without kept features."""
-    program = PROGRAM + WEIGHT_FACTOR * costs.weights * (
-        1 if lanes == 1 else 2
-    )  # two backends, see `Engine.for_lanes`
+    program = PROGRAM + WEIGHT_FACTOR * costs.weights
+    if lanes > 1:  # a second backend, see `Engine.for_lanes`
+        program += SECOND_CALL + WEIGHT_FACTOR * costs.weights
     strip = demand.strip * min(tile[0], demand.size[0])
     strips = strip * (demand.strips + (lanes > 1))
     return program + demand.fixed + demand.work + strips + lanes * costs.pixel * shown(demand, rule, tile)
