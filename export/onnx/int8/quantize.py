@@ -43,8 +43,8 @@ class Int8Preset:
     """Limits of the loss against fp32."""
 
 
-# Both keep 46 dB against torch and take the same time on a CPU with VNNI (docs/accuracy.md). On a CPU without VNNI, 8 bits keep only
-# 38.9 dB. The shipped bundle therefore uses avx2, which is right on every CPU.
+# Both kept 46 dB against torch and took the same time on a CPU with VNNI, with an earlier student (docs/accuracy.md). On a CPU without
+# VNNI, 8 bits keep only 37.5 dB. The shipped bundle therefore uses avx2, which is right on every CPU.
 INT8_PRESETS: Final[Mapping[str, Int8Preset]] = {
     #                                                                                  worst dB, time beside fp32
     "avx2": Int8Preset(7, "any x86: without VNNI two products are added in 16 bits"),  # 46.5     0.383
