@@ -63,18 +63,19 @@ def test_noise_changes_the_picture_and_nothing_else_does() -> None:
     assert float((student(image, noise) - student(image, noise.flip(0))).abs().max()) > 0.01
 
 
-def test_receptive_field_is_as_stated() -> None:
-    student = lively().double()
-    radius = SMALL.receptive_radius
+@pytest.mark.parametrize("shape", [SMALL, replace(SMALL, far_blocks=2, fold=1)], ids=["plain", "far blocks"])
+def test_receptive_field_is_as_stated(shape: StudentConfig) -> None:
+    student = lively(shape).double()
+    radius = shape.receptive_radius
     side = 4 * radius
-    image, noise = (x[:1].double() for x in inputs(SMALL, side, side))
+    image, noise = (x[:1].double() for x in inputs(shape, side, side))
     before = student(image, noise)
     centre = side // 2
     image[:, :, centre, centre] += 0.1
     changed = (student(image, noise) - before).abs().amax((0, 1)).nonzero() // 4  # LR pixels
     reach = int(max(centre - changed.min(), changed.max() - centre))
     assert reach <= radius
-    assert reach >= radius - SMALL.fold
+    assert reach >= radius - shape.fold
 
 
 def test_default_student_keeps_its_budget() -> None:
@@ -83,7 +84,7 @@ def test_default_student_keeps_its_budget() -> None:
     assert student.config.receptive_radius == 26
 
 
-@pytest.mark.parametrize("values", [{"width": 0}, {"width": "80"}, {"depth": 3}])
+@pytest.mark.parametrize("values", [{"width": 0}, {"width": "80"}, {"far_blocks": -1}, {"depth": 3}])
 def test_wrong_settings_are_refused(values: dict) -> None:
     with pytest.raises(ValueError, match="student"):
         StudentConfig.from_dict(values)

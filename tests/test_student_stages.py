@@ -41,14 +41,28 @@ def a_student(seed: int = 0) -> Student:
 # ------------------------------------------------------------------------------------------------ shape
 
 
-def test_deepened_student_gives_the_same_pictures() -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [
+        StudentConfig(width=12, encoder_blocks=3, generator_blocks=2, detail=8),
+        StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8, far_blocks=2),
+    ],
+    ids=["deeper and wider", "far blocks"],
+)
+def test_deepened_student_gives_the_same_pictures(shape: StudentConfig) -> None:
     student = a_student()
-    deeper = deepened(student, StudentConfig(width=12, encoder_blocks=3, generator_blocks=2, detail=8))
+    deeper = deepened(student, shape)
     image, noise = torch.rand(1, 3, 16, 16), torch.randn(1, 4, 8, 8)
     torch.testing.assert_close(deeper(image, noise), student(image, noise), atol=1e-5, rtol=1e-4)
     assert deeper.parameters_total > student.parameters_total
     with pytest.raises(ValueError, match="it has more blocks"):
         deepened(deeper, SHAPE)
+
+
+def test_blocks_do_not_move_the_far_blocks_behind_them() -> None:
+    far = deepened(a_student(), replace(SHAPE, far_blocks=1))
+    with pytest.raises(ValueError, match="leave encoder_blocks at 1"):
+        deepened(far, replace(far.config, encoder_blocks=2))
 
 
 def test_bfloat16_does_not_round_the_picture_to_levels() -> None:

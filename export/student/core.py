@@ -104,19 +104,26 @@ class CoreSettings(RunSettings):
 def deepened(student: Student, config: StudentConfig) -> Student:
     """A student of a larger shape that gives the same pictures (Net2Net, Chen et al. 2016).
 
-    The last convolution of every added block starts at zero. Raises ValueError if the new shape has fewer blocks or channels."""
+    The last convolution of every added block starts at zero. Raises ValueError if the new shape has fewer blocks or channels,
+    or more blocks in front of dilated ones, which have their places."""
     have = student.config
-    if config.encoder_blocks < have.encoder_blocks or config.generator_blocks < have.generator_blocks:
+    counts = ("encoder_blocks", "far_blocks", "generator_blocks")
+    if any(getattr(config, name) < getattr(have, name) for name in counts):
         raise ValueError(f"a student of shape {have} cannot become one of {config}: it has more blocks")
-    same_depth = replace(config, encoder_blocks=have.encoder_blocks, generator_blocks=have.generator_blocks)
-    earlier = widened(student, same_depth)
+    if have.far_blocks and config.encoder_blocks > have.encoder_blocks:
+        raise ValueError(
+            f"a student of shape {have} cannot become one of {config}: blocks cannot be added in front of its far_blocks; "
+            f"leave encoder_blocks at {have.encoder_blocks}"
+        )
+    earlier = widened(student, replace(config, **{name: getattr(have, name) for name in counts}))
     deeper = Student(config)
-    state = earlier.state_dict()
-    for part, count in (("encoder", have.encoder_blocks), ("generator", have.generator_blocks)):
-        blocks = getattr(deeper, part).blocks
-        for block in blocks[count:]:
+    for part, count in (
+        ("encoder", have.encoder_blocks + have.far_blocks),
+        ("generator", have.generator_blocks),
+    ):
+        for block in getattr(deeper, part).blocks[count:]:
             nn.init.zeros_(block.conv2.weight)
-    deeper.load_state_dict(deeper.state_dict() | state)
+    deeper.load_state_dict(deeper.state_dict() | earlier.state_dict())
     return deeper
 
 
@@ -131,8 +138,8 @@ def with_noise(student: Student, channels: int, seed: int = 0) -> Student:
     state["generator.noise.weight"] = torch.zeros_like(fresh.generator.noise.weight)
     # The core used the bias of the noise convolution without a gate. Move it to the features, which the gate does not scale.
     last = (
-        f"encoder.blocks.{student.config.encoder_blocks - 1}.conv2"
-        if student.config.encoder_blocks
+        f"encoder.blocks.{len(student.encoder.blocks) - 1}.conv2"
+        if len(student.encoder.blocks)
         else "encoder.stem"
     )
     state[f"{last}.bias"] = state[f"{last}.bias"] + state["generator.noise.bias"]

@@ -32,6 +32,9 @@ class StudentConfig:
     """Channels of the trunk. Weights and run time grow with its square."""
     encoder_blocks: int = 3
     """Residual blocks that run once per photo."""
+    far_blocks: int = 0
+    """Residual blocks after those, also once per photo, whose convolutions are dilated by 2, 4, 8, ...: they see further at the
+    price of any other block."""
     generator_blocks: int = 2
     """Residual blocks that run once per sample."""
     detail: int = 32
@@ -50,13 +53,16 @@ class StudentConfig:
             if name == "noise_gate":
                 if not isinstance(value, bool):
                     raise ValueError(f"student noise_gate must be true or false, got {value!r}")
-            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"student {name} must be a positive whole number, got {value!r}")
+                continue
+            least = 0 if name == "far_blocks" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"student {name} must be a whole number of at least {least}, got {value!r}")
 
     @property
     def receptive_radius(self) -> int:
         """Radius of the receptive field of an output pixel, in LR pixels."""
         cells = 1 + 2 * self.encoder_blocks + 2 * self.generator_blocks + 1  # stem, blocks, expansion
+        cells += sum(2 * 2 ** (k + 1) for k in range(self.far_blocks))
         return (
             self.fold * cells + 1 + (self.fold - 1)
         )  # the last convolution; an LR pixel's place inside its cell
@@ -99,12 +105,14 @@ def bicubic_weight(scale: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + conv(relu(conv(x))), as in EDSR (Lim et al. 2017): no normalisation and no activation after the sum."""
+    """x + conv(relu(conv(x))), as in EDSR (Lim et al. 2017): no normalisation and no activation after the sum.
 
-    def __init__(self, width: int, residual_scale: float) -> None:
+    dilation: distance between the taps of both convolutions (Yu and Koltun 2016), 1 for neighbouring pixels."""
+
+    def __init__(self, width: int, residual_scale: float, dilation: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
         nn.init.kaiming_normal_(self.conv1.weight)
         nn.init.kaiming_normal_(self.conv2.weight)
         with torch.no_grad():
@@ -127,7 +135,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.stem = nn.Conv2d(3 * config.fold**2, config.width, 3, padding=1)
-        self.blocks = nn.Sequential(*(Block(config.width, 0.25) for _ in range(config.encoder_blocks)))
+        dilations = [1] * config.encoder_blocks + [2 ** (k + 1) for k in range(config.far_blocks)]
+        self.blocks = nn.Sequential(*(Block(config.width, 0.25, dilation) for dilation in dilations))
         self.register_buffer("bicubic", bicubic_weight(config.scale), persistent=False)
 
     def base(self, image: Tensor) -> Tensor:
