@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import BundleError, DeviceError, GdposrError, ImageError, OutOfMemory, SettingError
 
 if TYPE_CHECKING:
-    from .backends.devices import available_devices
+    from .backends.choice import available_devices
     from .bundle.manifest import Manifest
     from .bundle.reader import Bundle
     from .noise import noise_field
@@ -36,7 +36,7 @@ _HOMES = {
     "Bundle": "bundle.reader",
     "Manifest": "bundle.manifest",
     "Upscaler": "upscale.upscaler",
-    "available_devices": "backends.devices",
+    "available_devices": "backends.choice",
     "noise_field": "noise",
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.backends.devices import open_backend, placement_note
+from runtime.backends.choice import open_backend, placement_note
 from runtime.backends.onnx import OnnxBackend
 from runtime.backends.openvino import OpenVinoBackend
 from runtime.bundle.entries import Graph

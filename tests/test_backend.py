@@ -11,13 +11,8 @@ import onnxruntime
 import pytest
 
 from runtime.backends import devices
-from runtime.backends.devices import (
-    DEVICE_TABLE,
-    available_devices,
-    open_backend,
-    placement_note,
-    usable_processors,
-)
+from runtime.backends.choice import available_devices, open_backend, placement_note
+from runtime.backends.devices import DEVICE_TABLE, usable_processors
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.entries import Graph
 from runtime.bundle.reader import Bundle

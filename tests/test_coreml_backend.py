@@ -29,15 +29,8 @@ from gdposr.cli import main
 from runtime.backends import coreml as coreml_backend
 from runtime.backends import coreml_cache as compiled
 from runtime.backends import devices
+from runtime.backends.choice import available_devices, choices, offered, open_backend, placement_note, resolve
 from runtime.backends.coreml import CoreMLBackend
-from runtime.backends.devices import (
-    available_devices,
-    choices,
-    offered,
-    open_backend,
-    placement_note,
-    resolve,
-)
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.entries import PACKAGE_FILES
 from runtime.bundle.reader import Bundle

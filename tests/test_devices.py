@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from runtime.backends import choice
 from runtime.backends import devices as module
-from runtime.backends.base import Features
-from runtime.backends.devices import DEVICE_TABLE, DEVICES, available_devices, choices, open_backend, resolve
+from runtime.backends.choice import available_devices, choices, open_backend, resolve
+from runtime.backends.devices import DEVICE_TABLE, DEVICES, Features
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, DeviceError
@@ -126,7 +127,7 @@ def test_looking_for_devices_does_not_import_openvino(run_python: Callable) -> N
 
 
 def test_unused_gpu_is_mentioned(bundle: Bundle, providers: Callable[..., None], monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "_has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(choice, "_has_nvidia_gpu", lambda: True)
     assert "gdposr[cuda]" in resolve(bundle)[2][0]
     assert resolve(bundle, "cpu")[2] == [], "who asks for the CPU knows"
     notes: list[str] = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.backends.devices import choices
+from runtime.backends.choice import choices
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.entries import (
     MAX_WEIGHT_BYTES,

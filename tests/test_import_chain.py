@@ -100,6 +100,57 @@ def backward(module: str, is_package: bool, source: str) -> list[str]:
     return result
 
 
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import each other in a circle, each sorted."""
+
+    def behind(start: str) -> set[str]:
+        found, ahead = set(), list(arrows[start])
+        while ahead:
+            module = ahead.pop()
+            if module not in found:
+                found.add(module)
+                ahead += arrows[module]
+        return found
+
+    reached = {module: behind(module) for module in arrows}
+    groups = {
+        tuple(sorted(other for other in arrows if other in reached[module] and module in reached[other]))
+        for module in arrows
+    }
+    return [list(group) for group in sorted(groups) if group]
+
+
+def arrows_of(root: Path) -> dict[str, set[str]]:
+    """What each module imports of the others, inside functions too. A package stands for its __init__.py alone."""
+    names = {_dotted(path.relative_to(root)): path for path in modules(root)}
+    arrows: dict[str, set[str]] = {}
+    for module, path in names.items():
+        base = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+        arrows[module] = set()
+        for node in ast.walk(_without_type_checking(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                arrows[module] |= {alias.name for alias in node.names} & names.keys()
+            elif isinstance(node, ast.ImportFrom):
+                home = [*base[: len(base) - node.level + 1]] if node.level else []
+                home += [node.module] if node.module else []
+                inside = {".".join([*home, alias.name]) for alias in node.names} & names.keys()
+                arrows[module] |= inside or ({".".join(home)} & names.keys())
+    return arrows
+
+
+def _dotted(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _without_type_checking(source: str) -> ast.Module:
+    class Remove(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
+
+    return Remove().visit(ast.parse(source))
+
+
 def modules(root: Path) -> list[Path]:
     return sorted(path for package in CHAIN for path in (root / package).rglob("*.py"))
 
@@ -127,6 +178,15 @@ def test_rooms_follow_each_other(root: Path) -> None:
             )
             broken += backward(module, is_package, path.read_text(encoding="utf-8"))
     assert not broken, "\n".join(broken)
+
+
+def test_no_module_imports_itself_by_way_of_others(root: Path) -> None:
+    assert not circles(arrows_of(root))
+
+
+def test_a_circle_is_found() -> None:
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}, "e": {"e"}}
+    assert circles(arrows) == [["b", "c"], ["e"]]
 
 
 def test_a_room_is_easy_to_look_over(root: Path) -> None:

@@ -12,7 +12,7 @@ from gdposr.console import say
 if TYPE_CHECKING:
     import numpy as np
 
-    from runtime.backends.base import Backend, Features, Floats
+    from runtime.backends.devices import Backend, Features, Floats
     from runtime.bundle.reader import Bundle
 
 Span = tuple[float, float]  # when a model call began and ended, seconds
@@ -57,7 +57,7 @@ class TimedPicture:
     def __init__(
         self, bundle: "Bundle", device: str, precision: str, threads: int, pixels: "np.ndarray"
     ) -> None:
-        from runtime.backends.devices import open_backend
+        from runtime.backends.choice import open_backend
         from runtime.upscale.engine import Engine
 
         self._manifest, self._pixels = bundle.manifest, pixels

@@ -32,7 +32,7 @@ class Contender:
 
 def choose(bundle: "Bundle", devices: Sequence[str], precisions: Sequence[str]) -> list[Contender]:
     """Every precision on every device, each once; notes about the choice are told."""
-    from runtime.backends.devices import resolve
+    from runtime.backends.choice import resolve
 
     chosen: list[tuple[str, str]] = []
     for device in dict.fromkeys(devices):
@@ -53,7 +53,7 @@ def own_calls(
     """The timed calls of a contender: each graph alone, and a whole picture through the pipeline (tiles, colour, noise)."""
     import numpy as np
 
-    from runtime.backends.devices import open_backend
+    from runtime.backends.choice import open_backend
     from runtime.noise import noise_field
 
     rule, noise = bundle.manifest.size, bundle.manifest.noise

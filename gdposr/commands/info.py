@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runtime.backends.devices import available_devices, offered
+    from runtime.backends.choice import available_devices, offered
     from runtime.bundle.reader import Bundle
 
     bundle = Bundle.open(args.bundle)

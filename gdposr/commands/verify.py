@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runtime.backends.devices import offered
+    from runtime.backends.choice import offered
     from runtime.bundle.reader import Bundle
     from runtime.errors import BundleError
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, quiet: bool) -> dict[str, Any]:
     """Run the probe in one precision. A device or precision that does not exist is the caller's mistake and raises."""
-    from runtime.backends.devices import open_backend, placement_note, resolve
+    from runtime.backends.choice import open_backend, placement_note, resolve
     from runtime.errors import GdposrError
     from runtime.upscale.probe import run_probe
 

@@ -28,8 +28,15 @@ from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import DeviceError
 from . import coreml_cache as compiled
-from .base import Features, Floats, shapes_of
-from .devices import CORE_ML_REMEDY, check_precision, core_ml_packages, device_spec
+from .devices import (
+    CORE_ML_REMEDY,
+    Features,
+    Floats,
+    check_precision,
+    core_ml_packages,
+    device_spec,
+    shapes_of,
+)
 
 _PEAK: Final = np.float32(255)
 # coremltools' class of a processor -> its name in a placement.

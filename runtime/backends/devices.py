@@ -1,22 +1,53 @@
-"""Devices by name: a table with the package and provider of each, and what to do if they are missing.
-
-A device that is asked for by name is used or refused. Only "auto" chooses, and the choice is reported.
-"""
+"""What every backend offers, and the devices by name: package and provider of each, and what to do if they are missing."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..bundle.entries import Package
 from ..bundle.reader import Bundle
 from ..errors import BundleError, DeviceError
-from .base import Backend
+
+Floats = NDArray[np.float32]
+# What `encode` gives for `generate`, by name: arrays, or tensors in a device's memory.
+Features = dict[str, Any]
+
+
+class Backend(Protocol):
+    """Runs the two graphs of one bundle. Safe to call from several threads."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def placement(self) -> dict[str, int] | None:
+        """Nodes of both graphs, counted by the provider or processor that runs them. None: the library does not tell."""
+        ...
+
+    @property
+    def largest(self) -> int | None:
+        """Longest side that one call takes, in LR pixels with context. None: any."""
+        ...
+
+    def encode(self, image: Floats) -> Features:
+        """(n, 3, h, w) RGB in [0, 1] -> features by name. h and w are multiples of `multiple_of`."""
+        ...
+
+    def generate(self, features: Features, noise: Floats) -> Floats:
+        """Features of this backend's `encode` and noise (n, c, h', w') -> (n, 3, scale h, scale w), nominally in [0, 1]."""
+        ...
+
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 CORE_ML_PROVIDER: Final = "CoreMLExecutionProvider"
@@ -103,13 +134,6 @@ def device_spec(name: str) -> Device:
     raise DeviceError(f"device: expected one of {', '.join(DEVICES)}, got {name!r}; choose one of these")
 
 
-def available_devices() -> tuple[str, ...]:
-    """The devices whose package and provider are installed, in the order in which "auto" tries them."""
-    providers = onnx_runtime().get_available_providers()
-    packages = core_ml_here()
-    return tuple(d.name for d in DEVICE_TABLE if _installed(d, providers) or (packages and d.units))
-
-
 def core_ml_here() -> bool:
     """Whether Core ML packages run here: macOS with coremltools. It is not imported, because that takes seconds."""
     return sys.platform == "darwin" and importlib.util.find_spec("coremltools") is not None
@@ -118,7 +142,7 @@ def core_ml_here() -> bool:
 def require(device: Device) -> None:
     """DeviceError with the remedy if the library that runs ONNX graphs on a device is missing."""
     providers = onnx_runtime().get_available_providers()
-    if _installed(device, providers):
+    if installed(device, providers):
         return
     if device.package != "onnxruntime":
         raise DeviceError(
@@ -140,19 +164,6 @@ def core_ml_packages(bundle: Bundle, device: str, precision: str) -> dict[str, P
     return bundle.manifest.coreml.get(precision)
 
 
-def offered(bundle: Bundle, device: str = "auto") -> tuple[str, ...]:
-    """The precisions of a bundle on a device here: variants of Core ML packages first, then precisions of ONNX graphs.
-
-    Empty if the bundle has nothing for the device. DeviceError if the device itself is missing.
-    """
-    if device == "auto":
-        return tuple(dict.fromkeys(p for name in available_devices() for p in _runs(bundle, name)))
-    found, spec = _runs(bundle, device), device_spec(device)
-    if not found and (bundle.manifest.graphs or spec.units is None):
-        require(spec)
-    return found
-
-
 def check_precision(bundle: Bundle, precision: str, known: tuple[str, ...] | None = None) -> str:
     """precision itself, or BundleError if it is not among known. None: the precisions of the bundle's ONNX graphs."""
     known = tuple(bundle.manifest.graphs) if known is None else known
@@ -160,74 +171,9 @@ def check_precision(bundle: Bundle, precision: str, known: tuple[str, ...] | Non
         return precision
     got = repr(precision)
     if precision in bundle.manifest.coreml:
-        got += f", Core ML packages that only the devices {_list_core_ml()} run, {CORE_ML_REMEDY}"
+        got += f", Core ML packages that only the devices {list_core_ml()} run, {CORE_ML_REMEDY}"
     raise BundleError(
         f"{bundle.path}: precision: expected one of {', '.join(known)}, got {got}; choose one of these or auto"
-    )
-
-
-def choices(bundle: Bundle, device: str = "auto", precision: str = "auto") -> list[tuple[str, str]]:
-    """(device, precision) pairs that satisfy the request, best first. With "auto" there may be several."""
-    if device == "auto":
-        there = {name: _runs(bundle, name) for name in available_devices()}
-    else:
-        there = {device: offered(bundle, device)}
-    known = tuple(dict.fromkeys(p for precisions in there.values() for p in precisions))
-    if not known:
-        raise BundleError(
-            f"{bundle.path}: expected ONNX graphs, got a bundle with Core ML packages only ({', '.join(bundle.manifest.coreml)}): "
-            f"they run on the devices {_list_core_ml()}, {CORE_ML_REMEDY}; or export it again with --targets onnx,coreml to run it "
-            "anywhere"
-        )
-    if precision != "auto":
-        check_precision(bundle, precision, known)
-        return [(name, precision) for name, precisions in there.items() if precision in precisions]
-    return [(name, p) for name, precisions in there.items() for p in _preferred(bundle, name, precisions)]
-
-
-def resolve(bundle: Bundle, device: str = "auto", precision: str = "auto") -> tuple[str, str, list[str]]:
-    """The best (device, precision) for a request, and notes that the user should see."""
-    name, kind = choices(bundle, device, precision)[0]
-    notes = []
-    if device == "auto" and name == "cpu" and _has_nvidia_gpu():
-        notes.append(f"using the CPU although an NVIDIA GPU is here; to use it, {device_spec('cuda').remedy}")
-    if device_spec(name).units is not None and bundle.manifest.coreml and not core_ml_here():
-        notes.append(
-            f"{name} runs the ONNX graphs through ONNX Runtime; the bundle also has Core ML packages "
-            f"({', '.join(bundle.manifest.coreml)}); to run these, {CORE_ML_REMEDY}"
-        )
-    return name, kind, notes
-
-
-def open_backend(bundle: Bundle, device: str, precision: str, threads: int | None = None) -> Backend:
-    """Load a bundle's graphs. device, precision: names, not "auto". threads: None = all processors that this process may use."""
-    # imported here, because these modules import this one, and to load no library that is not used
-    if core_ml_packages(bundle, device, precision) is not None:
-        from .coreml import CoreMLBackend
-
-        return CoreMLBackend(bundle, device, precision, threads)
-    if device_spec(device).package == "openvino":
-        from .openvino import OpenVinoBackend
-
-        return OpenVinoBackend(bundle, device, precision, threads)
-    from .onnx import OnnxBackend
-
-    return OnnxBackend(bundle, device, precision, threads)
-
-
-def placement_note(backend: Backend) -> str | None:
-    """A message for the user if a device runs less than half of the graphs' nodes. None: it runs more."""
-    placement = backend.placement
-    if not placement:
-        return None
-    own = sum(placement.get(place, 0) for place in device_spec(backend.device).places)
-    total = sum(placement.values())
-    if 2 * own >= total:
-        return None
-    rest = ", ".join(f"{count} by {name}" for name, count in sorted(placement.items()))
-    return (
-        f"only {own} of {total} graph nodes of {backend.precision} run on {backend.device} ({rest}); "
-        "the device cpu or another precision may be faster"
     )
 
 
@@ -257,33 +203,18 @@ def onnx_runtime() -> Any:
     return onnxruntime
 
 
-def _installed(device: Device, providers: list[str]) -> bool:
+def installed(device: Device, providers: list[str]) -> bool:
     if device.package == "onnxruntime":
         return device.provider in providers
     return importlib.util.find_spec(device.package) is not None  # not imported: that takes a while
 
 
-def _runs(bundle: Bundle, device: str) -> tuple[str, ...]:
-    """As `offered` for one device. Empty if that is missing."""
-    spec, manifest = device_spec(device), bundle.manifest
-    packages = manifest.coreml if spec.units is not None and core_ml_here() else {}
-    graphs = manifest.graphs if _installed(spec, onnx_runtime().get_available_providers()) else {}
-    return tuple(dict.fromkeys([*packages, *graphs]))
-
-
-def _preferred(bundle: Bundle, device: str, precisions: tuple[str, ...]) -> list[str]:
-    """The manifest's choice for a device, then fp32 as the fallback."""
-    packages = [name for name in precisions if core_ml_packages(bundle, device, name)]
-    wanted = bundle.manifest.default_precision.get(device, "")
-    usual = "fp16" if packages else "fp32"
-    first = next((name for name in (wanted, usual) if name in (packages or precisions)), None)
-    found = [first] if first is not None else [*(packages or precisions)][:1]
-    return found if found == ["fp32"] or "fp32" not in precisions else [*found, "fp32"]
-
-
-def _list_core_ml() -> str:
+def list_core_ml() -> str:
     return ", ".join(device.name for device in DEVICE_TABLE if device.units is not None)
 
 
-def _has_nvidia_gpu() -> bool:
-    return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+def shapes_of(values: Features) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, for messages. `shape` is a method of ONNX Runtime's tensors and an attribute of arrays."""
+    return {
+        name: tuple(value.shape() if callable(value.shape) else value.shape) for name, value in values.items()
+    }

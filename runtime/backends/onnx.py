@@ -12,14 +12,16 @@ from ..bundle.manifest import GraphSpec, TensorSpec
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import BundleError, DeviceError, OutOfMemory
-from .base import Features, Floats, shapes_of
 from .devices import (
     CPU_PROVIDER,
     Device,
+    Features,
+    Floats,
     check_precision,
     device_spec,
     onnx_runtime,
     require,
+    shapes_of,
     usable_processors,
 )
 

@@ -12,8 +12,7 @@ from ..bundle.manifest import GraphSpec
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import BundleError, DeviceError
-from .base import Features, Floats, shapes_of
-from .devices import check_precision, device_spec, require, usable_processors
+from .devices import Features, Floats, check_precision, device_spec, require, shapes_of, usable_processors
 
 _TELEMETRY: Final = "openvino_telemetry"
 # Nodes of a compiled graph that compute nothing.

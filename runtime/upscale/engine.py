@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from ..backends.base import Backend, Features
+from ..backends.devices import Backend, Features
 from ..bundle.manifest import SizeRule
 from ..errors import DeviceError, OutOfMemory
 from ..image.bands import in_order

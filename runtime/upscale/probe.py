@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..backends.base import Backend
-from ..backends.devices import core_ml_packages
+from ..backends.devices import Backend, core_ml_packages
 from ..bundle.entries import GraphFile
 from ..bundle.reader import Bundle
 from ..errors import BundleError

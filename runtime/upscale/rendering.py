@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..backends.base import Backend
+from ..backends.devices import Backend
 from ..bundle.manifest import Manifest
 from ..checks import setting
 from ..errors import DeviceError, OutOfMemory

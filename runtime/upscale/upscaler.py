@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..backends.base import Backend
-from ..backends.devices import choices, open_backend, placement_note, resolve, usable_processors
+from ..backends.choice import choices, open_backend, placement_note, resolve
+from ..backends.devices import Backend, usable_processors
 from ..bundle.manifest import COLOR_FIXES, Manifest
 from ..bundle.reader import Bundle
 from ..checks import setting
