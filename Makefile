@@ -26,7 +26,7 @@ ARGS        =
 PERCEPTUAL = $(if $(wildcard $(SQF_WEIGHTS)),--perceptual-weights "$(SQF_WEIGHTS)")
 RUN       = $(VENV)/bin/python
 # A file's tests stay in one process, since they share its fixtures. One thread each: two processes of two threads stand still.
-PYTEST    = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
+PYTEST    = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 INSTALLED = $(VENV)/.installed
 DEV       = $(VENV)/.installed-dev
 DEMO      = build/demo

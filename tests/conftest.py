@@ -15,9 +15,17 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 TOY = ROOT / "tests" / "data" / "toy.gdposr"
 
+# The files that take longest. They come first, or one process would still work on such a file when the others have nothing left.
+LONGEST = (
+    "stages", "merge", "quantize", "export_targets", "shipped_model", "export", "coreml", "teacher", "determinism", "critic", "loading",
+    "gate", "compress", "weight_only", "activations", "batch",
+)  # fmt: skip
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked gpu or coreml are skipped where they cannot run."""
+    """Long files come first; tests marked gpu or coreml are skipped where they cannot run."""
+    place = {f"test_{name}.py": index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     for item in items:
         if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

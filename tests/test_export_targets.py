@@ -58,7 +58,7 @@ def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny one-step model with random weights, as a training run leaves it."""
     vae = build_vae(VaeShape(width=8, latent_channels=4, encoder_blocks=(1,) * 4, decoder_blocks=(1,) * 4), 0)
-    unet = build_unet(UnetShape(widths=(16, 32), layers=1, norm_groups=8), 4, 0)
+    unet = build_unet(UnetShape(widths=(16,), layers=1, norm_groups=8), 4, 0)
     run = tmp_path_factory.mktemp("run")
     save_merged(OneStepModel(vae, unet, None, NoiseSchedule.scaled_linear()), run / "model", {"steps": 0})
     (run / "config.json").write_text("{}")  # a run has one, too

@@ -60,7 +60,8 @@ def source(sd21: OneStepModel) -> Source:
 
 @pytest.fixture(scope="module")
 def small(sd21: OneStepModel) -> Source:
-    """SD2.1's parts, one of a kind, to be exported quickly: factor 4, one level with attention and one in the middle."""
+    """SD2.1's parts, one of a kind, to be exported quickly: factor 4, one level with attention and one in the middle; noise of
+    two channels, which the graph spreads to the four of the latent."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
@@ -79,7 +80,9 @@ def small(sd21: OneStepModel) -> Source:
             block_out_channels=(8, 8, 16),
             norm_num_groups=8,
         )
-    return one_step_source(OneStepModel(vae, unet, sd21.text, sd21.schedule).freeze(), {}, "0" * 64)
+    model = OneStepModel(vae, unet, sd21.text, sd21.schedule).freeze()
+    model.set_noise_channels(2)
+    return one_step_source(model, {}, "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +125,12 @@ def test_folded_sd21_equals_the_model(sd21: OneStepModel, prompt: str | None) ->
     assert agreement(sd21, one_step_source(sd21, {}, "0" * 64, prompt), prompt) >= FOLD_FLOOR_DB
 
 
-def test_noise_of_fewer_channels_is_spread_in_the_graph(tmp_path: Path) -> None:
+def test_noise_of_fewer_channels_is_spread_in_the_graph() -> None:
     model = pocket()
     model.set_noise_channels(2)
     folded = one_step_source(model, {}, "0" * 64)
     assert agreement(model, folded) >= FOLD_FLOOR_DB
     assert folded.noise.channels == folded.specs["generator"].inputs[-1].channels == 2
-    pair = OnnxPair(folded.specs, export_fp32(folded, tmp_path, {"model": KIND}))
-    image, noise = torch.rand(1, 3, 16, 16), folded.examples("generator", 16, 16)[-1]
-    assert psnr(pair(image.numpy(), noise.numpy()), folded(image, noise).numpy()) >= ONNX_FLOOR_DB
 
 
 def test_prompt_is_folded_in(sd21: OneStepModel, source: Source) -> None:
@@ -261,7 +261,7 @@ def test_onnx_equals_torch_at_several_sizes(small: Source, graphs: dict[str, Pat
         for batch in (1, 3):
             draw = torch.Generator().manual_seed(seed)
             image = torch.rand(batch, 3, height, width, generator=draw)
-            noise = torch.randn(batch, 4, height, width, generator=draw)
+            noise = torch.randn(batch, 2, height, width, generator=draw)
             came = pair(image.numpy(), noise.numpy())
             assert psnr(came, small(image, noise).numpy()) >= ONNX_FLOOR_DB, (batch, height, width)
 
@@ -286,8 +286,8 @@ def test_onnx_graphs_are_readable_and_free_of_the_exporting_machine(graphs: dict
     assert "generator/decoder/middle/layers/1/attention/to_out/Conv" in names
 
 
-def test_large_weights_stand_in_one_file_beside_the_graph(tmp_path: Path) -> None:
-    source = one_step_source(pocket(), {}, "0" * 64)
+def test_large_weights_stand_in_one_file_beside_the_graph(root: Path, tmp_path: Path) -> None:
+    source = load_source(root / "export" / "weights" / "pocket")
     source = replace(source, modules={"encoder": source.modules["encoder"]})
     (tmp_path / "whole").mkdir()
     (tmp_path / "split").mkdir()

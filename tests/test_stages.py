@@ -431,9 +431,8 @@ def test_noise_of_the_loss_is_shared_unless_asked_otherwise(
 # ------------------------------------------------------------------------------------------------ several processes
 
 
-@pytest.mark.parametrize(
-    ("stage", "change"), [pytest.param("naosd", "cfg=7.5", marks=pytest.mark.slow), ("gdpo", "weight=100")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "change"), [("naosd", "cfg=7.5"), ("gdpo", "weight=100")])
 def test_two_processes_equal_one_with_twice_the_batch(
     stage: str, change: str, miniature: Path, photos: Path, weights: Path, root: Path, tmp_path: Path
 ) -> None:
