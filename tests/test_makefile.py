@@ -142,7 +142,10 @@ def test_chain_refuses_a_folder_that_make_cannot_name(tree: Path) -> None:
 
 def test_test_is_the_first_command(tree: Path) -> None:
     assert make(tree, "test", "PYTHON=./fakepython").returncode == 0
-    assert log(tree)[-1] == "-m pytest --numprocesses auto --dist loadfile --durations 10 -m not slow"
+    assert (
+        log(tree)[-1]
+        == "-m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10 -m not slow"
+    )
 
 
 def test_pip_arguments_and_old_python(tree: Path) -> None:
