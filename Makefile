@@ -35,7 +35,7 @@ WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery clean FORCE
+.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -172,6 +172,10 @@ bench: $(DEV) ## speed and memory, beside a peer where its files are present; bu
 gallery: $(DEV) ## docs/gallery.md and its pictures, from open photos, beside a peer where its files are present [PEER_NCNN=, OUT=folder, ARGS=]
 	$(RUN) -m tools.gallery --bundle "$(BUNDLE)" --out "$(or $(OUT),docs)" $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") \
 		$(if $(wildcard $(SQF_WEIGHTS)),--sqf-weights "$(SQF_WEIGHTS)") $(ARGS)
+
+# The tests of examples/ and of other runtimes read them.
+vectors: $(DEV) ## examples/vectors: noise, tiles and a picture for runtimes in other languages [ARGS=]
+	$(RUN) -m tools.vectors $(ARGS)
 
 clean: ## remove what was built; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -21,7 +21,7 @@ ROOMS = {
         "student", "distill", "source", "fold", "load", "parity", "mil", "onnx", "coreml", "write_bundle", "cli",
     ),
     "gdposr": ("console", "stage", "bench", "batch", "accuracy", "commands", "cli"),
-    "tools": ("demo", "subjects", "gallery"),
+    "tools": ("demo", "subjects", "gallery", "vectors"),
 }  # fmt: skip
 ROOM_SIZE = range(3, 13)  # modules of a folder, without __init__.py; of a package also its rooms
 RUNTIME_NEEDS = {"numpy", "PIL", "onnxruntime", "openvino", "coremltools", "pillow_heif"}
