@@ -116,7 +116,8 @@ def test_photo_that_breaks_during_training_is_replaced(
     (tmp_path / "1.png").write_bytes(b"\x89PNG gone")
     with caplog.at_level(logging.WARNING):  # NNCF leaves handlers at ERROR
         assert np.array_equal(photos[1], second)
-    assert "1.png can no longer be read" in caplog.text
+    assert "can no longer be read" in caplog.text
+    assert "1.png" in caplog.text
     for path in tmp_path.iterdir():
         path.unlink()
     with pytest.raises(OSError, match="none of the 3 photos"):

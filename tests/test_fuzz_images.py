@@ -125,17 +125,10 @@ def test_pictures_made_to_take_memory_or_time(run_python: Callable, root: Path, 
         assert "is more than the limit of 1 megapixels" in messages[name], messages.get(name)
     for name in ("film.png", "film.gif"):
         assert "expected a still picture" in messages[name], messages.get(name)
-    damaged = (
-        "short.png",
-        "deep_short.png",
-        "no_pixels.png",
-        "deep_no_pixels.png",
-        "texts.png",
-        "zTXt16.png",
-        "iCCP8.png",
-    )
-    for name in damaged:
+    for name in ("short.png", "deep_short.png", "no_pixels.png", "deep_no_pixels.png"):
         assert "damaged or cut off" in messages[name], messages.get(name)
+    for name in ("texts.png", "zTXt8.png", "iTXt8.png", "iCCP8.png"):  # only metadata is too much
+        assert name not in messages, messages[name]
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -24,7 +24,8 @@ MOST_WITH_OPENING = 24  # opening and probing the bundle besides
 class Way:
     """The modules of `runtime/` in the order of their first call. What runs at import time does not count.
 
-    A return: a module is called for the first time, of a folder that was entered before and that no caller on the stack belongs to.
+    A return: a module is called for the first time, of a folder that was entered before and that no caller on the stack belongs to,
+    itself or in a folder inside of it.
     Modules at the top of `runtime/`, such as `noise.py`, serve everybody and belong to no folder.
     """
 
@@ -60,6 +61,7 @@ class Way:
             return
         self.modules.append(name)
         folder = _folder(name)
+        stack |= {str(parent) for caller_folder in stack for parent in Path(caller_folder).parents}
         if folder and folder != self._last and folder in self._folders and folder not in stack:
             self.returns.append(name)
         self._folders.add(folder)

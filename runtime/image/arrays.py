@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import ImageError
 from .bands import Strips, spans
+from .exif import orientation_of
 
 Floats = NDArray[np.float32]
 # The value of full intensity.
@@ -42,6 +43,16 @@ class Photo:
     """Colour profile of the pixels. None: sRGB."""
     dpi: tuple[float, float] | None = None
     """Horizontal and vertical resolution."""
+    xmp: bytes | None = None
+    """XMP packet."""
+    iptc: bytes | None = None
+    """IPTC-IIM records."""
+    comment: bytes | None = None
+    """Comment of a JPEG."""
+    text: Mapping[str, str] = field(default_factory=dict)
+    """Texts of a PNG by keyword."""
+    coding: Mapping[str, bytes] = field(default_factory=dict)
+    """What a PNG says of its colours instead of a profile: content of the chunks cICP, gAMA and cHRM."""
 
     def __post_init__(self) -> None:
         shape, dtype = self.pixels.shape, self.pixels.dtype
@@ -218,12 +229,21 @@ def _check_range(pixels: Floats) -> None:
             )
 
 
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """(H, W) or (H, W, C) as stored -> as shown, by EXIF's orientation 1..8. Any other number counts as 1."""
+    turned = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(turned[rows, columns])
+
+
 def _from_pillow(image: Image.Image) -> NDArray[Any]:
     """Pixels of a Pillow image, upright. Palettes, CMYK and 1-bit pictures are converted, 16-bit gray is kept."""
     try:
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        orientation = orientation_of(image)
         if image.mode.startswith("I;16"):
-            return np.asarray(image).astype(np.uint16)
+            return upright(np.asarray(image).astype(np.uint16), orientation)
         if image.mode in ("I", "F"):
             raise ImageError(
                 f"expected a Pillow image of 8 bits or mode I;16, got mode {image.mode}; pass an array of uint16 or float32"
@@ -236,8 +256,10 @@ def _from_pillow(image: Image.Image) -> NDArray[Any]:
             mode = "RGBA"
         else:
             mode = "RGB"
-        return np.array(image.convert(mode))
-    except (OSError, SyntaxError) as error:  # a truncated file is only noticed when its pixels are decoded
+        return upright(np.array(image.convert(mode)), orientation)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
         raise ImageError(
             f"expected a readable picture, got: {error}; copy it again from its source"
         ) from error

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image
 
@@ -24,10 +24,11 @@ EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
 # Not taken over from a TIFF. The first is an offset into the file that it comes from.
 _LEFT_OUT: Final = (0xA005, ORIENTATION)
 SOFTWARE, USER_COMMENT = 0x0131, 0x9286
+XMP, IPTC = 0x02BC, 0x83BB  # in the directory of a TIFF
 # Worth carrying out of a TIFF: ImageDescription, Make, Model, Software, DateTime, Artist, Copyright.
 TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
-ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 2, 3, 4, 5, 7
+BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
 TYPE_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 # Tags of the offset and of the size of a thumbnail: as JPEG, as plain rows.
 _THUMBNAIL_TAGS: Final = ((0x0201, 0x0202), (0x0111, 0x0117))
@@ -102,6 +103,20 @@ def upright_exif(exif: bytes) -> tuple[bytes, int]:
     return exif[: len(exif) - len(body)] + bytes(body), (stated or [1])[0]
 
 
+def orientation_of(image: Image.Image) -> int:
+    """Orientation 1 to 8 that a Pillow image states. 1 if it states none, or nothing that can be read.
+
+    Every other reader of the orientation would be a second answer to the same question: Pillow's `exif_transpose` writes all tags
+    again and raises for a mistyped one.
+    """
+    try:
+        stated = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # struct.error, TypeError, SyntaxError and others, by what is wrong
+        stored = image.info.get("exif")
+        stated = upright_exif(bytes(stored))[1] if isinstance(stored, bytes) else 1
+    return stated if isinstance(stated, int) and 1 <= stated <= 8 else 1
+
+
 def exif_dpi(exif: bytes) -> tuple[float, float] | None:
     """Horizontal and vertical resolution that the first directory states, in dots per inch."""
     body = exif.removeprefix(EXIF_HEADER)
@@ -170,19 +185,40 @@ def revised_exif(
     return EXIF_HEADER + bytes(body)
 
 
-def tiff_exif(tags: Image.Exif) -> bytes | None:
-    """The descriptive tags of a TIFF (camera, date, author, Exif and GPS directories) as an EXIF block. None: it has none."""
-    kept = Image.Exif()
+def tiff_exif(tags: Image.Exif) -> tuple[bytes | None, bool]:
+    """The descriptive tags of a TIFF (camera, date, author, Exif and GPS directories) as an EXIF block, and whether all could be read.
+
+    A tag that cannot be read, or not be written again, is left out. None: there is nothing.
+    """
+    kept, whole = Image.Exif(), True
     for tag in TIFF_TAGS:
-        if tag in tags:
-            # text in UTF-8 comes as Latin-1 letters, which Pillow would write as question marks
-            value = tags[tag]
-            kept[tag] = value.encode("latin-1") if isinstance(value, str) else value
+        try:
+            if tag in tags:
+                # text in UTF-8 comes as Latin-1 letters, which Pillow would write as question marks
+                value = tags[tag]
+                whole &= _add(kept, tag, value.encode("latin-1") if isinstance(value, str) else value)
+        except Exception:  # struct.error, TypeError, UnicodeError and others, by what is wrong
+            whole = False
     for name in (EXIF_DIRECTORY, GPS_DIRECTORY):
-        content = {tag: value for tag, value in tags.get_ifd(name).items() if tag not in _LEFT_OUT}
+        try:
+            content = {tag: value for tag, value in tags.get_ifd(name).items() if tag not in _LEFT_OUT}
+        except Exception:  # as above
+            whole = False
+            continue
         if content:
-            kept[name] = content
-    return kept.tobytes() if len(kept) else None
+            whole &= _add(kept, name, content)
+    return (kept.tobytes() if len(kept) else None), whole
+
+
+def _add(block: Image.Exif, tag: int, value: Any) -> bool:
+    """Add a tag, unless Pillow could not write it. Returns whether it was added."""
+    block[tag] = value
+    try:
+        block.tobytes()
+    except Exception:  # Pillow writes a value by its Python type and fails in as many ways
+        del block[tag]
+        return False
+    return True
 
 
 def _entries(body: bytes) -> Iterator[tuple[int, int, int, str]]:

@@ -12,16 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from runtime.errors import ImageError
+from runtime.image.read.decode import check_photo, read_photo
+from runtime.image.write.encode import to_8_bits
 from training.data.cards import Variety, draw_card, recoloured
 from training.data.degradation import MILD, PAPER, DegradationParams, degrade, reduce_plainly
 
 log = logging.getLogger(__name__)
 
-UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
@@ -39,9 +41,13 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def load_rgb(path: Path) -> np.ndarray:
-    """Decode an image as uint8 (h, w, 3), rotated upright."""
-    with Image.open(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    """Decode a picture as uint8 (h, w, 3), upright. Gray is repeated, 16 bits are rounded, alpha is left out.
+
+    Raises ImageError, which names the file, if it cannot be read."""
+    pixels = read_photo(path, notify=log.debug).pixels
+    if pixels.dtype == np.uint16:
+        pixels = to_8_bits(pixels)
+    return np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., [0, 0, 0]])
 
 
 class PhotoSet:
@@ -62,9 +68,9 @@ class PhotoSet:
                     if left >= 0:
                         self._cache[len(self.paths)] = pixels
                 else:
-                    Image.open(path).close()
-            except UNREADABLE as error:
-                log.warning("skipping %s: %s", path, error)
+                    check_photo(path)
+            except ImageError as error:
+                log.warning("skipping %s", error)
                 continue
             self.paths.append(path)
         if not self.paths:
@@ -86,8 +92,8 @@ class PhotoSet:
                 return path, self._cache[place]
             try:
                 return path, load_rgb(path)
-            except UNREADABLE as error:
-                log.warning("%s can no longer be read (%s): using another photo instead", path, error)
+            except ImageError as error:
+                log.warning("can no longer be read: %s; using another photo instead", error)
         raise OSError(
             f"none of the {len(self.paths)} photos can be read any more: is the disk still connected?"
         )

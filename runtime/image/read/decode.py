@@ -1,30 +1,32 @@
 """Reading photos: from a file to upright pixels, with 8 or 16 bits per channel as the file has them.
 
 Formats: PNG, JPEG (and MPO), TIFF, WebP, BMP, GIF, PPM and PGM, AVIF with a Pillow that reads it, HEIC with the package pillow-heif.
-PNG, TIFF and binary PPM are read at 16 bits per channel. EXIF, colour profile and resolution are kept. The orientation that EXIF
-states is applied to the pixels once. A loss on the way, such as 12 bits read as 8, is announced through `notify`, never silent.
+PNG, TIFF and binary PPM are read at 16 bits per channel. Metadata is kept: EXIF, XMP, IPTC, comment, texts, colour profile,
+resolution. It never costs pixels: what cannot be read is left out. The orientation that EXIF states is applied to the pixels once.
+A loss on the way, such as a damaged tag or 12 bits read as 8, is announced through `notify`, never silent.
 """
 
+import contextlib
 import importlib
 import io
 import math
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ...errors import ImageError
 from ...files import SUFFIXES
-from ..arrays import Photo, to_array, without_limit
-from ..exif import EXIF_HEADER, ORIENTATION, exif_dpi, is_sound, tiff_exif, upright_exif
+from ..arrays import Photo, to_array, upright, without_limit
 from .deep import DEEP_READ, deep_gray, deep_pixels
 from .deep_tiff import SIGNATURES, is_deep_tiff, opened_as_8_bit, tags_if_sound
+from .metadata import metadata
+from .png_chunks import SIGNATURE, pixels_alone
 
 MAX_PIXELS: Final = 100_000_000
 # Pillow may try these formats and no others: some of its readers start other programs. JPEG includes MPO, HEIF needs pillow-heif.
@@ -57,13 +59,31 @@ def read_photo(
     """
     path = Path(path)
     tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
-    data = _content(path, max_pixels)
-    try:
+    data, png = _content(path, max_pixels), None
+    with _readable(path):
+        if data.startswith(SIGNATURE):
+            data, png = pixels_alone(data)
         with open_photo(path, data) as image:
             check_still(path, image, max_pixels)
-            pixels, icc = decoded(path, data, image, tell)
-            exif, orientation = _exif(path, image, tell)
-            dpi = _dpi(image.info.get("dpi")) or (exif_dpi(exif) if exif is not None else None)
+            profile = image.info.get("icc_profile") if png is None else png.icc
+            pixels, icc = decoded(path, data, image, profile or None, tell)
+            fields = metadata(path, data, image, png, tell)
+    return Photo(upright(pixels, fields.pop("orientation")), icc=icc, **fields)
+
+
+def check_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
+    """ImageError for a file that `read_photo` would refuse by its header. Pixels are not decoded."""
+    path = Path(path)
+    data = _content(path, max_pixels)
+    with _readable(path), open_photo(path, data) as image:
+        check_still(path, image, max_pixels)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into ImageError."""
+    try:
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -75,7 +95,6 @@ def read_photo(
         raise ImageError(f"{path}: not enough memory to decode it: use a smaller picture") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
         raise ImageError(f"{path}: damaged or cut off ({error}): copy it again from its source") from error
-    return Photo(upright(pixels, orientation), exif, icc, dpi)
 
 
 def _content(path: Path, max_pixels: int) -> bytes:
@@ -165,9 +184,10 @@ def check_still(path: Path, image: Image.Image, max_pixels: int) -> None:
         )
 
 
-def decoded(path: Path, data: bytes, image: Image.Image, tell: Tell) -> tuple[NDArray[Any], bytes | None]:
-    """Pixels (H, W, 1..4) uint8 or uint16 as the file stores them, and the profile that is right for them."""
-    icc = image.info.get("icc_profile") or None
+def decoded(
+    path: Path, data: bytes, image: Image.Image, icc: bytes | None, tell: Tell
+) -> tuple[NDArray[Any], bytes | None]:
+    """Pixels (H, W, 1..4) uint8 or uint16 as the file stores them, and the profile that is right for them. icc: the file's."""
     pixels = deep_pixels(path, data, image, tell, open_image) if image.format in DEEP_READ else None
     if pixels is None:
         image.load()
@@ -232,37 +252,6 @@ def _cmyk_to_rgb(path: Path, image: Image.Image, icc: bytes | None, tell: Tell) 
         except (ImageCms.PyCMSError, OSError, ImportError):
             tell(f"{path}: the CMYK profile cannot be used; colours are converted without it")
     return image.convert("RGB")
-
-
-def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """(H, W, C) as stored -> as shown, by EXIF's orientation 1..8. Any other number counts as 1."""
-    turned = pixels.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else pixels
-    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
-    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
-    return np.ascontiguousarray(turned[rows, columns])
-
-
-def _exif(path: Path, image: Image.Image, tell: Callable[[str], None]) -> tuple[bytes | None, int]:
-    """The EXIF block of an opened picture with orientation 1, and the orientation it had."""
-    if image.format == "TIFF":
-        tags = image.getexif()
-        return tiff_exif(tags), tags.get(ORIENTATION, 1)
-    stored = image.info.get("exif")
-    if stored is None:
-        return None, image.getexif().get(ORIENTATION, 1)
-    exif, orientation = upright_exif(EXIF_HEADER + bytes(stored).removeprefix(EXIF_HEADER))
-    if not is_sound(exif):
-        tell(f"{path}: the EXIF block is damaged and dropped")
-        return None, orientation
-    return exif, orientation
-
-
-def _dpi(value: Any) -> tuple[float, float] | None:
-    try:
-        x, y = float(value[0]), float(value[1])
-    except (TypeError, ValueError, IndexError, ZeroDivisionError):
-        return None
-    return (x, y) if 0 < x < 1e6 and 0 < y < 1e6 else None
 
 
 def _reads(file_format: str) -> bool:

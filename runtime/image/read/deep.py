@@ -4,9 +4,7 @@ For PNG, Pillow's own decoder is asked twice, once for the high and once for the
 """
 
 import re
-import struct
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +16,7 @@ from ...errors import ImageError
 from ..arrays import band_rows, image_rows, to_array
 from ..bands import spans
 from .deep_tiff import SIGNATURES, is_deep_tiff, read_deep_tiff, tags_if_sound, tiff_tags
+from .png_chunks import png_chunks, png_depth
 
 # Formats with more than 8 bits per channel, as Pillow names them.
 DEEP_READ: Final = ("PNG", "TIFF", "PPM", "AVIF", "HEIF")
@@ -99,16 +98,11 @@ def _maxval(data: bytes) -> int:
     return int(words[3]) if len(words) > 3 and words[3].isdigit() else 255
 
 
-def png_depth(data: bytes) -> tuple[int, int]:
-    """(bits per value, colour type) of a PNG's header."""
-    return data[24], data[25]
-
-
 def read_deep_png(data: bytes, image: Image.Image) -> NDArray[np.uint16]:
     """A 16-bit PNG with colour or alpha -> (H, W, C) uint16. image: the same file, opened with Pillow."""
     colour_type, interlaced = data[25], data[28]
-    packed = b"".join(content for kind, content in png_chunks(data) if kind == b"IDAT")
-    image.load()  # also reads the metadata behind the pixels
+    packed = b"".join(chunk.content for chunk in png_chunks(data) if chunk.kind == b"IDAT")
+    image.load()
     if colour_type == 4:  # four bytes a pixel: the halves of gray and alpha
         return _joined_pairs(Image.frombytes("RGBA", image.size, packed, "zip", "RGBA", interlaced))
     mode = _RAW_MODES[colour_type]
@@ -153,25 +147,6 @@ def scaled(values: NDArray[Any], top: int) -> NDArray[np.uint16]:
     """Levels 0..top -> 0..65535, rounded."""
     wide = np.minimum(values, top).astype(np.uint32)
     return ((wide * 65535 + top // 2) // top).astype(np.uint16)
-
-
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, content) of the chunks of a PNG. ValueError if one is cut off or has a wrong checksum."""
-    position = 8
-    while position < len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        content = data[position + 8 : end]
-        if (
-            len(data) < end + 4
-            or zlib.crc32(content, zlib.crc32(kind)) != struct.unpack_from(">I", data, end)[0]
-        ):
-            raise ValueError(f"the checksum of chunk {kind!r} is wrong")
-        yield kind, content
-        if kind == b"IEND":
-            return
-        position = end + 4
-    raise ValueError("the file ends before its last chunk")
 
 
 def _joined_pairs(image: Image.Image) -> NDArray[np.uint16]:

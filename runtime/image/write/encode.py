@@ -20,6 +20,8 @@ from ...files import atomic_file
 from ..arrays import Photo
 from ..bands import Strips, block_rows, row_blocks
 from ..exif import revised_exif
+from ..read.jpeg_segments import packed_segments
+from ..xmp import revised_xmp
 from .png import write_png
 from .tiff import LARGEST_FILE, raw_bytes, write_tiff
 
@@ -41,6 +43,13 @@ LARGEST_SIDE: Final = {
 _BMP_LARGEST: Final = 2**32 - 1024
 # Bytes of a JPEG segment.
 _JPEG_EXIF: Final = 65533
+# What the colour chunks of a PNG say of an sRGB picture, which every format is taken for: cICP's code points, gAMA and cHRM in units
+# of 1/100000 (PNG, third edition, Sec. 11.3.2).
+_SRGB_CODING: Final = {
+    "cICP": bytes((1, 13, 0, 1)),
+    "gAMA": struct.pack(">I", 45455),
+    "cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+}
 # Pillow's mode by the number of channels.
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 Tell = Callable[[str], None]
@@ -65,9 +74,7 @@ def write_photo(
     tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
     check_output(path, photo.pixels.shape, photo.pixels.dtype)  # before anything is computed or created
     with atomic_file(path) as stream:
-        encode(
-            path, stream, photo.pixels, exif=photo.exif, icc=photo.icc, dpi=photo.dpi, quality=quality, text=text or {}, tell=tell
-        )  # fmt: skip
+        encode(path, stream, photo, quality, text or {}, tell)
 
 
 def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
@@ -106,38 +113,37 @@ def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> st
 
 
 def encode(
-    path: Path,
-    stream: IO[bytes],
-    pixels: NDArray[Any] | Strips,
-    *,
-    exif: bytes | None,
-    icc: bytes | None,
-    dpi: tuple[float, float] | None,
-    quality: int,
-    text: Mapping[str, str],
-    tell: Tell,
+    path: Path, stream: IO[bytes], photo: Photo, quality: int, text: Mapping[str, str], tell: Tell
 ) -> None:
-    """Write a picture to a seekable stream, in the format of path's suffix.
+    """Write a photo to a seekable stream, in the format of path's suffix.
 
-    pixels: rows are taken once, from top to bottom.
-    exif: an EXIF block.
-    icc: a colour profile.
-    dpi: horizontal and vertical resolution.
+    photo: rows of its pixels are taken once, from top to bottom.
     quality, text: as for `write_photo`.
     tell: called with a message for each loss.
     """
+    pixels, icc, dpi = photo.pixels, photo.icc, photo.dpi
     file_format = check_output(path, pixels.shape, pixels.dtype)
+    # metadata of the enlarged picture, in the places that the format has
     height, width = pixels.shape[:2]
-    text_in_exif = {} if file_format == "PNG" else text
+    exif, text_in_exif = photo.exif, {} if file_format == "PNG" else text
     dpi_in_exif = dpi if file_format in ("WEBP", "AVIF") else None  # the only place for it in these formats
     if exif is not None or text_in_exif or dpi_in_exif is not None:
         exif = revised_exif(exif, width, height, text_in_exif, dpi_in_exif)
+    xmp = None if photo.xmp is None else revised_xmp(photo.xmp, width, height)
+    lost = _lost(file_format, photo, text)
+    if lost:
+        tell(f"{path}: {file_format} has no place for {', '.join(lost)}, which is left out")
     if file_format == "PNG":
-        write_png(stream, pixels, icc=icc, exif=exif, dpi=dpi, text=text)
+        said = {"Comment": photo.comment.decode("utf-8", "replace")} if photo.comment else {}
+        write_png(
+            stream, pixels, icc=icc, exif=exif, dpi=dpi, xmp=xmp, coding=photo.coding,
+            text={**said, **photo.text, **text},
+        )  # fmt: skip
         return
     if file_format == "TIFF":
-        write_tiff(stream, pixels, icc=icc, exif=exif, dpi=dpi)
+        write_tiff(stream, pixels, icc=icc, exif=exif, dpi=dpi, xmp=xmp, iptc=photo.iptc)
         return
+    # the other formats hold 8 bits and are written by Pillow
     if file_format == "JPEG" and exif is not None and len(exif) > _JPEG_EXIF:
         tell(f"{path}: the EXIF block of {len(exif)} bytes is too long for JPEG and is left out")
         exif = revised_exif(None, width, height, text)
@@ -147,6 +153,13 @@ def encode(
         )
     image = _filled(pixels)
     options = _save_options(file_format, exif, icc, dpi, quality)
+    if file_format == "JPEG":
+        comment = photo.comment or photo.text.get("Comment", "").encode() or None
+        options["extra"], too_long = packed_segments(xmp, photo.iptc, comment)
+        for name in too_long:
+            tell(f"{path}: {name} is too long for JPEG and is left out")
+    elif file_format in ("WEBP", "AVIF") and xmp is not None:
+        options["xmp"] = xmp
     try:
         image.save(stream, file_format, **options)
     except (ValueError, RuntimeError, struct.error) as error:
@@ -155,6 +168,25 @@ def encode(
         if error.errno is not None:
             raise  # a full or broken disk: `atomic_file` reports it
         raise ImageError(f"{path}: {file_format} cannot hold this picture ({error}): write .png") from error
+
+
+def _lost(file_format: str, photo: Photo, text: Mapping[str, str]) -> list[str]:
+    """What a photo holds and a format does not, in words. Notes that are written anew are not lost."""
+    lost = []
+    if photo.xmp is not None and file_format == "BMP":
+        lost.append("XMP")
+    if photo.iptc is not None and file_format not in ("JPEG", "TIFF"):
+        lost.append("IPTC")
+    if photo.comment is not None and file_format not in ("JPEG", "PNG"):
+        lost.append("the comment")
+    if file_format != "PNG":
+        held = {"Software", *text, *(("Comment",) if file_format == "JPEG" else ())}
+        names = [name for name in photo.text if name not in held]
+        lost += [f"text ({', '.join(map(repr, names))})"] if names else []
+        colours = {name: value for name, value in photo.coding.items() if value != _SRGB_CODING[name]}
+        if colours and photo.icc is None:
+            lost.append(f"what {', '.join(colours)} say of the colours")
+    return lost
 
 
 def _filled(pixels: NDArray[Any] | Strips) -> Image.Image:

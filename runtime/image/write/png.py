@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from ..bands import Strips, block_rows, row_blocks, side_by_side
 from ..exif import EXIF_HEADER
+from ..read.png_chunks import INCH, SIGNATURE, XMP_KEYWORD
 
-SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Of deflate. Compared with level 6, which is Pillow's: 3 % more bytes in half the time, on RealSR's photos.
 LEVEL: Final = 5
-# In metres.
-INCH: Final = 0.0254
 # IHDR's colour type by the number of channels.
 COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}
 _ZLIB_HEADER: Final = b"\x78\x5e"
@@ -36,6 +34,8 @@ def write_png(
     icc: bytes | None = None,
     exif: bytes | None = None,
     dpi: tuple[float, float] | None = None,
+    xmp: bytes | None = None,
+    coding: Mapping[str, bytes] | None = None,
     text: Mapping[str, str] | None = None,
 ) -> None:
     """Write a PNG to a stream.
@@ -44,6 +44,8 @@ def write_png(
     icc: a colour profile.
     exif: an EXIF block.
     dpi: horizontal and vertical resolution.
+    xmp: an XMP packet.
+    coding: content of the chunks cICP, gAMA and cHRM.
     text: keyword (1 to 79 Latin-1 characters) -> note.
     """
     height, width = pixels.shape[:2]
@@ -52,12 +54,16 @@ def write_png(
     stream.write(SIGNATURE)
     header = struct.pack(">IIBBBBB", width, height, depth, COLOUR_TYPES[channels], 0, 0, 0)
     _write_chunk(stream, b"IHDR", header)
+    for name, content in (coding or {}).items():
+        _write_chunk(stream, name.encode("ascii"), content)
     if icc is not None:
         _write_chunk(stream, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
     if dpi is not None:
         _write_chunk(stream, b"pHYs", struct.pack(">IIB", *(int(value / INCH + 0.5) for value in dpi), 1))
     if exif is not None:
         _write_chunk(stream, b"eXIf", exif.removeprefix(EXIF_HEADER))
+    if xmp is not None:
+        _write_chunk(stream, b"iTXt", XMP_KEYWORD.encode("ascii") + b"\0\0\0\0\0" + xmp)
     for keyword, note in (text or {}).items():
         _write_text(stream, keyword, note)
     rows = block_rows(width, channels * pixels.dtype.itemsize)

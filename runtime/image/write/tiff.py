@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from ..bands import Strips, block_rows, row_blocks, side_by_side
 from ..exif import (
+    BYTE,
     EXIF_HEADER,
+    IPTC,
     LONG,
     ORIENTATION,
     RATIONAL,
@@ -28,6 +30,7 @@ from ..exif import (
     TYPE_BYTES,
     UNDEFINED,
     X_RESOLUTION,
+    XMP,
     Y_RESOLUTION,
     Entry,
     byte_order,
@@ -55,6 +58,8 @@ def write_tiff(
     icc: bytes | None = None,
     exif: bytes | None = None,
     dpi: tuple[float, float] | None = None,
+    xmp: bytes | None = None,
+    iptc: bytes | None = None,
 ) -> None:
     """Write a TIFF to a stream.
 
@@ -64,6 +69,8 @@ def write_tiff(
     icc: a colour profile.
     exif: an EXIF block.
     dpi: horizontal and vertical resolution.
+    xmp: an XMP packet.
+    iptc: IPTC-IIM records.
 
     The file must stay below LARGEST_FILE, which `raw_bytes` tells beforehand.
     """
@@ -112,8 +119,9 @@ def write_tiff(
         tags.numbers(RESOLUTION_UNIT, SHORT, [2])  # per inch
     if stored in (2, 4):
         tags.numbers(0x0152, SHORT, [2])  # alpha that the colours are not multiplied by
-    if icc is not None:
-        tags.bytes(ICC_PROFILE, UNDEFINED, icc)
+    for tag, kind, block in ((XMP, BYTE, xmp), (IPTC, UNDEFINED, iptc), (ICC_PROFILE, UNDEFINED, icc)):
+        if block is not None:
+            tags.bytes(tag, kind, block)
     _align(stream)
     start = stream.tell()
     stream.write(packed_directory(order, [*tags.entries, *described]))

@@ -1,0 +1,72 @@
+"""What a file says besides its pixels, read so that nothing in it can stop a photo: what cannot be read is left out, and said."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..exif import EXIF_HEADER, IPTC, XMP, exif_dpi, is_sound, orientation_of, tiff_exif, upright_exif
+from ..xmp import xmp_orientation
+from .jpeg_segments import jpeg_metadata
+from .png_chunks import PngMetadata
+
+
+def metadata(
+    path: Path, data: bytes, image: Image.Image, png: PngMetadata | None, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """The fields of `Photo` besides pixels and profile, and the orientation that the file states, of an opened picture.
+
+    data: the content of the file.
+    png: what the chunks of a PNG say. None: it is no PNG.
+    Nothing here raises: what cannot be read is left out, and said.
+    """
+    fields: dict[str, Any] = {}
+    orientation, lost = 1, list[str]()
+    if png is not None:
+        exif, lost = png.exif, list(png.lost)
+        fields |= {"xmp": png.xmp, "text": png.text, "coding": png.coding, "dpi": png.dpi}
+    elif image.format == "TIFF":
+        tags = image.getexif()
+        orientation = orientation_of(image)
+        exif, whole = tiff_exif(tags)
+        lost += [] if whole else ["EXIF tags that cannot be read"]
+        fields |= {"xmp": _tag(tags, XMP), "iptc": _tag(tags, IPTC)}
+    else:
+        exif = image.info.get("exif")
+        fields["xmp"] = image.info.get("xmp")
+    if exif is not None and image.format != "TIFF":
+        exif, orientation = upright_exif(EXIF_HEADER + bytes(exif).removeprefix(EXIF_HEADER))
+        if not is_sound(exif):
+            tell(f"{path}: the EXIF block is damaged and dropped")
+            exif = None
+    elif exif is None and orientation == 1:
+        orientation = xmp_orientation(fields.get("xmp")) if png is not None else orientation_of(image)
+    fields["exif"] = exif
+    if image.format in ("JPEG", "MPO"):
+        found = jpeg_metadata(data)
+        lost += found.lost
+        fields |= {"xmp": found.xmp, "iptc": found.iptc, "comment": found.comment}
+    if fields.get("dpi") is None:
+        fields["dpi"] = image.info.get("dpi")
+    fields["dpi"] = _dpi(fields["dpi"]) or (exif_dpi(exif) if exif is not None else None)
+    if lost:
+        tell(f"{path}: not carried over: {', '.join(dict.fromkeys(lost))}")
+    return fields | {"orientation": orientation}
+
+
+def _tag(tags: Image.Exif, number: int) -> bytes | None:
+    """A TIFF tag of bytes. None if it is missing or of another type."""
+    try:
+        value = tags.get(number)
+    except Exception:  # struct.error, TypeError and others, by what is wrong
+        return None
+    return value if isinstance(value, bytes) and value else None
+
+
+def _dpi(value: Any) -> tuple[float, float] | None:
+    try:
+        x, y = float(value[0]), float(value[1])
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return None
+    return (x, y) if 0 < x < 1e6 and 0 < y < 1e6 else None
