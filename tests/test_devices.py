@@ -220,3 +220,34 @@ def test_nothing_is_reported_or_written(
     result = run_python("-c", QUIET, toy_bundle, device, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     assert not list(tmp_path.rglob("*")), "something was written into the home folder"
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_package_installed_in_part_is_a_device_error(
+    tmp_path: Path, run_python: Callable[..., Any], make_photo: Any, root: Path, toy_bundle: Path, name: str
+) -> None:
+    """A folder without __init__.py, as an interrupted `pip install` leaves it, can be imported and holds nothing."""
+    if name == "openvino" and importlib.util.find_spec(name) is None:
+        pytest.skip("needs openvino: pip install openvino")
+    code = (
+        "import importlib.machinery, importlib.util, sys\n"
+        f"spec = importlib.machinery.ModuleSpec({name!r}, None, is_package=True)\n"
+        f"sys.modules[{name!r}] = importlib.util.module_from_spec(spec)\n"
+        "from gdposr.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    device = "cpu" if name == "onnxruntime" else name
+    words = [
+        "upscale",
+        make_photo("a.png"),
+        "-o",
+        tmp_path / "big.png",
+        "--bundle",
+        toy_bundle,
+        "--device",
+        device,
+    ]
+    result = run_python("-c", code, *words)
+    assert result.returncode == 2, result.stderr
+    assert "installed in part; run: pip install --force-reinstall" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "big.png").exists()

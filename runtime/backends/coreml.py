@@ -36,6 +36,7 @@ from .devices import (
     core_ml_packages,
     device_spec,
     shapes_of,
+    whole_package,
 )
 
 _PEAK: Final = np.float32(255)
@@ -158,11 +159,11 @@ def core_ml() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import coremltools
-    except ImportError as error:
+    except (ImportError, AttributeError, OSError) as error:
         raise DeviceError(f"expected the package coremltools, got: {error}; {CORE_ML_REMEDY}") from error
     finally:
         log.setLevel(level)
-    return coremltools
+    return whole_package(coremltools, ("models", "ComputeUnit"), CORE_ML_REMEDY)
 
 
 def _load(

@@ -194,13 +194,22 @@ def onnx_runtime() -> Any:
     # Official builds since 1.32 report the use of every model to a web service and keep a file about it in the home folder, unless this
     # is set before the first import. A value that the user has set is kept.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    remedy = "run: pip install --force-reinstall onnxruntime"
     try:
         import onnxruntime
-    except ImportError as error:
+    except (ImportError, AttributeError, OSError) as error:  # what a damaged installation raises
+        raise DeviceError(f"expected the package onnxruntime, got: {error}; {remedy}") from error
+    return whole_package(onnxruntime, ("InferenceSession", "get_available_providers"), remedy)
+
+
+def whole_package(package: Any, names: tuple[str, ...], remedy: str) -> Any:
+    """The package itself. DeviceError if it lacks one of the names: an empty folder of its name can be imported too."""
+    missing = [name for name in names if not hasattr(package, name)]
+    if missing:
         raise DeviceError(
-            f"expected the package onnxruntime, got: {error}; run: pip install --force-reinstall onnxruntime"
-        ) from error
-    return onnxruntime
+            f"expected the whole package {package.__name__}, got one without {missing[0]}, which is installed in part; {remedy}"
+        )
+    return package
 
 
 def installed(device: Device, providers: list[str]) -> bool:

@@ -12,7 +12,16 @@ from ..bundle.manifest import GraphSpec
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import BundleError, DeviceError
-from .devices import Features, Floats, check_precision, device_spec, require, shapes_of, usable_processors
+from .devices import (
+    Features,
+    Floats,
+    check_precision,
+    device_spec,
+    require,
+    shapes_of,
+    usable_processors,
+    whole_package,
+)
 
 _TELEMETRY: Final = "openvino_telemetry"
 # Nodes of a compiled graph that compute nothing.
@@ -142,16 +151,15 @@ def _openvino() -> Any:
     hidden = _TELEMETRY not in sys.modules and "openvino" not in sys.modules
     if hidden:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # tells Python that it cannot be imported
+    remedy = "run: pip install --force-reinstall openvino"
     try:
         import openvino
-    except ImportError as error:
-        raise DeviceError(
-            f"expected the package openvino, got: {error}; run: pip install --force-reinstall openvino"
-        ) from error
+    except (ImportError, AttributeError, OSError) as error:
+        raise DeviceError(f"expected the package openvino, got: {error}; {remedy}") from error
     finally:
         if hidden:
             sys.modules.pop(_TELEMETRY, None)
-    return openvino
+    return whole_package(openvino, ("Core",), remedy)
 
 
 def _one_line(error: Exception) -> str:
