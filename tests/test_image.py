@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 import runtime.files
 import runtime.image.write.encode
 from runtime.errors import ImageError
-from runtime.files import find_photos
+from runtime.folders import find_photos
 from runtime.image.arrays import Photo
 from runtime.image.exif import ORIENTATION, PIXEL_WIDTH, upright_exif
 from runtime.image.read.decode import read_photo
@@ -277,6 +277,22 @@ def test_what_cannot_be_written_says_so_and_leaves_nothing(
     with pytest.raises(ImageError, match=message):
         write_photo(tmp_path / name, photo)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
+def test_opaque_alpha_needs_no_place_in_the_file(
+    tmp_path: Path, suffix: str, channels: int, dtype: type
+) -> None:
+    opaque = np.full((300, 9, channels), 77, dtype)
+    opaque[..., -1] = np.iinfo(dtype).max
+    write_photo(tmp_path / f"a{suffix}", Photo(opaque), notify=lambda note: None)
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.mode == ("L" if channels == 2 else "RGB")
+    opaque[299, 8, -1] -= 1
+    with pytest.raises(ImageError, match="transparency"):
+        write_photo(tmp_path / f"b{suffix}", Photo(opaque), notify=lambda note: None)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])

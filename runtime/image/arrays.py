@@ -162,6 +162,17 @@ def as_picture(image: NDArray[Any] | Image.Image) -> Picture:
     return Picture(fill_transparent(color, alpha), alpha, flat)
 
 
+def without_opaque_alpha(pixels: NDArray[Any]) -> NDArray[Any]:
+    """(H, W, 2 or 4) -> (H, W, 1 or 3) if every pixel is opaque; any other picture as it is."""
+    if pixels.ndim != 3 or pixels.shape[2] not in (2, 4):
+        return pixels
+    top = _LEVELS[pixels.dtype.name]
+    for start in range(0, len(pixels), _CHECK_ROWS):
+        if (pixels[start : start + _CHECK_ROWS, :, -1] < top).any():
+            return pixels
+    return np.ascontiguousarray(pixels[..., :-1])
+
+
 def fill_transparent(color: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     """color (h, w, C), with the colour of fully transparent pixels replaced by the visible colours near them.
 

@@ -4,6 +4,7 @@ PNG and TIFF are written with 8 or 16 bits per channel, as the pixels have. The 
 through `notify`, never silent.
 """
 
+import dataclasses
 import os
 import struct
 import warnings
@@ -17,7 +18,7 @@ from PIL import Image
 
 from ...errors import ImageError
 from ...files import atomic_file
-from ..arrays import Photo
+from ..arrays import Photo, without_opaque_alpha
 from ..bands import Strips, block_rows, row_blocks
 from ..exif import revised_exif
 from ..read.jpeg_segments import packed_segments
@@ -71,10 +72,21 @@ def write_photo(
     notify: called with a message for each loss, such as 16 bits in a JPEG. By default `warnings.warn`.
     """
     path = Path(path)
+    photo = fitting(path, photo)
     tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
     check_output(path, photo.pixels.shape, photo.pixels.dtype)  # before anything is computed or created
     with atomic_file(path) as stream:
         encode(path, stream, photo, quality, text or {}, tell)
+
+
+def fitting(path: Path, photo: Photo) -> Photo:
+    """The photo without its channel of alpha, if path's format has no place for that and every pixel is opaque.
+
+    Not for `Strips`, whose pixels are not known yet: give their source to this function before it is enlarged.
+    """
+    if WRITE_FORMATS.get(path.suffix.lower()) not in OPAQUE_FORMATS or isinstance(photo.pixels, Strips):
+        return photo
+    return dataclasses.replace(photo, pixels=without_opaque_alpha(photo.pixels))
 
 
 def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
