@@ -5,9 +5,9 @@ not start (arguments, bundle, device); 130 interrupted. Nothing heavy is importe
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 
 from gdposr import __version__
@@ -25,6 +25,7 @@ from gdposr.commands import (
     verify,
 )
 from gdposr.console import FAILED, INTERRUPTED, OK, USAGE, UsageError, debugging, one_line, say
+from gdposr.streams import lenient_streams
 
 # The stages get their arguments handed on: they have parsers of their own and need an extra.
 VERBS: dict[str, ModuleType] = {
@@ -38,18 +39,26 @@ VERBS: dict[str, ModuleType] = {
 }
 FORWARDED: dict[str, ModuleType] = {"train": train, "distill": distill, "export": export, "coreml": coreml}
 
+SHELLS = ("bash", "zsh", "tcsh")
+
 EPILOG = """\
 exit codes: 0 done, 1 some inputs failed or a check did not hold, 2 could not start, 130 interrupted, 143 terminated
 GDPOSR_DEBUG=1 shows tracebacks instead of one-line errors."""
 
 
-def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of a command line. Only a verb that stands in it gets its own arguments."""
+def build_parser(arguments: Sequence[str], complete: bool = False) -> argparse.ArgumentParser:
+    """The parser of a command line. Only a verb that stands in it gets its own arguments, all of them do if complete."""
     parser = argparse.ArgumentParser(
         prog="gdposr",
         description="On-device generative super-resolution: a photo in, sharp and believable 4x versions out.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--print-completion",
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print what completes options in {', '.join(SHELLS)}, and end; needs the extra `completion`",
     )
     parser.add_argument("--version", action="version", version=f"gdposr {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -60,17 +69,30 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name in VERBS and name in arguments:
+        if name in VERBS and (name in arguments or complete):
             module.add_arguments(sub)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; always returns an exit code and never raises, except with GDPOSR_DEBUG=1."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with lenient_streams() as out:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        out.flush()
+        if out.lost is not None:
+            say(
+                f"error: stdout cannot be written ({out.lost.strerror}): the report is not complete, check free space"
+            )
+            return code or FAILED
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         if arguments and arguments[0] in FORWARDED:
             return int(FORWARDED[arguments[0]].forward(arguments[1:]))
+        if arguments[:1] == ["--print-completion"] and len(arguments) == 2 and arguments[1] in SHELLS:
+            return _print_completion(arguments[1])
         args = build_parser(arguments).parse_args(arguments)
         return int(VERBS[args.verb].run(args))
     except SystemExit as stop:  # argparse: --help, --version, a wrong argument
@@ -78,14 +100,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted; finished files stay, no partial file is left")
         return INTERRUPTED
-    except BrokenPipeError:  # `gdposr info | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except Exception as error:
         if debugging():
             raise
         say(f"error: {one_line(error)}")
         return USAGE if _could_not_start(error) else FAILED
+
+
+def _print_completion(shell: str) -> int:
+    """The script of the library shtab for one shell."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise UsageError(
+            f'--print-completion: expected the package shtab, got: {error}; run: pip install "gdposr[completion]"'
+        ) from error
+    parser = build_parser([], complete=True)
+    for action in _actions(parser):
+        if action.type is Path or action.dest == "inputs":
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, shell))
+    return OK
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in set(action.choices.values()):
+                yield from _actions(sub)
 
 
 def _could_not_start(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """What the command says and where: messages and progress on stderr, results on stdout, errors as one line."""
 
+import contextlib
 import json
 import math
 import os
@@ -28,18 +29,54 @@ class Terminated(KeyboardInterrupt):
 
 
 def say(message: str) -> None:
-    """One message for the person at the terminal, on stderr so that stdout stays a clean result."""
-    print(f"gdposr: {message}", file=sys.stderr, flush=True)
+    """One message for the person at the terminal, on stderr so that stdout stays a clean result. Without a stderr it goes nowhere."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, taken away, or None
+        sys.stderr.write(f"gdposr: {printable(message)}\n")
+        sys.stderr.flush()
+
+
+def printable(text: object) -> str:
+    """`runtime.text.printable`: a text with everything escaped that would steer a terminal."""
+    from runtime.text import printable
+
+    return printable(text)
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal."""
+    try:
+        return sys.stderr.isatty()
+    except (ValueError, AttributeError):  # closed, or None
+        return False
 
 
 def emit(result: object) -> None:
-    """A result as JSON on stdout. Infinite and undefined numbers become null: JSON has no word for them."""
-    print(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+    """A result as JSON on stdout, in UTF-8. Infinite and undefined numbers become null: JSON has no word for them."""
+    _print_json(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def emit_line(result: object) -> None:
     """As `emit`, on one line of its own (JSON Lines)."""
-    print(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False), flush=True)
+    _print_json(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False))
+
+
+def _print_json(text: str) -> None:
+    """Print a JSON text as UTF-8 in any locale. What `printable` would escape stands in JSON's own escapes, so that no name is lost.
+
+    A byte that is no text becomes a lone surrogate such as \\udcd5: Python's json gives back a name that `os.fsencode` takes.
+    """
+    from runtime.text import is_hidden
+
+    if not (text.isascii() and text.replace("\n", "").isprintable()):
+        text = "".join(
+            json.dumps(character)[1:-1] if is_hidden(character) and character != "\n" else character
+            for character in text
+        )
+    if sys.stdout is None:
+        return
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
+    print(text, flush=True)
 
 
 @contextmanager
@@ -87,7 +124,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
 @contextmanager
 def progress_bar(description: str, enabled: bool = True) -> Iterator[Update]:
     """A progress bar on stderr: the value is its `Update`. Silent where stderr is no terminal."""
-    if not (enabled and sys.stderr.isatty()):
+    if not (enabled and on_terminal()):
         yield _silent
         return
     from rich.console import Console
@@ -99,7 +136,7 @@ def progress_bar(description: str, enabled: bool = True) -> Iterator[Update]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task(description, total=None)
 
         def update(done: int, total: int, text: str | None = None) -> None:

@@ -1,10 +1,11 @@
-"""Files on the disk: photos found in folders, and files that appear complete or not at all."""
+"""Files on the disk: which suffixes photos have, and files that appear complete or not at all."""
 
 import contextlib
-import glob
+import hashlib
 import os
+import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
@@ -15,66 +16,54 @@ SUFFIXES: Final = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpe", ".jpeg", ".jpg",
     ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+# As `temporary_beside` makes them: a mark of the final name, and a number of the attempt.
+TEMPORARY: Final = re.compile(r"\.(?P<mark>[0-9a-f]{16})\.[0-9a-f]{8}\.tmp")
 
 
-def find_photos(
-    inputs: Iterable[str | os.PathLike[str]],
-    *,
-    recursive: bool = True,
-    exclude: Sequence[str | os.PathLike[str]] = (),
-) -> list[Path]:
-    """Files, folders and glob patterns -> sorted list of files without duplicates.
-
-    inputs: a folder gives its files with a known suffix, except hidden ones. A file is kept whatever its suffix. So is a name that
-        matches nothing, so that reading it reports the mistake.
-    exclude: folders to leave out, such as the output folder.
-    """
-    excluded = [Path(folder).resolve() for folder in exclude]
-    found: dict[Path, Path] = {}
-    for item in inputs:
-        path = Path(item)
-        if path.is_dir():
-            matches = list(_photos_in(path, recursive, excluded))
-        elif path.exists():
-            matches = [path]
-        else:
-            hits = (
-                [Path(name) for name in glob.glob(str(item), recursive=True)]
-                if glob.has_magic(str(item))
-                else []
-            )
-            matches = [hit for hit in hits if hit.is_file() and hit.suffix.lower() in SUFFIXES] or [path]
-        for match in matches:
-            found.setdefault(match.resolve(), match)
-    return sorted(found.values())
+def name_mark(name: str) -> str:
+    """16 hexadecimal digits that stand for a file's name in the names of its temporary files."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 
-def _photos_in(folder: Path, recursive: bool, excluded: list[Path]) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        here = Path(root)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if recursive and not name.startswith(".") and (here / name).resolve() not in excluded
-        )
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield here / name
+def temporary_beside(path: Path) -> Path:
+    """A hidden name in the same folder. It is short, so that the final name may be as long as the file system allows."""
+    return path.parent / f".{name_mark(path.name)}.{secrets.token_hex(4)}.tmp"
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A stream into a temporary file of the same folder, which is moved to `path` at the end and removed on failure."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # a name that is too long shows now, before anything is computed
         with open(temporary, "xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise ImageError(
-            f"{path}: cannot be written ({error.strerror or error}): check folder, permissions and free space"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # never hides the first error
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder with those above it. ImageError where that is impossible, or where nothing may be created in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ImageError(
+            f"{folder}: nothing can be written into this folder: check its permissions, or name another one"
+        )
+
+
+def cannot_write(path: Path, error: OSError) -> ImageError:
+    """The message for a file or folder that the system refuses."""
+    remedy = "check folder, permissions and free space"
+    if "too long" in str(error.strerror):
+        remedy = f"its name takes {len(os.fsencode(path.name))} bytes: give the photo a shorter one"
+    return ImageError(f"{path}: cannot be written ({error.strerror or error}): {remedy}")

@@ -108,6 +108,14 @@ def test_gray_and_alpha_keep_their_channels(gdposr: Any, make_photo: Any, tmp_pa
     assert modes == ["L", "LA", "RGB", "RGBA"]
 
 
+def test_opaque_photo_with_alpha_may_be_a_jpeg(gdposr: Any, make_photo: Any, tmp_path: Path) -> None:
+    Image.open(make_photo("rgb.png")).convert("RGBA").save(tmp_path / "opaque.png")
+    assert gdposr("upscale", tmp_path / "opaque.png", "-o", tmp_path / "big.jpg")[0] == 0
+    assert gdposr("upscale", tmp_path / "rgb.png", "-o", tmp_path / "same.jpg")[0] == 0
+    pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("big.jpg", "same.jpg")]
+    assert np.array_equal(*pictures)
+
+
 def test_json_report_is_all_there_is_on_stdout(gdposr: Any, make_photo: Any, tmp_path: Path) -> None:
     photo = make_photo("a.png", 20, 30)
     code, out, err = gdposr("upscale", photo, "-o", tmp_path / "out", "--samples", 2, "--json")

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from runtime.errors import ImageError
-from runtime.files import find_photos
+from runtime.folders import find_photos
 from runtime.image.arrays import Photo, fill_transparent
 from runtime.image.exif import EXIF_HEADER, exif_dpi, is_sound, revised_exif
 from runtime.image.read.decode import media_family, read_photo

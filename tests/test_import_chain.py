@@ -12,7 +12,7 @@ INSTALLED = ("runtime", "training", "calibration", "export", "gdposr")
 CHAIN = (*INSTALLED, "tools")
 # The rooms of each package: a module imports from its own and from those before it.
 ROOMS = {
-    "runtime": ("errors", "checks", "files", "noise", "image", "bundle", "backends", "upscale"),
+    "runtime": ("errors", "checks", "text", "files", "folders", "noise", "image", "bundle", "backends", "upscale"),
     "training": (
         "randomness", "settings", "checkpoint", "devices", "metrics", "model", "data", "loop", "stages", "bench", "main",
     ),
@@ -20,7 +20,7 @@ ROOMS = {
     "export": (
         "student", "distill", "source", "fold", "load", "parity", "mil", "onnx", "coreml", "write_bundle", "cli",
     ),
-    "gdposr": ("console", "stage", "bench", "batch", "accuracy", "commands", "cli"),
+    "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "commands", "cli"),
     "tools": ("demo", "subjects", "gallery", "vectors"),
 }  # fmt: skip
 ROOM_SIZE = range(3, 13)  # modules of a folder, without __init__.py; of a package also its rooms

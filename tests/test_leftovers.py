@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from cli_helpers import files_in
 
-from gdposr.batch.leftovers import OLD, TEMPORARY, claimed
-from runtime.files import atomic_file
+from gdposr.batch.leftovers import OLD, claimed
+from runtime.files import TEMPORARY, atomic_file, name_mark
 
-LEFT = ".a.png.0123abcd.tmp"
+LEFT = f".{name_mark('a.png')}.0123abcd.tmp"
 
 
 def test_names_are_those_of_atomic_file(tmp_path: Path) -> None:
@@ -21,12 +21,19 @@ def test_names_are_those_of_atomic_file(tmp_path: Path) -> None:
         (name,) = files_in(tmp_path)
     match = TEMPORARY.fullmatch(name)
     assert match is not None
-    assert match["name"] == "a.b.png"
+    assert match["mark"] == name_mark("a.b.png")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX locks")
 def test_leftovers_of_own_outputs_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    others = [".b.png.0123abcd.tmp", ".a.png.tmp", "a.png", ".a.png.xyz.tmp", "sub/.a.png.0123abcd.tmp"]
+    mark = name_mark("a.png")
+    others = [
+        f".{name_mark('b.png')}.0123abcd.tmp",
+        f".{mark}.tmp",
+        "a.png",
+        f".{mark}.xyz.tmp",
+        f"sub/{LEFT}",
+    ]
     (tmp_path / "sub").mkdir()
     for name in (LEFT, *others):
         (tmp_path / name).write_bytes(b"")

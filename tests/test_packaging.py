@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 BASE = {"numpy", "pillow", "onnxruntime", "rich"}
-EXTRAS = {"train", "export", "cuda", "coreml", "openvino", "prior", "demo", "report", "dev"}
+EXTRAS = {"train", "export", "cuda", "coreml", "openvino", "prior", "demo", "completion", "report", "dev"}
 
 
 @pytest.fixture(scope="module")

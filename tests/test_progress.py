@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import gdposr.batch.progress as progress
-from gdposr.batch.progress import FIXED_PIXELS, Meter, duration, header_pixels, occasional_lines
+from gdposr.batch.headers import header_pixels
+from gdposr.batch.progress import FIXED_PIXELS, Meter, duration, occasional_lines
 
 
 class Clock:

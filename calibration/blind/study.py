@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from calibration.blind.pairs import Pair
 from calibration.blind.sheet import pair_sheet
 from calibration.measure.pairs import read_rgb
 from runtime.errors import GdposrError
-from runtime.files import atomic_file
+from runtime.files import atomic_file, temporary_beside
 
 FORMAT = 1
 QUESTION = "Which would a person keep?"
@@ -116,7 +115,7 @@ def write_study(
         "key_sha256": key_digest(key),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(out)
     try:
         (temporary / "pairs").mkdir(parents=True)
         for number, pair in enumerate(pairs, 1):

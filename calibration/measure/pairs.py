@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import ImageError
-from runtime.files import find_photos
+from runtime.folders import find_photos
 from runtime.image.read.decode import read_photo
 
 # Names listed in an error.

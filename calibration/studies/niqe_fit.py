@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import ImageError
-from runtime.files import find_photos
+from runtime.folders import find_photos
 from runtime.image.read.decode import read_photo
 from training.metrics.luma import rounded_luma
 from training.metrics.niqe import MODEL_FILE, NiqeModel, block_features

@@ -7,13 +7,11 @@ names; where locks are not to be had, only what has lain untouched for a day.
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")  # as runtime.files.atomic_file names them
 OLD = 24 * 3600.0  # seconds without a change
 TRIES, PAUSE = 20, 0.05  # seconds between two tries for the shared lock
 
@@ -37,15 +35,17 @@ def claimed(folder: Path, targets: Iterable[Path]) -> Iterator[int]:
 
 
 def _remove(targets: Iterable[Path], age: float) -> int:
-    names: dict[Path, set[str]] = {}
+    from runtime.files import TEMPORARY, name_mark
+
+    marks: dict[Path, set[str]] = {}
     for target in targets:
-        names.setdefault(target.parent, set()).add(target.name)
+        marks.setdefault(target.parent, set()).add(name_mark(target.name))
     removed = 0
-    for folder, wanted in names.items():
+    for folder, wanted in marks.items():
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 match = TEMPORARY.fullmatch(entry.name)
-                if match is None or match["name"] not in wanted:
+                if match is None or match["mark"] not in wanted:
                     continue
                 with contextlib.suppress(
                     OSError

@@ -1,15 +1,18 @@
 """Which photo goes to which file, settled and checked before any work starts."""
 
-import glob
 import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gdposr.console import UsageError
+from gdposr.batch.headers import looked_at
+from gdposr.console import UsageError, one_line
+
+if TYPE_CHECKING:
+    from runtime.folders import Entry
 
 NOT_WRITTEN = (
     ".heic",
@@ -39,6 +42,8 @@ class Options:
     """This one sample, named as in a run of many; None: samples 0, 1, ..."""
     max_pixels: int | None = None
     """Of an input; None: the reader's own limit."""
+    compare: bool = False
+    """Whether a page that shows before and after is written beside each output."""
 
     @property
     def numbers(self) -> list[int]:
@@ -65,7 +70,7 @@ class Outcome:
 
     input: str
     status: str = "unfinished"
-    """Then "ok", "skipped" or "failed"."""
+    """Then "ok", "skipped", "own" (written by gdposr itself, so left out) or "failed"."""
     outputs: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: str | None = None
@@ -91,11 +96,20 @@ class Task:
     writes: list[tuple[Future[None], dict[str, Any]]] = field(default_factory=list)
     """With the report's entries."""
     error: Exception | None = None
+    """Set before the run where nothing can be read, such as a closed folder."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """What messages say instead of a path, such as "stdin"."""
     computed: bool = False
     """Nothing but its last writes can still be missing."""
 
     def __post_init__(self) -> None:
         self.outcome = Outcome(str(self.source))
+
+    def worded(self, text: str) -> str:
+        """A message with the labels in it."""
+        for path, label in self.labels.items():
+            text = text.replace(path, label)
+        return text
 
     def target(self, part: str = "") -> Path:
         """The output file; `part` tells pictures of one photo apart, for example "_s2" or "_sheet"."""
@@ -103,88 +117,98 @@ class Task:
 
     def finished(self, options: Options) -> list[str]:
         """The name parts whose files are there, if they are as many as will be written; otherwise none."""
-        there = [part for part in options.parts if self.target(part).is_file()]
+        there = [part for part in options.parts if os.path.isfile(self.target(part))]
         return there if len(there) >= options.pictures else []
 
 
-def plan_tasks(inputs: Sequence[str], out: Path, options: Options) -> list[Task]:
-    """Inputs (files, folders, globs) -> photos with their outputs.
+def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing: bool = False) -> list[Task]:
+    """Inputs (files, folders, globs) -> photos with their outputs, and as failed what may hide photos.
+
+    Of what is found in folders, pictures that gdposr wrote itself get the status "own". skip_existing: photos whose outputs are all
+    there get the status "skipped".
 
     OUT with the suffix of a picture is one file, otherwise a folder in which an input folder's tree is kept. Raises UsageError
     where two photos would get one name, an output would replace an input, or the request does not fit OUT.
     """
     from runtime.files import SUFFIXES
+    from runtime.folders import is_photo_name
     from runtime.image.write.encode import WRITE_FORMATS
 
-    is_file = out.suffix.lower() in (*SUFFIXES, *WRITE_FORMATS, *NOT_WRITTEN) and not out.is_dir()
+    is_file = out.suffix.lower() in (*SUFFIXES, *WRITE_FORMATS, *NOT_WRITTEN) and not os.path.isdir(out)
     if is_file and out.suffix.lower() not in WRITE_FORMATS:
         raise UsageError(
             f"cannot write {out.suffix}: use one of {', '.join(WRITE_FORMATS)}, or name a folder"
         )
-    if not is_file and out.exists() and not out.is_dir():
+    if not is_file and os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"{out} exists and is neither a picture's name nor a folder: name another output")
-    found = _sources(inputs, None if is_file else out)
-    if is_file:
-        if len(found) != 1 or options.pictures != 1:
-            many = f"{len(found)} photos" if len(found) != 1 else f"{options.pictures} samples of one photo"
-            raise UsageError(
-                f"{out} is one file, got {many}: name a folder, or use --select sheet or best for samples"
-            )
-        tasks = [Task(found[0][0], out.parent, out.stem, exact=out)]
-    else:
-        suffix = f"_x{options.scale:g}_seed{options.seed}"
-        tasks = [
-            Task(
-                source,
-                out / inside.parent,
-                f"{inside.stem if inside.suffix.lower() in SUFFIXES else inside.name}{suffix}",
-            )
-            for source, inside in found
-        ]
-    _refuse_clashes(tasks, options.parts)
+    suffix = f"_x{options.scale:g}_seed{options.seed}"
+    tasks = []
+    for entry in _sources(inputs, None if is_file else out):
+        name = entry.inside.stem if is_photo_name(entry.inside.name) else entry.inside.name
+        task = Task(entry.path, out / entry.inside.parent, f"{name}{suffix}", out if is_file else None)
+        if is_file:
+            task.folder, task.stem = out.parent, out.stem
+        task.error = entry.fault
+        if entry.fault is not None:
+            task.outcome.status, task.outcome.error = "failed", one_line(entry.fault)
+        elif not (skip_existing and not is_file and _skipped(task, options)):
+            task.pixels, own = looked_at(task.source)
+            if own and not entry.named:
+                task.outcome.status = "own"
+        tasks.append(task)
+    photos = [task for task in tasks if task.outcome.status in ("unfinished", "skipped")]
+    if is_file and (len(photos) > 1 or not tasks or options.pictures != 1):
+        many = f"{options.pictures} samples of one photo" if len(photos) == 1 else f"{len(photos)} photos"
+        raise UsageError(
+            f"{out} is one file, got {many}: name a folder, or use --select sheet or best for samples"
+        )
+    if is_file and skip_existing:
+        for task in photos:
+            _skipped(task, options)
+    _refuse_clashes(photos, options.parts)
     return tasks
 
 
-def _sources(inputs: Sequence[str], out: Path | None) -> list[tuple[Path, Path]]:
-    """Every photo once, with its path inside the input it came from (the tree to keep)."""
-    from runtime.files import find_photos
+def _skipped(task: Task, options: Options) -> bool:
+    """Mark a photo whose outputs are all there."""
+    there = task.finished(options)
+    if there:
+        task.outcome.status = "skipped"
+        named = options.select == "all"
+        samples = dict(zip(options.parts, options.numbers, strict=True)) if named else {}
+        # one file may have been named
+        found = {str(task.target(part)): samples.get(part) for part in there}
+        task.outcome.outputs = [{"path": path, "sample": sample} for path, sample in found.items()]
+    return bool(there)
 
-    exclude = [] if out is None else [out]
-    found: dict[Path, tuple[Path, Path]] = {}
+
+def _sources(inputs: Sequence[str], out: Path | None) -> "list[Entry]":
+    """Every photo once, and once what may hide photos. A folder without photos is a fault, or a UsageError if there is nothing else."""
+    from runtime.errors import ImageError
+    from runtime.folders import Entry, find_entries
+
+    found: dict[str, Entry] = {}
+    empty: dict[str, Entry] = {}
     for item in inputs:
-        root = _tree_root(item)
-        if root is not None and out is not None and Path(item).is_dir() and _identity(root) == _identity(out):
+        path = Path(item)
+        if out is not None and os.path.isdir(item) and _identity(path) == _identity(out):
             raise UsageError(
                 f"{out} is an input and the output too: name another folder, so that photos and results stay apart"
             )
-        photos = find_photos([item], exclude=exclude)
-        if not photos:
-            raise UsageError(
+        entries = find_entries(item, exclude=[] if out is None else [out])
+        for entry in entries:
+            real = os.path.realpath(entry.path)
+            known = found.setdefault(real, entry)
+            if entry.named and not known.named:  # also found in a folder: that place in the tree is kept
+                found[real] = replace(known, named=True)
+        if not entries:
+            fault = ImageError(
                 f"{item}: no photo found in this folder: name files, or a folder that holds pictures"
             )
-        for photo in photos:
-            inside = (
-                photo.relative_to(root)
-                if root is not None and photo.is_relative_to(root)
-                else Path(photo.name)
-            )
-            found.setdefault(photo.resolve(), (photo, inside))
-    return list(found.values())
-
-
-def _tree_root(item: str) -> Path | None:
-    """The folder whose tree an input keeps: a folder itself, the fixed front part of a glob, None for a single file."""
-    path = Path(item)
-    if path.is_dir():
-        return path
-    if path.exists() or not glob.has_magic(item):
-        return None
-    fixed = []
-    for part in path.parts:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
+            empty[item] = Entry(path, Path(path.name), True, fault)
+    if not found:
+        raise UsageError(str(next(iter(empty.values())).fault))
+    return [*found.values(), *empty.values()]
 
 
 def _refuse_clashes(tasks: Sequence[Task], parts: Sequence[str]) -> None:
@@ -205,7 +229,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     """What tells a file from all others, whatever its name (links included); None where there is none."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
 

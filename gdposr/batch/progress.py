@@ -4,9 +4,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from gdposr.console import say
+from gdposr.console import on_terminal, printable, say
 
 Show = Callable[[str, float, str], None]  # what is worked on, share of all work in [0, 1], time left as text
 LINE_SECONDS = 30.0  # between two lines where stderr is no terminal
@@ -66,7 +65,7 @@ def occasional_lines(clock: Callable[[], float] = time.monotonic) -> Show:
 @contextmanager
 def photo_progress(pixels: Sequence[int | None]) -> Iterator[Meter]:
     """A `Meter` that shows itself on stderr."""
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield Meter(pixels, occasional_lines())
         return
     from rich.console import Console
@@ -79,30 +78,10 @@ def photo_progress(pixels: Sequence[int | None]) -> Iterator[Meter]:
         TextColumn("{task.fields[left]}"),
     )
     # stdout is left alone: its lines of JSON would otherwise go to the terminal instead of down the pipe.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("", total=1.0, left="")
 
         def show(name: str, share: float, left: str) -> None:
-            bar.update(task, completed=share, description=name, left=left)
+            bar.update(task, completed=share, description=printable(name), left=left)
 
         yield Meter(pixels, show)
-
-
-def header_pixels(path: Path) -> int | None:
-    """Pixels of a photo by its header, without decoding it; None where that cannot be told."""
-    import warnings
-
-    from PIL import Image
-
-    from runtime.image.read.decode import READ_FORMATS
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's size limit; `read_photo` has its own
-            Image.init()
-            with Image.open(path, formats=[name for name in READ_FORMATS if name in Image.OPEN]) as image:
-                return image.width * image.height
-    except (
-        Exception
-    ):  # Pillow's readers raise what they like; the damage is reported when the photo's turn comes
-        return None

@@ -10,15 +10,24 @@ from gdposr import __version__
 from gdposr.batch.overlap import Reader, Writer
 from gdposr.batch.plan import Options, Outcome, Task
 from gdposr.batch.progress import Meter
+from gdposr.batch.remarks import about, remarks_kept
 from gdposr.console import debugging, one_line, say
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gdposr.batch.compare import Preview
     from runtime.image.arrays import Photo
     from runtime.image.bands import Strips
     from runtime.upscale.rendering import Rendering
     from runtime.upscale.upscaler import Upscaler
+
+
+def say_failed(outcome: Outcome) -> None:
+    """The line of a photo that could not be done, with its name."""
+    told = outcome.error or ""
+    say(f"failed: {told if outcome.input in told else f'{outcome.input}: {told}'}")
+
 
 ATTEMPTS = 3  # at a picture whose memory does not suffice
 # A larger photo is not read before its turn, so that memory stays that of one photo.
@@ -57,7 +66,7 @@ class Batch:
             return self._overlap and pixels is not None and pixels <= AHEAD_PIXELS
 
         try:
-            with Reader(len(tasks), read, ahead) as reader, self._writer:
+            with remarks_kept(), Reader(len(tasks), read, ahead) as reader, self._writer:
                 for number, task in enumerate(tasks):
                     task.begin = time.perf_counter()
                     self._behind.append(task)
@@ -75,7 +84,12 @@ class Batch:
         from runtime.image.read.decode import read_photo
 
         limit = {} if self._options.max_pixels is None else {"max_pixels": self._options.max_pixels}
-        return read_photo(task.source, **limit, notify=task.outcome.notes.append)
+
+        def note(text: str) -> None:
+            task.outcome.notes.append(task.worded(text))
+
+        with about(str(task.source), note):
+            return read_photo(task.source, **limit, notify=note)
 
     def _attempt(self, task: Task, take: "Callable[[], Photo]") -> None:
         """One photo; what goes wrong with it is kept for its report."""
@@ -91,6 +105,8 @@ class Batch:
 
     def _upscale(self, task: Task, take: "Callable[[], Photo]") -> None:
         """One photo from its file to its pictures."""
+        from runtime.image.write.encode import fitting
+
         options = self._options
         # read
         try:
@@ -98,6 +114,8 @@ class Batch:
         finally:
             for note in task.outcome.notes:
                 say(note)
+        if task.exact is not None:
+            photo = fitting(task.exact, photo)
         # pad, encode, sample, crop, colour: by rows, while they are written (`_enlarged` in runtime/upscale/rendering.py)
         rendering = self._upscaler.picture(
             photo.pixels,
@@ -116,7 +134,7 @@ class Batch:
             score, number, pixels = self._best(rendering)
             part = options.parts[options.numbers.index(number)]
             best = dataclasses.replace(photo, pixels=pixels)
-            self._whole(task, best, number, part, **{NAME: round(score, 4)})
+            self._whole(task, best, number, part, photo, **{NAME: round(score, 4)})
         else:
             from gdposr.batch.sheet import contact_sheet
             from runtime.image.arrays import Photo
@@ -142,10 +160,15 @@ class Batch:
 
     def _stream(self, task: Task, photo: "Photo", rendering: "Rendering", number: int, part: str) -> None:
         """Write a sample while it is computed."""
+        from gdposr.batch.compare import Preview
         from runtime.errors import OutOfMemory
 
         def save(arriving: "Strips") -> None:
-            self._save(task, dataclasses.replace(photo, pixels=arriving), number, part)
+            preview = Preview(arriving.shape) if self._options.compare else None
+            passing = arriving if preview is None else preview.passing(arriving)
+            self._save(task, dataclasses.replace(photo, pixels=passing), number, part)
+            if preview is not None:
+                self._compare(task, photo, preview, part)
 
         for attempt in range(ATTEMPTS):
             strips = rendering.strips(number)
@@ -157,21 +180,38 @@ class Batch:
                     raise
         task.writes.append((write, self._entry(task, strips.shape, number, part)))
 
-    def _whole(self, task: Task, photo: "Photo", number: int | None, part: str, **scores: float) -> None:
-        """Write a picture that is there. number: None = all samples on one sheet."""
+    def _whole(
+        self,
+        task: Task,
+        photo: "Photo",
+        number: int | None,
+        part: str,
+        before: "Photo | None" = None,
+        **scores: float,
+    ) -> None:
+        """Write a picture that is there. number: None = all samples on one sheet. before: the input; None: no page compares with it."""
+        from gdposr.batch.compare import Preview
         from runtime.image.bands import HELD
 
-        write = self._writer.whole(lambda: self._save(task, photo, number, part))
+        def save() -> None:
+            self._save(task, photo, number, part)
+            if self._options.compare and before is not None:
+                preview = Preview(photo.pixels.shape)
+                preview.take(photo.pixels)
+                self._compare(task, before, preview, part)
+
+        write = self._writer.whole(save)
         if photo.pixels.nbytes > HELD:
             write.result()  # not a second one beside the next photo's
         task.writes.append((write, self._entry(task, photo.pixels.shape, number, part) | scores))
 
     def _save(self, task: Task, photo: "Photo", number: int | None, part: str) -> None:
         """Write one picture with what is needed to make it again; in the writer's thread."""
+        from runtime.files import make_folder
         from runtime.image.write.encode import write_photo
 
         options, target = self._options, task.target(part)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         text = {
             "Software": f"gdposr {__version__}",
             "gdposr-seed": str(options.seed),
@@ -179,13 +219,31 @@ class Batch:
             "gdposr-bundle": options.digest,
             "gdposr-precision": self._upscaler.precision,
         }
-        write_photo(target, photo, quality=options.quality, text=text)
+
+        def tell(note: str) -> None:
+            task.outcome.notes.append(task.worded(note))
+            say(task.worded(note))
+
+        with about(str(target), tell):
+            write_photo(target, photo, quality=options.quality, text=text, notify=tell)
         task.end = time.perf_counter()
+
+    def _compare(self, task: Task, before: "Photo", preview: "Preview", part: str) -> None:
+        """Write the page that shows before and after; in the writer's thread."""
+        from gdposr.batch.compare import page_path, write_page
+
+        target = task.target(part)
+        write_page(page_path(target), target.name, before, preview)
 
     def _entry(self, task: Task, shape: tuple[int, ...], number: int | None, part: str) -> dict[str, Any]:
         """What the report says of a picture."""
+        from gdposr.batch.compare import page_path
+
         height, width = shape[:2]
-        return {"path": str(task.target(part)), "sample": number, "width": width, "height": height}
+        entry = {"path": str(task.target(part)), "sample": number, "width": width, "height": height}
+        if self._options.compare:
+            entry["compare"] = str(page_path(task.target(part)))
+        return entry
 
     def _settle(self) -> None:
         """Close the oldest photos that have all their files."""
@@ -206,9 +264,8 @@ class Batch:
                 task.error = task.error or failure
         outcome.seconds = round((task.end or time.perf_counter()) - task.begin, 3)
         if task.error is not None:
-            outcome.status, outcome.error = "failed", one_line(task.error)
-            told = outcome.error if outcome.input in outcome.error else f"{outcome.input}: {outcome.error}"
-            say(f"failed: {told}")
+            outcome.status, outcome.error = "failed", task.worded(one_line(task.error))
+            say_failed(outcome)
         elif task.computed:
             outcome.status = "ok"
         try:

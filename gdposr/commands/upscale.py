@@ -9,16 +9,20 @@ with --skip-existing does the rest. Ctrl-C ends with exit code 130, SIGTERM with
 
 import argparse
 import contextlib
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.batch.leftovers import claimed
+from gdposr.batch.pipes import STANDARD, check_stdout, from_stdin, to_stdout
 from gdposr.batch.plan import Options, Outcome, Task, plan_tasks
-from gdposr.batch.progress import header_pixels, photo_progress
-from gdposr.batch.run import Batch
+from gdposr.batch.progress import photo_progress
+from gdposr.batch.run import Batch, say_failed
+from gdposr.batch.viewer import show
 from gdposr.console import (
     FAILED,
     INTERRUPTED,
@@ -29,6 +33,7 @@ from gdposr.console import (
     emit,
     emit_line,
     memory_size,
+    one_line,
     pixel_limit,
     say,
     scale_factor,
@@ -47,10 +52,17 @@ SELECT = ("all", "sheet", "best")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="a photo, a folder of photos, or a quoted glob"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a photo, a folder of photos, a quoted glob, or - for one photo on stdin",
     )
     parser.add_argument(
-        "-o", "--out", required=True, type=Path, help="a picture's name (one output) or a folder"
+        "-o",
+        "--out",
+        required=True,
+        type=Path,
+        help="a picture's name (one output), a folder, or - for a PNG on stdout",
     )
     parser.add_argument(
         "--seed",
@@ -114,6 +126,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality", type=whole_number(1, 100), default=95, help="for a .jpg or .webp OUT (default: 95)"
     )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="beside each output write NAME_compare.html, which shows before and after with a slider",
+    )
+    parser.add_argument(
+        "--open",
+        action="store_true",
+        help="show the result in the system's viewer: the picture, its page with --compare, or the folder of several",
+    )
     reports = parser.add_mutually_exclusive_group()
     reports.add_argument("--json", action="store_true", help="print a report on stdout")
     reports.add_argument(
@@ -127,27 +149,72 @@ def run(args: argparse.Namespace) -> int:
     """Plan, leave out what is there, load the model once, then photo by photo."""
     with terminable():
         try:
-            return _run(args)
+            return _through_pipes(args) if STANDARD in (*args.inputs, str(args.out)) else _run(args, {})
         except Terminated:  # before any photo was begun
             say("terminated")
             return TERMINATED
 
 
-def _run(args: argparse.Namespace) -> int:
+def _through_pipes(args: argparse.Namespace) -> int:
+    """A run with stdin as its photo, with stdout for its picture, or both."""
+    from runtime.image.read.decode import MAX_PIXELS
+
+    to_pipe, stdout = str(args.out) == STANDARD, sys.stdout
+    if to_pipe:
+        check_stdout(stdout)
+        clash = [
+            name for name in ("json", "json_lines", "compare", "open", "skip_existing") if getattr(args, name)
+        ]
+        if clash:
+            option = clash[0].replace("_", "-")
+            raise UsageError(f"-o - is the picture alone, got --{option}: leave it out, or name a file")
+    if STANDARD in args.inputs and len(args.inputs) > 1:
+        raise UsageError(f"- is one photo on stdin, got {len(args.inputs)} inputs: name it alone")
+    labels = {}
+    with tempfile.TemporaryDirectory(prefix="gdposr-") as name:
+        if STANDARD in args.inputs:
+            args.inputs = [str(from_stdin(Path(name), args.max_pixels or MAX_PIXELS))]
+            labels[args.inputs[0]] = "stdin"
+        if to_pipe:
+            args.out = Path(name) / "stdout.png"
+            labels[str(args.out)] = "stdout"
+        code = _run(args, labels)
+        if to_pipe and code == OK:
+            problem = to_stdout(args.out, stdout)
+            if problem is not None:
+                say(problem)
+                return FAILED
+    return code
+
+
+def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
+    """labels: what messages say instead of a path."""
     from runtime.bundle.reader import Bundle
 
     begin = time.perf_counter()
     if args.sample is not None and args.select != "all":
         raise UsageError(f"--sample is one version, got --select {args.select}: leave one of them out")
+    if args.compare and args.select == "sheet":
+        raise UsageError("--compare shows one version, got --select sheet: leave one of them out")
     bundle = Bundle.open(args.bundle)
     scale = args.scale or float(bundle.manifest.scale)
     options = Options(
-        args.seed, args.samples, args.select, scale, args.quality, bundle.digest, args.sample, args.max_pixels
+        args.seed,
+        args.samples,
+        args.select,
+        scale,
+        args.quality,
+        bundle.digest,
+        args.sample,
+        args.max_pixels,
+        args.compare,
     )
-    tasks = plan_tasks(args.inputs, args.out, options)
-    if args.skip_existing:
-        _skip(tasks, options)
-    waiting = [task for task in tasks if task.outcome.status != "skipped"]
+    tasks = plan_tasks(args.inputs, args.out, options, args.skip_existing)
+    for task in tasks:
+        task.labels = labels
+        task.outcome.input = labels.get(task.outcome.input, task.outcome.input)
+    photos = [task for task in tasks if task.outcome.status in ("unfinished", "skipped")]
+    waiting = [task for task in photos if task.outcome.status == "unfinished"]
     facts: dict[str, Any] = {"device": None, "precision": None, "placement": None, "notes": []}
     stop: KeyboardInterrupt | None = None
 
@@ -156,23 +223,25 @@ def _run(args: argparse.Namespace) -> int:
             emit_line({"type": "file", **vars(outcome)})
 
     for task in tasks:
-        if task.outcome.status == "skipped":
+        if task.outcome.status != "unfinished":
+            if task.outcome.status == "failed":
+                say_failed(task.outcome)
             settled(task.outcome)
-    targets = [task.target(part) for task in tasks for part in options.parts]
+    targets = [task.target(part) for task in photos for part in options.parts]
     if not waiting:
-        with _folder(tasks[0], args.out, targets):
-            pass  # nothing to write, but what a killed run left goes
+        if photos:
+            with _folder(photos[0], args.out, targets):
+                pass  # nothing to write, but what a killed run left goes
     else:
         with _open(args, bundle) as upscaler:
             say(f"{bundle.manifest.name} ({bundle.digest}) on {upscaler.device} in {upscaler.precision}")
+            work = [] if _refused(waiting, args.out, settled) else waiting
             try:
-                for task in waiting:
-                    task.pixels = header_pixels(task.source)
                 with (
-                    _folder(tasks[0], args.out, targets, make=True),
-                    photo_progress([task.pixels for task in waiting]) as meter,
+                    _folder(waiting[0], args.out, targets),
+                    photo_progress([task.pixels for task in work]) as meter,
                 ):
-                    Batch(options, upscaler, meter, settled, overlap=args.max_memory is None).run(waiting)
+                    Batch(options, upscaler, meter, settled, overlap=args.max_memory is None).run(work)
             except KeyboardInterrupt as signal:
                 stop = signal
                 how = "terminated" if isinstance(stop, Terminated) else "interrupted"
@@ -183,10 +252,10 @@ def _run(args: argparse.Namespace) -> int:
                 "placement": upscaler.placement,
                 "notes": list(upscaler.notes),
             }
-    outcomes = [task.outcome for task in tasks if task.begin or task.outcome.status == "skipped"]
+    outcomes = [task.outcome for task in tasks if task.begin or task.outcome.status != "unfinished"]
     counts = {
         status: sum(outcome.status == status for outcome in outcomes)
-        for status in ("ok", "skipped", "failed")
+        for status in ("ok", "skipped", "own", "failed")
     }
     seconds = time.perf_counter() - begin
     report = {**_described(options, bundle), **facts, "photos": len(tasks), **counts}
@@ -195,25 +264,13 @@ def _run(args: argparse.Namespace) -> int:
         emit(report | {"files": [vars(outcome) for outcome in outcomes]})
     if args.json_lines:
         emit_line({"type": "summary", **report})
-    if len(tasks) > 1 or counts["skipped"]:
+    if len(tasks) > 1 or counts["skipped"] or counts["own"]:
         say(_summary(counts, len(tasks), seconds))
+    if args.open and stop is None:
+        _show([output for outcome in outcomes for output in outcome.outputs], args.out)
     if stop is not None:
         return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     return FAILED if counts["failed"] else OK
-
-
-def _skip(tasks: Sequence[Task], options: Options) -> None:
-    """Mark the photos whose outputs are all there."""
-    for task in tasks:
-        there = task.finished(options)
-        if there:
-            task.outcome.status = "skipped"
-            named = options.select == "all"
-            samples = dict(zip(options.parts, options.numbers, strict=True)) if named else {}
-            found = {
-                str(task.target(part)): samples.get(part) for part in there
-            }  # one file may have been named
-            task.outcome.outputs = [{"path": path, "sample": sample} for path, sample in found.items()]
 
 
 def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
@@ -231,17 +288,39 @@ def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
     )
 
 
+def _refused(waiting: Sequence[Task], out: Path, settled: Callable[[Outcome], None]) -> bool:
+    """Whether nothing can be written into the output folder: said once, and every photo has failed."""
+    from runtime.errors import ImageError
+    from runtime.files import make_folder
+
+    try:
+        make_folder(out if waiting[0].exact is None else waiting[0].folder)
+    except ImageError as error:
+        say(f"failed: {error}")
+        for task in waiting:
+            task.outcome.status, task.outcome.error = "failed", one_line(error)
+            settled(task.outcome)
+        return True
+    return False
+
+
 @contextlib.contextmanager
-def _folder(task: Task, out: Path, targets: Sequence[Path], make: bool = False) -> Iterator[None]:
+def _folder(task: Task, out: Path, targets: Sequence[Path]) -> Iterator[None]:
     """The output folder, free of what killed runs left there."""
     folder = out if task.exact is None else task.folder
-    if make:
-        with contextlib.suppress(OSError):  # each photo's own attempt reports it
-            folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder, targets) as removed:
         if removed:
             say(f"removed {removed} temporary file{'s' * (removed > 1)} of a killed run")
         yield
+
+
+def _show(outputs: Sequence[dict[str, Any]], out: Path) -> None:
+    """Show the one output, or the folder of several."""
+    if outputs:
+        one = Path(outputs[0].get("compare", outputs[0]["path"]))
+        problem = show(one if len(outputs) == 1 else out)
+        if problem is not None:
+            say(problem)
 
 
 def _described(options: Options, bundle: "Bundle") -> dict[str, Any]:
@@ -262,6 +341,11 @@ def _described(options: Options, bundle: "Bundle") -> dict[str, Any]:
 
 def _summary(counts: dict[str, int], total: int, seconds: float) -> str:
     """One line: what became of the photos."""
-    words = {"ok": "done", "skipped": "skipped, their outputs exist", "failed": "failed"}
+    words = {
+        "ok": "done",
+        "skipped": "skipped, their outputs exist",
+        "own": "left out, as gdposr wrote them (it takes them where they are named one by one)",
+        "failed": "failed",
+    }
     parts = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
     return f"{total} photos: {'; '.join(parts) or 'none done'} ({seconds:.1f} s)"

@@ -1,0 +1,57 @@
+"""A photo from stdin and a picture to stdout. Both are files while they are worked on: nothing incomplete goes down the pipe."""
+
+import contextlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from gdposr.console import UsageError
+
+STANDARD = "-"  # how stdin and stdout are named
+_MOST = 256 << 20  # bytes besides the pixels, as the reader of photos has it
+
+
+def from_stdin(folder: Path, max_pixels: int) -> Path:
+    """All of stdin as a file in a folder. UsageError where there is none or it is a terminal, or it is endless."""
+    stream = sys.stdin
+    if stream is None or stream.closed or stream.isatty():
+        raise UsageError(
+            "expected a photo on stdin, got none: pipe one in, as in `cat photo.jpg | gdposr upscale - -o -`"
+        )
+    path, left = folder / "stdin", 8 * max_pixels + _MOST
+    with open(path, "xb") as file:
+        while part := stream.buffer.read(1 << 20):
+            file.write(part)
+            left -= len(part)
+            if left < 0:
+                raise UsageError(
+                    f"stdin: expected a photo of at most {max_pixels / 1e6:g} megapixels, got more bytes than one takes: "
+                    "pipe in a single photo, or raise --max-pixels"
+                )
+    return path
+
+
+def check_stdout(stream: TextIO | None) -> None:
+    """UsageError if a picture cannot go to stdout."""
+    if stream is None or not hasattr(stream, "buffer") or stream.isatty():
+        raise UsageError(
+            "-o -: expected stdout to be a pipe or a file, got a terminal or none: redirect it, or name a file"
+        )
+
+
+def to_stdout(path: Path, stream: TextIO) -> str | None:
+    """Copy a whole picture to stdout. What went wrong as a sentence, such as a reader that has gone; None if all was taken."""
+    try:
+        stream.flush()
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, stream.buffer, 1 << 20)
+        stream.buffer.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # what is left in the buffer, which Python writes at its end
+            os.close(nowhere)
+        return f"failed: stdout did not take the whole picture ({error.strerror or error}): try again, or name a file"
+    return None

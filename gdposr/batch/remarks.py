@@ -1,0 +1,53 @@
+"""Warnings of libraries, such as Pillow's about a photo's metadata: they reach the user with the photo's name, or not at all."""
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_HERE = threading.local()
+
+
+@contextmanager
+def remarks_kept() -> Iterator[None]:
+    """Within it a warning goes to the `about` block of its thread, each time it is given. One outside such blocks is dropped."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning | RuntimeWarning):
+            _tell(str(message))
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _tell(record.getMessage())
+
+    log, handler = logging.getLogger("PIL"), Handler(logging.WARNING)
+    propagate = log.propagate
+    with warnings.catch_warnings():  # here alone: entering it in several threads would mix up their filters
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        log.addHandler(handler)
+        log.propagate = False
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.propagate = propagate
+
+
+@contextmanager
+def about(name: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Warnings of this thread are of this photo: tell gets them with its name."""
+    former = getattr(_HERE, "tell", None)
+    _HERE.tell = lambda text: tell(text if name in text else f"{name}: {text}")
+    try:
+        yield
+    finally:
+        _HERE.tell = former
+
+
+def _tell(text: str) -> None:
+    tell = getattr(_HERE, "tell", None)
+    if tell is not None:
+        tell(" ".join(text.split()))

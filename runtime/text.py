@@ -1,0 +1,32 @@
+"""Text for people: names as they can be shown on any terminal."""
+
+import unicodedata
+from typing import Final
+
+# Joiners are part of words in Persian and of many emoji.
+_HARMLESS: Final = "\u200c\u200d"
+# Controls, format marks such as those of direction, halves of a pair, private and unassigned characters, ends of lines.
+_HIDDEN: Final = ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
+
+
+def printable(text: object) -> str:
+    """A text with every character escaped that would steer a terminal, turn the direction or cannot be encoded.
+
+    A byte of a name that is no text, which Python keeps as a lone surrogate, becomes \\xNN.
+    """
+    plain = str(text)
+    if plain.isascii() and plain.isprintable():
+        return plain
+    return "".join(_shown(character) if is_hidden(character) else character for character in plain)
+
+
+def is_hidden(character: str) -> bool:
+    """Whether a character is escaped."""
+    return unicodedata.category(character) in _HIDDEN and character not in _HARMLESS
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
