@@ -28,6 +28,11 @@ class Entry:
     fault: ImageError | None = None
     """Why nothing can be read here. None: nothing is known against it."""
 
+    @property
+    def key(self) -> str:
+        """Equal for two ways to one photo. Two links that lead nowhere are two faults, although they may lead to the same place."""
+        return os.path.realpath(self.path) if self.fault is None else os.path.abspath(self.path)
+
 
 def find_entries(
     item: str | os.PathLike[str], *, recursive: bool = True, exclude: Iterable[str | os.PathLike[str]] = ()
@@ -68,7 +73,7 @@ def find_photos(
     found: dict[str, Path] = {}
     for item in inputs:
         for entry in find_entries(item, recursive=recursive, exclude=exclude):
-            found.setdefault(os.path.realpath(entry.path), entry.path)
+            found.setdefault(entry.key, entry.path)
     return sorted(found.values())
 
 

@@ -197,10 +197,9 @@ def _sources(inputs: Sequence[str], out: Path | None) -> "list[Entry]":
             )
         entries = find_entries(item, exclude=[] if out is None else [out])
         for entry in entries:
-            real = os.path.realpath(entry.path)
-            known = found.setdefault(real, entry)
+            known = found.setdefault(entry.key, entry)
             if entry.named and not known.named:  # also found in a folder: that place in the tree is kept
-                found[real] = replace(known, named=True)
+                found[entry.key] = replace(known, named=True)
         if not entries:
             fault = ImageError(
                 f"{item}: no photo found in this folder: name files, or a folder that holds pictures"
