@@ -20,6 +20,7 @@ from gdposr.commands import (
     export,
     info,
     sensitivity,
+    serve,
     train,
     upscale,
     verify,
@@ -30,6 +31,7 @@ from gdposr.streams import lenient_streams
 # The stages get their arguments handed on: they have parsers of their own and need an extra.
 VERBS: dict[str, ModuleType] = {
     "upscale": upscale,
+    "serve": serve,
     "info": info,
     "verify": verify,
     "bench": bench,

@@ -36,6 +36,8 @@ class Bundle:
         self.path = path
         self._read = read
         content = read(MANIFEST_NAME, None)
+        # As they were read, for whoever passes the bundle on.
+        self.manifest_bytes = content
         self.manifest = Manifest.from_dict(_parse(content, path))
         _check_demand(path, self.manifest)
         # Names this bundle in reports.

@@ -1,0 +1,71 @@
+/**
+ * The model in a worker, so that the page never waits for it. Calls run one after the other.
+ *
+ * In: {id, method, ...arguments}, or {id, method: "cancel"}. Out: {id, kind: "done" | "error" | "progress", ...} and {kind: "note", text}.
+ */
+
+import { Bundle } from "./bundle.js";
+import { Cancelled } from "./errors.js";
+import { Model } from "./model.js";
+
+let model = null;
+let queue = Promise.resolve();
+const cancelled = new Set();
+
+const METHODS = {
+  async load({ bundle, wish }) {
+    const note = (text) => postMessage({ kind: "note", text });
+    model = await Model.load(await Bundle.open(bundle), wish, note);
+    return model.facts;
+  },
+
+  async size({ key, blob }) {
+    const { width, height } = await model.open(key, blob);
+    return { width, height };
+  },
+
+  async render({ id, key, blob, seed }) {
+    await model.open(key, blob);
+    const progress = (done, total) => postMessage({ id, kind: "progress", done, total });
+    const result = await model.render(seed, progress, () => cancelled.has(id));
+    return { ...result, facts: model.facts };
+  },
+
+  async regions({ id, key, blob, box, seeds }) {
+    await model.open(key, blob);
+    const found = [];
+    for (const seed of seeds) {
+      if (cancelled.has(id)) throw new Cancelled();
+      const { data, width, height, box: core } = await model.region(box, seed);
+      found.push({ seed, box: core, image: await createImageBitmap(new ImageData(data, width, height)) });
+      postMessage({ id, kind: "progress", done: found.length, total: seeds.length });
+      await new Promise((resolve) => setTimeout(resolve));
+    }
+    return found;
+  },
+
+  async jpeg({ blob }) {
+    const bitmap = await createImageBitmap(blob);
+    const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+    canvas.getContext("2d").drawImage(bitmap, 0, 0);
+    bitmap.close();
+    return canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
+  },
+};
+
+async function answer(message) {
+  const { id, method } = message;
+  try {
+    if (cancelled.has(id)) throw new Cancelled();
+    postMessage({ id, kind: "done", result: await METHODS[method](message) });
+  } catch (error) {
+    postMessage({ id, kind: "error", name: error.name, message: error.message || String(error) });
+  } finally {
+    cancelled.delete(id);
+  }
+}
+
+onmessage = ({ data }) => {
+  if (data.method === "cancel") cancelled.add(data.id);
+  else queue = queue.then(() => answer(data));
+};
