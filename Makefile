@@ -35,7 +35,7 @@ WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors clean FORCE
+.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors web setup-web clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -176,6 +176,12 @@ gallery: $(DEV) ## docs/gallery.md and its pictures, from open photos, beside a 
 # The tests of examples/ and of other runtimes read them.
 vectors: $(DEV) ## examples/vectors: noise, tiles and a picture for runtimes in other languages [ARGS=]
 	$(RUN) -m tools.vectors $(ARGS)
+
+web: $(INSTALLED) ## the page of gdposr serve as static files for any host, in build/web [BUNDLE=, OUT=folder]
+	$(RUN) -m gdposr.web.build --bundle "$(BUNDLE)" --out "$(or $(OUT),build/web)" $(ARGS)
+
+setup-web: ## Chromium and node by apt, for the tests of the page and bench-web (needs root)
+	apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver nodejs npm
 
 clean: ## remove what was built; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

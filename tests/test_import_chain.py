@@ -20,7 +20,7 @@ ROOMS = {
     "export": (
         "student", "distill", "source", "fold", "load", "parity", "mil", "onnx", "coreml", "write_bundle", "cli",
     ),
-    "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "commands", "cli"),
+    "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "web", "commands", "cli"),
     "tools": ("demo", "subjects", "gallery", "vectors"),
 }  # fmt: skip
 ROOM_SIZE = range(3, 13)  # modules of a folder, without __init__.py; of a package also its rooms

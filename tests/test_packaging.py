@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 BASE = {"numpy", "pillow", "onnxruntime", "rich"}
+MOST_BYTES = 15_000_000
 EXTRAS = {"train", "export", "cuda", "coreml", "openvino", "prior", "demo", "completion", "report", "dev"}
 
 
@@ -76,6 +77,14 @@ def test_wheel_holds_what_is_needed(root: Path, tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"runtime", "training", "calibration", "export", "gdposr"}
     assert "runtime/bundles/pocket.gdposr/manifest.json" in names
+    page = {path.relative_to(root).as_posix() for path in (root / "runtime/web").rglob("*") if path.is_file()}
+    assert page <= names
+    assert {
+        "runtime/web/index.html",
+        "runtime/web/ort/ort-wasm-simd-threaded.wasm.gz",
+        "runtime/web/ort/LICENSE",
+    } <= page
+    assert wheel.stat().st_size < MOST_BYTES
     assert "training/metrics/niqe_pristine.npz" in names
     templates = {path.relative_to(root).as_posix() for path in root.glob("calibration/*/templates/*")}
     assert templates <= names

@@ -183,7 +183,8 @@ const cut = [];
 for (let y = 4 * box.y0; y < 4 * box.y1; y++)
   cut.push(...reference.slice(4 * (y * 148 + 4 * box.x0), 4 * (y * 148 + 4 * box.x1)));
 const other = JSON.stringify((await whole(64, 8, null))[0]) === JSON.stringify(reference);
-console.log(JSON.stringify({{ same, other, box, regions: JSON.stringify(cut) === JSON.stringify([...region.data]), encodes: (await whole(16, 7, null))[1] }}));
+const regions = JSON.stringify(cut) === JSON.stringify([...region.data]);
+console.log(JSON.stringify({{ same, other, box, regions, encodes: (await whole(16, 7, null))[1] }}));
 """)
     assert all(found["same"])
     assert not found["other"]
@@ -226,11 +227,13 @@ const photo = photoOf(37, 20, (c, y, x) => Math.fround(lr[y][x][c] / 255));
 const strips = async function* () {{
   for (let y0 = 0; y0 < 80; y0 += 24) {{
     const rows = sr.slice(y0, y0 + 24);
-    yield {{ y0, height: rows.length, planes: [0, 1, 2].map((c) => Float32Array.from(rows.flat().map((pixel) => pixel[c]))) }};
+    const planes = [0, 1, 2].map((c) => Float32Array.from(rows.flat().map((pixel) => pixel[c])));
+    yield {{ y0, height: rows.length, planes }};
   }}
 }};
 const planes = [[], [], []];
-for await (const strip of colored("{method}", strips, photo, 4, () => {{}})) strip.planes.forEach((plane, c) => planes[c].push(...plane));
+for await (const strip of colored("{method}", strips, photo, 4, () => {{}}))
+  strip.planes.forEach((plane, c) => planes[c].push(...plane));
 console.log(JSON.stringify(planes));
 """)
     ours = np.clip(np.array(found, np.float32).reshape(3, 80, 148).transpose(1, 2, 0), 0, 1)
@@ -258,7 +261,8 @@ const bundle = { precisions: ["int8", "fp16", "fp32"], manifest };
 const machineOf = (gpu, faults, times) => ({ findWebgpu: async () => gpu,
   create: async (_, device, precision) => {
     if (faults[device] === "broken") throw new Error("no adapter");
-    const engine = modelOf(manifest, (h, w, call) => (device === "webgpu" && faults.lost === call ? new DeviceLost("it was unplugged") : null));
+    const lost = (h, w, call) => (device === "webgpu" && faults.lost === call ? new DeviceLost("it was unplugged") : null);
+    const engine = modelOf(manifest, lost);
     return Object.assign(engine, { device, precision, label: `${device} ${precision}` });
   },
   probe: async (_, { device, precision }) => {
@@ -275,7 +279,8 @@ import {{ DeviceLost }} from "WEB/errors.js";
 {FAKES}
 const manifest = {json.dumps(MANIFEST)};
 {MACHINE}
-const GPU = {{ half: true }}, NONE = {{ missing: "this browser has no WebGPU" }}, fast8 = {{ int8: 1, fp32: 2 }}, fast32 = {{ int8: 3, fp32: 2 }};
+const GPU = {{ half: true }}, NONE = {{ missing: "this browser has no WebGPU" }};
+const fast8 = {{ int8: 1, fp32: 2 }}, fast32 = {{ int8: 3, fp32: 2 }};
 const cases = [
   [{{}}, machineOf(GPU, {{}}, fast8)], [{{}}, machineOf({{ half: false }}, {{}}, fast8)],
   [{{}}, machineOf(GPU, {{ webgpu: "wrong" }}, fast8)], [{{}}, machineOf(GPU, {{ webgpu: "broken" }}, fast32)],
@@ -286,7 +291,8 @@ const cases = [
 const found = [];
 for (const [wish, machine] of cases) {{
   const notes = [];
-  const result = await chooseEngine(bundle, wish, (text) => notes.push(text), machine).then(({{ engine }}) => engine.label, (error) => error.message);
+  const chosen = chooseEngine(bundle, wish, (text) => notes.push(text), machine);
+  const result = await chosen.then(({{ engine }}) => engine.label, (error) => error.message);
   found.push([result, notes]);
 }}
 console.log(JSON.stringify(found));
@@ -325,7 +331,8 @@ const before = model.facts.backend;
 model._rendering = new Rendering(photo, manifest, model._engine, {{ tile: 16 }});
 const {{ png }} = await model.render(5n, () => {{}}, () => false);
 const calm = await collect(new Rendering(photo, manifest, modelOf(manifest), {{}}).bands(5n));
-console.log(JSON.stringify({{ before, after: model.facts.backend, notes, png: [...new Uint8Array(await png.arrayBuffer())], calm }}));
+const content = [...new Uint8Array(await png.arrayBuffer())];
+console.log(JSON.stringify({{ before, after: model.facts.backend, notes, png: content, calm }}));
 """)
     assert (found["before"], found["after"]) == ("webgpu fp16", "wasm int8")
     assert found["notes"] == ["WebGPU was lost: it was unplugged. Going on with wasm int8."]

@@ -83,18 +83,18 @@ def test_fp32_is_python_to_one_level_for_every_tile_size(page: Page, picture: Pa
     # what is shown of it
     bundle = Bundle.open()
     assert re.fullmatch(
-        rf"Model pocket, digest {bundle.digest} · WASM fp32, \d threads? · 110×75 → 440×300 · \d+ ms",
+        rf"Model pocket, digest {bundle.digest} · WASM fp32, \d threads? · 110\u00d775 → 440\u00d7300 · \d+ ms",
         page.text("facts"),
     )
     # smaller tiles, in a second worker: the whole, and a part of it
-    found = page.run(f"""
-const {{ Client }} = await import("./client.js");
+    found = page.run("""
+const { Client } = await import("./client.js");
 const client = new Client(), bundle = new URL("bundle/", location.href).href;
-await client.call("load", {{ bundle, wish: {{ backend: "wasm", precision: "fp32", threads: 1, tile: 40 }} }});
+await client.call("load", { bundle, wish: { backend: "wasm", precision: "fp32", threads: 1, tile: 40 } });
 const photo = new OffscreenCanvas(110, 75);
 photo.getContext("2d").drawImage(document.getElementById("before"), 0, 0, 110, 75);
-const blob = await photo.convertToBlob({{ type: "image/png" }});
-const {{ png }} = await client.call("render", {{ key: "a", blob, seed: 1n }});
+const blob = await photo.convertToBlob({ type: "image/png" });
+const { png } = await client.call("render", { key: "a", blob, seed: 1n });
 client.close();
 return btoa(Array.from(new Uint8Array(await png.arrayBuffer()), (byte) => String.fromCharCode(byte)).join(""));
 """)

@@ -48,7 +48,10 @@ async function start() {
 function add(files) {
   const added = [...files].map((file) => photos.add(file));
   if (!added.length) return;
-  find("welcome").classList.add("small");
+  if (!find("welcome").hidden) {
+    document.querySelector("header").append(document.querySelector(".choices"));
+    find("welcome").hidden = true;
+  }
   select(added[0]);
 }
 
