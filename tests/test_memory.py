@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from upscaling import Pixels, assert_same
 
 from gdposr.console import memory_size
@@ -183,6 +184,27 @@ def measured(run_python: Callable[..., Any], *arguments: object) -> tuple[int, i
 def test_the_built_in_model_keeps_the_limit(run_python: Callable[..., Any], limit: int, fix: str) -> None:
     size, most = measured(run_python, "built-in", fix, 400, 600, limit << 20, "strips")
     assert size == 400 * 600 * 48
+    assert most <= limit << 20, f"peak {most / 2**20:.0f}M for a limit of {limit}M"
+
+
+@pytest.mark.parametrize("limit", [120, 200])
+def test_the_command_keeps_the_limit_while_it_writes(
+    run_python: Callable[..., Any], tmp_path: Path, limit: int
+) -> None:
+    """With noise, which deflate cannot shorten, so that finished rows wait for the writer."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs Linux, which tells the most memory a process had")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 600, 3), np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    program = (
+        "import sys\nfrom gdposr.cli import main\n"
+        "code = main(['upscale', sys.argv[1], '-o', sys.argv[2], '--max-memory', sys.argv[3], '--threads', '2'])\n"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))\nsys.exit(code)"
+    )
+    result = run_python("-c", program, tmp_path / "a.png", tmp_path / "b.png", f"{limit}M")
+    assert result.returncode == 0, result.stderr
+    most = int(result.stdout.split()[1]) * 1024
     assert most <= limit << 20, f"peak {most / 2**20:.0f}M for a limit of {limit}M"
 
 
