@@ -2,6 +2,7 @@
 
 import dataclasses
 from argparse import ArgumentTypeError
+from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def test_the_limit_changes_the_tiles_and_no_byte(bundle: Bundle, make_pixels: Pi
     assert rendering.prepare(whole=True).tile == (64, 64), "twice the bundle's best where there is room"
     least = rendering.prepare(whole=True).peak
     totals: set[int] = set()
-    limit = next(m for m in range(60 << 20, least, 1 << 14) if _fits(bundle, image, m))
+    limits = range(60 << 20, least, 1 << 14)
+    limit = limits[bisect_left(limits, True, key=lambda limit: _fits(bundle, image, limit))]
     upscaler = Upscaler(bundle, threads=1, max_memory=limit)
     assert_same(upscaler.up(image, progress=lambda _, total: totals.add(total))[0], usual)
     assert max(totals) > 4, "more tiles than with room"

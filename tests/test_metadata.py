@@ -278,6 +278,30 @@ def test_damaged_segments_and_resources_never_raise(tmp_path: Path, seed: int) -
             read(tmp_path / "b.jpg", bytes(changed))
 
 
+@pytest.mark.parametrize("strip", [False, True])
+def test_strip_leaves_metadata_away_and_colours_right(gdposr, tmp_path: Path, strip: bool) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    colours = (b"gAMA", struct.pack(">I", 100000))
+    data = png(colours, (b"tEXt", b"parameters\0a cat"), (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    (tmp_path / "a.png").write_bytes(data)
+    words = (
+        "upscale",
+        tmp_path / "a.png",
+        "-o",
+        tmp_path / "b.png",
+        "--device",
+        "cpu",
+        *(("--strip",) if strip else ()),
+    )
+    code, _, said = gdposr(*words)
+    assert code == 0, said
+    result = read_photo(tmp_path / "b.png")
+    assert result.coding == {"gAMA": struct.pack(">I", 100000)}
+    assert (result.exif is None, not result.text) == (strip, strip)
+    assert strip or {"parameters", "gdposr-seed"} <= set(result.text)
+
+
 def test_a_hostile_packet_takes_no_time() -> None:
     for part in (
         b" ",

@@ -44,6 +44,8 @@ class Options:
     """Of an input; None: the reader's own limit."""
     compare: bool = False
     """Whether a page that shows before and after is written beside each output."""
+    strip: bool = False
+    """Whether outputs are written without metadata, the notes on how they were made included."""
 
     @property
     def numbers(self) -> list[int]:

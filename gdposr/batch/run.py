@@ -220,6 +220,9 @@ class Batch:
             "gdposr-precision": self._upscaler.precision,
         }
 
+        if options.strip:
+            photo, text = photo.stripped(), {}
+
         def tell(note: str) -> None:
             task.outcome.notes.append(task.worded(note))
             say(task.worded(note))

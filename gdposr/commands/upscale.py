@@ -136,6 +136,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show the result in the system's viewer: the picture, its page with --compare, or the folder of several",
     )
+    parser.add_argument(
+        "--strip",
+        action="store_true",
+        help="write no metadata: no EXIF, place, XMP, texts, and no note on how the picture was made; colour profiles stay",
+    )
     reports = parser.add_mutually_exclusive_group()
     reports.add_argument("--json", action="store_true", help="print a report on stdout")
     reports.add_argument(
@@ -208,6 +213,7 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
         args.sample,
         args.max_pixels,
         args.compare,
+        args.strip,
     )
     tasks = plan_tasks(args.inputs, args.out, options, args.skip_existing)
     for task in tasks:

@@ -64,6 +64,10 @@ class Photo:
                 "add the channel axis or convert the type first"
             )
 
+    def stripped(self) -> Photo:
+        """The same pixels without metadata, except for what their colours depend on: the profile, or a PNG's colour chunks."""
+        return Photo(self.pixels, icc=self.icc, coding=self.coding)
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
