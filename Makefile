@@ -35,7 +35,7 @@ WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors web setup-web clean FORCE
+.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors web setup-web bench-web clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -182,6 +182,9 @@ web: $(INSTALLED) ## the page of gdposr serve as static files for any host, in b
 
 setup-web: ## Chromium and node by apt, for the tests of the page and bench-web (needs root)
 	apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver nodejs npm
+
+bench-web: $(DEV) ## the page's model in Chromium beside Python, UpscalerJS from npm and a peer [PEER_NCNN=, BUNDLE=, ARGS=]
+	$(RUN) -m tools.web_bench --bundle "$(BUNDLE)" $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") $(ARGS)
 
 clean: ## remove what was built; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -110,6 +110,37 @@ console.log(JSON.stringify(digests));
     assert found == [hashlib.sha256(field.tobytes()).hexdigest() for field in fields]
 
 
+def test_vectors_that_all_runtimes_share(root: Path, run_node: Any) -> None:
+    """examples/vectors: what the apps in Swift and Kotlin are tested with."""
+    noise = json.loads((root / "examples/vectors/noise.json").read_text())
+    plans = json.loads((root / "examples/vectors/tiles.json").read_text())["plans"]
+    # the page refuses a bundle whose tiles are blended
+    plans = [plan for plan in plans if plan["overlap"] == 0]
+    assert len(noise["values"]) > 10
+    assert len(plans) >= 5
+    found = run_node(f"""
+import {{ noiseField }} from "WEB/noise.js";
+import {{ planTiles }} from "WEB/tiling.js";
+const noise = {json.dumps(noise)}, plans = {json.dumps(plans)};
+const bits = (value) => Buffer.from(Float32Array.of(value).buffer).readUInt32LE().toString(16).padStart(8, "0");
+const values = noise.values.map(({{ seed, sample, y, x, channel }}) =>
+  bits(noiseField(BigInt(seed), sample, 1, 1, channel + 1, y, x).at(-1)));
+const fields = [];
+for (const {{ seed, sample, height, width, channels, y0, x0 }} of noise.fields) {{
+  const field = noiseField(BigInt(seed), sample, height, width, channels, y0, x0);
+  fields.push(Buffer.from(await crypto.subtle.digest("SHA-256", field)).toString("hex"));
+}}
+const box = ({{ y0, y1, x0, x1 }}) => [y0, y1, x0, x1];
+const tiles = plans.map((rule) => planTiles(rule.height, rule.width, [rule.tile, rule.tile], rule).flat()
+  .map(({{ core, padded }}) => [box(core), box(padded)]));
+console.log(JSON.stringify({{ values, fields, tiles }}));
+""")
+    assert found["values"] == [value["bits"] for value in noise["values"]]
+    assert found["fields"] == [field["sha256"] for field in noise["fields"]]
+    for plan, ours in zip(plans, found["tiles"], strict=True):
+        assert ours == [[tile["core"], tile["padded"]] for tile in plan["tiles"]], plan
+
+
 RULES = (SizeRule(1, 8, 256, 15), SizeRule(2, 8, 32, 6), SizeRule(8, 64, 64, 16), SizeRule(4, 4, 8, 0))
 
 

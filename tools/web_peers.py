@@ -1,0 +1,62 @@
+"""Other models for a browser: UpscalerJS from npm, and realesr-general-x4v3 as an ONNX graph."""
+
+import io
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+# Global name of a model of UpscalerJS, and its package.
+PACKAGES: Final = (("ESRGANSlim4x", "esrgan-slim"), ("ESRGANMedium4x", "esrgan-medium"))
+VERSIONS: Final = (
+    "upscaler@1.0.0", "@upscalerjs/esrgan-slim@1.0.0", "@upscalerjs/esrgan-medium@1.0.0", "@tensorflow/tfjs@4.11.0",
+    "@tensorflow/tfjs-backend-wasm@4.11.0",
+)  # fmt: skip
+
+
+def npm_files(folder: Path) -> dict[str, bytes]:
+    """The files of UpscalerJS by the names that index.html gives them. Fetched by npm into the folder at the first call."""
+    modules = folder / "node_modules"
+    if not (modules / "@tensorflow/tfjs-backend-wasm").is_dir():
+        npm = shutil.which("npm")
+        if npm is None:
+            raise RuntimeError(
+                "expected npm, got none: make setup-web, or leave UpscalerJS out by --without-npm"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text("{}\n")
+        subprocess.run(
+            [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", *VERSIONS], cwd=folder, check=True
+        )
+    wasm = modules / "@tensorflow/tfjs-backend-wasm/dist"
+    places = {
+        "tf.min.js": modules / "@tensorflow/tfjs/dist/tf.min.js",
+        "tf-backend-wasm.min.js": wasm / "tf-backend-wasm.min.js",
+        "upscaler.min.js": modules / "upscaler/dist/browser/umd/upscaler.min.js",
+    }
+    places |= {path.name: path for path in wasm.glob("*.wasm")}
+    for model, name in PACKAGES:
+        package = modules / "@upscalerjs" / name
+        places[f"{name.removeprefix('esrgan-')}.min.js"] = (
+            package / f"dist/umd/models/{name}/src/x4/index.min.js"
+        )
+        places |= {f"{model}/{path.name}": path for path in (package / "models/x4").iterdir()}
+    return {name: path.read_bytes() for name, path in places.items()}
+
+
+def peer_onnx(param: Path, side: int) -> bytes:
+    """realesr-general-x4v3 as an ONNX graph in fp32 from its ncnn files, for pictures of side x side."""
+    import torch
+
+    from export.student.prior.network import Prior
+
+    content = io.BytesIO()
+    torch.onnx.export(
+        Prior(param),
+        (torch.zeros(1, 3, side, side),),
+        content,
+        input_names=["image"],
+        output_names=["sr"],
+        dynamo=False,
+    )
+    return content.getvalue()
