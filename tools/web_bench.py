@@ -35,8 +35,9 @@ FLAGS: Final = (
 UPSCALERJS: Final = """
 const [model, rounds] = arguments, done = (answer) => (globalThis.answer = answer);
 (async () => {
-  tf.wasm.setWasmPaths(new URL("npm/", location.href).href);
-  tf.wasm.setThreadsCount(2);
+  const wasm = tf.setWasmPaths ? tf : tf.wasm; // where the script puts its names
+  wasm.setWasmPaths(new URL("npm/", location.href).href);
+  wasm.setThreadsCount(2);
   await tf.setBackend("wasm");
   const definition = { ...globalThis[model], path: new URL(`npm/${model}/model.json`, location.href).href };
   const upscaler = new Upscaler({ model: definition });
@@ -50,7 +51,7 @@ const [model, rounds] = arguments, done = (answer) => (globalThis.answer = answe
     image.dispose();
     output.dispose();
   }
-  return { times, backend: tf.getBackend(), threads: tf.wasm.getThreadsCount() };
+  return { times, backend: tf.getBackend(), threads: wasm.getThreadsCount() };
 })().then(done, (error) => done({ failed: String(error.stack || error) }));
 """
 OURS: Final = """
