@@ -17,7 +17,7 @@ from runtime.bundle.reader import Bundle
 from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler
 
-# The page's INT8 sums in another order than Python's. 52 dB and more were seen.
+# The page's INT8 sums in another order than Python's.
 INT8_FLOOR_DB = 45.0
 INT8 = "?backend=wasm&precision=int8&threads=2"
 
