@@ -35,7 +35,7 @@ WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors web setup-web bench-web clean FORCE
+.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors verify-arm web setup-web bench-web clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -176,6 +176,10 @@ gallery: $(DEV) ## docs/gallery.md and its pictures, from open photos, beside a 
 # The tests of examples/ and of other runtimes read them.
 vectors: $(DEV) ## examples/vectors: noise, tiles and a picture for runtimes in other languages [ARGS=]
 	$(RUN) -m tools.vectors $(ARGS)
+
+# Downloads Debian's and PyPI's files for aarch64 into build/arm, once; installs nothing.
+verify-arm: $(DEV) ## noise, probe and golden picture on an emulated ARM64 Python, against this machine [ARGS=]
+	$(RUN) -m tools.verify_arm $(ARGS)
 
 web: $(INSTALLED) ## the page of gdposr serve as static files for any host, in build/web [BUNDLE=, OUT=folder]
 	$(RUN) -m gdposr.web.build --bundle "$(BUNDLE)" --out "$(or $(OUT),build/web)" $(ARGS)

@@ -10,7 +10,7 @@ import pytest
 
 TARGETS = {
     "help", "setup", "demo", "test", "check", "train-pretrain", "train-naosd", "train-gdpo", "train-student", "distill",
-    "chain", "export", "export-onnx", "export-coreml", "verify-coreml", "accuracy", "bench", "gallery", "vectors",
+    "chain", "export", "export-onnx", "export-coreml", "verify-coreml", "accuracy", "bench", "gallery", "vectors", "verify-arm",
     "web", "setup-web", "bench-web", "clean",
 }  # fmt: skip
 
