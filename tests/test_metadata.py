@@ -14,8 +14,8 @@ from PIL import Image
 
 from runtime.errors import ImageError
 from runtime.image.arrays import Photo, as_picture
+from runtime.image.png_chunks import SIGNATURE
 from runtime.image.read.decode import read_photo
-from runtime.image.read.png_chunks import SIGNATURE
 from runtime.image.write.encode import write_photo
 from runtime.image.xmp import revised_xmp
 

@@ -23,10 +23,10 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from ...errors import ImageError
 from ...files import SUFFIXES
 from ..arrays import Photo, to_array, upright, without_limit
+from ..png_chunks import SIGNATURE, pixels_alone
 from .deep import DEEP_READ, deep_gray, deep_pixels
 from .deep_tiff import SIGNATURES, is_deep_tiff, opened_as_8_bit, tags_if_sound
 from .metadata import metadata
-from .png_chunks import SIGNATURE, pixels_alone
 
 MAX_PIXELS: Final = 100_000_000
 # Pillow may try these formats and no others: some of its readers start other programs. JPEG includes MPO, HEIF needs pillow-heif.

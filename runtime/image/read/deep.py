@@ -15,8 +15,8 @@ from PIL import Image
 from ...errors import ImageError
 from ..arrays import band_rows, image_rows, to_array
 from ..bands import spans
+from ..png_chunks import png_chunks, png_depth
 from .deep_tiff import SIGNATURES, is_deep_tiff, read_deep_tiff, tags_if_sound, tiff_tags
-from .png_chunks import png_chunks, png_depth
 
 # Formats with more than 8 bits per channel, as Pillow names them.
 DEEP_READ: Final = ("PNG", "TIFF", "PPM", "AVIF", "HEIF")

@@ -7,9 +7,9 @@ from typing import Any
 from PIL import Image
 
 from ..exif import EXIF_HEADER, IPTC, XMP, exif_dpi, is_sound, orientation_of, tiff_exif, upright_exif
+from ..jpeg_segments import jpeg_metadata
+from ..png_chunks import PngMetadata
 from ..xmp import xmp_orientation
-from .jpeg_segments import jpeg_metadata
-from .png_chunks import PngMetadata
 
 
 def metadata(

@@ -21,7 +21,7 @@ from ...files import atomic_file
 from ..arrays import Photo, without_opaque_alpha
 from ..bands import Strips, block_rows, row_blocks
 from ..exif import revised_exif
-from ..read.jpeg_segments import packed_segments
+from ..jpeg_segments import packed_segments
 from ..xmp import revised_xmp
 from .png import write_png
 from .tiff import LARGEST_FILE, raw_bytes, write_tiff

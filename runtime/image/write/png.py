@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..bands import Strips, block_rows, row_blocks, side_by_side, spans
 from ..exif import EXIF_HEADER
-from ..read.png_chunks import INCH, SIGNATURE, XMP_KEYWORD
+from ..png_chunks import INCH, SIGNATURE, XMP_KEYWORD
 
 # Of deflate. Compared with level 6, which is Pillow's: 3 % more bytes in half the time, on RealSR's photos.
 LEVEL: Final = 5
