@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
+from gdposr.batch.arguments import add_arguments
 from gdposr.batch.leftovers import claimed
 from gdposr.batch.pipes import STANDARD, check_stdout, from_stdin, to_stdout
 from gdposr.batch.plan import Options, Outcome, Task, plan_tasks
@@ -32,122 +33,18 @@ from gdposr.console import (
     UsageError,
     emit,
     emit_line,
-    memory_size,
     one_line,
-    pixel_limit,
     say,
-    scale_factor,
     terminable,
-    whole_number,
 )
 
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
     from runtime.upscale.upscaler import Upscaler
 
+__all__ = ["HELP", "add_arguments", "run"]
+
 HELP = "upscale photos: files, folders or globs"
-
-SELECT = ("all", "sheet", "best")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="a photo, a folder of photos, a quoted glob, or - for one photo on stdin",
-    )
-    parser.add_argument(
-        "-o",
-        "--out",
-        required=True,
-        type=Path,
-        help="a picture's name (one output), a folder, or - for a PNG on stdout",
-    )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0, 2**64 - 1),
-        default=0,
-        help="which texture is drawn; same seed, same bytes (default: 0)",
-    )
-    samples = parser.add_mutually_exclusive_group()
-    samples.add_argument(
-        "--samples", type=whole_number(1, 10_000), default=1, help="versions per photo (default: 1)"
-    )
-    samples.add_argument(
-        "--sample",
-        type=whole_number(0, 9_999),
-        metavar="K",
-        help="only version K of a seed: the file that --samples with more than K versions would write",
-    )
-    parser.add_argument(
-        "--select",
-        choices=SELECT,
-        default="all",
-        help="of several samples keep all, a labelled contact sheet, or the best by a no-reference score (default: all)",
-    )
-    parser.add_argument("--scale", type=scale_factor, help="any factor up to 4 (default: the model's own)")
-    parser.add_argument(
-        "--skip-existing",
-        action="store_true",
-        help="leave out photos whose outputs are all there, by name alone: names carry scale, seed and sample, but not the "
-        "model, its precision or the colour fix; with --select best any one of the samples counts",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, ... (`gdposr info` lists those at hand)"
-    )
-    parser.add_argument(
-        "--precision", default="auto", help="auto, fp32, fp16 or int8, as the bundle has them"
-    )
-    parser.add_argument(
-        "--bundle", type=Path, help="a model bundle, folder or zip (default: the built-in one)"
-    )
-    parser.add_argument(
-        "--tile", type=whole_number(1), help="tile side in input pixels (default: the model's best)"
-    )
-    parser.add_argument(
-        "--color-fix", help="none, adain or wavelet: take the colours from the input (default: the model's)"
-    )
-    parser.add_argument(
-        "--threads", type=whole_number(1), help="CPU threads (default: all cores); never changes the result"
-    )
-    parser.add_argument(
-        "--max-memory",
-        type=memory_size,
-        metavar="SIZE",
-        help="such as 800M or 1.5G: smaller tiles, and no photo is read before its turn (default: no limit)",
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=pixel_limit,
-        metavar="MEGAPIXELS",
-        help="refuse larger inputs (default: 100 megapixels)",
-    )
-    parser.add_argument(
-        "--quality", type=whole_number(1, 100), default=95, help="for a .jpg or .webp OUT (default: 95)"
-    )
-    parser.add_argument(
-        "--compare",
-        action="store_true",
-        help="beside each output write NAME_compare.html, which shows before and after with a slider",
-    )
-    parser.add_argument(
-        "--open",
-        action="store_true",
-        help="show the result in the system's viewer: the picture, its page with --compare, or the folder of several",
-    )
-    parser.add_argument(
-        "--strip",
-        action="store_true",
-        help="write no metadata: no EXIF, place, XMP, texts, and no note on how the picture was made; colour profiles stay",
-    )
-    reports = parser.add_mutually_exclusive_group()
-    reports.add_argument("--json", action="store_true", help="print a report on stdout")
-    reports.add_argument(
-        "--json-lines",
-        action="store_true",
-        help="print a line of JSON on stdout for each photo as soon as it is done, and one for the whole run",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
