@@ -15,7 +15,7 @@ from PIL import Image
 from runtime.errors import ImageError
 from runtime.image.arrays import Photo, as_picture
 from runtime.image.png_chunks import SIGNATURE
-from runtime.image.read.decode import read_photo
+from runtime.image.read.decode import check_photo, read_photo
 from runtime.image.write.encode import write_photo
 from runtime.image.xmp import revised_xmp
 
@@ -79,6 +79,7 @@ def jpeg(**options: object) -> bytes:
 )  # fmt: skip
 def test_what_is_wrong_beside_the_pixels_of_a_png_costs_none(tmp_path: Path, make, depth: int) -> None:
     photo, _ = read(tmp_path / "a.png", make(depth))
+    check_photo(tmp_path / "a.png")  # the header alone agrees
     assert np.array_equal(as_8_bits(photo.pixels), PIXELS)
     assert photo.pixels.dtype == (np.uint8 if depth == 8 else np.uint16)
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from ...errors import ImageError
 from ...files import SUFFIXES
 from ..arrays import Photo, to_array, upright, without_limit
-from ..png_chunks import SIGNATURE, pixels_alone
+from ..png_chunks import SIGNATURE, PngMetadata, pixels_alone
 from .deep import DEEP_READ, deep_gray, deep_pixels
 from .deep_tiff import SIGNATURES, is_deep_tiff, opened_as_8_bit, tags_if_sound
 from .metadata import metadata
@@ -59,24 +59,28 @@ def read_photo(
     """
     path = Path(path)
     tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
-    data, png = _content(path, max_pixels), None
     with _readable(path):
-        if data.startswith(SIGNATURE):
-            data, png = pixels_alone(data)
+        data, png = _pixels_alone(_content(path, max_pixels))
         with open_photo(path, data) as image:
             check_still(path, image, max_pixels)
             profile = image.info.get("icc_profile") if png is None else png.icc
             pixels, icc = decoded(path, data, image, profile or None, tell)
-            fields = metadata(path, data, image, png, tell)
-    return Photo(upright(pixels, fields.pop("orientation")), icc=icc, **fields)
+            fields, orientation = metadata(path, data, image, png, tell)
+    return Photo(upright(pixels, orientation), icc=icc, **fields)
 
 
 def check_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
     """ImageError for a file that `read_photo` would refuse by its header. Pixels are not decoded."""
     path = Path(path)
-    data = _content(path, max_pixels)
-    with _readable(path), open_photo(path, data) as image:
-        check_still(path, image, max_pixels)
+    with _readable(path):
+        data, _ = _pixels_alone(_content(path, max_pixels))
+        with open_photo(path, data) as image:
+            check_still(path, image, max_pixels)
+
+
+def _pixels_alone(data: bytes) -> tuple[bytes, PngMetadata | None]:
+    """A PNG without what Pillow could stumble over, and what that said. Any other file as it is, and None."""
+    return pixels_alone(data) if data.startswith(SIGNATURE) else (data, None)
 
 
 @contextlib.contextmanager

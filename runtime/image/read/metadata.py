@@ -14,8 +14,8 @@ from ..xmp import xmp_orientation
 
 def metadata(
     path: Path, data: bytes, image: Image.Image, png: PngMetadata | None, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """The fields of `Photo` besides pixels and profile, and the orientation that the file states, of an opened picture.
+) -> tuple[dict[str, Any], int]:
+    """Of an opened picture: the fields of `Photo` besides pixels and profile, and the orientation, 1 to 8, that the file states.
 
     data: the content of the file.
     png: what the chunks of a PNG say. None: it is no PNG.
@@ -52,7 +52,7 @@ def metadata(
     fields["dpi"] = _dpi(fields["dpi"]) or (exif_dpi(exif) if exif is not None else None)
     if lost:
         tell(f"{path}: not carried over: {', '.join(dict.fromkeys(lost))}")
-    return fields | {"orientation": orientation}
+    return fields, orientation
 
 
 def _tag(tags: Image.Exif, number: int) -> bytes | None:
