@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.numpy import save
 from runtime.errors import GdposrError
 from runtime.files import atomic_file
 from runtime.noise import noise_field
+from runtime.text import print_error
 from training.data.degradation import MILD, PAPER, degrade
 from training.data.photos import CropParams, PhotoSet, find_images, random_crop
 
@@ -282,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         save_sets(sets, args.out)
     except (GdposrError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(
         f"{len(sets.calibration)} samples for calibration, {len(sets.validation)} for validation in {args.out}"

@@ -14,6 +14,7 @@ from export.onnx.target import PRECISIONS
 from export.parity import ParityError
 from export.write_bundle import SYSTEMS, Wanted, write_bundle
 from runtime.errors import GdposrError
+from runtime.text import print_error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,10 +129,10 @@ def main(argv: list[str] | None = None) -> int:
             args.checkpoint, args.out, wanted, base=args.base, prompt=args.prompt, accuracy=report, say=say
         )
     except ParityError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     except (GdposrError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     total = sum(file.bytes for file in manifest.files)
     held = [*manifest.graphs, *(f"Core ML {variant}" for variant in manifest.coreml)]

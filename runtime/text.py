@@ -1,5 +1,6 @@
-"""Text for people: names as they can be shown on any terminal."""
+"""Text for people: names and errors as they can be shown on any terminal."""
 
+import sys
 import unicodedata
 from typing import Final
 
@@ -18,6 +19,11 @@ def printable(text: object) -> str:
     if plain.isascii() and plain.isprintable():
         return plain
     return "".join(_shown(character) if is_hidden(character) else character for character in plain)
+
+
+def print_error(error: object) -> None:
+    """Print "error: ..." on stderr, each line of it printable."""
+    print("error: " + "\n".join(map(printable, str(error).splitlines())), file=sys.stderr)
 
 
 def is_hidden(character: str) -> bool:

@@ -52,6 +52,37 @@ def test_cache_budget_changes_nothing_but_memory(folder: Path) -> None:
         np.testing.assert_array_equal(cached[k], uncached[k])
 
 
+def test_links_are_followed_and_what_leads_nowhere_is_named(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    Image.new("RGB", (40, 20)).save(other / "linked.png")
+    (folder / "day").symlink_to(other)
+    (other / "back").symlink_to(folder)  # a loop
+    (folder / "gone\x1b[2J.png").symlink_to(folder / "nobody.png")
+    with caplog.at_level(logging.WARNING):
+        names = [p.relative_to(folder).as_posix() for p in find_images(folder)]
+    assert names == ["a.jpg", "b.png", "broken.png", "day/linked.png", "deep/er/c.png"]
+    assert "gone\\x1b[2J.png" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_gray_of_16_bits_and_mistyped_tags_are_read(tmp_path: Path, cache_bytes: int) -> None:
+    """Both are also read at use, where the file is not cached."""
+    ramp = np.linspace(0, 65535, 1200).astype(np.uint16).reshape(30, 40)
+    Image.fromarray(ramp).save(tmp_path / "gray.png")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0128] = 6, 2
+    block = exif.tobytes()
+    kind = next(k for k in range(len(block) - 3) if block[k : k + 2] in (b"\x28\x01", b"\x01\x28")) + 2
+    odd = block[:kind] + (b"\2\0" if block[6:8] == b"II" else b"\0\2") + block[kind + 2 :]
+    Image.new("RGB", (40, 20)).save(tmp_path / "odd.jpg", exif=odd)
+    gray, turned = (PhotoSet(find_images(tmp_path), cache_bytes)[k] for k in range(2))
+    assert gray.mean() == pytest.approx(127.5, abs=0.1)
+    assert turned.shape == (40, 20, 3)
+
+
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees

@@ -5,7 +5,6 @@ gdposr train bench --data DIR [--device cuda]"""
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.text import print_error
 from training.data.device.degradation import degrade_batch
 from training.data.device.pairs import hr_pairs
 from training.data.everyday import degrade_everyday
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         photos = PhotoSet(find_images(args.data))
         decoding = time.perf_counter() - began
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(f"decoding {len(photos)} photos once: {1e3 * decoding / len(photos):.1f} ms each")
     for crop in (128, 192, 512):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from calibration.blind.proportions import wilson
 from calibration.studies.judged import Folders, Judged, Votes, read_judged
 from calibration.studies.scores import INPUT, TRUTH, Score, all_scores
 from runtime.errors import GdposrError, SettingError
+from runtime.text import print_error
 from training.metrics import sqf
 
 # Below this probability the agreement on the usual loser's wins counts as above chance.
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             args.json.write_text(json.dumps(finite(document), indent=2) + "\n", encoding="utf-8")
     except (GdposrError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(markdown(studies, rows))
     if reason := sqf.unavailable(args.sqf_weights):

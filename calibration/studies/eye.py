@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from calibration.measure.rows import check_sizes
 from calibration.studies.agreement import finite, percent
 from calibration.studies.judged import outputs
 from runtime.errors import GdposrError, ImageError, SettingError
+from runtime.text import print_error
 from training.metrics import detail
 from training.metrics.fidelity import psnr, ssim
 from training.metrics.registry import to_tensor
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             document = {"baseline": args.baseline, "models": lines, "pictures": pictures}
             args.json.write_text(json.dumps(finite(document), indent=2) + "\n", encoding="utf-8")
     except (GdposrError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(
         f"{len(pairs)} pictures; nearer than {args.baseline}. Distances and deviations in levels of 1/255.\n"

@@ -10,7 +10,6 @@ four kinds. The seed alone decides on photos and windows, so another seed gives 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 
 from calibration.measure.pairs import named_photos, read_rgb
 from runtime.errors import GdposrError
+from runtime.text import print_error
 from training.data.degradation import from_picture, jpeg, to_picture
 from training.data.everyday import degrade_everyday
 
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         count = write_inputs(args.photos, args.out, args.each, args.seed, args.real, args.camera)
     except (GdposrError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(f"{count} inputs in {args.out / 'lr'}")
     return 0

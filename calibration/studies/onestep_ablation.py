@@ -25,6 +25,7 @@ import numpy as np
 
 from calibration.measure.onestep import restore
 from calibration.measure.pairs import find_pairs, read_rgb
+from runtime.text import print_error
 from training.data.photos import PhotoSet, find_images, split_photos
 from training.loop.budget import Budget
 from training.loop.validation import Validation
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rows = _run(args)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(markdown(rows))
     return 0

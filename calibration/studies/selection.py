@@ -31,6 +31,7 @@ from calibration.measure.pairs import Pair, find_pairs, read_rgb
 from calibration.studies.candidates import CANDIDATES, Candidate
 from runtime.errors import GdposrError, ImageError
 from runtime.image.grain import NAME
+from runtime.text import print_error
 from runtime.upscale.color import low_pass
 from runtime.upscale.upscaler import Upscaler
 from training.metrics import sqf
@@ -265,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{upscaler.manifest.name} ({digest}) {upscaler.precision} on {upscaler.device}, seed {args.seed}"
             )
     except (GdposrError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(report(measured))
     return 0

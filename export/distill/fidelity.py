@@ -23,6 +23,7 @@ from export.distill.teacher import SAMPLES, Teacher
 from export.student.network import Student, StudentConfig, load_student
 from runtime.errors import GdposrError
 from runtime.noise import noise_field
+from runtime.text import print_error
 from training.metrics.fidelity import psnr_y
 
 # Pictures that are sampled at once.
@@ -215,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
         teacher = Teacher.load(args.teacher, args.teacher_base)
         report = measure(student, teacher, find_pairs(args.lr, args.hr)[:: args.every], args.seeds, show)
     except (ValueError, OSError, GdposrError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(json.dumps(report.to_dict(), indent=2) if args.json else report)
     return 1 if args.check and not report.ok else 0

@@ -20,6 +20,7 @@ from typing import Any
 from export.mil.lint import RULES, Report, every_operation, lint, summary
 from export.mil.program import SUFFIX, Program, find_packages, read_package
 from runtime.errors import GdposrError
+from runtime.text import print_error
 
 OK, FAILED, USAGE = 0, 1, 2
 # Operations listed for each rule; --all lists all.
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _lint(args) if args.verb == "lint" else _verify(args)
     except (GdposrError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USAGE
 
 

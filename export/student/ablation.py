@@ -27,6 +27,7 @@ from export.student.cli import run
 from export.student.kinds import KINDS
 from export.student.network import Student, load_student
 from export.student.preference import StudentGdpoSettings
+from runtime.text import print_error
 from training.data.everyday import degrade_everyday
 from training.data.photos import PhotoSet, find_images, split_photos
 from training.loop.budget import Budget
@@ -169,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rows = _run(args)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     if rows is None:
         print("stopped; repeat the same command to resume", file=sys.stderr)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from export.student.network import Student, load_student, save_student
+from runtime.text import print_error
 
 
 def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         mix(args.first, args.second, args.share, args.out, noise=args.noise, half=args.half)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(f"student written to {args.out}")
     return 0

@@ -7,7 +7,6 @@ Noise is the runtime's own function of seed and sample, so a student gives the s
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from export.student.network import load_student
 from export.student.prior.network import PACKAGED, Prior
 from runtime.errors import GdposrError
 from runtime.noise import noise_field
+from runtime.text import print_error
 from training.data.degradation import from_picture, to_picture
 from training.devices import torch_device
 
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             target.parent.mkdir(parents=True, exist_ok=True)
             to_picture(enlarge(from_picture(Image.fromarray(read_rgb(path))))).save(target)
     except (GdposrError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from runtime.errors import ImageError
+from runtime.folders import find_entries
 from runtime.image.read.decode import check_photo, read_photo
 from runtime.image.write.encode import to_8_bits
+from runtime.text import printable
 from training.data.cards import Variety, draw_card, recoloured
 from training.data.degradation import MILD, PAPER, DegradationParams, degrade, reduce_plainly
 
@@ -28,11 +30,18 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """All images below folder, sorted by path. Raises FileNotFoundError if there is no folder or no image in it."""
+    """All images below folder, sorted by path; linked folders are followed. What cannot be looked into is logged and left out.
+
+    Raises FileNotFoundError if there is no folder or no image in it."""
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of photos, got {root}, which is not a folder")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    paths = []
+    for entry in find_entries(root):
+        if entry.fault is not None:
+            log.warning("skipping %s", printable(entry.fault))
+        elif entry.path.suffix.lower() in IMAGE_SUFFIXES:
+            paths.append(entry.path)
     if not paths:
         raise FileNotFoundError(
             f"no image below {root}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
@@ -70,7 +79,7 @@ class PhotoSet:
                 else:
                     check_photo(path)
             except ImageError as error:
-                log.warning("skipping %s", error)
+                log.warning("skipping %s", printable(error))
                 continue
             self.paths.append(path)
         if not self.paths:
@@ -93,7 +102,7 @@ class PhotoSet:
             try:
                 return path, load_rgb(path)
             except ImageError as error:
-                log.warning("can no longer be read: %s; using another photo instead", error)
+                log.warning("can no longer be read: %s; using another photo instead", printable(error))
         raise OSError(
             f"none of the {len(self.paths)} photos can be read any more: is the disk still connected?"
         )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
+from runtime.text import print_error
 from training.checkpoint import has_state
 from training.data.photos import find_images, split_photos
 from training.loop.accelerator import make_accelerator
@@ -93,7 +94,7 @@ def exit_code(run: Callable[[], Mapping[str, Any]], written: str) -> int:
     try:
         result = run()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return FAILED
     except KeyboardInterrupt as stop:
         print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)

@@ -7,13 +7,13 @@ A run of preference tuning contains only an adapter and refers to the run before
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from runtime.text import print_error
 from training.model.loading import MODEL_FILE, find_model, load_model, read_model_file
 from training.model.saving import save_merged
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         merge_run(args.model, args.out, half=args.half, base=args.base)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(f"model written to {args.out}")
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from export.student.prior.network import Prior
 from export.student.prior.pictures import PictureParams, make_pictures
+from runtime.text import print_error
 from training.data.photos import PhotoSet, find_images, split_photos
 from training.devices import torch_device
 from training.settings import with_settings
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             on_progress=show,
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     if count < args.items:
         log.info("stopped at %d of %d pictures; repeat the same command to resume", count, args.items)
