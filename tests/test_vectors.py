@@ -16,6 +16,7 @@ from runtime.upscale.probe import psnr_db
 from runtime.upscale.tiling import padded_size
 from runtime.upscale.upscaler import Upscaler
 from tools import vectors
+from tools.arm_checks import to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_picture_in_fp32(stored: dict[str, dict[str, Any]], tile: int | None) ->
     case = stored["picture.json"]
     generator = Bundle.open().manifest.graphs["fp32"]["generator"]
     assert case["generator_sha256"] == generator.sha256, "run make vectors"
-    result, expected = enlarged(case, "fp32", tile), vectors.pixels(case["fp32"])
+    result, expected = enlarged(case, "fp32", tile), to_pixels(case["fp32"])
     assert result.shape == expected.shape
     off = np.abs(result.astype(int) - expected)
     assert off.max() <= case["most_levels"], psnr_db(result, expected)
@@ -45,13 +46,13 @@ def test_picture_in_fp32(stored: dict[str, dict[str, Any]], tile: int | None) ->
 
 def test_picture_in_int8(stored: dict[str, dict[str, Any]]) -> None:
     case = stored["picture.json"]
-    psnr = psnr_db(enlarged(case, "int8", None), vectors.pixels(case["fp32"]))
+    psnr = psnr_db(enlarged(case, "int8", None), to_pixels(case["fp32"]))
     assert psnr >= case["int8_floor_db"], f"{psnr:.1f} dB"
 
 
 def enlarged(case: dict[str, Any], precision: str, tile: int | None) -> np.ndarray:
     with Upscaler(device="cpu", precision=precision, tile=tile, threads=1) as upscaler:
-        return upscaler.up(vectors.pixels(case["image"]), int(case["seed"]), first=case["sample"])[0]
+        return upscaler.up(to_pixels(case["image"]), int(case["seed"]), first=case["sample"])[0]
 
 
 def test_rows_of_the_page_come_first(root: Path, stored: dict[str, dict[str, Any]]) -> None:

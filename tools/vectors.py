@@ -5,7 +5,6 @@ Whole numbers that JSON readers may round, seeds, are decimal strings. Bits, pix
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from gdposr.console import FAILED, OK, one_line, say
 from runtime.bundle.manifest import SizeRule
 from runtime.bundle.reader import Bundle
 from runtime.errors import GdposrError
-from runtime.noise import NOISE_VERSION, noise_field, philox4x32
+from runtime.noise import NOISE_VERSION, philox4x32
 from runtime.upscale.tiling import padded_size, plan_tiles, tile_rows
 from runtime.upscale.upscaler import Upscaler
+from tools.arm_checks import field_digest, to_rows, value_bits
 
 FOLDER: Final = Path("examples/vectors")
 WORD, LAST = 2**32, 2**64 - 1
@@ -30,7 +30,8 @@ PHILOX: Final = (
     ((WORD - 1,) * 4, (WORD - 1,) * 2),
     ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)),
 )
-# seed, sample, y, x, channel: first the rows of docs/noise.md, in its order.
+VALUE_KEYS: Final = ("seed", "sample", "y", "x", "channel")
+# First the rows of docs/noise.md, in its order.
 VALUES: Final = (
     (0, 0, 0, 0, 0),
     (0, 0, 0, 0, 3),
@@ -119,16 +120,15 @@ def noise_vectors() -> dict[str, Any]:
             for counter, key in PHILOX
         ],
         "values": [
-            {"seed": str(seed), "sample": sample, "y": y, "x": x, "channel": channel, "bits": _bits(seed, sample, y, x, channel)}
-            for seed, sample, y, x, channel in VALUES
+            case | {"bits": value_bits(case)}
+            for case in (dict(zip(VALUE_KEYS, (str(seed), *place), strict=True)) for seed, *place in VALUES)
         ],
         "fields": [
-            {
-                "seed": str(seed), "sample": sample, "y0": y0, "x0": x0,
-                "height": height, "width": width, "channels": channels,
-                "sha256": field_digest(seed, sample, height, width, y0, x0, channels),
-            }
-            for seed, sample, height, width, y0, x0, channels in FIELDS
+            case | {"sha256": field_digest(case)}
+            for case in (
+                {"seed": str(seed), "sample": sample, "y0": y0, "x0": x0, "height": height, "width": width, "channels": channels}
+                for seed, sample, height, width, y0, x0, channels in FIELDS
+            )
         ],
         "refused": [{"setting": name, "value": str(value)} for name, value in REFUSED],
     }  # fmt: skip
@@ -184,8 +184,8 @@ def picture_case() -> dict[str, Any]:
         "most_levels": MOST_LEVELS,
         "most_share": MOST_SHARE,
         "int8_floor_db": INT8_FLOOR_DB,
-        "image": _rows(image),
-        "fp32": _rows(result),
+        "image": to_rows(image),
+        "fp32": to_rows(result),
     }
 
 
@@ -194,17 +194,6 @@ def picture() -> np.ndarray:
     y, x = np.mgrid[:14, :17]
     disc = 150 * ((y - 6) ** 2 + (x - 8) ** 2 < 20)
     return np.stack([13 * x + 10, 60 + disc, 14 * y + 20 * (x // 3 % 2)], axis=2).astype(np.uint8)
-
-
-def pixels(rows: list[str]) -> np.ndarray:
-    """Rows of a picture in the file -> (h, w, 3) uint8."""
-    return np.stack([np.frombuffer(bytes.fromhex(row), np.uint8).reshape(-1, 3) for row in rows])
-
-
-def field_digest(seed: int, sample: int, height: int, width: int, y0: int, x0: int, channels: int) -> str:
-    """SHA-256 of a field as little-endian float32."""
-    field = noise_field(seed, sample, height, width, channels=channels, y0=y0, x0=x0)
-    return hashlib.sha256(field.astype("<f4").tobytes()).hexdigest()
 
 
 def to_text(content: dict[str, Any]) -> str:
@@ -244,17 +233,8 @@ def _philox(counter: tuple[int, ...], key: tuple[int, ...]) -> list[int]:
     return [int(word) for word in words]
 
 
-def _bits(seed: int, sample: int, y: int, x: int, channel: int) -> str:
-    value = noise_field(seed, sample, 1, 1, channels=channel + 1, y0=y, x0=x)[channel]
-    return f"{int(value.view(np.uint32).item()):08x}"
-
-
 def _words(values: Sequence[int]) -> list[str]:
     return [f"{value:08x}" for value in values]
-
-
-def _rows(image: np.ndarray) -> list[str]:
-    return [row.tobytes().hex() for row in image]
 
 
 if __name__ == "__main__":
