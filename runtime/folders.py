@@ -85,28 +85,14 @@ def _entries(pairs: Iterable[tuple[Path, ImageError | None]], root: Path) -> lis
 
 
 def _below(top: Path, recursive: bool, excluded: set[str]) -> Iterator[tuple[Path, ImageError | None]]:
-    """Photos below a folder. Links to folders wait until all real folders have been seen, so that loops and second ways end there."""
-    seen, folders, links = set(excluded), [top], deque[Path]()
-    while folders or links:
-        here = folders.pop() if folders else links.popleft()
-        real = os.path.realpath(here)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            with os.scandir(here) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            yield here, _closed(here, error)
-            continue
+    """Photos below a folder, and with a fault what may hide some."""
+    for here, entries, fault in _walk(top, recursive, excluded):
+        if fault is not None:
+            yield here, fault
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            link = _is_link(entry)
             if _is_folder(entry):
-                if recursive:
-                    (links if link else folders).append(here / entry.name)
-            elif link and not os.path.exists(entry.path):
+                continue
+            if _is_link(entry) and not os.path.exists(entry.path):
                 if is_photo_name(entry.name) or not _FILE_SUFFIX.fullmatch(Path(entry.name).suffix):
                     yield here / entry.name, _nowhere(here / entry.name)
             elif is_photo_name(entry.name):
@@ -123,7 +109,7 @@ def _matches(
         return
     part, rest = parts[0], parts[1:]
     if part == "**":
-        for folder, fault in _folders(base, excluded):
+        for folder, _, fault in _walk(base, True, excluded) if os.path.isdir(base) else ():
             if fault is not None:
                 yield folder, fault
             else:
@@ -146,28 +132,32 @@ def _matches(
             yield from _matches(base / name, rest, excluded)
 
 
-def _folders(top: Path, excluded: set[str]) -> Iterator[tuple[Path, ImageError | None]]:
-    """A folder and all folders below it, each once, links last; with a fault what cannot be looked into."""
+def _walk(
+    top: Path, recursive: bool, excluded: set[str]
+) -> Iterator[tuple[Path, list[os.DirEntry[str]], ImageError | None]]:
+    """A folder and all folders below it, each once, with its entries that are not hidden, or with a fault if it cannot be looked into.
+
+    Links to folders wait until all real folders have been seen, so that loops and second ways end there.
+    """
     seen, folders, links = set(excluded), [top], deque[Path]()
     while folders or links:
         here = folders.pop() if folders else links.popleft()
         real = os.path.realpath(here)
-        if real in seen or not os.path.isdir(here):
+        if real in seen:
             continue
         seen.add(real)
         try:
             with os.scandir(here) as listing:
-                inner = sorted(
-                    (entry.name, _is_link(entry))
-                    for entry in listing
-                    if not entry.name.startswith(".") and _is_folder(entry)
+                entries = sorted(
+                    (e for e in listing if not e.name.startswith(".")), key=lambda entry: entry.name
                 )
         except OSError as error:
-            yield here, _closed(here, error)
+            yield here, [], _closed(here, error)
             continue
-        yield here, None
-        for name, link in inner:
-            (links if link else folders).append(here / name)
+        yield here, entries, None
+        for entry in entries:
+            if recursive and _is_folder(entry):
+                (links if _is_link(entry) else folders).append(here / entry.name)
 
 
 def is_photo_name(name: str) -> bool:
