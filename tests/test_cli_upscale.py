@@ -135,11 +135,26 @@ def test_json_report_is_all_there_is_on_stdout(gdposr: Any, make_photo: Any, tmp
     assert (entry["outputs"][0]["width"], entry["outputs"][0]["height"]) == (120, 80)
 
 
+def test_photos_that_differ_in_their_suffix_alone_are_both_done(
+    gdposr: Any, make_photo: Any, tmp_path: Path
+) -> None:
+    for name in ("in/x/a.png", "in/x/a.jpg", "in/y/a.png"):
+        make_photo(name)
+    arguments = ("upscale", tmp_path / "in", "-o", tmp_path / "out", "--skip-existing", "--json")
+    assert gdposr(*arguments)[0] == 0
+    assert files_in(tmp_path / "out") == [
+        "x/a.jpg_x4_seed0.png",
+        "x/a.png_x4_seed0.png",
+        "y/a_x4_seed0.png",
+    ]
+    assert json.loads(gdposr(*arguments)[1])["skipped"] == 3
+
+
 # --- upscale: refused before any work --------------------------------------------------------------------------------------
 
 
 def test_clashing_names_are_refused_before_work(gdposr: Any, make_photo: Any, tmp_path: Path) -> None:
-    first, second = make_photo("x/a.png"), make_photo("y/a.jpg")
+    first, second = make_photo("x/a.png"), make_photo("y/a.png")
     code, _, err = gdposr("upscale", first, second, "-o", tmp_path / "out")
     assert code == 2
     assert str(first) in err

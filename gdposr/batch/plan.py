@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -130,10 +131,9 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing
     there get the status "skipped".
 
     OUT with the suffix of a picture is one file, otherwise a folder in which an input folder's tree is kept. Raises UsageError
-    where two photos would get one name, an output would replace an input, or the request does not fit OUT.
+    where two photos of the same name would go to one folder, an output would replace an input, or the request does not fit OUT.
     """
     from runtime.files import SUFFIXES
-    from runtime.folders import is_photo_name
     from runtime.image.write.encode import WRITE_FORMATS
 
     is_file = out.suffix.lower() in (*SUFFIXES, *WRITE_FORMATS, *NOT_WRITTEN) and not os.path.isdir(out)
@@ -145,8 +145,8 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing
         raise UsageError(f"{out} exists and is neither a picture's name nor a folder: name another output")
     suffix = f"_x{options.scale:g}_seed{options.seed}"
     tasks = []
-    for entry in _sources(inputs, None if is_file else out):
-        name = entry.inside.stem if is_photo_name(entry.inside.name) else entry.inside.name
+    entries = _sources(inputs, None if is_file else out)
+    for entry, name in zip(entries, _names(entries), strict=True):
         task = Task(entry.path, out / entry.inside.parent, f"{name}{suffix}", out if is_file else None)
         if is_file:
             task.folder, task.stem = out.parent, out.stem
@@ -169,6 +169,22 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing
             _skipped(task, options)
     _refuse_clashes(photos, options.parts)
     return tasks
+
+
+def _names(entries: "Sequence[Entry]") -> list[str]:
+    """What each entry's outputs begin with: "a" for a.jpg, and "a.jpg" where a.png is there too."""
+    from runtime.folders import is_photo_name
+
+    stems = [e.inside.stem if is_photo_name(e.inside.name) else e.inside.name for e in entries]
+    keys = [_key(entry.inside.parent / stem) for entry, stem in zip(entries, stems, strict=True)]
+    uses = Counter(keys)
+    for entry, key in zip(entries, keys, strict=True):
+        if uses[key] > 1 and not entry.named and looked_at(entry.path)[1]:
+            uses[key] -= 1  # written by gdposr, so left out
+    return [
+        stem if uses[key] < 2 else entry.inside.name
+        for entry, stem, key in zip(entries, stems, keys, strict=True)
+    ]
 
 
 def _skipped(task: Task, options: Options) -> bool:
