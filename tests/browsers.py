@@ -39,11 +39,11 @@ def chromium(profile: Path, *flags: str, size: tuple[int, int] = (1280, 860)) ->
 
 
 @contextmanager
-def serving(files: dict[str, bytes], port: int = 0) -> Iterator[Any]:
-    """A server of a page's files, in a thread."""
+def serving(files: dict[str, bytes], port: int = 0, **more: Any) -> Iterator[Any]:
+    """A server of a page's files, in a thread. more: what `PageServer` takes."""
     from gdposr.web.server import PageServer
 
-    with PageServer(files, port) as server:
+    with PageServer(files, port, **more) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

@@ -268,10 +268,9 @@ def test_works_offline_after_the_first_visit(page: Page, files: dict[str, bytes]
 
 
 def test_static_host_without_headers_is_isolated_by_the_service_worker(
-    page: Page, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    page: Page, files: dict[str, bytes]
 ) -> None:
-    monkeypatch.setattr("gdposr.web.server.HEADERS", {})
-    with serving(files) as plain:
+    with serving(files, headers={}) as plain:
         bare = Page(page.driver, plain.url, page.saved)
         bare.load("?backend=wasm&precision=int8")
         assert not bare.driver.execute_script("return crossOriginIsolated")

@@ -7,7 +7,6 @@ realesr-general-x4v3 in the page's own engine, from its ncnn files. UpscalerJS r
 import argparse
 import io
 import itertools
-import json
 import shutil
 import statistics
 import subprocess
@@ -24,43 +23,25 @@ import numpy as np
 from PIL import Image
 
 from gdposr.console import FAILED, OK, say, table
-from tools.web_peers import PACKAGES, npm_files, peer_onnx
+from tools.web_peers import UPSCALERS, npm_files, peer_onnx
 
 PRECISIONS: Final = ("int8", "fp32")
-THREADS: Final = (1, 2)
 FLAGS: Final = (
     "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
     "disable-component-update", "disable-sync", "disable-dev-shm-usage",
 )  # fmt: skip
-UPSCALERJS: Final = """
-const [model, rounds] = arguments, done = (answer) => (globalThis.answer = answer);
-(async () => {
-  const wasm = tf.setWasmPaths ? tf : tf.wasm; // where the script puts its names
-  wasm.setWasmPaths(new URL("npm/", location.href).href);
-  wasm.setThreadsCount(2);
-  await tf.setBackend("wasm");
-  const definition = { ...globalThis[model], path: new URL(`npm/${model}/model.json`, location.href).href };
-  const upscaler = new Upscaler({ model: definition });
-  const photo = await createImageBitmap(await (await fetch("photo.png")).blob());
-  const times = [];
-  for (let round = -1; round < rounds; round++) {
-    const image = tf.browser.fromPixels(photo), start = performance.now();
-    const output = await upscaler.execute(image, { output: "tensor" });
-    await output.data();
-    if (round >= 0) times.push(performance.now() - start);
-    image.dispose();
-    output.dispose();
-  }
-  return { times, backend: tf.getBackend(), threads: wasm.getThreadsCount() };
-})().then(done, (error) => done({ failed: String(error.stack || error) }));
+# TensorFlow.js starts with code from strings and has its threads as blobs, which the policy of the page itself forbids.
+POLICY: Final = (
+    "default-src 'self' data: blob:; script-src 'self' blob: 'unsafe-eval'; worker-src 'self' blob:"
+)
+BENCH: Final = """
+globalThis.answer = null;
+import(new URL("bench.js", location.href).href)
+  .then(({ bench }) => bench(arguments[0]))
+  .then((times) => (globalThis.answer = { times }), (error) => (globalThis.answer = { failed: String(error.stack || error) }));
 """
-OURS: Final = """
-const [message] = arguments, done = (answer) => (globalThis.answer = answer);
-const worker = new Worker("worker.js", { type: "module" });
-worker.onmessage = ({ data }) => { worker.terminate(); done(data); };
-worker.onerror = (event) => done({ failed: event.message });
-worker.postMessage(message);
-"""
+# What the others are compared with.
+REFERENCE: Final = "Chromium, gdposr int8"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=int, default=5, help="timed runs of each (default: 5, the median counts)"
     )
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=(1, 2), help="numbers of threads (default: 1 2)"
+    )
     args = parser.parse_args(argv)
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     if missing:
@@ -92,9 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in itertools.chain(_in_python(args, photo), _in_browser(args, photo)):
         say(f"{row[0]}, {row[1]} threads: {row[2]:.0f} ms")
         rows.append(row)
-    print(f"{args.side}x{args.side} pixels, median of {args.rounds}")
-    print(table([("", "threads", "ms"), *((name, str(threads), f"{ms:.0f}") for name, threads, ms in rows)]))
+    print(
+        f"{args.side}x{args.side} pixels, median of {args.rounds}; ratio: to {REFERENCE} on as many threads"
+    )
+    print(table([("", "threads", "ms", "ratio"), *_with_ratios(rows)]))
     return OK
+
+
+def _with_ratios(rows: Sequence[tuple[str, int, float]]) -> Iterator[tuple[str, str, str, str]]:
+    ours = {threads: ms for name, threads, ms in rows if name == REFERENCE}
+    for name, threads, ms in rows:
+        yield name, str(threads), f"{ms:.0f}", f"{ms / ours[threads]:.2f}"
 
 
 def _photo(side: int) -> np.ndarray:
@@ -108,7 +100,7 @@ def _photo(side: int) -> np.ndarray:
 def _in_python(args: argparse.Namespace, photo: np.ndarray) -> Iterator[tuple[str, int, float]]:
     from runtime.upscale.upscaler import Upscaler
 
-    for threads in THREADS:
+    for threads in args.threads:
         for precision in PRECISIONS:
             with Upscaler(args.bundle, device="cpu", precision=precision, threads=threads) as upscaler:
                 times = []
@@ -125,7 +117,9 @@ def _in_browser(args: argparse.Namespace, photo: np.ndarray) -> Iterator[tuple[s
 
     folder = Path(__file__).parent / "web"
     files = site_files(Bundle.open(args.bundle))
-    files |= {f"bench/{name}": (folder / name).read_bytes() for name in ("index.html", "worker.js")}
+    files |= {
+        f"bench/{name}": (folder / name).read_bytes() for name in ("index.html", "bench.js", "worker.js")
+    }
     content = io.BytesIO()
     Image.fromarray(photo).save(content, "PNG")
     files["bench/photo.png"] = content.getvalue()
@@ -133,31 +127,28 @@ def _in_browser(args: argparse.Namespace, photo: np.ndarray) -> Iterator[tuple[s
         files["bench/peer.onnx"] = peer_onnx(args.peer_ncnn, args.side)
     if not args.without_npm:
         files |= {f"bench/npm/{name}": content for name, content in npm_files(args.npm).items()}
+    wish = {
+        "precisions": PRECISIONS,
+        "peer": None if args.peer_ncnn is None else "peer.onnx",
+        "upscalers": [] if args.without_npm else UPSCALERS,
+        "rounds": args.rounds,
+    }
     with _chromium(files) as (driver, url):
-        for threads in THREADS:
+        for threads in args.threads:
             driver.get(f"{url}bench/index.html")
-            peer = None if args.peer_ncnn is None else "peer.onnx"
-            message = {"threads": threads, "precisions": PRECISIONS, "peer": peer, "rounds": args.rounds}
-            for name, times in _answer(driver, OURS, message).items():
+            for name, times in _answer(driver, wish | {"threads": threads}):
                 yield f"Chromium, {name}", threads, statistics.median(times)
-        for model, name in () if args.without_npm else PACKAGES:
-            driver.get(f"{url}bench/index.html")
-            found = _answer(driver, UPSCALERJS, model, args.rounds)
-            yield (
-                f"Chromium, UpscalerJS {name} ({found['backend']})",
-                found["threads"],
-                statistics.median(found["times"]),
-            )
 
 
-def _answer(driver: Any, code: str, *arguments: Any) -> Any:
-    """What the code leaves in `answer`. Asked for again and again, since a single call to the driver may take two minutes at most."""
-    driver.execute_script("globalThis.answer = null;" + code, *arguments)
+def _answer(driver: Any, wish: dict[str, Any]) -> list[tuple[str, list[float]]]:
+    """Names with their milliseconds. Asked for again and again, since a single call to the driver may take two minutes at most."""
+    driver.execute_script(BENCH, wish)
     while (answer := driver.execute_script("return globalThis.answer")) is None:
         time.sleep(0.5)
     if "failed" in answer:
-        raise RuntimeError(f"the browser failed: {json.dumps(answer['failed'])}")
-    return answer
+        console = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+        raise RuntimeError("\n".join(("the browser failed: " + answer["failed"], *console)))
+    return answer["times"]
 
 
 @contextmanager
@@ -165,11 +156,12 @@ def _chromium(files: dict[str, bytes]) -> Iterator[tuple[Any, str]]:
     """A driver of headless Chromium, and the address of a server of these files."""
     from selenium import webdriver
 
-    from gdposr.web.server import PageServer
+    from gdposr.web.server import HEADERS, PageServer
 
+    headers = HEADERS | {"Content-Security-Policy": POLICY}
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
-    with tempfile.TemporaryDirectory() as profile, PageServer(files, 0) as server:
+    with tempfile.TemporaryDirectory() as profile, PageServer(files, 0, headers) as server:
         for flag in (*FLAGS, f"user-data-dir={profile}"):
             options.add_argument(f"--{flag}")
         thread = threading.Thread(target=server.serve_forever, daemon=True)

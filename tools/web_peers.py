@@ -3,11 +3,15 @@
 import io
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Final
 
-# Global name of a model of UpscalerJS, and its package.
-PACKAGES: Final = (("ESRGANSlim4x", "esrgan-slim"), ("ESRGANMedium4x", "esrgan-medium"))
+# Models of UpscalerJS, all four times: their packages, global names and scripts.
+UPSCALERS: Final = (
+    {"name": "esrgan-slim", "model": "ESRGANSlim4x", "script": "slim.min.js"},
+    {"name": "esrgan-medium", "model": "ESRGANMedium4x", "script": "medium.min.js"},
+)
 VERSIONS: Final = (
     "upscaler@1.0.0", "@upscalerjs/esrgan-slim@1.0.0", "@upscalerjs/esrgan-medium@1.0.0", "@tensorflow/tfjs@4.11.0",
     "@tensorflow/tfjs-backend-wasm@4.11.0",
@@ -15,7 +19,7 @@ VERSIONS: Final = (
 
 
 def npm_files(folder: Path) -> dict[str, bytes]:
-    """The files of UpscalerJS by the names that index.html gives them. Fetched by npm into the folder at the first call."""
+    """The files of UpscalerJS by the names that tools/web/bench.js gives them. Fetched by npm into the folder at the first call."""
     modules = folder / "node_modules"
     if not (modules / "@tensorflow/tfjs-backend-wasm").is_dir():
         npm = shutil.which("npm")
@@ -35,12 +39,10 @@ def npm_files(folder: Path) -> dict[str, bytes]:
         "upscaler.min.js": modules / "upscaler/dist/browser/umd/upscaler.min.js",
     }
     places |= {path.name: path for path in wasm.glob("*.wasm")}
-    for model, name in PACKAGES:
-        package = modules / "@upscalerjs" / name
-        places[f"{name.removeprefix('esrgan-')}.min.js"] = (
-            package / f"dist/umd/models/{name}/src/x4/index.min.js"
-        )
-        places |= {f"{model}/{path.name}": path for path in (package / "models/x4").iterdir()}
+    for upscaler in UPSCALERS:
+        package = modules / "@upscalerjs" / upscaler["name"]
+        places[upscaler["script"]] = package / f"dist/umd/models/{upscaler['name']}/src/x4/index.min.js"
+        places |= {f"{upscaler['model']}/{path.name}": path for path in (package / "models/x4").iterdir()}
     return {name: path.read_bytes() for name, path in places.items()}
 
 
@@ -51,12 +53,15 @@ def peer_onnx(param: Path, side: int) -> bytes:
     from export.student.prior.network import Prior
 
     content = io.BytesIO()
-    torch.onnx.export(
-        Prior(param),
-        (torch.zeros(1, 3, side, side),),
-        content,
-        input_names=["image"],
-        output_names=["sr"],
-        dynamo=False,
-    )
+    with warnings.catch_warnings():
+        # the network checks its input's shape, which is fixed here
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        torch.onnx.export(
+            Prior(param),
+            (torch.zeros(1, 3, side, side),),
+            content,
+            input_names=["image"],
+            output_names=["sr"],
+            dynamo=False,
+        )
     return content.getvalue()

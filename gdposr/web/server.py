@@ -1,6 +1,7 @@
 """A server of fixed files on 127.0.0.1, for the page of `gdposr serve`."""
 
 import errno
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
@@ -27,14 +28,15 @@ HEADERS: Final = {
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves files from memory. port 0: any free one, see `url`. UsageError if the port is taken."""
+    """Serves files from memory, each with these headers. port 0: any free one, see `url`. UsageError if the port is taken."""
 
     daemon_threads = True
     # Windows would let two servers share a port.
     allow_reuse_address = not hasattr(errno, "WSAEADDRINUSE")
 
-    def __init__(self, files: dict[str, bytes], port: int) -> None:
+    def __init__(self, files: dict[str, bytes], port: int, headers: Mapping[str, str] = HEADERS) -> None:
         self.files = files
+        self.headers = headers
         try:
             super().__init__((ADDRESS, port), PageHandler)
         except OSError as error:
@@ -79,7 +81,7 @@ class PageHandler(BaseHTTPRequestHandler):
             ),
         )
         self.send_header("Content-Length", str(len(content)))
-        for name, value in HEADERS.items():
+        for name, value in self.server.headers.items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:
