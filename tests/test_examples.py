@@ -1,6 +1,7 @@
 """The examples for iOS and Android state what the runtime and the built-in bundle state; the Kotlin one makes the same pictures."""
 
-import hashlib
+import json
+import os
 import re
 import shutil
 import struct
@@ -17,22 +18,11 @@ import pytest
 from runtime import noise
 from runtime.bundle.manifest import TensorSpec
 from runtime.bundle.reader import Bundle
-from runtime.noise import noise_field
 from runtime.upscale.probe import PACKAGE_FLOOR_DB, PACKAGE_MARGIN_DB, read_rgb
-from runtime.upscale.tiling import padded_size
 from runtime.upscale.upscaler import Upscaler
 
 KOTLIN, KOTLIN_TESTS = "android/src/main/kotlin/gdposr", "android/src/test/kotlin/gdposr"
 SWIFT, SWIFT_TESTS = "ios/Sources/Gdposr", "ios/Tests/GdposrTests"
-VECTOR = (
-    20260325,
-    3,
-    64,
-    48,
-    100,
-    200,
-    6,
-)  # seed, sample, height, width, y0, x0, channels of the whole field
 
 
 @pytest.fixture(scope="module")
@@ -158,60 +148,56 @@ def test_constants_of_the_noise(name: str, read: Callable[[str], str]) -> None:
     assert tuple(stated) == noise._LOG_SERIES
 
 
-@pytest.mark.parametrize("name", [f"{KOTLIN_TESTS}/NoiseTest.kt", f"{SWIFT_TESTS}/NoiseTests.swift"])
-def test_vector_of_the_noise(name: str, root: Path, read: Callable[[str], str]) -> None:
-    """The examples' unit tests hold every row of docs/noise.md, and each is what the runtime gives."""
-    source = read(name)
-    pattern = (
-        r'Value\((?:seed: )?"?(\d+)"?, .*?(\d+), .*?(\d+), .*?(\d+), .*?(\d+), (?:bits: 0x|")([0-9a-f]{8})'
+def test_swift_tests_decode_the_vectors(root: Path, read: Callable[[str], str]) -> None:
+    """What JSONDecoder asks of the files, read off the structs of the tests: no Swift compiler is needed."""
+    opened = set()
+    for path in (root / "examples" / SWIFT_TESTS).glob("*Tests.swift"):
+        source = path.read_text(encoding="utf-8")
+        structs = {
+            name: {
+                field: kind
+                for fields, kind in re.findall("let (.+): (.+)\n", body)
+                for field in fields.split(", ")
+            }
+            for name, body in re.findall(r"struct (\w+): Decodable \{(.*?)\}", source, re.DOTALL)
+        }
+        (name,) = set(re.findall(r': Vectors = try vectors\("(.+?)"\)', source))
+        decode("Vectors", json.loads(read(f"vectors/{name}")), structs)
+        opened.add(name)
+    assert opened == {"noise.json", "tiles.json"}
+    (way,) = re.findall(
+        r'#filePath\)\.appendingPathComponent\("(.+?)"\)', read(f"{SWIFT_TESTS}/Vectors.swift")
     )
-    rows = re.findall(pattern, source)
-    page = (root / "docs" / "noise.md").read_text(encoding="utf-8")
-    row = r"^\| (\d+) +\| (\d+) +\| (\d+) +\| (\d+) +\| (\d+) +\| ([0-9a-f]{8}) \|"
-    assert rows == re.findall(row, page, re.MULTILINE)
-    for *words, bits in rows:
-        seed, sample, y, x, channel = map(int, words)
-        value = noise_field(seed, sample, 1, 1, channels=channel + 1, y0=y, x0=x)[channel]
-        assert value.view(np.uint32).item() == int(bits, 16)
-
-    seed, sample, height, width, y0, x0, channels = VECTOR
-    calls = (
-        f"Noise.field({seed}, {sample}, {y0}, {x0}, {height}, {width}, {channels})",
-        f"Noise.field(seed: {seed}, sample: {sample}, y0: {y0}, x0: {x0}, height: {height}, width: {width}, channels: {channels})",
-    )
-    assert any(call in source for call in calls)
-    field = noise_field(seed, sample, height, width, channels=channels, y0=y0, x0=x0)
-    assert hashlib.sha256(field.astype("<f4").tobytes()).hexdigest() in source
+    # shortened as a text, since Vectors.swift is no folder to go up from
+    assert os.path.normpath(f"{SWIFT_TESTS}/Vectors.swift/{way}") == "vectors"
 
 
-def test_spans_that_the_unit_tests_state(read: Callable[[str], str], bundle: Bundle) -> None:
-    """Every window holds its core with the context around it, up to the photo's edge, and cores leave no gap."""
-    rule = bundle.manifest.size
-    kotlin = re.findall(
-        r"listOf\((Span.*)\), Tiles\.spans\((\d+), (\d+)\)", read(f"{KOTLIN_TESTS}/TilesTest.kt")
-    )
-    swift = re.findall(r"Tiles\.spans\((\d+)\), \[(Span.*)\]", read(f"{SWIFT_TESTS}/TilesTests.swift"))
-    window = constants(read(f"{SWIFT}/Model.swift"))["WINDOW"]
-    cases: list[tuple[int, list[tuple[int, ...]]]] = []
-    for text, length, limit in kotlin:
-        spans = [tuple(map(int, each)) for each in re.findall(r"Span\((\d+), (\d+), (\d+), (\d+)\)", text)]
-        assert all(side == min(int(limit), padded_size(int(length), rule)) for _, side, _, _ in spans)
-        cases.append((int(length), spans))
-    for length, text in swift:
-        found = re.findall(r"Span\(window: (\d+), core: (\d+)\.\.<(\d+)\)", text)
-        cases.append(
-            (int(length), [(int(first), window, int(start), int(end)) for first, start, end in found])
-        )
-    assert (len(kotlin), len(swift)) == (3, 2)
-    for length, spans in cases:
-        assert [start for _, _, start, _ in spans] == [0, *(end for _, _, _, end in spans[:-1])]
-        assert spans[-1][3] == length
-        for first, side, start, end in spans:
-            assert first % rule.multiple_of == 0
-            assert first <= max(0, start - rule.context)
-            assert first + side >= min(
-                padded_size(length, rule), end + rule.context if end < length else length
-            )
+def decode(kind: str, value: Any, structs: dict[str, dict[str, str]]) -> None:
+    if kind in structs:
+        for name, inner in structs[kind].items():
+            decode(inner, value[name], structs)
+    elif kind.startswith("["):
+        assert isinstance(value, list)
+        for each in value:
+            decode(kind[1:-1], each, structs)
+    elif kind == "String":
+        assert isinstance(value, str)
+    else:
+        assert isinstance(value, int)
+        assert 0 <= value < {"UInt32": 2**32, "Int": 2**63}[kind]
+
+
+def test_kotlin_tests_name_what_the_vectors_hold(root: Path, read: Callable[[str], str]) -> None:
+    """Every name that stands in quotes there; test_unit_tests_of_the_kotlin_example runs them, where there is a compiler."""
+    opened = set()
+    for path in (root / "examples" / KOTLIN_TESTS).glob("*Test.kt"):
+        source = path.read_text(encoding="utf-8")
+        (name,) = re.findall(r'vectors\("(.+?)"\)', source)
+        names = set(re.findall(r'"([a-z]\w*)"', source))
+        assert names
+        assert names <= set(re.findall(r'"(\w+)"', read(f"vectors/{name}")))
+        opened.add(name)
+    assert opened == {path.name for path in (root / "examples" / "vectors").iterdir()}
 
 
 def test_tables_of_the_readmes(read: Callable[[str], str], bundle: Bundle) -> None:
@@ -358,7 +344,7 @@ def test_packages_take_what_the_swift_code_gives(
 
 
 @pytest.fixture(scope="module")
-def kotlin(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def kotlin(root: Path, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that runs the Kotlin example, compiled with stand-ins for what only a phone has."""
     compiler, java = shutil.which("kotlinc"), shutil.which("java")
     if compiler is None or java is None:
@@ -377,33 +363,24 @@ def kotlin(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     assert not re.search(r"examples/android/.*warning: ", result.stderr), result.stderr
-    return [java, "-classpath", ":".join([str(program), *path]), "gdposr.MainKt"]
+    # the tests' resources; a graph's name stands in for its content, see OnnxRuntime.kt
+    for file in bundle.manifest.graphs["int8"].values():
+        (program.parent / file.file).write_text(file.file)
+    path += [str(program), str(program.parent), str(root / "examples" / "vectors")]
+    return [java, "-classpath", ":".join(path), "gdposr.MainKt"]
 
 
 @pytest.mark.slow
-def test_unit_tests_of_the_kotlin_example(kotlin: list[str]) -> None:
-    result = subprocess.run([*kotlin, "tests"], capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split("\n")[:2] == ["NoiseTest 2", "TilesTest 2"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("seed", "sample", "y0", "x0", "height", "width", "channels"),
-    [
-        (7, 0, 0, 0, 200, 150, 4),
-        (2**64 - 1, 2**32 - 1, 2**32 - 20, 2**32 - 30, 20, 30, 9),
-        (2**63 + 5, 1, 51, 38, 64, 64, 3),
-    ],
-)
-def test_noise_of_the_kotlin_example(
-    kotlin: list[str], seed: int, sample: int, y0: int, x0: int, height: int, width: int, channels: int
-) -> None:
-    words = map(str, (seed, sample, y0, x0, height, width, channels))
-    result = subprocess.run([*kotlin, "noise", *words], capture_output=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr.decode()
-    field = noise_field(seed, sample, height, width, channels=channels, y0=y0, x0=x0)
-    np.testing.assert_array_equal(np.frombuffer(result.stdout, ">u4"), field.view(np.uint32).ravel())
+def test_unit_tests_of_the_kotlin_example(kotlin: list[str], root: Path, bundle: Bundle) -> None:
+    """The vectors' picture, too, goes through both graphs."""
+    stated = {
+        f"{path.stem}.{name}"
+        for path in (root / "examples" / KOTLIN_TESTS).glob("*Test.kt")
+        for name in re.findall(r"@Test\n +fun (\w+)", path.read_text(encoding="utf-8"))
+    }
+    passed = serve([*kotlin, "tests"], b"", bundle).decode().split()
+    assert len(stated) == 6
+    assert set(passed) == stated
 
 
 @pytest.mark.slow

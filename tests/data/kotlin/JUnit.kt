@@ -8,4 +8,9 @@ object Assert {
     fun assertEquals(expected: Any?, actual: Any?) {
         if (expected != actual) throw AssertionError("expected $expected, got $actual")
     }
+
+    @JvmStatic
+    fun assertTrue(message: String, condition: Boolean) {
+        if (!condition) throw AssertionError(message)
+    }
 }

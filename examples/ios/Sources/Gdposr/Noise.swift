@@ -23,10 +23,12 @@ public enum Noise {
     private static let w1: UInt64 = 0xBB67_AE85
     private static let low: UInt64 = 0xFFFF_FFFF
 
-    /// Standard normal deviates, (channels, height, width) row by row. y0, x0: the first cell, counted in the whole photo.
+    /// Standard normal deviates, (channels, height, width) row by row. y0, x0: the first cell, counted in the whole photo; the last
+    /// one lies below 2^32.
     public static func field(
         seed: UInt64, sample: UInt32, y0: Int, x0: Int, height: Int, width: Int, channels: Int
     ) -> [Float] {
+        precondition(y0 >= 0 && x0 >= 0 && y0 + height <= 1 << 32 && x0 + width <= 1 << 32)
         var values = [Float](repeating: 0, count: channels * height * width)
         let plane = height * width
         for group in stride(from: 0, to: channels, by: 4) {

@@ -3,11 +3,21 @@ import XCTest
 @testable import Gdposr
 
 final class TilesTests: XCTestCase {
-    func testSideInTwoWindows() {
-        XCTAssertEqual(Tiles.spans(203), [Span(window: 0, core: 0..<113), Span(window: 75, core: 113..<203)])
+    private struct Vectors: Decodable {
+        let spans: [Case]
     }
 
-    func testPhotoSmallerThanTheWindow() {
-        XCTAssertEqual(Tiles.spans(57), [Span(window: 0, core: 0..<57)])
+    private struct Case: Decodable {
+        let length, window: Int
+        let spans: [[Int]]
+    }
+
+    func testSpans() throws {
+        let file: Vectors = try vectors("tiles.json")
+        let cases = file.spans.filter { $0.window == Model.window }
+        XCTAssertFalse(cases.isEmpty)
+        for one in cases {
+            XCTAssertEqual(Tiles.spans(one.length), one.spans.map { Span(window: $0[0], core: $0[2]..<$0[3]) })
+        }
     }
 }

@@ -40,6 +40,9 @@ object Noise {
      * seed: its 64 bits, so that -1 stands for 2^64 - 1. sample: 0 to 2^32 - 1. y0, x0: the first cell, counted in the whole photo.
      */
     fun field(seed: Long, sample: Long, y0: Long, x0: Long, height: Int, width: Int, channels: Int): FloatArray {
+        for ((name, first, count) in listOf(Triple("sample", sample, 1), Triple("y0", y0, height), Triple("x0", x0, width))) {
+            require(first in 0..LOW + 1 - count) { "$name: expected a number from 0 to ${LOW + 1 - count}, got $first" }
+        }
         val values = FloatArray(channels * height * width)
         val words = LongArray(4)
         for (group in 0 until channels step 4) for (y in 0 until height) for (x in 0 until width) {

@@ -1,17 +1,16 @@
 package gdposr
 
+import org.json.JSONArray
 import org.junit.Assert.assertEquals
 import org.junit.Test
 
 class TilesTest {
     @Test
-    fun sideInTwoWindows() {
-        assertEquals(listOf(Span(0, 128, 0, 113), Span(75, 128, 113, 203)), Tiles.spans(203, 128))
-    }
-
-    @Test
-    fun photoSmallerThanTheWindow() {
-        assertEquals(listOf(Span(0, 57, 0, 57)), Tiles.spans(57, 158))
-        assertEquals(listOf(Span(0, 8, 0, 5)), Tiles.spans(5, 158))
+    fun spans() {
+        for (case in vectors("tiles.json").cases("spans")) {
+            val spans = Tiles.spans(case.getInt("length"), case.getInt("window"))
+            val expected = case.getJSONArray("spans").list(JSONArray::getJSONArray).map { it.list(JSONArray::getInt) }
+            assertEquals(expected, spans.map { listOf(it.window, it.side, it.start, it.end) })
+        }
     }
 }
