@@ -1,6 +1,7 @@
 """The noise field: exact bits, absolute coordinates, and the distribution it claims."""
 
 import hashlib
+import json
 import math
 import re
 import time
@@ -33,24 +34,19 @@ def bits(values: np.ndarray) -> np.ndarray:
     return values.view(np.uint32)
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "result"),
-    [
-        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-    ],
-)
-def test_philox_known_answers(counter: str, key: str, result: str, page: str) -> None:
-    def words(text: str) -> np.ndarray:
-        return np.array([int(word, 16) for word in text.split()], dtype=np.uint32)
-
-    got = philox4x32(words(counter), words(key))
-    assert got.dtype == np.uint32
-    np.testing.assert_array_equal(got, words(result))
-    many = philox4x32(np.broadcast_to(words(counter), (3, 2, 4)), words(key))
-    np.testing.assert_array_equal(many, np.broadcast_to(got, (3, 2, 4)))
-    assert f"| {counter} | {key} | {result} |" in page
+def test_philox_known_answers(root: Path, page: str) -> None:
+    """Those of examples/vectors, which are the page's."""
+    cases = json.loads((root / "examples" / "vectors" / "noise.json").read_text(encoding="utf-8"))["philox"]
+    assert len(cases) == 3
+    for case in cases:
+        texts = [case[name] for name in ("counter", "key", "result")]
+        counter, key, result = (np.array([int(word, 16) for word in text], dtype=np.uint32) for text in texts)
+        got = philox4x32(counter, key)
+        assert got.dtype == np.uint32
+        np.testing.assert_array_equal(got, result)
+        many = philox4x32(np.broadcast_to(counter, (3, 2, 4)), key)
+        np.testing.assert_array_equal(many, np.broadcast_to(got, (3, 2, 4)))
+        assert f"| {' | '.join(map(' '.join, texts))} |" in page
 
 
 def test_page_vector(page: str, reference: dict[str, Any]) -> None:
@@ -69,7 +65,6 @@ def test_page_vector(page: str, reference: dict[str, Any]) -> None:
 def test_golden_field(page: str) -> None:
     field = noise_field(20260325, 3, 64, 48, channels=6, y0=100, x0=200)
     digest = hashlib.sha256(field.astype("<f4").tobytes()).hexdigest()
-    assert digest == "a3107ca9b3cf45998086d6afcf386ea9fc329c8ba5d9d83b4f099fd128e3fb27"
     assert digest in page
 
 

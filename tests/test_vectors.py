@@ -67,6 +67,30 @@ def test_rows_of_the_page_come_first(root: Path, stored: dict[str, dict[str, Any
     assert stored["noise.json"]["fields"][0]["sha256"] in page
 
 
+def test_no_test_has_a_copy(root: Path, stored: dict[str, dict[str, Any]]) -> None:
+    """Every runtime's tests read the files. A page for people repeats some, which the test above compares."""
+    noise, picture = stored["noise.json"], stored["picture.json"]
+    copies = {value["bits"] for value in noise["values"]} | {field["sha256"] for field in noise["fields"]}
+    copies |= {word for case in noise["philox"] for word in case["result"]} | {
+        *picture["image"],
+        *picture["fp32"],
+    }
+    sources = [
+        path
+        for folder in ("examples", "tests", "tools", "runtime", "gdposr")
+        for suffix in ("py", "js", "kt", "swift")
+        for path in (root / folder).rglob(f"*.{suffix}")
+    ]
+    assert {path.suffix for path in sources} == {".py", ".js", ".kt", ".swift"}
+    for path in sources:
+        text = path.read_text(encoding="utf-8").lower().replace("_", "")
+        assert not [copy for copy in copies if copy in text], f"{path}: read examples/vectors"
+    # numbers of tiles are short and stand elsewhere by chance
+    for folder in (root / "examples/android/src/test", root / "examples/ios/Tests"):
+        for path in folder.rglob("*.*"):
+            assert not re.search(r"\b(?<!SHA-)\d{3,}\b", path.read_text(encoding="utf-8")), path
+
+
 def test_a_window_is_part_of_its_field(stored: dict[str, dict[str, Any]]) -> None:
     whole, part = stored["noise.json"]["fields"][1:3]
     assert (whole["seed"], whole["sample"], whole["channels"]) == (

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -70,31 +69,6 @@ def run_node(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return run
 
 
-def test_noise_vectors_of_the_docs(root: Path, run_node: Any) -> None:
-    text = (root / "docs/noise.md").read_text()
-    rows = re.findall(r"^\| (\d+) +\| (\d+) +\| (\d+) +\| (\d+) +\| (\d+) +\| ([0-9a-f]{8})", text, re.M)
-    assert len(rows) == 11
-    philox = re.findall(
-        r"^\| ((?:[0-9a-f]{8} ?){4}) \| ((?:[0-9a-f]{8} ?){2}) \| ((?:[0-9a-f]{8} ?){4}) \|", text, re.M
-    )
-    assert len(philox) == 3
-    found = run_node(f"""
-import {{ noiseField, philox }} from "WEB/noise.js";
-const bits = (value) => {{ const v = new DataView(new ArrayBuffer(4)); v.setFloat32(0, value); return v.getUint32(0); }};
-const rows = {json.dumps(rows)}.map(([seed, sample, y, x, channel]) =>
-  bits(noiseField(BigInt(seed), Number(sample), 1, 1, Number(channel) + 1, Number(y), Number(x)).at(-1)));
-const words = {json.dumps(philox)}.map(([counter, key]) => {{
-  const out = new Uint32Array(4), of = (text) => text.trim().split(" ").map((word) => parseInt(word, 16));
-  philox(...of(counter), ...of(key), out); return [...out]; }});
-const field = noiseField(20260325n, 3, 64, 48, 6, 100, 200);
-const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", field));
-console.log(JSON.stringify({{ rows, words, digest: Buffer.from(digest).toString("hex") }}));
-""")
-    assert found["rows"] == [int(row[5], 16) for row in rows]
-    assert found["words"] == [[int(word, 16) for word in row[2].split()] for row in philox]
-    assert found["digest"] in text
-
-
 def test_noise_equals_python_on_whole_fields(run_node: Any) -> None:
     seeds = (0, 1, 2**53 + 1, 2**64 - 1)
     found = run_node(f"""
@@ -111,7 +85,7 @@ console.log(JSON.stringify(digests));
 
 
 def test_vectors_that_all_runtimes_share(root: Path, run_node: Any) -> None:
-    """examples/vectors: what the apps in Swift and Kotlin are tested with."""
+    """examples/vectors: what the apps in Swift and Kotlin are tested with, and docs/noise.md states."""
     noise = json.loads((root / "examples/vectors/noise.json").read_text())
     plans = json.loads((root / "examples/vectors/tiles.json").read_text())["plans"]
     # the page refuses a bundle whose tiles are blended
@@ -119,10 +93,15 @@ def test_vectors_that_all_runtimes_share(root: Path, run_node: Any) -> None:
     assert len(noise["values"]) > 10
     assert len(plans) >= 5
     found = run_node(f"""
-import {{ noiseField }} from "WEB/noise.js";
+import {{ noiseField, philox }} from "WEB/noise.js";
 import {{ planTiles }} from "WEB/tiling.js";
 const noise = {json.dumps(noise)}, plans = {json.dumps(plans)};
 const bits = (value) => Buffer.from(Float32Array.of(value).buffer).readUInt32LE().toString(16).padStart(8, "0");
+const blocks = noise.philox.map(({{ counter, key }}) => {{
+  const out = new Uint32Array(4), of = (words) => words.map((word) => parseInt(word, 16));
+  philox(...of(counter), ...of(key), out);
+  return [...out].map((word) => word.toString(16).padStart(8, "0"));
+}});
 const values = noise.values.map(({{ seed, sample, y, x, channel }}) =>
   bits(noiseField(BigInt(seed), sample, 1, 1, channel + 1, y, x).at(-1)));
 const fields = [];
@@ -133,8 +112,9 @@ for (const {{ seed, sample, height, width, channels, y0, x0 }} of noise.fields) 
 const box = ({{ y0, y1, x0, x1 }}) => [y0, y1, x0, x1];
 const tiles = plans.map((rule) => planTiles(rule.height, rule.width, [rule.tile, rule.tile], rule).flat()
   .map(({{ core, padded }}) => [box(core), box(padded)]));
-console.log(JSON.stringify({{ values, fields, tiles }}));
+console.log(JSON.stringify({{ blocks, values, fields, tiles }}));
 """)
+    assert found["blocks"] == [block["result"] for block in noise["philox"]]
     assert found["values"] == [value["bits"] for value in noise["values"]]
     assert found["fields"] == [field["sha256"] for field in noise["fields"]]
     for plan, ours in zip(plans, found["tiles"], strict=True):

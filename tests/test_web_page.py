@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from gdposr.web.site import site_files
 from runtime.bundle.reader import Bundle
 from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler
+from tools.arm_checks import to_pixels
 
 # The page's INT8 sums in another order than Python's.
 INT8_FLOOR_DB = 45.0
@@ -122,14 +124,45 @@ def test_int8_is_close_to_python_and_repeats_its_bytes(page: Page, picture: Path
     assert page.save().read_bytes() == first.read_bytes()
 
 
-def test_noise_in_the_browser(page: Page, root: Path) -> None:
+def test_vectors_that_all_runtimes_share(page: Page, root: Path) -> None:
+    """examples/vectors: whole fields of noise, and the picture, which is of a sample that the page itself never asks for."""
+    noise, case = (
+        json.loads((root / "examples/vectors" / name).read_text()) for name in ("noise.json", "picture.json")
+    )
+    photo = io.BytesIO()
+    Image.fromarray(to_pixels(case["image"])).save(photo, "PNG")
     page.driver.get(page.url + "style.css")
-    digest = page.run("""
-const { noiseField } = await import("/noise.js");
-const sum = new Uint8Array(await crypto.subtle.digest("SHA-256", noiseField(20260325n, 3, 64, 48, 6, 100, 200)));
-return [...sum].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    found = page.run(f"""
+const names = ["noise", "bundle", "choice", "picture", "rendering"];
+const [{{ noiseField }}, {{ Bundle }}, {{ chooseEngine }}, {{ Photo }}, {{ Rendering }}] =
+  await Promise.all(names.map((name) => import(`/${{name}}.js`)));
+const digests = [], pictures = {{}};
+for (const {{ seed, sample, height, width, channels, y0, x0 }} of {json.dumps(noise["fields"])}) {{
+  const field = noiseField(BigInt(seed), sample, height, width, channels, y0, x0);
+  const sum = new Uint8Array(await crypto.subtle.digest("SHA-256", field));
+  digests.push([...sum].map((byte) => byte.toString(16).padStart(2, "0")).join(""));
+}}
+const bundle = await Bundle.open(new URL("/bundle/", location.href).href);
+const png = Uint8Array.from(atob("{base64.b64encode(photo.getvalue()).decode()}"), (character) => character.charCodeAt(0));
+for (const precision of ["fp32", "int8"]) {{
+  const {{ engine }} = await chooseEngine(bundle, {{ backend: "wasm", precision, threads: 1 }}, () => {{}});
+  const rendering = new Rendering(await Photo.open(new Blob([png], {{ type: "image/png" }})), bundle.manifest, engine);
+  pictures[precision] = [];
+  for await (const {{ data }} of rendering.bands({case["seed"]}n, {{ sample: {case["sample"]} }})) pictures[precision].push(...data);
+}}
+return {{ digests, pictures }};
 """)
-    assert digest in (root / "docs/noise.md").read_text()
+    assert found["digests"] == [field["sha256"] for field in noise["fields"]]
+    expected = to_pixels(case["fp32"])
+    fp32, int8 = (
+        np.array(found["pictures"][precision], np.uint8).reshape(*expected.shape[:2], 4)[..., :3]
+        for precision in ("fp32", "int8")
+    )
+    off = np.abs(fp32.astype(int) - expected)
+    assert off.max() <= case["most_levels"]
+    assert np.count_nonzero(off) <= case["most_share"] * off.size
+    psnr = psnr_db(int8, expected)
+    assert psnr >= case["int8_floor_db"], f"{psnr:.1f} dB"
 
 
 def test_a_list_with_bad_files_a_turned_photo_and_stop(page: Page, tmp_path: Path, make_pixels: Any) -> None:
