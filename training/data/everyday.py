@@ -32,8 +32,8 @@ TWICE_PROB = 0.35
 BLUR_SIGMA = (0.4, 1.6)
 # Variance of the shot noise at full brightness, for brightness in [0, 1].
 SHOT_RANGE = (0.0, 0.0025)
-# Standard deviation of the read noise in levels of 1/255.
-READ_RANGE = (0.5, 6.0)
+# Standard deviation of the read noise in levels of 1/255. Its square root is drawn evenly, so that weak noise is more frequent.
+READ_RANGE = (0.5, 25.0)
 # Share of the noise that remains in the colours.
 CHROMA_SHARE = (0.2, 1.0)
 # Sigma of the noise's blur in LR pixels. Demosaicking and denoising make noise coarse.
@@ -90,9 +90,15 @@ def compressed(lr: Tensor, rng: np.random.Generator) -> Tensor:
     return jpeg(lr, int(rng.integers(low, high + 1)))
 
 
+def noise_strength(rng: np.random.Generator) -> tuple[float, float]:
+    """Variance of the shot noise at full brightness and standard deviation of the read noise, for brightness in [0, 1]."""
+    low, high = READ_RANGE
+    return rng.uniform(*SHOT_RANGE), rng.uniform(low**0.5, high**0.5) ** 2 / 255
+
+
 def sensor_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
     """Shot and read noise as a camera's processing leaves it: coarser than a pixel, weaker in colour, sometimes sharpened."""
-    shot, read = rng.uniform(*SHOT_RANGE), rng.uniform(*READ_RANGE) / 255
+    shot, read = noise_strength(rng)
     deviation = (shot * lr.clamp(0, 1) + read**2).sqrt()
     noise = torch.from_numpy(rng.standard_normal(tuple(lr.shape), dtype=np.float32))
     sigma = rng.uniform(*GRAIN_SIGMA)

@@ -179,7 +179,7 @@ def _soft(rng: np.random.Generator) -> np.ndarray:
 
 
 def _sensor(rng: np.random.Generator) -> SensorNoise:
-    shot, read = rng.uniform(*everyday.SHOT_RANGE), rng.uniform(*everyday.READ_RANGE) / 255
+    shot, read = everyday.noise_strength(rng)
     sigma = rng.uniform(*everyday.GRAIN_SIGMA)
     grain = gaussian_kernel(5, sigma) if sigma > 0.3 else None
     chroma = rng.uniform(*everyday.CHROMA_SHARE)
