@@ -47,9 +47,11 @@ class CoreSettings(RunSettings):
     """Shape of the network."""
     batch: int = 4
     crop: int = 128
-    lr: float = 1e-3
+    lr: float = 5e-4
     final_lr: float = 2e-6
     warmup_steps: int = 100
+    optimizer: str = "muon"
+    """Of the student's kernels: "muon" or "adamw"; all other weights have AdamW."""
     clip: float = 0.5
     ema: float = 0.999
     crispness: float = 1.15
@@ -88,6 +90,8 @@ class CoreSettings(RunSettings):
         super().__post_init__()
         if self.crop % 16:
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
+        if self.optimizer not in ("muon", "adamw"):
+            raise ValueError(f"optimizer must be muon or adamw, got {self.optimizer!r}")
         for name in ("crispness", "truth_error"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -252,6 +256,9 @@ class StudentCore(StudentStage):
 
     def averaged(self) -> tuple[str, ...]:
         return ("student",)
+
+    def muon(self) -> tuple[str, ...]:
+        return ("student",) if self.settings.optimizer == "muon" else ()
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
         if phase == "adversary":

@@ -113,6 +113,10 @@ class Stage(nn.Module):
         """Phases whose weights get a moving average: those that are part of the model."""
         return tuple(self.groups())
 
+    def muon(self) -> tuple[str, ...]:
+        """Phases whose kernels are trained with Muon instead of AdamW."""
+        return ()
+
     def phase_progress(self, phase: str, progress: float) -> float:
         """Progress, 0 to 1, of a phase's own learning-rate schedule. progress: of the run."""
         return progress
