@@ -29,6 +29,17 @@ def say_failed(outcome: Outcome) -> None:
     say(f"failed: {told if outcome.input in told else f'{outcome.input}: {told}'}")
 
 
+def notes_of(seed: int, sample: str, digest: str, precision: str) -> dict[str, str]:
+    """The texts inside an output that say how it was made. sample: one number, or the first and last of a sheet, "0-3"."""
+    return {
+        "Software": f"gdposr {__version__}",
+        "gdposr-seed": str(seed),
+        "gdposr-sample": sample,
+        "gdposr-bundle": digest,
+        "gdposr-precision": precision,
+    }
+
+
 ATTEMPTS = 3  # at a picture whose memory does not suffice
 # A larger photo is not read before its turn, so that memory stays that of one photo.
 AHEAD_PIXELS = 25_000_000
@@ -212,14 +223,8 @@ class Batch:
 
         options, target = self._options, task.target(part)
         make_folder(target.parent)
-        text = {
-            "Software": f"gdposr {__version__}",
-            "gdposr-seed": str(options.seed),
-            "gdposr-sample": str(number) if number is not None else f"0-{options.samples - 1}",
-            "gdposr-bundle": options.digest,
-            "gdposr-precision": self._upscaler.precision,
-        }
-
+        sample = str(number) if number is not None else f"0-{options.samples - 1}"
+        text = notes_of(options.seed, sample, options.digest, self._upscaler.precision)
         if options.strip:
             photo, text = photo.stripped(), {}
 
