@@ -3,7 +3,7 @@
 PYTHON      = python3
 VENV        = .venv
 EXTRAS      = export,demo,report
-DEV_EXTRAS  = train,export,coreml,openvino,prior,demo,completion,report,dev
+DEV_EXTRAS  = train,export,coreml,openvino,prior,demo,completion,report,server,dev
 # More arguments for pip. On Linux, the default torch is the CUDA build (gigabytes); the CPU build is enough here:
 #   make setup PIP_ARGS="--extra-index-url URL" with the CPU wheel index that PyTorch's installation page names
 PIP_ARGS    =
@@ -35,7 +35,7 @@ WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors verify-arm web setup-web bench-web clean FORCE
+.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors verify-arm web setup-web bench-web bench-server clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -189,6 +189,10 @@ setup-web: ## Chromium and node by apt, for the tests of the page and bench-web 
 
 bench-web: $(DEV) ## the page's model in Chromium beside Python, UpscalerJS from npm and a peer [PEER_NCNN=, BUNDLE=, ARGS=]
 	$(RUN) -m tools.web_bench --bundle "$(BUNDLE)" $(if $(wildcard $(PEER_NCNN)),--peer-ncnn "$(PEER_NCNN)") $(ARGS)
+
+# Counts, not speed: clients and server share the processors.
+bench-server: $(DEV) ## a minute of 32 clients on gdposr serve --api, good and bad ones, against the command's bytes [BUNDLE=, ARGS=]
+	$(RUN) -m tools.server_load --bundle "$(BUNDLE)" $(ARGS)
 
 clean: ## remove what was built; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,8 +20,11 @@ ROOMS = {
     "export": (
         "student", "distill", "source", "fold", "load", "parity", "mil", "onnx", "coreml", "write_bundle", "cli",
     ),
-    "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "web", "commands", "cli"),
-    "tools": ("demo", "subjects", "gallery", "arm_checks", "vectors", "web_peers", "web_bench", "arm_root", "verify_arm"),
+    "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "web", "server", "commands", "cli"),
+    "tools": (
+        "demo", "subjects", "gallery", "arm_checks", "vectors", "web_peers", "web_bench", "arm_root", "verify_arm", "load_clients",
+        "server_load",
+    ),
 }  # fmt: skip
 ROOM_SIZE = range(3, 13)  # modules of a folder, without __init__.py; of a package also its rooms
 RUNTIME_NEEDS = {"numpy", "PIL", "onnxruntime", "openvino", "coremltools", "pillow_heif"}

@@ -13,7 +13,19 @@ import pytest
 
 BASE = {"numpy", "pillow", "onnxruntime", "rich"}
 MOST_BYTES = 15_000_000
-EXTRAS = {"train", "export", "cuda", "coreml", "openvino", "prior", "demo", "completion", "report", "dev"}
+EXTRAS = {
+    "train",
+    "export",
+    "cuda",
+    "coreml",
+    "openvino",
+    "prior",
+    "demo",
+    "completion",
+    "report",
+    "server",
+    "dev",
+}
 
 
 @pytest.fixture(scope="module")
@@ -111,5 +123,8 @@ def test_make_test_skips_nothing_for_want_of_a_package() -> None:
         "skimage",
         "ncnn",
         "tensorboard",
+        "fastapi",
+        "uvicorn",
+        "prometheus_client",
     )
     assert [name for name in wanted if importlib.util.find_spec(name) is None] == []

@@ -1,0 +1,41 @@
+"""What stands before the routes: a bound on connections, and a count of all answers, those included that no route gives."""
+
+from collections.abc import Callable
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gdposr.server.metrics import Metrics
+from gdposr.server.refusals import RETRY
+
+
+class Front:
+    """An ASGI app around another one.
+
+    path: answers there are counted by their status.
+    connections: how many there are now. Beyond `most` every request gets 503 at once.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        path: str,
+        metrics: Metrics,
+        connections: Callable[[], int],
+        most: int,
+    ) -> None:
+        self._app, self._path, self._metrics = app, path, metrics
+        self._connections, self._most = connections, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.answers.labels(message["status"]).inc()
+            await send(message)
+
+        app = self._app
+        if self._connections() > self._most:
+            sentence = f"expected at most {self._most} connections, got more: try again later"
+            app = JSONResponse({"error": sentence}, 503, headers={"Retry-After": str(RETRY)})
+        here = scope["type"] == "http" and scope["path"] == self._path
+        await app(scope, receive, counted if here else send)

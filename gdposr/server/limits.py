@@ -1,0 +1,25 @@
+"""What the server for apps takes at most."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on requests. All but the last two are options of `gdposr serve --api`."""
+
+    max_bytes: int = 32 << 20
+    """Of a photo's file."""
+    max_pixels: int = 4_000_000
+    """Of a photo."""
+    max_samples: int = 8
+    """Versions in one answer."""
+    timeout: float = 60.0
+    """Seconds from the whole photo to the finished pictures, the time in the queue included."""
+    transfer_timeout: float = 120.0
+    """Seconds for a photo to come in, and again for the answer to go out."""
+    waiting: int = 16
+    """Photos in the queue, besides those at work."""
+    uploads: int = 64
+    """Photos that may come in at once. Each is a temporary file."""
+    connections: int = 400
+    """At once. Beyond it every request gets 503. Below the usual limit of 1024 open files."""

@@ -1,0 +1,50 @@
+"""Counts and times for Prometheus."""
+
+import sys
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from gdposr.server.jobs import JobQueue
+from gdposr.server.work import Answer, Errand
+
+SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
+TYPE = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """The server's own registry, so that two servers in one process do not mix their counts."""
+
+    def __init__(self, queue: JobQueue[Errand, Answer]) -> None:
+        self._registry = CollectorRegistry()
+        if sys.platform == "linux":
+            ProcessCollector(registry=self._registry)
+        self.answers = Counter(
+            "gdposr_answers_total",
+            "Answers at /v1/upscale by status; 499: the client had left",
+            ["status"],
+            registry=self._registry,
+        )
+        self.seconds = Histogram(
+            "gdposr_photo_seconds",
+            "Seconds from the whole photo to its pictures, the queue included",
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self.pictures = Counter("gdposr_pictures_total", "Pictures made", registry=self._registry)
+        self.pixels = Counter("gdposr_input_pixels_total", "Pixels of photos done", registry=self._registry)
+        for name, text, value in (
+            ("gdposr_photos_waiting", "Photos in the queue", lambda: queue.waiting),
+            ("gdposr_photos_at_work", "Photos being enlarged", lambda: queue.at_work),
+        ):
+            Gauge(name, text, registry=self._registry).set_function(value)
+
+    def done(self, errand: Errand, answer: Answer, seconds: float) -> None:
+        """Count a photo that was enlarged."""
+        self.seconds.observe(seconds)
+        self.pictures.inc(len(errand.order.numbers))
+        self.pixels.inc(answer.pixels)
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format, of the media type TYPE."""
+        return generate_latest(self._registry)

@@ -1,0 +1,94 @@
+"""The server from its socket to its end: the model loaded, signals obeyed, nothing left behind."""
+
+import errno
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+from gdposr.batch.remarks import remarks_kept
+from gdposr.console import UsageError
+from gdposr.server.app import PATH, Desk, create_app
+from gdposr.server.front import Front
+from gdposr.server.jobs import JobQueue
+from gdposr.server.limits import Limits
+from gdposr.server.protocol import PatientProtocol
+from gdposr.server.work import Answer, Errand, Work
+
+if TYPE_CHECKING:
+    from runtime.upscale.upscaler import Upscaler
+
+# Where no other machine reaches the server.
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+
+
+class ApiServer(uvicorn.Server):
+    """uvicorn, told to refuse at its end what waits in the queue."""
+
+    def __init__(self, config: uvicorn.Config, queue: JobQueue[Errand, Answer]) -> None:
+        super().__init__(config)
+        self._queue = queue
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._queue.close()
+        await super().shutdown(sockets)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket to serve on. port 0: any free one. UsageError if the address is taken, unknown or not allowed."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        known = (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL)
+        if error.errno not in known and not isinstance(error, socket.gaierror):
+            raise
+        raise UsageError(
+            f"--host, --port: expected a free address of this machine, got {host} port {port} ({error.strerror}); "
+            "choose another one, or port 0 for any"
+        ) from error
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+@contextmanager
+def api_server(upscaler: "Upscaler", limits: Limits, workers: int = 1) -> Iterator[ApiServer]:
+    """A server to be run on a socket. At the end of the block its workers have stopped and its files are removed."""
+    with remarks_kept(), tempfile.TemporaryDirectory(prefix="gdposr-api-") as folder:
+        queue = JobQueue(Work(upscaler, limits.max_pixels), workers, limits.waiting)
+        facts = {
+            "model": upscaler.manifest.name,
+            "bundle": upscaler.bundle.digest,
+            "device": upscaler.device,
+            "precision": upscaler.precision,
+        }
+        desk = Desk(queue, limits, Path(folder))
+        app = create_app(desk, float(upscaler.scale), facts)
+        front = Front(
+            app, PATH, desk.metrics, lambda: len(server.server_state.connections), limits.connections
+        )
+        config = uvicorn.Config(
+            front,
+            loop="asyncio",
+            http=PatientProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="critical",  # what goes wrong is told by the app; strangers' broken requests are no news
+            server_header=False,
+            # photos at work and answers on their way may take their time; a second Ctrl-C ends them
+            timeout_graceful_shutdown=round(limits.timeout + limits.transfer_timeout),
+        )
+        server = ApiServer(config, queue)
+        try:
+            yield server
+        finally:
+            queue.abort()

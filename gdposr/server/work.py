@@ -1,0 +1,132 @@
+"""What a worker does: from the file of a photo to the file of the answer, in the steps of `gdposr upscale` and to its bytes."""
+
+import dataclasses
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gdposr.batch.remarks import about
+from gdposr.batch.run import ATTEMPTS, notes_of
+from gdposr.server.jobs import Job
+from gdposr.server.order import Order
+
+if TYPE_CHECKING:
+    from runtime.image.arrays import Photo
+    from runtime.upscale.rendering import Rendering
+    from runtime.upscale.upscaler import Upscaler
+
+PHOTO = "photo"  # the name of the uploaded file
+ARCHIVE = "photo.zip"
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A photo with what is wanted of it."""
+
+    folder: Path
+    """The request's own, with the file PHOTO in it. Everything else is written there too."""
+    order: Order
+
+    @property
+    def source(self) -> Path:
+        return self.folder / PHOTO
+
+    def worded(self, text: str) -> str:
+        """A message without the folder's name, which is no business of the client."""
+        return text.replace(f"{self.folder}{os.sep}", "")
+
+
+@dataclass
+class Answer:
+    """What goes back."""
+
+    path: Path
+    """A picture, or a zip of several."""
+    pixels: int
+    """Of the photo."""
+    notes: list[str] = field(default_factory=list)
+    """What was lost on the way, such as 16 bits in a JPEG."""
+
+
+class Work:
+    """Enlarges photos by one Upscaler; to be called from several threads, as the work of a `JobQueue`."""
+
+    def __init__(self, upscaler: "Upscaler", max_pixels: int) -> None:
+        self._upscaler, self._max_pixels = upscaler, max_pixels
+
+    def __call__(self, job: Job[Errand, Answer]) -> Answer:
+        """ImageError for a photo that cannot be read or written as asked, Stopped soon after the job was given up."""
+        from runtime.image.read.decode import read_photo
+        from runtime.image.write.encode import fitting
+
+        errand, order = job.wanted, job.wanted.order
+        notes: list[str] = []
+
+        def note(text: str) -> None:
+            if (told := errand.worded(text)) not in notes:
+                notes.append(told)
+
+        with about(str(errand.source), note):
+            # read
+            photo = read_photo(errand.source, self._max_pixels, notify=note)
+            job.check()
+            targets = {number: errand.folder / order.name(number) for number in order.numbers}
+            photo = fitting(next(iter(targets.values())), photo)
+            # pad, encode, sample, crop, colour: by rows, while they are written
+            rendering = self._upscaler.picture(
+                photo.pixels,
+                seed=order.seed,
+                scale=order.scale,
+                samples=len(targets),
+                progress=job.check,
+            )
+            # write
+            for number, target in targets.items():
+                self._write(order, photo, rendering, number, target, note)
+                job.check()
+        pixels = photo.pixels.shape[0] * photo.pixels.shape[1]
+        paths = list(targets.values())
+        return Answer(
+            paths[0] if order.samples == 1 else packed(errand.folder / ARCHIVE, paths), pixels, notes
+        )
+
+    def _write(
+        self,
+        order: Order,
+        photo: "Photo",
+        rendering: "Rendering",
+        number: int,
+        target: Path,
+        note: Callable[[str], None],
+    ) -> None:
+        """Compute and write one version; begun again with smaller tiles after memory ran out in the middle."""
+        from runtime.errors import OutOfMemory
+        from runtime.image.write.encode import write_photo
+
+        text = notes_of(order.seed, str(number), self._upscaler.bundle.digest, self._upscaler.precision)
+        if order.strip:
+            photo, text = photo.stripped(), {}
+        for attempt in range(ATTEMPTS):
+            enlarged = dataclasses.replace(photo, pixels=rendering.strips(number))
+            try:
+                write_photo(target, enlarged, quality=order.quality, text=text, notify=note)
+                return
+            except OutOfMemory:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+
+
+def packed(archive: Path, paths: list[Path]) -> Path:
+    """Files moved into a new zip, stored as they are, without times: the same files give the same bytes."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as pack:
+        for path in paths:
+            entry = zipfile.ZipInfo(path.name)
+            entry.file_size = path.stat().st_size  # so that a large one is written as such
+            with path.open("rb") as source, pack.open(entry, "w") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            path.unlink()
+    return archive

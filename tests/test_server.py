@@ -1,0 +1,541 @@
+"""`gdposr serve --api`: the command's bytes over HTTP, refusals with their reasons, clients that stall or leave."""
+
+import errno
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from api import HOST, Client, reply, running, until
+from mutations import png
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="needs the extra server: pip install 'gdposr[server]'")
+pytest.importorskip("uvicorn", reason="needs the extra server: pip install 'gdposr[server]'")
+pytest.importorskip("prometheus_client", reason="needs the extra server: pip install 'gdposr[server]'")
+
+from gdposr.commands import serve
+from gdposr.console import UsageError
+from gdposr.server.protocol import PatientProtocol
+from gdposr.server.work import Answer, Work
+from runtime.errors import ImageError
+from runtime.image.read.decode import read_photo
+from runtime.upscale.upscaler import Upscaler
+
+SMALL = {"max_bytes": 200_000, "max_pixels": 4000}
+
+
+@pytest.fixture(scope="module")
+def upscaler(toy_bundle: Path) -> Iterator[Upscaler]:
+    with Upscaler(toy_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the servers of these tests keep their files."""
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("requests"))
+    yield Path(tempfile.tempdir)
+    tempfile.tempdir = before
+
+
+@pytest.fixture(scope="module")
+def client(upscaler: Upscaler, folder: Path) -> Iterator[Client]:
+    with running(upscaler, folder, **SMALL) as opened:
+        yield opened
+
+
+@pytest.fixture
+def start(upscaler: Upscaler, folder: Path) -> Callable:
+    return lambda **options: running(upscaler, folder, **options)
+
+
+class Gate:
+    """Stands in for the work: waits until it is opened, and ends when its job is given up, unless it is deaf."""
+
+    def __init__(self) -> None:
+        self.open, self.deaf = threading.Event(), False
+        self.size = 100
+
+    def __call__(self, job) -> Answer:
+        while not self.open.wait(0.01):
+            if not self.deaf:
+                job.check()
+        path = job.wanted.folder / "photo_x4_seed0.png"
+        path.write_bytes(bytes(self.size))
+        return Answer(path, 1)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    made = Gate()
+    monkeypatch.setattr(Work, "__call__", lambda self, job: made(job))
+    return made
+
+
+# the command's bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "query", "options", "suffix"),
+    [
+        ("a.png", 3, "", "", ".png"),
+        ("a.jpg", 3, "seed=3&scale=2.5", "--seed 3 --scale 2.5", ".png"),
+        ("a.png", 1, f"seed={2**64 - 1}", f"--seed {2**64 - 1}", ".png"),
+        ("a.png", 4, "sample=2", "--sample 2", ".png"),
+        ("a.png", 3, "format=jpeg&quality=80&seed=1", "--quality 80 --seed 1", ".jpg"),
+        ("a.webp", 4, "format=webp", "", ".webp"),
+        ("a.jpg", 3, "strip=true", "--strip", ".png"),
+    ],
+)
+def test_answers_are_the_command_s_bytes(
+    client: Client, make_photo, gdposr, tmp_path: Path, name: str, channels: int, query: str, options: str, suffix: str
+) -> None:  # fmt: skip
+    photo, out = make_photo(name, 40, 52, channels), tmp_path / f"out{suffix}"
+    code, _, errors = gdposr("upscale", photo, "-o", out, *options.split())
+    assert code == 0, errors
+    answer = client.upscale(photo, query)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, f"image/{Image.open(out).format.lower()}")
+    assert answer.body == out.read_bytes()
+    assert client.upscale(photo, query).body == answer.body
+
+
+def test_metadata_and_16_bits_go_the_command_s_way_and_losses_are_noted(
+    client: Client, gdposr, tmp_path: Path, make_pixels
+) -> None:
+    photo = tmp_path / "deep.png"
+    Image.fromarray(make_pixels(20, 24, 1, dtype=np.uint16)[..., 0]).save(photo)
+    for suffix, query in ((".png", ""), (".jpg", "format=jpeg")):
+        out = tmp_path / f"out{suffix}"
+        assert gdposr("upscale", photo, "-o", out)[0] == 0
+        answer = client.upscale(photo, query)
+        assert answer.body == out.read_bytes()
+        notes = json.loads(answer.headers.get("Gdposr-Notes", "[]"))
+        assert ["8 bits" in note for note in notes] == ([True] if suffix == ".jpg" else [])
+        assert all(note.startswith("photo_x4_seed0.jpg: ") for note in notes)
+
+
+def test_several_versions_are_a_zip_of_the_command_s_files(
+    client: Client, make_photo, gdposr, tmp_path: Path
+) -> None:
+    photo = make_photo("photo.png")
+    assert gdposr("upscale", photo, "-o", tmp_path / "large", "--seed", 7, "--samples", 3)[0] == 0
+    answer = client.upscale(photo, "seed=7&samples=3")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/zip")
+    with zipfile.ZipFile(io.BytesIO(answer.body)) as pack:
+        found = {name: pack.read(name) for name in pack.namelist()}
+    assert found == {path.name: path.read_bytes() for path in (tmp_path / "large").iterdir()}
+    assert len(found) == 3
+    assert client.upscale(photo, "seed=7&samples=3").body == answer.body
+    single = client.upscale(photo, "seed=7&sample=1")
+    assert single.body == found["photo_x4_seed7_s1.png"]
+
+
+def test_two_workers_give_the_same_bytes(start, make_photo) -> None:
+    photos = [make_photo(f"{k}.png", 40, 40, seed=k) for k in range(6)]
+    with start() as one, start(workers=2) as two:
+        expected = [one.upscale(photo).body for photo in photos]
+        waiting = [two.begin(photo) for photo in photos]
+        assert [reply(each.getresponse()).body for each in waiting] == expected
+
+
+# refusals
+
+
+def runtime_says(content: bytes, folder: Path, max_pixels: int) -> str:
+    path = folder / "photo"
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as refused:
+        read_photo(path, max_pixels)
+    return str(refused.value).replace(f"{folder}/", "")
+
+
+@pytest.mark.parametrize("name", ["text", "empty", "cut", "large", "huge", "film"])
+def test_a_bad_photo_is_refused_in_the_runtime_s_words(
+    client: Client, make_photo, tmp_path: Path, name: str
+) -> None:
+    film, frames = io.BytesIO(), [Image.new("L", (8, 8), level) for level in (0, 255)]
+    frames[0].save(film, "GIF", save_all=True, append_images=frames[1:])
+    contents = {
+        "text": b"no picture at all",
+        "empty": b"",
+        "cut": make_photo("cut.png").read_bytes()[:900],
+        "large": make_photo("large.png", 70, 70).read_bytes(),
+        "huge": png((b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)), (b"IEND", b"")),
+        "film": film.getvalue(),
+    }
+    answer = client.upscale(contents[name])
+    assert answer.status == 422
+    assert answer.error == runtime_says(contents[name], tmp_path, SMALL["max_pixels"])
+    assert str(client.folder) not in answer.error
+
+
+def test_a_picture_the_format_cannot_hold_is_refused(client: Client, make_pixels, tmp_path: Path) -> None:
+    pixels = make_pixels(12, 12, 4)
+    pixels[:6, :, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    answer = client.upscale(tmp_path / "clear.png", "format=jpeg")
+    assert answer.status == 422
+    assert answer.error.startswith("photo_x4_seed0.jpg: JPEG cannot hold transparency")
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("seed=-1", "seed: "),
+        ("seed=x", "seed: "),
+        (f"seed={2**64}", "seed: "),
+        ("scale=4.5", "scale: "),
+        ("scale=nan", "scale: "),
+        ("samples=0", "samples: "),
+        ("samples=9", "samples: expected at most 8, got 9"),
+        ("samples=2&sample=1", "sample is one version"),
+        ("format=tiff", "format: "),
+        ("quality=101", "quality: "),
+        ("sampels=3", "unknown parameter 'sampels': expected some of seed, "),
+    ],
+)
+def test_a_wrong_query_is_named(client: Client, make_photo, query: str, said: str) -> None:
+    answer = client.upscale(make_photo("a.png"), query)
+    assert answer.status == 422
+    assert answer.error.startswith(said)
+
+
+def test_too_many_bytes_are_refused_by_their_stated_length_and_by_their_count(client: Client) -> None:
+    many = bytes(SMALL["max_bytes"] + 1)
+    stated = client.ask("/v1/upscale", many)
+    assert stated.status == 413
+    assert "expected a photo of at most 0.2 MB" in stated.error
+    parts = (many[at : at + 50_000] for at in range(0, len(many), 50_000))
+    counted = client.ask("/v1/upscale", parts, "POST", {"Transfer-Encoding": "chunked"}, chunked=True)
+    assert counted.status == 413
+    assert client.upscale(many[:-1]).status == 422  # no picture, but not too large
+    assert client.folders() == []
+
+
+def test_a_refused_client_need_not_send_its_photo(client: Client) -> None:
+    for head, status in (
+        ("Content-Length: 1000000000", b"413"),
+        ("Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9", b"415"),
+    ):
+        with socket.create_connection((HOST, client.port), timeout=10) as line:
+            line.sendall(f"POST /v1/upscale HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode())
+            assert line.recv(12) == b"HTTP/1.1 " + status
+
+
+def test_a_full_queue_is_429_with_a_time_and_takes_photos_again(start, gate: Gate, make_photo) -> None:
+    photo = make_photo("a.png")
+    with start(waiting=1) as client:
+        taken = [client.begin(photo), client.begin(photo)]
+        until(lambda: client.health()["waiting"] == 1 and client.health()["at_work"] == 1)
+        refused = client.upscale(photo)
+        assert refused.status == 429
+        assert 1 <= int(refused.headers["Retry-After"]) <= 120
+        assert "queue" in refused.error
+        assert client.health()["status"] == "ok"
+        gate.open.set()
+        assert [reply(each.getresponse()).status for each in taken] == [200, 200]
+        assert client.upscale(photo).status == 200
+        assert (client.counted(429), client.counted(200)) == (1, 3)
+
+
+def test_too_many_uploads_at_once_are_429(start, gate: Gate) -> None:
+    with start(uploads=1) as client, socket.create_connection((HOST, client.port)) as slow:
+        slow.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
+        until(lambda: client.folders())
+        assert client.upscale(b"abc").status == 429
+        slow.sendall(b"abcdef")
+        gate.open.set()
+        assert slow.recv(12) == b"HTTP/1.1 200"
+        assert client.upscale(b"abc").status == 200
+
+
+def test_too_many_connections_are_503_with_a_time(start) -> None:
+    with start(connections=2) as client:
+
+        def answered() -> bool:
+            status = client.upscale(b"abc").status
+            client.connections.pop().close()
+            return status == 422
+
+        idle = [socket.create_connection((HOST, client.port)) for _ in range(2)]
+        refused = client.upscale(b"abc")
+        assert (refused.status, "Retry-After" in refused.headers) == (503, True)
+        assert "expected at most 2 connections" in refused.error
+        for line in (*idle, *client.connections):
+            line.close()
+        until(answered)
+
+
+def test_time_runs_out_at_work_and_in_the_queue(start, gate: Gate, make_photo) -> None:
+    photo = make_photo("a.png")
+    gate.deaf = True
+    with start(timeout=0.4) as client:
+        first = client.begin(photo)
+        until(lambda: client.health()["at_work"] == 1)
+        late = client.upscale(photo)
+        assert (late.status, int(late.headers["Retry-After"]) >= 1) == (503, True)
+        assert "has waited in the queue for 0.4 s" in late.error
+        slow = reply(first.getresponse())
+        assert slow.status == 504
+        assert "expected the pictures within 0.4 s" in slow.error
+        assert client.health()["at_work"] == 1  # its file stays until it lets go of it
+        gate.deaf = False
+        until(lambda: client.health()["at_work"] == 0)
+        until(lambda: client.folders() == [])
+        gate.open.set()
+        assert client.upscale(photo).status == 200
+
+
+def test_a_photo_that_comes_too_slowly_is_408(start) -> None:
+    with start(transfer_timeout=0.3) as client, socket.create_connection((HOST, client.port)) as slow:
+        slow.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\nabc")
+        slow.settimeout(10)
+        assert slow.recv(12) == b"HTTP/1.1 408"
+        assert client.folders() == []
+
+
+def test_other_places_and_methods(client: Client) -> None:
+    assert (client.ask("/v1/nothing").status, client.ask("/v1/upscale").status) == (404, 405)
+    assert client.ask("/docs").status == 404
+
+
+# clients that leave or stall
+
+
+@pytest.mark.parametrize("place", ["at_work", "waiting"])
+def test_a_client_that_leaves_ends_its_job(start, gate: Gate, make_photo, place: str) -> None:
+    photo = make_photo("a.png")
+    with start() as client:
+        first = client.begin(photo)
+        until(lambda: client.health()["at_work"] == 1)
+        second = client.begin(photo)
+        until(lambda: client.health()["waiting"] == 1)
+        (first if place == "at_work" else second).close()
+        until(lambda: client.health()["waiting"] == 0)
+        until(lambda: client.counted(499) == 1)
+        gate.open.set()
+        stays = second if place == "at_work" else first
+        assert reply(stays.getresponse()).status == 200
+        until(lambda: client.folders() == [])
+
+
+def test_work_itself_ends_when_the_client_leaves(start, monkeypatch: pytest.MonkeyPatch, make_photo) -> None:
+    """Through the real upscaler: its progress function is what stops it."""
+    written, write = [], Work._write
+
+    def counted(self: Work, *arguments: Any) -> None:
+        write(self, *arguments)
+        written.append(arguments)
+
+    monkeypatch.setattr(Work, "_write", counted)
+    with start() as client:
+        first = client.begin(make_photo("large.png", 400, 400), "samples=8")
+        until(lambda: client.health()["at_work"] == 1)
+        first.close()
+        until(lambda: client.health()["at_work"] == 0)
+        until(lambda: client.folders() == [])
+        assert client.counted(499) == 1
+    assert len(written) < 8
+
+
+def test_a_client_that_leaves_while_it_sends_leaves_nothing(client: Client) -> None:
+    gone = client.counted(499)
+    with socket.create_connection((HOST, client.port)) as line:
+        line.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\nabc")
+        until(lambda: client.folders())
+    until(lambda: client.counted(499) == gone + 1)
+    assert client.folders() == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/upsc",
+        b"POST /v1/upscale HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\nabc",
+    ],
+)
+def test_a_client_that_never_goes_on_loses_its_connection(
+    start, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(PatientProtocol, "patience", 0.3)
+    with start(**SMALL) as client, socket.create_connection((HOST, client.port), timeout=10) as line:
+        line.sendall(sent)
+        received = b""
+        try:
+            while part := line.recv(1000):
+                received += part
+        except ConnectionResetError:
+            pass
+        assert received[:12] == (b"HTTP/1.1 413" if b"Length" in sent else b"")
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_client_that_does_not_take_its_answer_loses_its_connection(
+    start, gate: Gate, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    """Neither one that stalls nor one that reads a little now and then may keep the answer's file for long."""
+    monkeypatch.setattr(PatientProtocol, "stalled", 0.3)
+    gate.open.set()
+    gate.size = 30_000_000
+    with start(transfer_timeout=1.0) as client, socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect((HOST, client.port))
+        line.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
+        line.settimeout(10)
+        assert line.recv(12) == b"HTTP/1.1 200"
+
+        def removed() -> bool:
+            if reads:
+                line.recv(100_000)
+            return client.folders() == []
+
+        until(removed)
+        received = 0
+        try:
+            while part := line.recv(1 << 20):
+                received += len(part)
+        except ConnectionResetError:
+            pass
+        assert received < gate.size
+        gate.size = 100
+        assert client.upscale(b"abc").status == 200
+
+
+# faults
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(OSError(errno.ENOSPC, "full"), 503), (MemoryError(), 503), (RuntimeError("/secret/path"), 500)],
+)
+def test_a_fault_of_the_server_is_told_without_details(
+    start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, status: int
+) -> None:
+    def work(self: Work, job: object) -> Answer:
+        if isinstance(error, OSError):
+            raise ImageError("x: cannot be written") from error
+        raise error
+
+    with start() as client:
+        monkeypatch.setattr(Work, "__call__", work)
+        answer = client.upscale(b"abc")
+        assert answer.status == status
+        assert "secret" not in answer.error
+        assert ("Retry-After" in answer.headers) == (status == 503)
+        monkeypatch.undo()
+        assert client.upscale(b"abc").status == 422
+        assert client.folders() == []
+    assert ("secret" in capsys.readouterr().err) == (status == 500)
+
+
+# what else is served
+
+
+def test_health_and_metrics(client: Client, make_photo) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    assert client.upscale(make_photo("a.png"), "samples=2").status == 200
+    state = client.health()
+    assert (state["status"], state["model"], state["waiting"], state["at_work"]) == ("ok", "toy", 0, 0)
+    answer = client.ask("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
+    assert {"gdposr_answers", "gdposr_photo_seconds", "gdposr_photos_waiting", "gdposr_pictures"} <= set(
+        families
+    )
+    assert families["gdposr_pictures"].samples[0].value >= 2
+
+
+def test_the_description_names_every_parameter_and_answer_and_loads_nothing(client: Client) -> None:
+    description = json.loads(client.ask("/openapi.json").body)
+    operation = description["paths"]["/v1/upscale"]["post"]
+    names = [each["name"] for each in operation["parameters"]]
+    assert names == ["seed", "samples", "sample", "scale", "format", "quality", "strip"]
+    assert set(operation["responses"]) == {"200", "408", "413", "415", "422", "429", "503", "504"}
+    assert "requestBody" in operation
+    answer = client.ask("/")
+    page = answer.body.decode()
+    assert all(name in page for name in names)
+    assert not any(word in page for word in ("<script", "src=", "http:", "https:", "@import", "url("))
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+
+
+# the command
+
+
+def test_at_the_end_the_photo_at_work_is_finished_and_the_next_refused(start, gate: Gate) -> None:
+    with start() as client:
+        first = client.begin(b"abc")
+        until(lambda: client.health()["at_work"] == 1)
+        second = client.begin(b"abc")
+        until(lambda: client.health()["waiting"] == 1)
+        client.stop()
+        refused = reply(second.getresponse())
+        assert (refused.status, "Retry-After" in refused.headers) == (503, True)
+        gate.open.set()
+        assert reply(first.getresponse()).status == 200
+    assert list(client.folder.glob("gdposr-api-*/*")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_ends_the_command_cleanly(
+    root: Path, toy_bundle: Path, tmp_path: Path, make_photo, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gdposr", "serve", "--api", "--port", "0", "--bundle", str(toy_bundle), "--threads", "1"],
+        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background ignores it
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline()
+        client = Client(int(address.rsplit(":", 1)[1].strip("/\n")), tmp_path)
+        first = client.begin(make_photo("large.png", 100, 100))
+        until(lambda: client.health()["at_work"] == 1 or client.counted(200) == 1)
+        process.send_signal(number)
+        assert reply(first.getresponse()).status == 200
+        for connection in client.connections:
+            connection.close()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert errors.endswith("gdposr: stopped\n")
+    assert "Traceback" not in errors
+    assert list(tmp_path.glob("gdposr-api-*")) == []
+
+
+def test_the_command_names_the_extra_and_options_that_need_the_api(gdposr, monkeypatch) -> None:
+    code, _, errors = gdposr("serve", "--max-bytes", "8M")
+    assert code == 2
+    assert "--max-bytes is for the server of programs: add --api" in errors
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "fastapi" else object())
+    code, _, errors = gdposr("serve", "--api")
+    assert code == 2
+    assert "--api needs fastapi" in errors
+    assert 'pip install "gdposr[server]"' in errors
+
+
+def test_a_taken_port_and_an_unknown_address_are_named() -> None:
+    from gdposr.server.run import listening
+
+    with listening(HOST, 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(UsageError, match=f"got 127.0.0.1 port {port}"):
+            listening(HOST, port)
+    with pytest.raises(UsageError, match=r"got no\.such\.name\.invalid port 0"):
+        listening("no.such.name.invalid", 0)
