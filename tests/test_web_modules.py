@@ -16,6 +16,7 @@ from PIL import Image
 from runtime.bundle.manifest import SizeRule
 from runtime.noise import noise_field
 from runtime.upscale.color import color_fix
+from runtime.upscale.probe import psnr_db
 from runtime.upscale.tiling import plan_tiles
 
 NODE = shutil.which("node")
@@ -264,6 +265,44 @@ console.log(JSON.stringify([...new Uint8Array(await (await png.finish()).arrayBu
         image.load()
         assert image.mode == "RGB"
         assert np.array_equal(np.asarray(image), pixels)
+
+
+def test_jpeg_from_a_png_band_by_band(run_node: Any, make_pixels: Any, tmp_path: Path) -> None:
+    """Against Pillow's of the same quality: as close to the pixels, and about as large."""
+    flat = np.zeros((9, 1, 3), np.uint8)
+    noisy = np.random.default_rng(1).integers(0, 256, (70, 33, 3), np.uint8)  # every length of code
+    for pixels in (make_pixels(150, 203), flat, noisy):
+        height, width = pixels.shape[:2]
+        found = run_node(f"""
+import {{ JpegWriter }} from "WEB/jpeg.js";
+import {{ PngWriter, readPng }} from "WEB/png.js";
+const rows = {json.dumps(pixels.tolist())}, writer = new PngWriter({width}, {height});
+await writer.write(Uint8ClampedArray.from(rows.flat().flatMap((pixel) => [...pixel, 255])));
+const png = await readPng(await writer.finish());
+const jpeg = new JpegWriter(png.width, png.height), read = [];
+for await (const band of png.bands) {{
+  read.push(...band);
+  jpeg.write(band);
+}}
+console.log(JSON.stringify({{ read, jpeg: [...new Uint8Array(await jpeg.finish().arrayBuffer())] }}));
+""")
+        assert np.array_equal(np.array(found["read"]).reshape(height, width, 4)[..., :3], pixels)
+        reference = io.BytesIO()
+        Image.fromarray(pixels).save(reference, "JPEG", quality=95, subsampling=0)
+        ours, theirs = (
+            psnr_db(np.asarray(Image.open(io.BytesIO(content))), pixels)
+            for content in (bytes(found["jpeg"]), reference.getvalue())
+        )
+        assert ours >= theirs - 0.3, f"{ours:.2f} dB, Pillow's {theirs:.2f} dB"
+        assert len(found["jpeg"]) <= 1.3 * len(reference.getvalue())
+
+
+def test_jpeg_has_sides_of_65535_pixels_at_most(run_node: Any) -> None:
+    found = run_node("""
+import { JpegWriter } from "WEB/jpeg.js";
+try { new JpegWriter(65536, 8); } catch (error) { console.log(JSON.stringify(error.message)); }
+""")
+    assert found == "expected at most 65535 pixels a side for a JPEG, got 65536x8"
 
 
 # A machine whose devices fail as they are told to.

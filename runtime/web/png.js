@@ -1,9 +1,13 @@
-/** An 8-bit RGB PNG, written band by band: no more of it is held than the browser's list of finished parts. */
+/** An 8-bit RGB PNG, written and read band by band: no more of it is held than the browser's list of finished parts. */
 
-/** Bytes of finished parts that are joined to one blob, which the browser may keep on the disk. */
-const PART_BYTES = 8 << 20;
+import { Parts } from "./parts.js";
+
+/** Rows that are read at a time. */
+const BAND = 64;
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
 const PAETH = 4;
+/** Names of chunks as numbers. */
+const IDAT = 0x49444154, IEND = 0x49454e44;
 const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let k = 0; k < 8; k++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
   return n;
@@ -14,9 +18,7 @@ export class PngWriter {
   constructor(width, height) {
     this.width = width;
     this.height = height;
-    this._parts = [];
-    this._waiting = [];
-    this._waitingBytes = 0;
+    this._parts = new Parts();
     this._above = new Uint8Array(3 * width);
     const stream = new CompressionStream("deflate"); // with zlib's header, as PNG wants it
     this._writer = stream.writable.getWriter();
@@ -27,9 +29,9 @@ export class PngWriter {
     header.setUint32(4, height);
     header.setUint8(8, 8); // bits
     header.setUint8(9, 2); // RGB
-    this._put(Uint8Array.from(SIGNATURE));
-    this._put(chunk("IHDR", new Uint8Array(header.buffer)));
-    this._put(chunk("sRGB", Uint8Array.of(0)));
+    this._parts.put(Uint8Array.from(SIGNATURE));
+    this._parts.put(chunk("IHDR", new Uint8Array(header.buffer)));
+    this._parts.put(chunk("sRGB", Uint8Array.of(0)));
   }
 
   /** @param {Uint8ClampedArray} data RGBA of whole rows */
@@ -55,8 +57,8 @@ export class PngWriter {
   async finish() {
     await this._writer.close();
     await this._reading;
-    this._put(chunk("IEND", new Uint8Array(0)));
-    return new Blob([...this._parts, ...this._waiting], { type: "image/png" });
+    this._parts.put(chunk("IEND", new Uint8Array(0)));
+    return this._parts.blob("image/png");
   }
 
   async abort() {
@@ -67,28 +69,89 @@ export class PngWriter {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      this._put(chunk("IDAT", value));
+      this._parts.put(chunk("IDAT", value));
     }
   }
+}
 
-  _put(content) {
-    this._waiting.push(content);
-    this._waitingBytes += content.length;
-    if (this._waitingBytes < PART_BYTES) return;
-    this._parts.push(new Blob(this._waiting));
-    this._waiting = [];
-    this._waitingBytes = 0;
+/**
+ * What a `PngWriter` has written.
+ *
+ * @param {Blob} png
+ * @returns {Promise<{width: number, height: number, bands: AsyncGenerator<Uint8ClampedArray>}>} bands: RGBA of whole rows, from the top
+ */
+export async function readPng(png) {
+  const start = new DataView(await png.slice(0, 33).arrayBuffer());
+  const width = start.getUint32(16), height = start.getUint32(20);
+  return { width, height, bands: bandsOf(png, width, height) };
+}
+
+async function* bandsOf(png, width, height) {
+  const line = 3 * width, here = new Uint8Array(line), above = new Uint8Array(line);
+  let place = -1; // of the next byte in its row; the first one names the filter, which is always the same
+  let data = new Uint8ClampedArray(4 * width * Math.min(BAND, height)), target = 0, left = height;
+  const reader = packed(png).pipeThrough(new DecompressionStream("deflate")).getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    for (let from = 0; from < value.length; ) {
+      if (place < 0) {
+        place++;
+        from++;
+        continue;
+      }
+      const count = Math.min(line - place, value.length - from);
+      here.set(value.subarray(from, from + count), place);
+      from += count;
+      place += count;
+      if (place < line) continue;
+      unfilter(here, above);
+      for (let i = 0; i < line; target++) {
+        data[target++] = here[i++];
+        data[target++] = here[i++];
+        data[target++] = here[i++];
+        data[target] = 255;
+      }
+      above.set(here);
+      place = -1;
+      left--;
+      if (target < data.length) continue;
+      yield data;
+      data = new Uint8ClampedArray(4 * width * Math.min(BAND, left));
+      target = 0;
+    }
   }
+}
+
+/** The contents of the IDAT chunks. */
+function packed(png) {
+  let at = SIGNATURE.length;
+  const pull = async (controller) => {
+    for (;;) {
+      const head = new DataView(await png.slice(at, at + 8).arrayBuffer()), length = head.getUint32(0), name = head.getUint32(4);
+      const content = png.slice(at + 8, at + 8 + length);
+      at += length + 12;
+      if (name === IEND) return controller.close();
+      if (name === IDAT) return controller.enqueue(new Uint8Array(await content.arrayBuffer()));
+    }
+  };
+  return new ReadableStream({ pull });
 }
 
 /** The differences of a row from Paeth's prediction, written to target from place on. */
 function filter(here, above, target, place) {
-  for (let i = 0; i < here.length; i++) {
-    const left = i < 3 ? 0 : here[i - 3], corner = i < 3 ? 0 : above[i - 3], up = above[i];
-    const byLeft = Math.abs(up - corner), byUp = Math.abs(left - corner), byCorner = Math.abs(left + up - 2 * corner);
-    const guess = byLeft <= byUp && byLeft <= byCorner ? left : byUp <= byCorner ? up : corner;
-    target[place + i] = here[i] - guess;
-  }
+  for (let i = 0; i < here.length; i++) target[place + i] = here[i] - prediction(here, above, i);
+}
+
+/** A row again from its differences, in place. */
+function unfilter(row, above) {
+  for (let i = 0; i < row.length; i++) row[i] += prediction(row, above, i);
+}
+
+function prediction(here, above, i) {
+  const left = i < 3 ? 0 : here[i - 3], corner = i < 3 ? 0 : above[i - 3], up = above[i];
+  const byLeft = Math.abs(up - corner), byUp = Math.abs(left - corner), byCorner = Math.abs(left + up - 2 * corner);
+  return byLeft <= byUp && byLeft <= byCorner ? left : byUp <= byCorner ? up : corner;
 }
 
 function chunk(name, content) {

@@ -6,7 +6,9 @@
 
 import { Bundle } from "./bundle.js";
 import { Cancelled } from "./errors.js";
+import { JpegWriter } from "./jpeg.js";
 import { Model } from "./model.js";
+import { readPng } from "./png.js";
 
 let model = null;
 let queue = Promise.resolve();
@@ -45,11 +47,10 @@ const METHODS = {
   },
 
   async jpeg({ blob }) {
-    const bitmap = await createImageBitmap(blob);
-    const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-    canvas.getContext("2d").drawImage(bitmap, 0, 0);
-    bitmap.close();
-    return canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
+    const { width, height, bands } = await readPng(blob);
+    const jpeg = new JpegWriter(width, height);
+    for await (const band of bands) jpeg.write(band);
+    return jpeg.finish();
   },
 };
 
