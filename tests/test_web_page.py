@@ -186,6 +186,7 @@ def test_a_list_with_bad_files_a_turned_photo_and_stop(page: Page, tmp_path: Pat
     assert upright[30, 80, 0] > 200 > 60 > upright[210, 80, 0]
     with Image.open(page.save("jpeg")) as jpeg:
         assert (jpeg.format, jpeg.size, jpeg.getexif().get(0x0112)) == ("JPEG", (160, 240), None)
+        assert psnr_db(np.asarray(jpeg), upright) > 40
     assert page.labels()[-3:] == ["turned.jpg, done", "notes.jpg, failed", "empty.png, failed"]
     for place, sentence in (
         (-2, "notes.jpg: expected a photo that this browser can read"),
@@ -194,15 +195,23 @@ def test_a_list_with_bad_files_a_turned_photo_and_stop(page: Page, tmp_path: Pat
         page.pick(place)
         assert sentence in page.text("message")
         assert not page.find("stage").is_displayed()
-    # stop: the page answers at once, and goes on when it is asked to
+        assert not page.find("tools").is_displayed()
+    # a result is saved without waiting for the photo that is under way
     page.add(large)
     page.wait("document.getElementById('progress').value > 0")
+    page.pick(-4)
+    assert page.save("jpeg").name == "turned_x4_seed0.jpeg"
+    assert page.labels()[-1] == "large.png, working"
+    # stop: the page answers at once, and goes on when it is asked to
+    page.pick(-1)
     page.find("cancel").click()
     page.wait("/stopped/.test([...document.querySelectorAll('#list button')].at(-1).ariaLabel)", 10)
     assert page.find("png").get_property("disabled")
-    assert not page.find("working").is_displayed()
-    page.find("next").click()
+    assert not page.find("progress").is_displayed()
+    assert (page.text("step"), page.text("cancel")) == ("stopped", "Go on")
+    page.find("cancel").click()
     page.wait("document.getElementById('progress').value > 0")
+    assert page.text("cancel") == "Stop"
     page.pick(-4)  # another photo comes first
     page.done()
     assert page.text("message") == ""

@@ -60,8 +60,6 @@ function select(item) {
   current = item;
   say("");
   photos.select(item);
-  find("stage").hidden = false;
-  find("tools").hidden = false;
   show();
   if (item.state === "failed") say(item.error);
   else want(item);
@@ -119,19 +117,20 @@ let shown = null;
 function show() {
   if (!current) return;
   const version = current.versions.get(current.seed);
+  for (const id of ["stage", "tools"]) find(id).hidden = current.state === "failed";
   if (shown !== current && current.width) viewer.show(current.url, current.width * facts.scale, current.height * facts.scale);
   else if (shown !== current) viewer.show(current.url, 1, 1);
   shown = current;
-  find("stage").hidden = current.state === "failed";
   viewer.setAfter(version?.url ?? null);
   find("seed").textContent = `seed ${current.seed}`;
-  const failed = current.state === "failed";
-  find("previous").disabled = failed || current.seed === 0n;
-  find("next").disabled = failed;
-  find("four").disabled = failed || !current.width;
+  find("previous").disabled = current.seed === 0n;
+  find("four").disabled = !current.width;
   for (const id of ["png", "jpeg"]) find(id).disabled = !version;
-  const working = job?.item === current;
-  find("working").hidden = !working;
+  const working = job?.item === current, stopped = current.state === "stopped" && !version;
+  find("working").hidden = !working && !stopped;
+  find("progress").hidden = stopped;
+  find("cancel").textContent = stopped ? "Go on" : "Stop";
+  if (stopped) find("step").textContent = "stopped";
   if (working) showProgress(0, 0);
   showFacts(version);
 }
@@ -179,8 +178,10 @@ async function compare() {
 
 async function save(extension) {
   const item = current, version = item.versions.get(item.seed), name = savedName(item, facts.scale, extension);
+  const button = find(extension);
   try {
-    const blob = extension === "png" ? version.png : await client.call("jpeg", { blob: version.png });
+    button.textContent = "Saving …"; // the JPEG of a large photo takes a minute
+    const blob = extension === "png" ? version.png : await toJpeg(version.png);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     link.download = name;
@@ -188,6 +189,21 @@ async function save(extension) {
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   } catch (error) {
     say(`${name}: expected to save it, got: ${error.message}. Save it as PNG.`);
+  } finally {
+    button.textContent = `Save ${extension.toUpperCase()}`;
+  }
+}
+
+/** In a worker of its own, so that it does not wait for the photo that is under way. */
+async function toJpeg(png) {
+  let saver = null;
+  try {
+    return await new Promise((resolve, reject) => {
+      saver = new Client({ failed: (text) => reject(new Error(text)) });
+      saver.call("jpeg", { blob: png }).then(resolve, reject);
+    });
+  } finally {
+    saver?.close();
   }
 }
 
@@ -207,6 +223,7 @@ function listen() {
     previous: () => step(-1n), next: () => step(1n), four: compare, in: () => viewer.zoom(1.5), out: () => viewer.zoom(1 / 1.5),
     fit: () => viewer.fit(), png: () => save("png"), jpeg: () => save("jpeg"),
     cancel: () => {
+      if (job?.item !== current) return want(current);
       job.byPerson = true;
       job.stop.abort();
     },

@@ -36,8 +36,8 @@ export class Photo {
     try {
       bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", premultiplyAlpha: "default" });
     } catch {
-      const type = blob.type || "a file of unknown kind";
-      throw new PhotoError(`${name}: expected a photo that this browser can read, got ${type}. Save it as JPEG or PNG and try again.`);
+      const found = blob.type ? `another or a damaged file (${blob.type} by its name)` : "a file of unknown kind";
+      throw new PhotoError(`${name}: expected a photo that this browser can read, got ${found}. Save it as JPEG or PNG and try again.`);
     }
     if (bitmap.width * bitmap.height > MAX_PIXELS) {
       const size = Math.round((bitmap.width * bitmap.height) / 1e6);

@@ -1,7 +1,7 @@
 /** Four versions of a part of a photo in a dialog, to pick one. */
 
-/** Side of the part in LR pixels: its texture can be told apart, and four of it take as long as one small photo. */
-const SIDE = 96;
+/** Side of the part in LR pixels: shown without being reduced, so that its texture can be told apart. */
+const SIDE = 64;
 const COUNT = 4;
 
 export class Versions {
