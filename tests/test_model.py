@@ -418,7 +418,9 @@ def test_adapters_of_other_models_are_refused(tmp_path: Path, sd21: OneStepModel
         load_adapter(pocket().unet, tmp_path / "pocket")
 
 
-@pytest.mark.parametrize("values", [{"rank": 0}, {"rank": 2.0}, {"alpha": 0}, {"part": "vae"}])
+@pytest.mark.parametrize(
+    "values", [{"rank": 0}, {"rank": 2.0}, {"alpha": 0}, {"part": "vae"}, {"init": "normal"}]
+)
 def test_wrong_adapter_settings_are_refused(values: dict) -> None:
     with pytest.raises(ValueError, match="LoRA"):
         LoraSpec(**values)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from training.data.batches import Batch
-from training.loop.stage import Carry, Losses, RunSettings, Stage
+from training.loop.stage import Carry, Losses, Stage
 from training.metrics.registry import Metric
-from training.model.adapters import disabled, unet_lora
+from training.model.adapters import add_lora, disabled
 from training.model.one_step import OneStepModel
 from training.model.saving import save_run_model
 from training.randomness import normal
+from training.stages.lora import LoraSettings
 from training.stages.naosd import in_float32, sample_for_validation
 from training.stages.preference import (
     best_worst_advantage,
@@ -40,8 +41,8 @@ SAMPLERS = ("reference", "policy")
 
 
 @dataclass(frozen=True)
-class GdpoSettings(RunSettings):
-    """Settings of the objective, as in the paper, in addition to `RunSettings`. The presets set learning rate, batch and crop."""
+class GdpoSettings(LoraSettings):
+    """Settings of the objective, as in the paper, in addition to `LoraSettings`. The presets set learning rate, batch and crop."""
 
     objective: str = "gdpo"
     """gdpo: all samples of the group; dpo: the best against the worst (Diffusion-DPO); grpo: clipped policy gradient."""
@@ -60,8 +61,6 @@ class GdpoSettings(RunSettings):
     weighting: str = "attribute"
     """How full-reference and no-reference metrics are weighted: "attribute" by the HR picture's share of detail,
     "fixed" by one half each."""
-    rank: int = 4
-    """Rank of the LoRA."""
     grpo_sigma: float = 0.1
     """Standard deviation of the Gaussian policy around the one-step latent."""
     grpo_clip: float = 0.2
@@ -129,7 +128,7 @@ class Gdpo(Stage):
         self.settings, self.metrics = settings, metrics
         self.base, self.text_base = base, text_base
         model.freeze()
-        model.unet = unet_lora(model.unet, settings.rank, train_conv_in=False, seed=settings.seed)
+        model.unet = add_lora(model.unet, settings.lora("unet"), settings.seed)
         if settings.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         self.model = model

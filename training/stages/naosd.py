@@ -15,25 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.data.batches import Batch
-from training.loop.stage import Carry, Losses, RunSettings, Stage
+from training.loop.stage import Carry, Losses, Stage
 from training.metrics.squeezenet import Perceptual
-from training.model.adapters import disabled, unet_lora, vae_encoder_lora
+from training.model.adapters import add_lora, disabled
 from training.model.one_step import OneStepModel, base_module
 from training.model.saving import save_merged, save_run_model
 from training.model.text import NEGATIVE_PROMPT
 from training.randomness import integers, normal
+from training.stages.lora import LoraSettings
 
 ADAPT = ("lora", "full")
 
 
 @dataclass(frozen=True)
-class NaosdSettings(RunSettings):
-    """Settings of NAOSD in addition to `RunSettings`. A loss with weight 0 is off; with vsd = 0 no score network is made."""
+class NaosdSettings(LoraSettings):
+    """Settings of NAOSD in addition to `LoraSettings`. A loss with weight 0 is off; with vsd = 0 no score network is made."""
 
     adapt: str = "lora"
     """What is trained. "lora": LoRA on UNet and VAE encoder, and all of conv_in; "full": all weights of both, for a small base."""
-    rank: int = 4
-    """Rank of the LoRA."""
     noise_timestep: int = 250
     """t_n, at which noise is added. A larger value adds more noise."""
     denoise_timestep: int = 100
@@ -54,6 +53,8 @@ class NaosdSettings(RunSettings):
     """Classifier-free guidance of the base's score; 1 for a base without text."""
     score_lr: float = 5e-5
     """Peak learning rate of the LoRA score network."""
+    score_conv_in: bool = True
+    """Train a full copy of the score network's conv_in. Published: no, a low-rank change as of its other layers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
@@ -98,13 +99,17 @@ class Naosd(Stage):
         model.set_noise_channels(settings.noise_channels or model.latent_channels)
         model.freeze()
         self.score = (
-            unet_lora(copy.deepcopy(model.unet), settings.rank, seed=settings.seed + 1)
+            add_lora(
+                copy.deepcopy(model.unet),
+                settings.lora("unet", train_conv_in=settings.score_conv_in),
+                settings.seed + 1,
+            )
             if settings.vsd > 0
             else None
         )
         if settings.adapt == "lora":
-            model.unet = unet_lora(model.unet, settings.rank, seed=settings.seed, train_conv_in=True)
-            model.vae = vae_encoder_lora(model.vae, settings.rank, seed=settings.seed)
+            model.unet = add_lora(model.unet, settings.lora("unet", train_conv_in=True), settings.seed)
+            model.vae = add_lora(model.vae, settings.lora("vae_encoder"), settings.seed)
         else:
             model.unet.requires_grad_(True)
             model.vae.encoder.requires_grad_(True)

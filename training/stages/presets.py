@@ -1,4 +1,6 @@
-"""Settings of every stage by preset: sd21 is the paper's, pocket is trained from scratch on a CPU, tiny is for tests."""
+"""Settings of every stage by preset: sd21 is the paper's, pocket is trained from scratch on a CPU, tiny is for tests.
+
+What is published for sd21 stands in a table in tests/test_published.py, with what is done differently on purpose."""
 
 from __future__ import annotations
 
@@ -34,10 +36,15 @@ NAOSD = {
         batch=4,
         crop=512,
         lr=5e-5,
-        final_lr=5e-5,  # the paper's constant rate
+        final_lr=5e-5,  # the published rate is constant, without warm-up
+        warmup_steps=1,
         weight_decay=1e-2,
         precision="fp16",
         gradient_checkpointing=True,
+        lora_init="gaussian",
+        lora_alpha=8,
+        lora_time_emb=False,
+        score_conv_in=False,
     ),
     "pocket": NaosdSettings(
         adapt="full", rank=16, cfg=1.0, batch=8, crop=128, lr=3e-4, final_lr=1e-5, ema=0.998, precision="auto",
@@ -52,9 +59,13 @@ GDPO = {
         crop=512,
         lr=5e-5,
         final_lr=5e-5,
+        warmup_steps=1,
         weight_decay=1e-2,
         precision="fp16",
         gradient_checkpointing=True,
+        lora_init="gaussian",
+        lora_alpha=8,
+        lora_time_emb=False,
     ),
     "pocket": GdpoSettings(  # LR-conditioned: the better form at this size, see EXPERIMENTS.md
         batch=2,
