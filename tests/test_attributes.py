@@ -13,6 +13,7 @@ from training.metrics.attributes import (  # noqa: E402  (after importorskip)
     detail_map,
     detail_share,
     patch_entropy,
+    published_share,
 )
 from training.metrics.luma import gray_levels  # noqa: E402
 
@@ -104,7 +105,7 @@ def test_red_is_the_first_channel() -> None:
     blue = np.full((50, 50, 3), 128, np.uint8)
     blue[..., 2] = grainy(50, 50, 60)[..., 0]
     assert detail_share(tensor(blue)).item() == 0.0
-    assert detail_share(tensor(blue[..., ::-1])).item() == 1.0
+    assert detail_share(tensor(blue[..., ::-1].copy())).item() == 1.0
     levels = gray_levels(torch.eye(3)[:, :, None, None])
     assert levels.flatten().tolist() == [76, 150, 29]
 
@@ -148,3 +149,53 @@ def test_wrong_pictures_are_named() -> None:
         detail_share(torch.zeros(1, 3, 8, 8), threshold=0.0)
     with pytest.raises(ValueError, match="at least 2 bins"):
         detail_share(torch.zeros(1, 3, 8, 8), bins=1)
+
+
+def published_reference(pixels: np.ndarray) -> float:
+    """The public code's measure, patch after patch in float64, without its two faults: (H, W, 3) uint8 -> rho_d."""
+    height, width = pixels.shape[:2]
+    gray = np.round(pixels.astype(np.float64) @ np.array([299.0, 587.0, 114.0]) / 1000) / 255
+    detailed = 0
+
+    def enlarged(line: np.ndarray) -> np.ndarray:
+        """Bilinear from pixel centre to pixel centre, as cv2.resize; beyond the outer ones the border's value."""
+        size = len(line)
+        return np.interp((np.arange(64) + 0.5) * size / 64 - 0.5, np.arange(size), line)
+
+    for y in range(0, height, 10):
+        for x in range(0, width, 10):
+            patch = gray[y : y + 10, x : x + 10]
+            large = np.apply_along_axis(enlarged, 1, np.apply_along_axis(enlarged, 0, patch))
+            p = np.pad(large, 1, mode="edge")
+            rows, columns = p[:-2] + 2 * p[1:-1] + p[2:], p[:, :-2] + 2 * p[:, 1:-1] + p[:, 2:]
+            magnitude = np.hypot(rows[:, 2:] - rows[:, :-2], columns[2:] - columns[:-2])
+            share = np.histogram(magnitude, bins=512, range=(-5.5, 5.5))[0] / 64**2
+            entropy = -np.sum(share[share > 0] * np.log2(share[share > 0]))
+            detailed += patch.size * (entropy * 100 > 50)
+    return detailed / (height * width)
+
+
+@pytest.mark.parametrize("size", [(40, 50), (43, 29), (12, 10), (7, 3), (1, 1)])
+def test_published_share_is_that_of_a_plain_loop(size: tuple[int, int]) -> None:
+    pixels = np.clip(varied(*size).astype(int) // 2 + 60, 0, 255).astype(np.uint8)
+    share = published_share(tensor(pixels))
+    assert (share.shape, share.dtype) == ((1,), torch.float32)
+    assert share.item() == pytest.approx(published_reference(pixels), abs=1e-6)
+    if size[0] > 40:
+        assert 0 < share.item() < 1
+
+
+def test_published_share_finds_more_detail_than_ours() -> None:
+    """Grain of 6 levels: none of it is detailed in our sense, all of it in the published one."""
+    pixels = tensor(grainy(60, 60, 6))
+    assert detail_share(pixels).item() == 0.0
+    assert published_share(pixels).item() == 1.0
+    assert published_share(tensor(grainy(60, 60, 0))).item() == 0.0
+    blue = np.zeros((20, 20, 3), np.uint8)
+    blue[..., 2] = np.random.default_rng(0).integers(
+        0, 31, (20, 20)
+    )  # its luma changes by 3 levels, as red by 9
+    batch = torch.cat([tensor(blue), tensor(blue[..., ::-1].copy())])
+    assert published_share(batch).tolist() == [0.0, 1.0]
+    with pytest.raises(ValueError, match="must be within"):
+        published_share(torch.full((1, 3, 8, 8), 2.0))

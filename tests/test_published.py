@@ -16,6 +16,7 @@ from make_miniature_sd21 import make_miniature  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from torch import nn  # noqa: E402
 
+from training.metrics import attributes  # noqa: E402
 from training.metrics.squeezenet import perceptual_loss  # noqa: E402
 from training.model.adapters import LoraSpec, add_lora  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
@@ -41,7 +42,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         **{"objective": "gdpo", "condition": "candidate", "sampler": "reference", "group": 6, "batch": 1},
         "weight": 2500.0,  # 5000 with the factor 1/2
         "metrics": ("psnr", "maniqa", "musiq"),
-        "weighting": "attribute",
+        "weighting": "published",
     },
 }
 # Where ours is different on purpose: (ours, published).
@@ -85,6 +86,14 @@ def test_every_setting_of_a_published_stage_is_published_or_named_as_different(s
     }
     fields = set(type(preset).__dataclass_fields__)
     assert fields - free == set(PUBLISHED[stage]) | set(DIFFERENT[stage])
+
+
+def test_attribute_weights_are_the_published_ones() -> None:
+    """Patches of 10x10, enlarged to 64x64; 512 bins from -5.5 to 5.5; entropy x 100 against 50."""
+    a = attributes
+    assert (a.PATCH, a.PUBLISHED_SIDE) == (10, 64)
+    assert a.PUBLISHED_TOP / a.PUBLISHED_BINS == 2 * 5.5 / 512
+    assert a.PUBLISHED_THRESHOLD * a.PATCH**2 == 50
 
 
 def test_default_strength_of_peft_is_the_published_one() -> None:

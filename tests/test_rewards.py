@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from training.metrics.attributes import detail_share  # noqa: E402
+from training.metrics.attributes import detail_share, published_share  # noqa: E402
 from training.metrics.fidelity import PSNR_CAP, MetricError, psnr_y, ssim_y  # noqa: E402
 from training.metrics.niqe import niqe  # noqa: E402
 from training.metrics.registry import Metric, create_metrics  # noqa: E402
@@ -172,6 +172,13 @@ def test_detail_weighs_the_no_reference_metrics(make_pixels: Pixels) -> None:
     np.testing.assert_allclose(report.rewards, torch.stack([rho, 1 - rho], 1), atol=1e-6)
     fixed = group_rewards(sr, hr, metrics, weighting="fixed")
     assert fixed.rewards.tolist() == [[0.5, 0.5]] * 3
+    # weak grain is detail to the published measure alone
+    grain = tensor(np.repeat(noisy(np.full((16, 128, 1), 128, np.uint8), 10), 3, axis=2))
+    details = [
+        group_rewards(sr[:1], grain, metrics, name).detail.item() for name in ("attribute", "published")
+    ]
+    assert details == [0.0, 1.0]
+    assert published_share(grain).item() == 1.0
 
 
 def test_metrics_of_one_family_are_averaged() -> None:
@@ -203,7 +210,7 @@ def test_wrong_groups_are_named() -> None:
         group_rewards(gray(0, 1), torch.zeros(2, 3, 16, 16), [brightness()])
     with pytest.raises(ValueError, match=r"within \[0, 1\]"):
         group_rewards(gray(0, 1), torch.full((1, 3, 16, 16), -0.5), [brightness()])
-    with pytest.raises(ValueError, match=r"attribute or fixed, .* got 'half'"):
+    with pytest.raises(ValueError, match=r"attribute or published or fixed, .* got 'half'"):
         group_rewards(gray(0, 1), gray(0)[0], [brightness()], weighting="half")
     with pytest.raises(ValueError, match="0 metrics"):
         group_rewards(gray(0, 1), gray(0)[0], [])

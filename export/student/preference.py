@@ -70,7 +70,7 @@ class StudentGdpoSettings(RunSettings):
     """Names of the metrics that make up the reward."""
     weighting: str = "attribute"
     """How the rewards of smooth and of detailed places are weighted: "attribute" by the HR picture's share of detail,
-    "fixed" by one half each."""
+    "published" by that share as GDPO-SR's public code measures it, "fixed" by one half each."""
     min_spread: tuple[str, ...] = ()
     """NAME:VALUE per metric, such as psnr:0.02,critic:0.05: the range within a group, in the metric's unit, from
     which the metric counts in full. Smaller ranges count less."""

@@ -1,8 +1,12 @@
 """Attribute-aware reward weights (GDPO-SR): the shares of detail and of smooth areas in a photo.
 
 A patch is detailed if the histogram of its Sobel magnitudes has a high entropy: texture has many gradients of
-different strength, a flat area or a soft ramp only few. Gray levels and gradients are integers, so the share does not
-depend on the device or the batch."""
+different strength, a flat area or a soft ramp only few. There are two measures of it:
+
+- `detail_share`, ours: the gradients of the picture, and a threshold at which half of a typical photo is detailed. Gray
+  levels and gradients are integers, so the share does not depend on the device or the batch.
+- `published_share`, that of the public code: the gradients of each patch enlarged to 64x64 pixels, and half a bit. It calls
+  three quarters of a typical photo detailed, so that no-reference metrics weigh more (figures in training/EXPERIMENTS.md)."""
 
 from __future__ import annotations
 
@@ -23,6 +27,16 @@ TOP = 1024.0
 # Least entropy of a detailed patch in bits. White noise reaches it at a standard deviation of about 11 gray levels.
 THRESHOLD = 3.5
 
+# The public code's measure. Side to which a patch is enlarged before its gradients are taken:
+PUBLISHED_SIDE = 64
+# Bins of the histogram, and its upper end for gray 0..1. The code has 512 from -5.5 on, and a magnitude fills none below 0.
+PUBLISHED_BINS = 256
+PUBLISHED_TOP = 5.5
+# A patch is detailed above this entropy in bits: the code compares the entropy times the patch's 100 pixels with 50.
+PUBLISHED_THRESHOLD = 0.5
+# Patches that are enlarged at once.
+PUBLISHED_CHUNK = 512
+
 
 def detail_share(hr: Tensor, patch: int = PATCH, threshold: float = THRESHOLD, bins: int = BINS) -> Tensor:
     """rho_d, the share of pixels in detailed patches: (B, 3, H, W) RGB in [0, 1] -> (B,) float32 in [0, 1]. rho_s is 1 - rho_d.
@@ -32,7 +46,7 @@ def detail_share(hr: Tensor, patch: int = PATCH, threshold: float = THRESHOLD, b
     threshold: least entropy of a detailed patch in bits.
     bins: of the histogram.
 
-    The paper does not publish its threshold. With ours, half of a typical training photo is detailed: over random
+    The threshold is not the published one (`published_share`). With it, half of a typical training photo is detailed: over random
     crops of 192 to 512 pixels from 370 openly licensed photos the median share is 0.48, the quartiles 0.28 and 0.72."""
     return detail_map(hr, patch, threshold, bins).flatten(1).sum(1) / float(hr.shape[2] * hr.shape[3])
 
@@ -68,10 +82,53 @@ def patch_entropy(hr: Tensor, patch: int = PATCH, bins: int = BINS) -> Tensor:
         x = _mirrored(width, columns * patch, hr.device)
         level = (magnitude * (bins / TOP)).long().clamp(max=bins - 1)[:, y[:, None], x]
         level = level.view(batch, rows, patch, columns, patch).transpose(2, 3).reshape(-1, patch * patch)
-        first = torch.arange(len(level), device=hr.device)[:, None] * bins
-        counts = torch.bincount((first + level).flatten(), minlength=len(level) * bins)
-        share = counts.view(batch, rows, columns, bins).float() / (patch * patch)
-        return -torch.xlogy(share, share).sum(-1) / math.log(2.0)
+        return _entropy(level, bins).view(batch, rows, columns)
+
+
+@torch.no_grad()
+def published_share(hr: Tensor) -> Tensor:
+    """rho_d as in the public code of GDPO-SR: (B, 3, H, W) RGB in [0, 1] -> (B,) float32 in [0, 1].
+
+    Two faults of the code are left out: it multiplies the entropy of a patch cut by the right or lower border by that
+    patch's fewer pixels, so that most of these count as smooth, and it weights red as if it were blue."""
+    check_pictures(hr, "the HR pictures")
+    height, width = hr.shape[2:]
+    with torch.autocast(hr.device.type, enabled=False):
+        gray = gray_levels(hr)
+        detailed = torch.zeros(len(hr), dtype=torch.float64, device=hr.device)  # pixels
+        for y in _parts(height):
+            for x in _parts(width):
+                rows = gray[:, y].unflatten(1, (-1, min(PATCH, y.stop - y.start)))
+                patches = rows[..., x].unflatten(3, (-1, min(PATCH, x.stop - x.start))).transpose(2, 3)
+                entropy = _enlarged_entropy(patches.flatten(0, 2)).view(patches.shape[:3])
+                pixels = patches.shape[3] * patches.shape[4]
+                detailed += pixels * (entropy > PUBLISHED_THRESHOLD).sum((1, 2))
+    return (detailed / (height * width)).float()
+
+
+def _parts(size: int) -> list[slice]:
+    """Whole patches along a side, and what the border leaves of the last one."""
+    whole = size - size % PATCH
+    return [part for part in (slice(0, whole), slice(whole, size)) if part.stop > part.start]
+
+
+def _enlarged_entropy(patches: Tensor) -> Tensor:
+    """Entropy of each patch's Sobel histogram after it was enlarged to 64x64: (n, h, w) gray levels -> (n,) float32, bits."""
+    found = []
+    for some in patches.double()[:, None].split(PUBLISHED_CHUNK):
+        large = F.interpolate(some, (PUBLISHED_SIDE, PUBLISHED_SIDE), mode="bilinear", align_corners=False)
+        magnitude = sobel_magnitude(large[:, 0]) / 255
+        level = (magnitude * (PUBLISHED_BINS / PUBLISHED_TOP)).long().clamp(max=PUBLISHED_BINS - 1)
+        found.append(_entropy(level.flatten(1), PUBLISHED_BINS))
+    return torch.cat(found)
+
+
+def _entropy(level: Tensor, bins: int) -> Tensor:
+    """Shannon entropy of each row of bin numbers: (n, pixels) int64 -> (n,) float32, bits."""
+    first = torch.arange(len(level), device=level.device)[:, None] * bins
+    counts = torch.bincount((first + level).flatten(), minlength=len(level) * bins)
+    share = counts.view(len(level), bins).float() / level.shape[1]
+    return -torch.xlogy(share, share).sum(-1) / math.log(2.0)
 
 
 def sobel_magnitude(gray: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ class GdpoSettings(LoraSettings):
     metrics: tuple[str, ...] = ("psnr", "maniqa", "musiq")
     """Names of the metrics that make up the reward."""
     weighting: str = "attribute"
-    """How full-reference and no-reference metrics are weighted: "attribute" by the HR picture's share of detail,
-    "fixed" by one half each."""
+    """How full-reference and no-reference metrics are weighted: "attribute" by the HR picture's share of detail, "published"
+    by that share as the public code measures it, "fixed" by one half each."""
     grpo_sigma: float = 0.1
     """Standard deviation of the Gaussian policy around the one-step latent."""
     grpo_clip: float = 0.2

@@ -66,6 +66,7 @@ GDPO = {
         lora_init="gaussian",
         lora_alpha=8,
         lora_time_emb=False,
+        weighting="published",
     ),
     "pocket": GdpoSettings(  # LR-conditioned: the better form at this size, see EXPERIMENTS.md
         batch=2,

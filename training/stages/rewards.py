@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.metrics.attributes import check_pictures, detail_share
+from training.metrics.attributes import check_pictures, detail_share, published_share
 from training.metrics.registry import Metric
 from training.stages.normalisation import normalise, spread_share
 
-WEIGHTINGS = ("attribute", "fixed")
+# How rho_d is found: our share of detailed pixels, that of the public code, or one half.
+WEIGHTINGS = ("attribute", "published", "fixed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class RewardReport:
     scores: dict[str, Tensor]
     """Raw values of each metric by name, (B, G)."""
     detail: Tensor
-    """Weight of the metrics for detailed places, (B,): rho_d of each HR picture with attribute weighting."""
+    """Weight of the metrics for detailed places, (B,): rho_d of each HR picture unless the weights are fixed."""
     strength: Tensor
     """(B,) in [0, 1], weighted mean over the metrics of `spread_share`; 1 if no min_spread is set."""
 
@@ -42,7 +43,7 @@ def group_rewards(
     sr: (B, G, 3, H, W) RGB, G samples of each picture.
     hr: (B, 3, H, W) in [0, 1].
     metrics: those of the reward. If all belong to one of the two families, R is their mean.
-    weighting: "attribute" (rho_d by `detail_share`) or "fixed" (both 1/2).
+    weighting: "attribute" (rho_d by `detail_share`), "published" (by `published_share`) or "fixed" (both 1/2).
     chunk: pictures that a metric gets at once.
     min_spread: by metric, see `normalise`; 0 for the others."""
     check_pictures(hr, "the HR pictures")
@@ -85,7 +86,8 @@ def group_rewards(
     elif weighting == "fixed":
         detail = torch.full((batch,), 0.5, device=sr.device)
     else:
-        detail = detail_share(hr).to(sr.device)
+        share = published_share if weighting == "published" else detail_share
+        detail = share(hr).to(sr.device)
     (smooth, smooth_strength), (texture, texture_strength) = mean_of("smooth"), mean_of("detail")
     rewards = (1 - detail[:, None]) * smooth + detail[:, None] * texture
     strength = (1 - detail) * smooth_strength + detail * texture_strength
