@@ -6,7 +6,7 @@ different strength, a flat area or a soft ramp only few. There are two measures 
 - `detail_share`, ours: the gradients of the picture, and a threshold at which half of a typical photo is detailed. Gray
   levels and gradients are integers, so the share does not depend on the device or the batch.
 - `published_share`, that of the public code: the gradients of each patch enlarged to 64x64 pixels, and half a bit. It calls
-  three quarters of a typical photo detailed, so that no-reference metrics weigh more (figures in training/EXPERIMENTS.md)."""
+  two thirds of a typical photo detailed, so that no-reference metrics weigh more (figures in training/EXPERIMENTS.md)."""
 
 from __future__ import annotations
 
