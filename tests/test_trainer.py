@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Toy(Stage):
         return self._enlarge(lr) + 0.01 * k
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.json").write_text(json.dumps(provenance))
 
 
@@ -187,8 +188,6 @@ def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path) -
     make(photos, tmp_path / "parts", stopped, settings).run()
     stage = Toy(settings)
     torch.nn.init.zeros_(stage.net.weight)  # whatever it begins with comes from the state
-    (tmp_path / "parts" / "model" / "model.json").unlink()
-    (tmp_path / "parts" / "model").rmdir()
     make(photos, tmp_path / "parts", Budget(steps=6), settings, stage).run(resume=True)
     assert_same(state(tmp_path / "whole"), state(tmp_path / "parts"))
 
@@ -246,6 +245,90 @@ def test_begun_run_is_neither_overwritten_nor_resumed_with_other_settings(
         make(photos, tmp_path / "run", Budget(steps=2), replace(SETTINGS, lr=0.5)).run(resume=True)
     with pytest.raises(FileNotFoundError, match="without --resume"):
         make(photos, tmp_path / "none", Budget(steps=1)).run(resume=True)
+
+
+class Scored(Toy):
+    """Its validations bring the given scores, one after the other."""
+
+    def __init__(self, settings: RunSettings, scores: Sequence[float]) -> None:
+        super().__init__(settings)
+        self.scores = list(scores)
+
+    def measure(self, validation: Validation) -> dict[str, float]:
+        return {"policy/score": self.scores.pop(0)}
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("best", "scores"),
+    [("policy/score", [1, 3, 2, 3, 9]), ("-policy/score", [5, 2, float("nan"), 4, 0])],
+)
+def test_best_validation_is_kept_and_ends_a_run_that_no_longer_gets_better(
+    best: str, scores: list[float], photos: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, validate_steps=2, best=best, patience=2)
+    validation = Validation(PhotoSet(find_images(photos)[:1]), tmp_path / "samples", size=64)
+
+    def go(out: Path, budget: Budget, scores: Sequence[float], resume: bool = False) -> dict[str, Any]:
+        trainer = make(photos, out, budget, settings, Scored(settings, scores), validation=validation)
+        return trainer.run(resume=resume)
+
+    result = go(tmp_path / "whole", Budget(steps=20), scores)
+    assert (result["finished"], result["step"]) == (True, 8)
+    assert [row["step"] for row in rows_of(tmp_path / "whole")] == [2, 4, 6, 8]
+    kept = json.loads((tmp_path / "whole" / "best" / "model.json").read_text())
+    assert kept["steps"] == 4
+    assert kept["validation"]["policy/score"] == scores[1]
+    assert json.loads((tmp_path / "whole" / "model" / "model.json").read_text())["steps"] == 8
+
+    # the best value and the validations since are part of the state
+    stopped = Budget(steps=20)
+    stopped.progress = lambda step: 1.0 if step == 7 else step / 20  # type: ignore[method-assign]
+    go(tmp_path / "parts", stopped, [*scores[:3], scores[0]])  # the fourth: as it seemed to end
+    saved = tmp_path / "parts" / "state" / "state.json"
+    values = json.loads(saved.read_text())
+    assert (values["best"]["step"], values["best"]["since"]) == (4, 1)
+    assert go(tmp_path / "parts", Budget(steps=20), scores[3:], resume=True)["step"] == 8
+
+
+def test_value_that_no_validation_has_is_named_with_those_there_are(photos: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, validate_steps=1, best="policy/lpips")
+    validation = Validation(PhotoSet(find_images(photos)[:1]), tmp_path / "samples", size=64)
+    trainer = make(photos, tmp_path / "run", Budget(steps=2), settings, validation=validation)
+    with pytest.raises(
+        ValueError, match=r"best=policy/lpips is no value .* choose one of psnr, niqe, residual"
+    ):
+        trainer.run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patience": 2}, "patience=2 needs a value to wait for: set best"),
+        ({"best": "psnr", "held_out": 0}, "best=psnr needs photos to validate on"),
+        ({"validate_steps": -1}, "validate_steps must be at least 0, got -1"),
+    ],
+)
+def test_settings_without_a_validation_to_go_by_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SETTINGS, **changes)
+
+
+def test_run_from_before_a_setting_existed_goes_on_with_its_default(photos: Path, tmp_path: Path) -> None:
+    make(photos, tmp_path / "run", Budget(steps=1)).run()
+    path = tmp_path / "run" / "state" / "state.json"
+    values = json.loads(path.read_text())
+    del values["best"], values["about"]["settings"]["validate_steps"]
+    path.write_text(json.dumps(values))
+    result = make(photos, tmp_path / "run", Budget(steps=2)).run(resume=True)
+    assert (result["finished"], result["step"]) == (True, 2)
+    path.write_text(json.dumps(values))
+    changed = make(photos, tmp_path / "run", Budget(steps=3), replace(SETTINGS, validate_steps=5))
+    with pytest.raises(ValueError, match=r"settings\.validate_steps: 0 -> 5"):
+        changed.run(resume=True)
 
 
 def test_state_of_another_size_is_refused(photos: Path, tmp_path: Path) -> None:

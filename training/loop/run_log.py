@@ -33,12 +33,12 @@ class RunLog:
             for name, value in losses.items():
                 self.curves.add_scalar(name, value, step)
 
-    def validation(self, step: int, row: Mapping[str, Any], sheet: np.ndarray | None) -> None:
-        """Add a validation to the curves, the log and log.jsonl. sheet: sample pictures, (h, w, 3) uint8."""
+    def validation(self, step: int, row: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> None:
+        """Add a validation to the curves, the log and log.jsonl. pictures: for TensorBoard by name, (h, w, 3) uint8."""
         for name, value in row.items():
             self.curves.add_scalar(f"validation/{name}", value, step)
-        if sheet is not None:
-            self.curves.add_image("samples", sheet, step, dataformats="HWC")
+        for name, picture in pictures.items():
+            self.curves.add_image(name, picture, step, dataformats="HWC")
         log.info("validation %s", " ".join(f"{name}={value:.4g}" for name, value in row.items()))
         with self.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from training.data.batches import Batch
@@ -60,6 +61,13 @@ class RunSettings:
     """Selects crops, degradations, noise and initial weights."""
     snapshots: bool = False
     """Whether the model is saved at every validation, in snapshots/."""
+    validate_steps: int = 0
+    """Steps between validations, in addition to those by time (--validate-minutes); 0 for none."""
+    best: str = ""
+    """Name of a value of the validation, such as margin, or -NAME if lower is better, such as -policy/niqe. The model
+    of the best validation is kept in best/; empty keeps none."""
+    patience: int = 0
+    """Validations in a row without a new best after which the run ends; 0 for never."""
     prompt: str = ""
     """Prompt for all photos. Empty: the captions beside the photos, else the default prompt."""
 
@@ -74,7 +82,7 @@ class RunSettings:
         for name in ("lr", "clip"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("final_lr", "weight_decay", "held_out", "seed"):
+        for name in ("final_lr", "weight_decay", "held_out", "seed", "validate_steps", "patience"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("ema", "beta2"):
@@ -87,6 +95,12 @@ class RunSettings:
             raise ValueError(
                 f"mild_share and plain_share must be at most 1 together, got {self.mild_share} and {self.plain_share}"
             )
+        if self.patience > 0 and not self.best:
+            raise ValueError(
+                f"patience={self.patience} needs a value to wait for: set best, for example best=margin"
+            )
+        if self.best and not self.held_out:
+            raise ValueError(f"best={self.best} needs photos to validate on: set held_out above 0")
         if not 0 < self.zoom_min <= 1:
             raise ValueError(f"zoom_min must be above 0 and at most 1, got {self.zoom_min}")
 
@@ -137,6 +151,10 @@ class Stage(nn.Module):
 
     def measure(self, validation: Validation) -> dict[str, float]:
         """Further values to record at each validation, by name, such as "policy/psnr"."""
+        return {}
+
+    def pictures(self, validation: Validation) -> dict[str, np.ndarray]:
+        """Pictures to show in TensorBoard at each validation, by name, (h, w, 3) uint8."""
         return {}
 
     def check(self, measured: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from training.checkpoint import has_state, load_state, read_values, save_state
 from training.data.batches import Batch, Pairs, batches
 from training.loop.accelerator import make_accelerator
 from training.loop.average import Average, Trained
+from training.loop.best import Best
 from training.loop.budget import Budget, Interrupt
 from training.loop.optimizers import Optimizers
 from training.loop.run_log import RunLog
@@ -43,7 +44,8 @@ class Trainer:
     stage: what is trained.
     settings: of the run.
     pairs: training pairs.
-    out: run folder with config.json (written first), log.jsonl, tensorboard/, samples/, state/ and, at the end, model/.
+    out: run folder with config.json (written first), log.jsonl, tensorboard/, samples/, state/ and, at the end, model/;
+        also snapshots/ and best/ if the settings ask for them.
     budget: when to end.
     prompts: prompts of the photos, for stages that use them.
     validation: held-out photos; None for no validation.
@@ -88,6 +90,7 @@ class Trainer:
         self.optimizers = Optimizers(self.stage, settings)
         self.model = self.accelerator.prepare(self.stage)
         self.optimizers.prepare(self.accelerator)
+        self.best = Best(settings)
         self.step = 0
 
     @property
@@ -103,7 +106,8 @@ class Trainer:
             self.before()
         self.budget.start(self.budget.spent)
         next_save = self.budget.seconds() + 60.0  # the first one early, to see soon whether the model learns
-        shown, last = time.monotonic(), {}
+        last: dict[str, Any] = {}
+        shown, began = time.monotonic(), self.step
         micro_steps = batches(
             self.pairs,
             self.prompts,
@@ -115,13 +119,16 @@ class Trainer:
         )
         with Interrupt() as interrupt:
             while True:
-                progress, stop, save = self._vote(interrupt.asked, self.budget.seconds() >= next_save)
+                due = self.budget.seconds() >= next_save or self._due(began)
+                due = due and last.get("step") != self.step
+                progress, stop, save = self._vote(interrupt.asked, due)
                 if stop or progress >= 1.0:
                     break
                 if save:
                     last = self._measure()
                     self._save_state(self.out / "state")
                     next_save = self.budget.seconds() + 60 * self.save_minutes
+                    continue  # the validation may have been the last one
                 step_batches = [next(micro_steps) for _ in range(self.settings.accumulate)]
                 on_device = [self.stage.prepare(b.to(self.accelerator.device)) for b in step_batches]
                 losses = self._train_step(on_device, progress)
@@ -132,7 +139,7 @@ class Trainer:
                     shown = time.monotonic()
         self._save_state(self.out / "state")
         if not stop:
-            last = self._measure()
+            last = last if last.get("step") == self.step else self._measure()
             self._finish(last)
         if self.main:
             self.log.close()
@@ -160,7 +167,10 @@ class Trainer:
             )
 
     def _resume(self, state: Path) -> None:
-        changed = differences(read_values(state)["about"], self.about)
+        about = read_values(state)["about"]
+        # settings that are newer than the run had their default
+        about["settings"] = to_dict(type(self.settings)()) | about.get("settings", {})
+        changed = differences(about, self.about)
         if changed:
             raise ValueError(
                 f"{self.out} was begun with other settings ({'; '.join(changed)}): resume with the same ones"
@@ -168,12 +178,18 @@ class Trainer:
         values = load_state(state, {"trained": self.trained, "average": self.average}, self.optimizers.raw)
         self.step, self.budget.spent = values["step"], values["seconds"]
         self.optimizers.steps = values["phase_steps"]
+        self.best.load_state_dict(values.get("best", self.best.state_dict()))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(values["scaler"])
 
+    def _due(self, began: int) -> bool:
+        """Whether the number of steps asks for a validation. began: step at which this part of the run began."""
+        every = self.settings.validate_steps
+        return every > 0 and self.step > began and self.step % every == 0
+
     def _vote(self, stop: bool, save: bool) -> tuple[float, bool, bool]:
         """Agree on (progress, stop, save) among processes: the first one's progress; stop or save if any process asks for it."""
-        progress = self.budget.progress(self.step)
+        progress = 1.0 if self.best.exhausted else self.budget.progress(self.step)
         if self.accelerator.num_processes == 1:
             return progress, stop, save
         shared = [progress]
@@ -252,8 +268,12 @@ class Trainer:
         if self.main and self.validation is not None:
             with self.average.swapped_in(), self.accelerator.autocast():
                 row |= self.validation(self._sample, self.step)
+                pictures = {"samples": self.validation.sheet}
                 row |= self.stage.measure(self.validation)
-            self.log.validation(self.step, row, self.validation.sheet)
+                pictures |= self.stage.pictures(self.validation)
+            self.log.validation(self.step, row, pictures)
+        if self.main and self.validation is not None and self.best.update(row):
+            self._write_model(self.out / "best", row)
         if self.main and self.settings.snapshots:
             self._write_model(self.out / "snapshots" / f"{self.step:07d}", row)
         self.stage.check(row)
@@ -273,6 +293,7 @@ class Trainer:
                 "seconds": self.budget.seconds(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "about": self.about,
+                "best": self.best.state_dict(),
             }
             save_state(
                 folder, {"trained": self.trained, "average": self.average}, self.optimizers.raw, values
@@ -282,6 +303,8 @@ class Trainer:
     def _finish(self, last: dict[str, Any]) -> None:
         if self.main:
             self._write_model(self.out / self.stage.model_folder, last)
+            if self.best.value is not None:
+                log.info("best: step %d, %s %.5g, in best/", self.best.step, self.best.name, self.best.value)
         self.accelerator.wait_for_everyone()
 
     def _write_model(self, folder: Path, last: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Validation:
             pairs.append((reduce(hr, rng), hr))
         self.lr, self.hr = (torch.stack(side) for side in zip(*pairs, strict=True))
         self.paths = photos.paths
-        self.sheet: np.ndarray | None = None  # what was last drawn, (h, w, 3) uint8
+        self.sheet = np.zeros((0, 0, 3), np.uint8)  # what was last drawn, (h, w, 3)
 
     @torch.no_grad()
     def __call__(
