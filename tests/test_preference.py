@@ -9,8 +9,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from training.stages.preference import (  # noqa: E402  (after importorskip)
+    anchor_distance,
     best_worst_advantage,
     diffusion_dpo_loss,
+    error_change,
     gaussian_kl,
     gaussian_log_ratio,
     group_advantage,
@@ -134,6 +136,27 @@ def test_a_pair_is_diffusion_dpo() -> None:
         loss.backward()
         close(loss, dpo)
         close(policy.grad, twin.grad)
+
+
+def test_only_the_anchor_pulls_back() -> None:
+    """With one noise for the group the preference's gradient is the same at .1 and 100 times the displacement."""
+    samples, reference = normal(2, 6, 4, 3, 3), normal(2, 1, 4, 3, 3, seed=1)
+    advantage, direction = group_advantage(uniform(2, 6)), normal(2, 1, 4, 3, 3, seed=2)
+    variance = torch.tensor([0.5, 2.0])
+
+    def gradients(displacement: float) -> "tuple[torch.Tensor, torch.Tensor]":
+        policy = (reference + displacement * direction).requires_grad_()
+        movement = (advantage * error_change(policy, reference, samples)).sum()
+        anchor = anchor_distance(policy, reference, variance)
+        return torch.autograd.grad(movement, policy)[0], torch.autograd.grad(anchor, policy)[0]
+
+    (near, near_pull), (far, far_pull) = gradients(0.1), gradients(100.0)
+    close(near, far, 1e-4)
+    assert float(near.abs().max()) > 1e-3
+    close(1000 * near_pull, far_pull, 1e-3)
+    assert float((far_pull * direction).sum()) > 0  # a descent step leads back
+    distance = anchor_distance(reference + direction, reference, variance)
+    close(distance, (direction.square().mean((1, 2, 3, 4)) / variance).mean())
 
 
 def test_extreme_errors_stay_finite() -> None:

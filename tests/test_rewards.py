@@ -17,6 +17,7 @@ from training.metrics.niqe import niqe  # noqa: E402
 from training.metrics.registry import Metric, create_metrics  # noqa: E402
 from training.stages.normalisation import normalise  # noqa: E402
 from training.stages.rewards import group_rewards  # noqa: E402
+from training.stages.sheets import group_sheet  # noqa: E402
 
 INF, NAN = float("inf"), float("nan")
 Pixels = Callable[..., np.ndarray]
@@ -296,3 +297,15 @@ def test_what_pyiqa_cannot_make_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         create_metrics(["vague"], "cpu")
     with pytest.raises(MetricError, match="mode 'set'"):
         create_metrics(["fid"], "cpu")
+
+
+def test_sheet_of_a_group_goes_from_the_best_to_the_worst() -> None:
+    sr, hr = gray(10, 200, 90), gray(120)[0]
+    report = group_rewards(sr, hr, [brightness()])
+    sheet = group_sheet(sr, hr, report)
+    side = hr.shape[-1]
+    assert sheet.shape == (side + 2 * 12 + 2, 4 * side, 3)
+    assert sheet[0, ::side, 0].tolist() == [120, 200, 90, 10]
+    for tile in range(1, 4):  # two lines of text below each sample
+        below = sheet[side:, tile * side : (tile + 1) * side]
+        assert below.max() > 100

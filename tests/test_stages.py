@@ -15,12 +15,14 @@ pytest.importorskip("diffusers", reason="needs the extra `train`")
 
 from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
 from safetensors.torch import load_file  # noqa: E402
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 from training.data.batches import Batch, batches  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
 from training.loop import precision  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
 from training.loop.stage import RunSettings  # noqa: E402
+from training.loop.validation import Validation  # noqa: E402
 from training.main import build_stage, main, run  # noqa: E402
 from training.metrics.squeezenet import perceptual_loss  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
@@ -422,10 +424,66 @@ def test_noise_of_the_loss_is_shared_unless_asked_otherwise(
         with monkeypatch.context() as patch:
             patch.setattr(OneStepModel, "start", watch)
             seen.clear()
-            stage._errors(group, batch)
+            stage._outputs(group, batch)
         noise = seen[0].unflatten(0, (2, 3))
         assert torch.equal(noise[:, 0], noise[:, 1]) is shared
         assert not torch.equal(noise[0], noise[1])
+
+
+def test_validation_compares_the_policy_with_its_reference(
+    miniature: Path, photos: Path, tmp_path: Path
+) -> None:
+    """log.jsonl has each metric of both; the curves name the model that drew the groups."""
+    settings = replace(SD_GDPO, metrics=("psnr", "niqe"), lr=1e-2)
+    seen = two_steps("gdpo", settings, photos, tmp_path, base=str(miniature))
+    assert {"policy/reference/psnr", "policy/reference/psnr_spread", "policy/win_rate"} <= seen[0].keys()
+    row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert row["policy/psnr"] != row["reference/psnr"]
+    assert row["policy/niqe"] != row["reference/niqe"]
+    assert 0 <= row["win_rate"] <= 1
+    assert -1 <= row["margin"] <= 1
+    assert row["drift"] > 0.1
+    assert row["latent_drift"] > 0.001
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"samples", "groups"} <= set(curves.Tags()["images"])
+    sheet = curves.Images("groups")[-1]
+    size = 2 + 12 * 3  # reward, psnr and niqe below each picture
+    assert (sheet.width, sheet.height) == (256 * (1 + settings.group), 256 + size)
+
+
+def test_an_untrained_policy_ties_with_its_reference(miniature: Path, photos: Path, tmp_path: Path) -> None:
+    found = policy(miniature).measure(Validation(PhotoSet(find_images(photos)), tmp_path, size=64, batch=3))
+    assert found["policy/ssim"] == pytest.approx(found["reference/ssim"], rel=1e-6)
+    assert (found["win_rate"], found["margin"]) == (0.5, 0.0)
+    assert max(found["drift"], found["latent_drift"]) < 1e-4
+
+
+def test_groups_that_hardly_differ_count_less_with_min_spread(miniature: Path, photos: Path) -> None:
+    batch = replace(a_batch(photos), prompts=("a", "b"))
+    plain = policy(miniature, metrics=("psnr",)).draw(batch)
+    demanding = policy(miniature, metrics=("psnr",), min_spread=("psnr:1000",)).draw(batch)
+    strength = demanding.report.strength.mean()
+    assert 0 < float(strength) < 0.1
+    assert float(plain.report.strength.mean()) == 1.0
+    share = demanding.advantage.abs().sum(1) / plain.advantage.abs().sum(1)
+    assert float(share.mean()) == pytest.approx(float(strength), rel=0.05)
+
+
+def test_an_anchor_holds_the_lr_conditioned_policy(miniature: Path, photos: Path) -> None:
+    batch = replace(a_batch(photos), prompts=("a", "b"))
+
+    def distance(anchor: float) -> float:
+        stage = policy(miniature, condition="lr", anchor=anchor, weight=1.0)
+        optimizer = torch.optim.AdamW(stage.groups()["policy"][0], lr=1e-2)
+        for _ in range(3):
+            losses, _ = stage("policy", batch, {})
+            optimizer.zero_grad()
+            losses["loss"].backward()
+            optimizer.step()
+        return float(stage("policy", batch, {})[0]["anchor"])
+
+    free, held = distance(0.0), distance(10.0)
+    assert 0 < held < 0.5 * free
 
 
 # ------------------------------------------------------------------------------------------------ several processes
@@ -489,6 +547,12 @@ def test_pocket_base_can_be_built_and_is_small() -> None:
         ({"plain_share": -0.1}, "plain_share must be from 0 to 1"),
         ({"mild_share": 0.7, "plain_share": 0.4}, "at most 1 together, got 0.7 and 0.4"),
         ({"weight": -1.0}, "weight must be above 0"),
+        ({"weighting": "half"}, "weighting must be one of attribute, published, fixed, got 'half'"),
+        ({"metrics": ("psnr",), "min_spread": ("niqe:1",)}, "min_spread names niqe, expected some of psnr"),
+        ({"metrics": ("psnr",), "min_spread": ("psnr",)}, "min_spread is NAME:VALUE"),
+        ({"condition": "lr", "anchor": -1.0}, "anchor must be at least 0, got -1"),
+        ({"anchor": 1.0}, "set condition=lr"),
+        ({"anchor": 1.0, "condition": "lr", "objective": "grpo"}, "for grpo use grpo_kl"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

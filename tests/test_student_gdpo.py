@@ -240,7 +240,8 @@ def test_only_the_generator_moves_and_the_run_says_how(photos: Path, tmp_path: P
     reference = made.reference.state_dict()
     assert all(torch.equal(value, before[f"generator.{name}"]) for name, value in reference.items())
     assert provenance["settings"]["group"] == 6
-    names = ("loss", "win_rate", "margin", "drift", "psnr", "psnr_spread", "group_deviation", "strength")
+    names = ("loss", "win_rate", "margin", "drift", "group_deviation", "strength", "reward_spread")
+    names += ("reference/psnr", "reference/psnr_spread")  # of the model that drew the group
     assert all(np.isfinite(seen[-1][f"policy/{name}"]) for name in names)
     row = provenance["validation"]
     assert row["policy/psnr"] != row["reference/psnr"]
@@ -252,7 +253,7 @@ def test_an_untrained_policy_ties_with_its_reference(photos: Path, tmp_path: Pat
     validation = Validation(PhotoSet(find_images(photos)), tmp_path, size=64, batch=3)
     found = stage().measure(validation)
     assert found["policy/psnr"] == found["reference/psnr"]
-    assert (found["win_rate"], found["drift"]) == (0.5, 0.0)
+    assert (found["win_rate"], found["margin"], found["drift"]) == (0.5, 0.0, 0.0)
 
 
 def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.stages.preference import anchor_distance
+
 
 def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
     """L1 between image gradients: differences of pixels one and two apart, along rows and columns.
@@ -196,7 +198,7 @@ def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
 def distances(policy: Tensor, reference: Tensor, variance: Tensor) -> dict[str, Tensor]:
     """How far the policy's pictures (B, 3, H, W) are from the reference's, relative to the group's variance (B,).
 
-    anchor: mean squared distance over the variance.
+    anchor: see `anchor_distance`.
     structure: L1 of means over 8x8 pixels, over the standard deviation.
     colour: L1 of the mean red-green and blue-green differences, over the standard deviation.
     Each is a mean over B."""
@@ -205,7 +207,7 @@ def distances(policy: Tensor, reference: Tensor, variance: Tensor) -> dict[str, 
     relative = apart / deviation[:, None, None, None]
     against_green = (apart[:, ::2] - apart[:, 1:2]).mean((2, 3))  # red and blue, (B, 2)
     return {
-        "anchor": (apart.square().mean((1, 2, 3)) / variance).mean(),
+        "anchor": anchor_distance(policy, reference, variance),
         "structure": low_pass_loss(relative, torch.zeros_like(relative)),
         "colour": (against_green.abs().mean(1) / deviation).mean(),
     }

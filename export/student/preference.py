@@ -14,9 +14,11 @@ gradients, start at zero."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,10 +26,11 @@ from export.student.core import StudentStage
 from export.student.losses import distances
 from export.student.network import Student
 from training.data.batches import Batch
-from training.loop.stage import Carry, Losses, RunSettings
+from training.loop.stage import Carry, Losses
 from training.loop.validation import Validation
 from training.metrics.registry import Metric
 from training.randomness import normal
+from training.stages.comparison import DRAWS, compare, held_out
 from training.stages.preference import (
     best_worst_advantage,
     error_change,
@@ -38,21 +41,20 @@ from training.stages.preference import (
     preference_accuracy,
     preference_loss,
 )
-from training.stages.rewards import WEIGHTINGS, RewardReport, group_rewards
+from training.stages.rewards import RewardReport, RewardSettings, group_rewards, statistics
+from training.stages.sheets import first_pictures, group_sheet
 
 OBJECTIVES = ("gdpo", "dpo", "grpo")
 SAMPLERS = ("reference", "policy")
-# Samples of each held-out photo on which policy and reference are compared.
-DRAWS = 2
 # Lower bound of a group's standard deviation. Closer samples are equal after rounding to 8 bits.
 SMALLEST_DEVIATION = 0.25 / 255
 
 
 @dataclass(frozen=True)
-class StudentGdpoSettings(RunSettings):
-    """Settings of the stage in addition to `RunSettings`. Movement, anchor and guards are relative to the group's own variance.
+class StudentGdpoSettings(RewardSettings):
+    """Settings of the stage in addition to `RewardSettings`. Movement, anchor and guards are relative to the group's own variance.
 
-    Fields without a docstring override a default of `RunSettings`."""
+    Fields without a docstring override a default of `RewardSettings`."""
 
     batch: int = 4
     crop: int = 128
@@ -67,13 +69,6 @@ class StudentGdpoSettings(RunSettings):
     sampler: str = "reference"
     """Which model draws the group: "reference" (frozen) or "policy" (the one in training). grpo needs "policy"."""
     metrics: tuple[str, ...] = ("psnr", "smooth", "texture")
-    """Names of the metrics that make up the reward."""
-    weighting: str = "attribute"
-    """How the rewards of smooth and of detailed places are weighted: "attribute" by the HR picture's share of detail,
-    "published" by that share as GDPO-SR's public code measures it, "fixed" by one half each."""
-    min_spread: tuple[str, ...] = ()
-    """NAME:VALUE per metric, such as psnr:0.02,critic:0.05: the range within a group, in the metric's unit, from
-    which the metric counts in full. Smaller ranges count less."""
     weight: float = 1.0
     """Factor on the movement, without unit. At 1, a move by one standard deviation of the group changes the argument
     of the sigmoid by a few nats. A larger value saturates the loss sooner."""
@@ -90,7 +85,7 @@ class StudentGdpoSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("weighting", WEIGHTINGS)):
+        for name, allowed in (("objective", OBJECTIVES), ("sampler", SAMPLERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 6 <= self.group <= 12:
@@ -107,29 +102,6 @@ class StudentGdpoSettings(RunSettings):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.crop % 16:
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
-        if not self.metrics:
-            raise ValueError("metrics must name at least one metric, for example psnr,smooth,texture")
-        unknown = sorted(set(self.spreads) - set(self.metrics))
-        if unknown:
-            raise ValueError(
-                f"min_spread names {', '.join(unknown)}, expected some of {', '.join(self.metrics)}"
-            )
-
-    @property
-    def spreads(self) -> dict[str, float]:
-        """min_spread as numbers by metric. Raises ValueError if an entry is not NAME:VALUE."""
-        found = {}
-        for text in self.min_spread:
-            name, colon, value = str(text).partition(":")
-            try:
-                found[name] = float(value)
-            except ValueError:
-                found[name] = -1.0
-            if not colon or not found[name] > 0:
-                raise ValueError(
-                    f"min_spread is NAME:VALUE with a value above 0, such as psnr:0.02, got {text!r}"
-                )
-        return found
 
 
 @dataclass(frozen=True)
@@ -207,7 +179,7 @@ class StudentGdpo(StudentStage):
             "margin": -(group.advantage * change.detach()).sum(1).mean(),
             "drift": 255 * (policy.detach() - reference).square().mean().sqrt(),
             "group_deviation": 255 * group.variance.sqrt().mean(),
-            **_statistics(group.report),
+            **statistics(group.report, s.sampler),
         }, {}
 
     def noise(self, features: Tensor, batch: Batch, stream: str, *leading: int) -> Tensor:
@@ -247,53 +219,27 @@ class StudentGdpo(StudentStage):
 
     @torch.no_grad()
     def measure(self, validation: Validation) -> dict[str, float]:
-        """Compare policy and reference on the held-out photos, each with the same `DRAWS` noises.
+        """Policy against reference on the held-out photos, see `compare`."""
 
-        policy/NAME, reference/NAME: mean of each metric.
-        win_rate: share of samples for which the policy's reward is higher; a tie counts one half.
-        drift: RMS distance between the two, in levels of 1/255."""
-        scores: dict[str, list[Tensor]] = {metric.name: [] for metric in self.metrics}
-        wins, drifts = [], []
-        device = next(self.student.parameters()).device
-        for first in range(0, len(validation.lr), validation.batch):
-            chosen = slice(first, first + validation.batch)
-            lr, hr = validation.lr[chosen].to(device), validation.hr[chosen].to(device)
-            features, base = self.student.encode(lr)
-            numbers = range(first, first + len(lr))
-            shape = (DRAWS, self.student.config.noise_channels, *features.shape[2:])
-            for noise in normal(1, numbers, shape, "validation").to(features).unbind(1):
-                pair = [g(features, base, noise).float() for g in (self.student.generator, self.reference)]
-                report = group_rewards(
-                    torch.stack(pair, dim=1),
-                    hr,
-                    self.metrics,
-                    self.settings.weighting,
-                    min_spread=self.settings.spreads,
-                )
-                policy, reference = report.rewards.unbind(1)
-                wins.append((policy > reference).float() + 0.5 * (policy == reference).float())
-                drifts.append((pair[0] - pair[1]).square().mean((1, 2, 3)))
-                for name, values in report.scores.items():
-                    scores[name].append(values)
-        found = {
-            "win_rate": float(torch.cat(wins).mean()),
-            "drift": 255 * float(torch.cat(drifts).mean().sqrt()),
-        }
-        for name, parts in scores.items():
-            policy, reference = torch.cat(parts).mean(0).tolist()
-            found |= {f"policy/{name}": policy, f"reference/{name}": reference}
-        return found
+        def drawn() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for numbers, lr, hr in held_out(validation, next(self.student.parameters()).device):
+                features, base = self.student.encode(lr)
+                shape = (DRAWS, self.student.config.noise_channels, *features.shape[2:])
+                for noise in normal(1, numbers, shape, "validation").to(features).unbind(1):
+                    models = (self.student.generator, self.reference)
+                    policy, reference = (model(features, base, noise).float() for model in models)
+                    yield policy, reference, hr
+
+        return compare(drawn(), self.metrics, self.settings)
+
+    @torch.no_grad()
+    def pictures(self, validation: Validation) -> dict[str, np.ndarray]:
+        """Groups of the first held-out photos with their rewards."""
+        batch = first_pictures(validation, next(self.student.parameters()).device)
+        group = self.draw(*self.student.encode(batch.lr), batch)
+        return {"groups": group_sheet(group.candidates, batch.hr, group.report)}
 
 
 def relative_change(policy: Tensor, reference: Tensor, group: Group) -> Tensor:
     """Change of the squared error to each candidate, in units of the group's variance: (B, 1 or G, 3, H, W) twice -> (B, G)."""
     return error_change(policy, reference, group.candidates) / group.variance[:, None]
-
-
-def _statistics(report: RewardReport) -> Losses:
-    """Per metric, the mean over the batch and the range within a group (best minus worst); and how much of the reward counted."""
-    found = {"strength": report.strength.mean()}
-    for name, scores in report.scores.items():
-        found[name] = scores.mean()
-        found[f"{name}_spread"] = (scores.amax(1) - scores.amin(1)).mean()
-    return found

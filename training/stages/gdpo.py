@@ -7,42 +7,53 @@ trained. The reference is the same UNet with that LoRA disabled."""
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, Stage
+from training.loop.validation import Validation
 from training.metrics.registry import Metric
 from training.model.adapters import add_lora, disabled
 from training.model.one_step import OneStepModel
 from training.model.saving import save_run_model
+from training.model.text import DEFAULT_PROMPT
 from training.randomness import normal
+from training.stages.comparison import DRAWS, compare, held_out
 from training.stages.lora import LoraSettings
 from training.stages.naosd import in_float32, sample_for_validation
 from training.stages.preference import (
+    anchor_distance,
     best_worst_advantage,
+    error_change,
     gaussian_kl,
     gaussian_log_ratio,
     group_advantage,
+    group_variance,
     grpo_loss,
     preference_accuracy,
     preference_loss,
-    squared_error,
 )
-from training.stages.rewards import WEIGHTINGS, group_rewards
+from training.stages.rewards import RewardReport, RewardSettings, group_rewards, statistics
+from training.stages.sheets import first_pictures, group_sheet
 
 OBJECTIVES = ("gdpo", "dpo", "grpo")
 CONDITIONS = ("candidate", "lr")
 SAMPLERS = ("reference", "policy")
+# Lower bound of a group's variance, in units of the latent. Closer samples are equal after decoding and rounding.
+SMALLEST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class GdpoSettings(LoraSettings):
-    """Settings of the objective, as in the paper, in addition to `LoraSettings`. The presets set learning rate, batch and crop."""
+class GdpoSettings(LoraSettings, RewardSettings):
+    """Settings of the objective, as in the paper, in addition to `LoraSettings` and `RewardSettings`. The presets set
+    learning rate, batch and crop."""
 
     objective: str = "gdpo"
     """gdpo: all samples of the group; dpo: the best against the worst (Diffusion-DPO); grpo: clipped policy gradient."""
@@ -57,10 +68,10 @@ class GdpoSettings(LoraSettings):
     weight: float = 2500.0
     """w in the loss: the published 5000 including its factor 1/2. A larger value saturates the loss sooner."""
     metrics: tuple[str, ...] = ("psnr", "maniqa", "musiq")
-    """Names of the metrics that make up the reward."""
-    weighting: str = "attribute"
-    """How full-reference and no-reference metrics are weighted: "attribute" by the HR picture's share of detail, "published"
-    by that share as the public code measures it, "fixed" by one half each."""
+    """As in the paper, see `RewardSettings`."""
+    anchor: float = 0.0
+    """condition=lr: weight of the squared distance to the reference's latent, in units of the group's variance. A larger
+    value keeps the policy closer to it; with 0 nothing pulls it back."""
     grpo_sigma: float = 0.1
     """Standard deviation of the Gaussian policy around the one-step latent."""
     grpo_clip: float = 0.2
@@ -76,7 +87,6 @@ class GdpoSettings(LoraSettings):
             ("objective", OBJECTIVES),
             ("condition", CONDITIONS),
             ("sampler", SAMPLERS),
-            ("weighting", WEIGHTINGS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -85,8 +95,13 @@ class GdpoSettings(LoraSettings):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.group < 2:
             raise ValueError(f"group must be at least 2 samples, got {self.group}")
-        if not self.metrics:
-            raise ValueError("metrics must name at least one metric, for example psnr,niqe")
+        if not self.anchor >= 0:
+            raise ValueError(f"anchor must be at least 0, got {self.anchor}")
+        if self.anchor > 0 and (self.condition != "lr" or self.objective == "grpo"):
+            raise ValueError(
+                f"anchor works with condition=lr and gdpo or dpo, got condition={self.condition}, "
+                f"objective={self.objective}: set condition=lr, or for grpo use grpo_kl"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,8 +120,8 @@ class Group:
     """Latents that were decoded and scored: the means; for grpo, the means plus Gaussian exploration noise."""
     advantage: Tensor
     """(B, G), zero mean per row."""
-    statistics: dict[str, Tensor]
-    """Values to log, means over the batch."""
+    report: RewardReport
+    """Rewards and scores of the decoded candidates."""
 
 
 class Gdpo(Stage):
@@ -143,7 +158,7 @@ class Gdpo(Stage):
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
         group = self.draw(batch)
         losses = self._grpo(group) if self.settings.objective == "grpo" else self._preference(group, batch)
-        return losses | group.statistics, {}
+        return losses | statistics(group.report, self.settings.sampler), {}
 
     @torch.no_grad()
     def draw(self, batch: Batch) -> Group:
@@ -163,29 +178,36 @@ class Gdpo(Stage):
             shape = (s.group, *latent.shape[1:])
             candidates = means + s.grpo_sigma * normal(s.seed, batch.items, shape, "exploration").to(latent)
         sr = torch.stack([model.decode(candidates[:, i]).float() for i in range(s.group)], dim=1)
-        report = group_rewards(sr, batch.hr, self.metrics, s.weighting)
+        report = group_rewards(sr, batch.hr, self.metrics, s.weighting, min_spread=s.spreads)
         rewards = report.rewards
         advantage = best_worst_advantage(rewards) if s.objective == "dpo" else group_advantage(rewards)
-        statistics = {"reward_spread": rewards.std(dim=1, unbiased=False).mean()}
-        for name, scores in report.scores.items():
-            statistics[name] = scores.mean()
-            statistics[f"{name}_spread"] = scores.std(dim=1, unbiased=False).mean()
-        return Group(latent, condition, noise, means, candidates, advantage, statistics)
+        advantage = advantage * report.strength[:, None]
+        return Group(latent, condition, noise, means, candidates, advantage, report)
 
     def _preference(self, group: Group, batch: Batch) -> Losses:
-        """-log sigmoid(-w sum_i A_i (e_i - e_ref_i)); e_i is the network's error on candidate i."""
-        with torch.no_grad(), disabled(self.model.unet):
-            reference = self._errors(group, batch)
-        policy = self._errors(group, batch)
+        """-log sigmoid(-w sum_i A_i (e_i - e_ref_i)), and the anchor; e_i is the network's error on candidate i."""
         s = self.settings
-        return {
-            "loss": preference_loss(policy, reference, group.advantage, s.weight),
-            "preferred": preference_accuracy(policy.detach(), reference, group.advantage),
+        with torch.no_grad(), disabled(self.model.unet):
+            reference, target = self._outputs(group, batch)
+        policy, _ = self._outputs(group, batch)
+        change = error_change(policy, reference, target)
+        nothing = torch.zeros_like(change)
+        loss = preference_loss(change, nothing, group.advantage, s.weight)
+        logged = {
+            "preference": loss.detach(),
+            "win_rate": preference_accuracy(change.detach(), nothing, group.advantage),
+            "margin": -(group.advantage * change.detach()).sum(1).mean(),
         }
+        if s.condition == "lr":
+            distance = anchor_distance(policy, reference, group_variance(group.candidates, SMALLEST_VARIANCE))
+            loss = loss + s.anchor * distance
+            logged["anchor"] = distance.detach()
+        return {"loss": loss, **logged}
 
-    def _errors(self, group: Group, batch: Batch) -> Tensor:
-        """Errors (B, G): of the predicted noise in the noised candidates, or of the result for the noised LR latent
-        against the candidates."""
+    def _outputs(self, group: Group, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network gives and what it should give for each candidate: (B, 1 or G, C, h, w), (B, G, C, h, w).
+
+        That is the noise in the noised candidates, or the result for the noised LR latent against the candidates."""
         s, model = self.settings, self.model
         repeats = 1 if s.shared_noise else s.group
         shape = (repeats, *model.noise_shape(*batch.lr.shape[-2:]))
@@ -197,11 +219,10 @@ class Gdpo(Stage):
             noise = noise.expand(-1, s.group, -1, -1, -1).flatten(0, 1)
             output = model.predict(model.start(candidates, noise), _repeat(group.condition, s.group))
             target = model.schedule.target(candidates, model.spread(noise), model.noise_timestep)
-            return squared_error(output.unflatten(0, (-1, s.group)), target.unflatten(0, (-1, s.group)))
+            return output.unflatten(0, (-1, s.group)), target.unflatten(0, (-1, s.group))
         latent = group.latent.repeat_interleave(repeats, dim=0)
         clean = model.restore(latent, noise.flatten(0, 1), _repeat(group.condition, repeats))
-        clean = clean.unflatten(0, (-1, repeats)).expand_as(group.candidates)
-        return squared_error(clean, group.candidates)
+        return clean.unflatten(0, (-1, repeats)), group.candidates
 
     def _grpo(self, group: Group) -> Losses:
         s = self.settings
@@ -226,6 +247,35 @@ class Gdpo(Stage):
 
     def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
         return sample_for_validation(self.model, lr, k, self.settings.prompt)
+
+    @torch.no_grad()
+    def measure(self, validation: Validation) -> dict[str, float]:
+        """Policy against reference on the held-out photos, see `compare`; latent_drift: RMS distance between their latents."""
+        model, s = self.model, self.settings
+        apart = []
+
+        def drawn() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for numbers, lr, hr in held_out(validation, model.device):
+                condition = model.condition((s.prompt,) * len(lr) if s.prompt else None, len(lr))
+                latent = model.encode(lr)
+                shape = (DRAWS, *model.noise_shape(*lr.shape[-2:]))
+                for noise in normal(1, numbers, shape, "validation").to(latent).unbind(1):
+                    policy = model.restore(latent, noise, condition)
+                    with disabled(model.unet):
+                        reference = model.restore(latent, noise, condition)
+                    apart.append((policy - reference).float().square().mean((1, 2, 3)))
+                    yield model.decode(policy).float(), model.decode(reference).float(), hr
+
+        found = compare(drawn(), self.metrics, s)
+        return found | {"latent_drift": float(torch.cat(apart).mean().sqrt())}
+
+    @torch.no_grad()
+    def pictures(self, validation: Validation) -> dict[str, np.ndarray]:
+        """Groups of the first held-out photos with their rewards."""
+        batch = first_pictures(validation, self.model.device, self.settings.prompt or DEFAULT_PROMPT)
+        group = self.draw(batch)
+        samples = torch.stack([self.model.decode(some).float() for some in group.candidates.unbind(1)], dim=1)
+        return {"groups": group_sheet(samples, batch.hr, group.report)}
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """Save the UNet's adapter in peft's format, with a reference to the NAOSD model."""

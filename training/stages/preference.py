@@ -61,6 +61,18 @@ def group_variance(samples: Tensor, floor: float) -> Tensor:
     return (x - x.mean(1, keepdim=True)).square().mean((1, 2, 3, 4)).clamp_min(floor)
 
 
+def anchor_distance(policy: Tensor, reference: Tensor, variance: Tensor) -> Tensor:
+    """Mean squared distance between two outputs for the same input, in units of the group's variance. Scalar, mean over B.
+
+    policy, reference: of one shape (B, ...); without gradient into the reference.
+    variance: (B,), see `group_variance`.
+
+    With shared noise and sum_i A_i = 0, the preference's gradient does not depend on how far the policy has moved.
+    This term's grows with the distance and limits it."""
+    apart = policy.float() - reference.float()
+    return (apart.square().flatten(1).mean(1) / variance).mean()
+
+
 def preference_loss(
     policy_error: Tensor, reference_error: Tensor, advantage: Tensor, weight: float
 ) -> Tensor:

@@ -8,12 +8,55 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.loop.stage import RunSettings
 from training.metrics.attributes import check_pictures, detail_share, published_share
 from training.metrics.registry import Metric
 from training.stages.normalisation import normalise, spread_share
 
 # How rho_d is found: our share of detailed pixels, that of the public code, or one half.
 WEIGHTINGS = ("attribute", "published", "fixed")
+
+
+@dataclass(frozen=True)
+class RewardSettings(RunSettings):
+    """Settings of the reward in addition to `RunSettings`."""
+
+    metrics: tuple[str, ...] = ("psnr",)
+    """Names of the metrics that make up the reward."""
+    weighting: str = "attribute"
+    """How the rewards of smooth and of detailed places are weighted: "attribute" by the HR picture's share of detail,
+    "published" by that share as GDPO-SR's public code measures it, "fixed" by one half each."""
+    min_spread: tuple[str, ...] = ()
+    """NAME:VALUE per metric, such as psnr:0.02,critic:0.05: the range within a group, in the metric's unit, from
+    which the metric counts in full. Smaller ranges count less."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {self.weighting!r}")
+        if not self.metrics:
+            raise ValueError("metrics must name at least one metric, for example psnr,niqe")
+        unknown = sorted(set(self.spreads) - set(self.metrics))
+        if unknown:
+            raise ValueError(
+                f"min_spread names {', '.join(unknown)}, expected some of {', '.join(self.metrics)}"
+            )
+
+    @property
+    def spreads(self) -> dict[str, float]:
+        """min_spread as numbers by metric. Raises ValueError if an entry is not NAME:VALUE."""
+        found = {}
+        for text in self.min_spread:
+            name, colon, value = str(text).partition(":")
+            try:
+                found[name] = float(value)
+            except ValueError:
+                found[name] = -1.0
+            if not colon or not found[name] > 0:
+                raise ValueError(
+                    f"min_spread is NAME:VALUE with a value above 0, such as psnr:0.02, got {text!r}"
+                )
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,3 +135,20 @@ def group_rewards(
     rewards = (1 - detail[:, None]) * smooth + detail[:, None] * texture
     strength = (1 - detail) * smooth_strength + detail * texture_strength
     return RewardReport(rewards, scores, detail, strength)
+
+
+def statistics(report: RewardReport, drawn_by: str) -> dict[str, Tensor]:
+    """Values of a training step's groups to log: scalars, means over B.
+
+    drawn_by: the model that drew the samples, "reference" or "policy".
+
+    strength: how much of the reward counted; reward_spread: standard deviation of the rewards within a group;
+    DRAWN_BY/METRIC: mean score; DRAWN_BY/METRIC_spread: range of the scores within a group."""
+    found = {
+        "strength": report.strength.mean(),
+        "reward_spread": report.rewards.std(dim=1, unbiased=False).mean(),
+    }
+    for name, scores in report.scores.items():
+        found[f"{drawn_by}/{name}"] = scores.mean()
+        found[f"{drawn_by}/{name}_spread"] = (scores.amax(1) - scores.amin(1)).mean()
+    return found
