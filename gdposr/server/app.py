@@ -186,6 +186,7 @@ def create_app(desk: Desk, scale: float, facts: dict[str, str]) -> FastAPI:
         return Response(desk.metrics.text(), headers={"Content-Type": TYPE})
 
     @app.get("/", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
     async def described() -> HTMLResponse:
         return HTMLResponse(page(app.openapi()), headers={"Content-Security-Policy": POLICY})
 
