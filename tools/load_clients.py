@@ -112,7 +112,7 @@ def cut_while_sending(load: Load, draw: random.Random) -> None:
     photo, query, _ = draw.choice(load.photos)
     with socket.create_connection((HOST, load.port), timeout=PATIENCE) as line:
         line.sendall((head(photo, query) + photo)[: draw.randrange(1, 150 + len(photo))])
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.5))
     load.count("cut while sending", "left")
 
 
@@ -170,7 +170,7 @@ def babbler(load: Load, draw: random.Random) -> None:
     said = draw.choice((draw.randbytes(300), b"POST /v1/upsc", b"GET " + b"a" * 100_000, b"\r\n" * 50, b""))
     with socket.create_connection((HOST, load.port), timeout=PATIENCE) as line:
         line.sendall(said)
-        time.sleep(draw.uniform(0, 0.3))
+        time.sleep(draw.uniform(0, 0.5))
     load.count("no HTTP", "left")
 
 
