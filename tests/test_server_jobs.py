@@ -108,7 +108,7 @@ def test_a_job_given_up_at_work_ends_at_its_next_check(make, gate: Gate) -> None
 
 def test_time_runs_out_at_work_and_in_the_queue(make, gate: Gate) -> None:
     queue = make()
-    slow = queue.submit(job("a", seconds=0.1))
+    slow = queue.submit(job("a", seconds=0.5))
     late = queue.submit(job("b", seconds=0.0))
     for future in (slow, late):
         with pytest.raises(Stopped):
