@@ -165,6 +165,30 @@ return {{ digests, pictures }};
     assert psnr >= case["int8_floor_db"], f"{psnr:.1f} dB"
 
 
+def test_a_large_result_is_shown_by_the_averages_of_its_squares(page: Page) -> None:
+    page.driver.get(page.url + "style.css")
+    found = page.run("""
+const { Preview } = await import("/preview.js");
+const preview = new Preview(131, 97, 3500); // to a half
+for (let y0 = 0; y0 < 97; y0 += 10) {
+  const height = Math.min(10, 97 - y0), data = new Uint8ClampedArray(4 * 131 * height);
+  for (let i = 0; i < data.length; i += 4) {
+    const y = y0 + Math.floor(i / 4 / 131), x = (i / 4) % 131;
+    data.set([x + (x % 2) * 50, 2 * y, 128, 255], i);
+  }
+  preview.add({ data, height, width: 131 });
+}
+const bytes = new Uint8Array(await (await preview.finish()).arrayBuffer());
+return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+""")
+    with Image.open(io.BytesIO(base64.b64decode(found))) as image:
+        assert (image.format, image.size) == ("JPEG", (65, 48))
+        shown = np.asarray(image).astype(float)
+    y, x = np.mgrid[:48, :65]
+    expected = np.stack((2 * x + 25.5, 4 * y + 1, np.full((48, 65), 128)), axis=-1)
+    assert np.abs(shown - expected).mean() < 1, np.abs(shown - expected).mean(axis=(0, 1))
+
+
 def test_a_list_with_bad_files_a_turned_photo_and_stop(page: Page, tmp_path: Path, make_pixels: Any) -> None:
     turned, text, empty, large = (
         tmp_path / name for name in ("turned.jpg", "notes.jpg", "empty.png", "large.png")

@@ -4,8 +4,9 @@
 export const SHOWN_PIXELS = 32_000_000;
 
 export class Preview {
-  constructor(width, height) {
-    this._factor = Math.ceil(Math.sqrt((width * height) / SHOWN_PIXELS));
+  /** most: pixels of the copy */
+  constructor(width, height, most = SHOWN_PIXELS) {
+    this._factor = Math.ceil(Math.sqrt((width * height) / most));
     this._width = Math.floor(width / this._factor);
     this._height = Math.floor(height / this._factor);
     this._canvas = new OffscreenCanvas(this._width, this._height);
