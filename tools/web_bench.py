@@ -34,6 +34,7 @@ FLAGS: Final = (
 POLICY: Final = (
     "default-src 'self' data: blob:; script-src 'self' blob: 'unsafe-eval'; worker-src 'self' blob:"
 )
+CORES: Final = "Emulation.setHardwareConcurrencyOverride"
 BENCH: Final = """
 globalThis.answer = null;
 import(new URL("bench.js", location.href).href)
@@ -135,6 +136,8 @@ def _in_browser(args: argparse.Namespace, photo: np.ndarray) -> Iterator[tuple[s
     }
     with _chromium(files) as (driver, url):
         for threads in args.threads:
+            # TensorFlow.js takes at most half of the cores that it sees
+            driver.execute_cdp_cmd(CORES, {"hardwareConcurrency": 2 * threads})
             driver.get(f"{url}bench/index.html")
             for name, times in _answer(driver, wish | {"threads": threads}):
                 yield f"Chromium, {name}", threads, statistics.median(times)
