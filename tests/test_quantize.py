@@ -332,36 +332,28 @@ def test_losses_and_broken_gates_speak_the_language_of_the_gates() -> None:
     assert losses(replace(came, sqf=None, diversity=None), reference) == pytest.approx({"max_psnr_loss": 0.2})
 
 
-def test_a_bundle_carries_its_proof(student: Student, tmp_path: Path) -> None:
-    from calibration.sensitivity import read_rows
-
-    save_student(student, tmp_path / "student")
-    manifest = write_bundle(
-        tmp_path / "student", tmp_path / "b.gdposr", Wanted(int8="vnni", float_layers=("generator/Add_2",))
-    )
-    assert Bundle.open(tmp_path / "b.gdposr").manifest == manifest
-    assert manifest.budgets == {"fp16": INT8_GATES.to_dict(), "int8": INT8_GATES.to_dict()}
-    proof: Mapping[str, Any] = manifest.accuracy["int8"]
-    assert (proof["preset"], proof["weight_bits"]) == ("vnni", 8)
-    assert "generator/Add_2" in proof["float_layers"]
-    assert proof["validation"]["max_psnr_loss"] <= 0.1
-    assert proof["validation"]["samples"] == 16
-    rows = read_rows(manifest.accuracy["sensitivity"])["onnx"]
-    assert min(rows, key=lambda row: row.psnr).layer == BASE
-
-
-def test_samples_can_be_drawn_once_and_used_again(student: Student, sets: SampleSets, tmp_path: Path) -> None:
+def test_a_bundle_carries_its_proof_and_samples_can_be_drawn_once(
+    student: Student, sets: SampleSets, tmp_path: Path
+) -> None:
     from calibration.samples import save_sets
+    from calibration.sensitivity import read_rows
 
     save_student(student, tmp_path / "student")
     save_sets(sets, tmp_path / "sets.safetensors")
     out = tmp_path / "b.gdposr"
-    command = ["--checkpoint", str(tmp_path / "student"), "--out", str(out), "--precision", "fp32", "int8"]
-    limits = ["--budget", "max_psnr_loss=0.5"]
-    assert command_line.main([*command, *limits, "--calibration", str(tmp_path / "sets.safetensors")]) == 0
+    command = ["--checkpoint", str(tmp_path / "student"), "--out", str(out)]
+    choices = ["--float-layer", "generator/Add_2", "--budget", "max_psnr_loss=0.5"]
+    assert command_line.main([*command, *choices, "--calibration", str(tmp_path / "sets.safetensors")]) == 0
     manifest = Bundle.open(out).manifest
-    assert manifest.accuracy["int8"]["validation"]["samples"] == len(sets.validation) == 8
-    assert manifest.budgets["int8"] == INT8_GATES.to_dict() | {"max_psnr_loss": 0.5}
+    limits = INT8_GATES.to_dict() | {"max_psnr_loss": 0.5}
+    assert manifest.budgets == {"fp16": INT8_GATES.to_dict(), "int8": limits}
+    proof: Mapping[str, Any] = manifest.accuracy["int8"]
+    assert proof["preset"] == "avx2"
+    assert "generator/Add_2" in proof["float_layers"]
+    assert proof["validation"]["max_psnr_loss"] <= 0.5
+    assert proof["validation"]["samples"] == len(sets.validation) == 8
+    rows = read_rows(manifest.accuracy["sensitivity"])["onnx"]
+    assert min(rows, key=lambda row: row.psnr).layer == BASE
 
 
 def test_options_without_effect_are_refused(student: Student, tmp_path: Path) -> None:
