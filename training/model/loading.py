@@ -2,10 +2,13 @@
 
 `load_model` reads four kinds of source:
 
-- a diffusers folder or hub name: unet/ vae/ scheduler/ and, for a UNet with cross-attention, text_encoder/ tokenizer/
+- a diffusers folder: unet/ vae/ scheduler/ and, for a UNet with cross-attention, text_encoder/ tokenizer/
 - the layout of the public GDPO-SR checkpoint: merged unet/ and vae/ only; `base` names the model with the other parts
 - a training run, RUN or RUN/model: model.json, which names a base, and adapters, which are merged into it in float32
-- a folder written by `saving.save_merged`: the diffusers layout with a model.json that stores the two timesteps"""
+- a folder written by `saving.save_merged`: the diffusers layout with a model.json that stores the two timesteps
+
+Each may be on the hub: "owner/name", or "owner/name/folder" for a model in a folder of its repository, as
+Joypop/GDPO/ckp/GDPOSR."""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ LAYOUTS = (
     "expected a diffusers folder (unet/ vae/ scheduler/ and, for prompts, text_encoder/ tokenizer/), a folder with merged unet/ and "
     f"vae/, or a training run with model/{MODEL_FILE}"
 )
-# Files that a download fetches: no pickles, and float32 weights only.
+# owner/name, then folders inside the repository. No part may begin with a dot.
+HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[\w.-]*)*)")
+# Files of a model that a download fetches: no pickles, and float32 weights only.
 HUB_FILES = (
     "*/config.json",
     f"unet/{WEIGHTS}*",  # including the index of split weights
@@ -62,7 +67,7 @@ def load_model(
 ) -> OneStepModel:
     """Load a model, merged, frozen and in eval mode.
 
-    source: a folder or hub name ("owner/name").
+    source: a folder or hub name ("owner/name" or "owner/name/folder").
     base: source of text encoder and scheduler if source has none.
     noise_timestep, denoise_timestep: None for those in model.json, else 250 and 100.
     device, dtype: of the weights."""
@@ -75,7 +80,9 @@ def load_model(
 
 
 def find_model(source: str | Path) -> Path:
-    """The local folder of a model: source itself, model/ in a training run, or the downloaded files of a hub name."""
+    """The local folder of a model: source itself, model/ in a training run, or the downloaded files of a hub name.
+
+    source: a path, "owner/name", or "owner/name/folder" for a folder of the repository."""
     path = Path(source)
     old = Path(f"{path.absolute()}.old")  # left by an interrupted save
     for candidate in (path, old):
@@ -83,9 +90,12 @@ def find_model(source: str | Path) -> Path:
             return _inside_run(candidate)
     if path.exists():
         raise ValueError(f"{path} is a file; {LAYOUTS}")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
-        return _download(str(source))
-    raise FileNotFoundError(f"no model at {path}; {LAYOUTS}, or a hub name such as owner/name")
+    name = HUB_NAME.fullmatch(str(source))
+    if name is not None:
+        return _download(name[1], name[2].removeprefix("/"))
+    raise FileNotFoundError(
+        f"no model at {path}; {LAYOUTS}, or a hub name such as owner/name or owner/name/folder"
+    )
 
 
 def _inside_run(folder: Path) -> Path:
@@ -95,16 +105,23 @@ def _inside_run(folder: Path) -> Path:
     return folder
 
 
-def _download(name: str) -> Path:
+def _download(name: str, folder: str) -> Path:
+    """The model in a repository of the hub. folder: inside it; empty for its root."""
     from huggingface_hub import snapshot_download
 
+    source, inside = f"{name}/{folder}".removesuffix("/"), f"{folder}/".removeprefix("/")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+        place = Path(snapshot_download(name, allow_patterns=[inside + pattern for pattern in HUB_FILES]))
     except Exception as error:  # many kinds of network errors
         raise FileNotFoundError(
-            f"there is no folder {name}, and it cannot be loaded as a hub name ({type(error).__name__}: {error}). Give the path of a "
+            f"there is no folder {source}, and it cannot be loaded as a hub name ({type(error).__name__}: {error}). Give the path of a "
             "folder, or check the name and the network"
         ) from error
+    if not (place / folder).is_dir():
+        raise FileNotFoundError(
+            f"the repository {name} has no model in {folder}/: look for its unet/ and vae/ on the hub"
+        )
+    return _inside_run(place / folder)
 
 
 def read_model_file(folder: str | Path) -> dict[str, Any]:
@@ -191,7 +208,15 @@ def _load_part(folder: Path, part: str) -> nn.Module:
 
     path = folder / part
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a model: {part}/config.json is missing; {LAYOUTS}")
+        below = sorted({file.parents[1] for file in folder.glob(f"*/**/{part}/config.json")})
+        raise FileNotFoundError(
+            f"{folder} is not a model: {part}/config.json is missing; {LAYOUTS}"
+            + (
+                f". Name the folder itself: {', '.join(p.relative_to(folder).as_posix() for p in below)}"
+                if below
+                else ""
+            )
+        )
     name = read_json(path / "config.json").get("_class_name")
     if name not in PART_CLASSES[part]:
         raise ValueError(f"{path} holds a {name}, expected {' or '.join(PART_CLASSES[part])}")
