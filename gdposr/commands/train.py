@@ -12,6 +12,9 @@ STAGES = {
     "naosd": Stage("training.main", "train", "the noise-aware one-step model on a base"),
     "gdpo": Stage("training.main", "train", "preference tuning of a finished naosd run"),
     "merge": Stage("training.model.merging", "train", "write a run's model as one folder that stands alone"),
+    "import": Stage(
+        "training.model.published", "train", "convert a pickled LoRA of the public code to safetensors, once"
+    ),
     "student": Stage(
         "export.distill.cli",
         "train",

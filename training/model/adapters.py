@@ -176,13 +176,24 @@ def load_adapter(base: nn.Module, folder: str | Path, trainable: bool = False) -
             raise FileNotFoundError(
                 f"{source} is not an adapter: {name} is missing (expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"
             )
-    if isinstance(base, PeftModel):
-        raise ValueError("this module already has an adapter; merge it first")
     config = PeftConfig.from_pretrained(str(source))
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{source} holds a {config.peft_type} adapter, expected LORA")
     config.inference_mode = not trainable
-    saved = read_tensors(source / ADAPTER_WEIGHTS)
+    model = attach(base, config, read_tensors(source / ADAPTER_WEIGHTS), source)
+    if not trainable:
+        model.requires_grad_(False)
+    return model
+
+
+def attach(base: nn.Module, config: LoraConfig, saved: dict[str, Tensor], source: str | Path) -> PeftModel:
+    """Put an adapter with given weights on base, which is changed in place. Raises ValueError if they do not fit base.
+
+    config: of the adapter.
+    saved: its weights with the names of `save_adapter`.
+    source: where they came from, for errors."""
+    if isinstance(base, PeftModel):
+        raise ValueError("this module already has an adapter; merge it first")
     try:
         with _own_random_state(0):
             model = get_peft_model(base, config)
@@ -196,8 +207,6 @@ def load_adapter(base: nn.Module, folder: str | Path, trainable: bool = False) -
             "It was made for another base or with another rank"
         )
     set_peft_model_state_dict(model, saved)
-    if not trainable:
-        model.requires_grad_(False)
     return model
 
 
