@@ -130,6 +130,8 @@ def write_bundle(
         )
     if source.folded_db is not None:
         say(f"folded: {source.folded_db:.1f} dB against the original model")
+    if source.prompt is not None:
+        say(f"folded for one prompt, the same for every photo: {source.prompt!r}")
     metadata = {"model": source.kind, "checkpoint_sha256": source.checkpoint_sha256}
     fresh = out.with_name(f"{out.name}.{os.getpid()}.new")
     fresh.mkdir(parents=True)

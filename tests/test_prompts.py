@@ -42,6 +42,25 @@ def test_captions_are_found_in_their_order(tmp_path: Path) -> None:
     assert PromptSource(tmp_path, fixed="").prompt_for(tmp_path / "a.png") == ""
 
 
+def test_a_function_gives_what_no_file_does_once_for_each_image(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("from a file")
+    asked = []
+
+    def caption(path: Path) -> str:
+        asked.append(path.name)
+        return " a tag \n" if path.stem == "b" else ""
+
+    source = PromptSource(tmp_path, caption=caption)
+    prompts = [source.prompt_for(tmp_path / f"{name}.png") for name in "abcbc"]
+    assert prompts == ["from a file", "a tag", DEFAULT_PROMPT, "a tag", DEFAULT_PROMPT]
+    assert asked == ["b.png", "c.png"]
+    line = source.describe([tmp_path / f"{name}.png" for name in "abc"])
+    assert line.startswith(
+        "captions: 2 of 3 images have one (1 from .txt, 1 from a function); 1 get the default"
+    )
+    assert PromptSource(tmp_path, "same", caption=caption).prompt_for(tmp_path / "d.png") == "same"
+
+
 def test_metadata_of_the_root_reaches_into_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_metadata(
         tmp_path,

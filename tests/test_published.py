@@ -35,6 +35,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         **{"adapt": "lora", "noise_timestep": 250, "denoise_timestep": 100, "noise_channels": 0},
         **{"perceptual": 2.0, "vsd": 1.0, "vsd_low": 0.02, "vsd_high": 0.5, "cfg": 7.5},
         **{"score_lr": 5e-5, "score_conv_in": False},
+        "negative_prompt": "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, 3D render, "
+        "unreal engine, blurring, dirty, messy, worst quality, low quality, frames, watermark, signature, jpeg artifacts,deformed, "
+        "lowres, over-smooth",
         "batch": 4,  # with 4 processes the 16 of the paper; the script has 4 processes x 2 pairs x 2 accumulated
     },
     "gdpo": {

@@ -1,6 +1,7 @@
 """The stages on a miniature Stable Diffusion 2.1 and on the pocket base's tiny shape: recorded losses, rules, commands."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from training.metrics.squeezenet import perceptual_loss  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
 from training.model.pocket import build_unet, build_vae  # noqa: E402
-from training.model.text import NEGATIVE_PROMPT  # noqa: E402
+from training.model.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, PromptSource  # noqa: E402
 from training.randomness import integers, normal  # noqa: E402
 from training.settings import from_dict, to_dict  # noqa: E402
 from training.stages.gdpo import Gdpo, GdpoSettings  # noqa: E402
@@ -286,9 +287,13 @@ def test_vsd_is_zero_where_the_score_network_is_the_base(
     assert not carry["clean"].requires_grad
 
 
-def test_vsd_pulls_towards_the_base_and_away_from_the_score_network(miniature: Path, weights: Path) -> None:
+@pytest.mark.parametrize("negative", [NEGATIVE_PROMPT, "the photo"])
+def test_vsd_pulls_towards_the_base_and_away_from_the_score_network(
+    miniature: Path, weights: Path, negative: str
+) -> None:
     """Gradient 2 (z_fake - z_real) / mean |z - z_real| / numel, from an independent calculation with the same noise."""
-    stage = Naosd(load_model(miniature), SD_NAOSD, perceptual_loss(weights), "base")
+    settings = replace(SD_NAOSD, negative_prompt=negative)
+    stage = Naosd(load_model(miniature), settings, perceptual_loss(weights), "base")
     score: Any = stage.score
     for name, parameter in score.named_parameters():
         if "lora_B" in name:
@@ -309,12 +314,58 @@ def test_vsd_pulls_towards_the_base_and_away_from_the_score_network(miniature: P
     with torch.no_grad():
         fake = clean(score(noisy, t, encoder_hidden_states=condition).sample)
         with score.disable_adapter():
-            negative = stage.model.condition((NEGATIVE_PROMPT,) * 2, 2)
-            low, high = (score(noisy, t, encoder_hidden_states=c).sample for c in (negative, condition))
+            unwanted = stage.model.condition((negative,) * 2, 2)
+            low, high = (score(noisy, t, encoder_hidden_states=c).sample for c in (unwanted, condition))
             real = clean(low + 7.5 * (high - low))
         scale = (z - real).abs().mean((1, 2, 3), keepdim=True)
     expected = 2 * (fake - real) / scale / z.numel()
     assert float((gradient - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("stage", ["naosd", "gdpo"])
+def test_validation_gives_each_photo_its_caption(
+    stage: str, miniature: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side-cars first, then the function, then the default, in the samples, the comparison and the pictures alike."""
+    paths = find_images(photos)[:3]
+    images = [Path(shutil.copy(path, tmp_path)) for path in paths]
+    images[0].with_suffix(".txt").write_text("a cat")
+    source = PromptSource(tmp_path, caption=lambda path: "the photo" if path == images[1] else "")
+    validation = Validation(PhotoSet(images), tmp_path / "samples", size=64, batch=2, prompts=source)
+    wanted = ("a cat", "the photo", DEFAULT_PROMPT)
+    assert validation.prompts == wanted
+    settings = replace(SD_NAOSD, vsd=0.0, perceptual=0.0) if stage == "naosd" else SD_GDPO
+    built, seen = build_stage(settings, base=str(miniature)), []
+    condition: Callable[..., Any] = OneStepModel.condition
+
+    def noted(self: OneStepModel, prompts: Any, batch: int) -> Any:
+        seen.append(tuple(prompts))
+        return condition(self, prompts, batch)
+
+    monkeypatch.setattr(OneStepModel, "condition", noted)
+    validation(built.sample, 0)
+    assert seen == [wanted[:2], wanted[2:]] * 2
+    seen.clear()
+    built.measure(validation)
+    built.pictures(validation)
+    assert seen == ([] if stage == "naosd" else [wanted[:2], wanted[2:], wanted[:2]])
+
+
+def test_captions_of_a_run_reach_its_batches_and_its_validation(
+    miniature: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = set()
+
+    def caption(path: Path) -> str:
+        asked.add(path.name)
+        return f"the photo {path.stem}"
+
+    caplog.set_level("INFO", logger="train")
+    settings = replace(SD_NAOSD, vsd=0.0, perceptual=0.0)
+    two_steps("naosd", settings, photos, tmp_path, steps=1, base=str(miniature), caption=caption)
+    count = len(find_images(photos))
+    assert f"captions: {count} of {count} images have one ({count} from a function)" in caplog.text
+    assert asked == {path.name for path in find_images(photos)}
 
 
 def test_gradient_checkpointing_reaches_every_unet(miniature: Path, weights: Path) -> None:

@@ -67,7 +67,7 @@ class Toy(Stage):
     def _enlarge(self, lr: torch.Tensor) -> torch.Tensor:
         return self.frozen(bicubic(lr)) * 0 + bicubic(lr) + self.net(bicubic(lr))
 
-    def sample(self, lr: torch.Tensor, hr: torch.Tensor, k: int) -> torch.Tensor:
+    def sample(self, lr: torch.Tensor, hr: torch.Tensor, k: int, prompts: Sequence[str] = ()) -> torch.Tensor:
         return self._enlarge(lr) + 0.01 * k
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:

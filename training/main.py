@@ -55,6 +55,7 @@ def run(
     workers: int = 1,
     validate_minutes: float = 5.0,
     photos: PhotoSet | None = None,
+    caption: Callable[[Path], str] | None = None,
     validate: bool = True,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def run(
     workers: processes that prepare pictures.
     validate_minutes: minutes between validations and saved states.
     photos: decoded training photos; None reads them from data.
+    caption: gives captions to photos that have none in a file, such as a tagging network; see `PromptSource`.
     validate: whether to validate at all.
     on_step: called with the step number and the losses after every step."""
     settings, accelerator, training, held_out = begin(settings, data, out, resume=resume)
@@ -85,9 +87,10 @@ def run(
         device=accelerator.device,
     )
     photos = photos or PhotoSet(training)
-    prompts = PromptSource(data, settings.prompt or None)
+    prompts = None
     if _has_text(built):
-        log.info("%s", prompts.describe(photos.paths))
+        prompts = PromptSource(data, settings.prompt or None, caption=caption)
+        log.info("%s", prompts.describe([*photos.paths, *held_out]))
     features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
     trainer = Trainer(
         built,
@@ -101,8 +104,10 @@ def run(
         ),
         out,
         budget,
-        prompts=prompts if _has_text(built) else None,
-        validation=Validation(PhotoSet(held_out), out / "samples", features, size=max(256, settings.crop))
+        prompts=prompts,
+        validation=Validation(
+            PhotoSet(held_out), out / "samples", features, size=max(256, settings.crop), prompts=prompts
+        )
         if held_out and validate
         else None,
         save_minutes=validate_minutes,

@@ -6,7 +6,7 @@ the student's pictures with the teacher's make it crisper."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ class StudentStage(Stage):
     student: Student
     history: list[dict[str, Any]]
 
-    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+    def sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
         c = self.student.config
         generator = torch.Generator().manual_seed(k)
         noise = torch.randn(
@@ -244,7 +244,7 @@ class StudentCore(StudentStage):
         self.adversary_on = self.settings.adversary > 0 and progress >= self.settings.adversary_from
         return self.adversary_on
 
-    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+    def sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
         features, base = self.student.encode(lr)
         return self.student.generator(features, base, silence(self.student, features))
 

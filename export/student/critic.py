@@ -5,6 +5,7 @@ not trained on: on its training photos the student may reproduce details that it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class CriticStage(Stage):
         shape = (c.noise_channels, lr.shape[2] // c.fold, lr.shape[3] // c.fold)
         return self.student(lr, normal(self.settings.seed, items, shape, stream).to(lr))
 
-    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+    def sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
         return self.draw(lr, range(len(lr)), f"validation {k}")
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,11 @@ class Stage(nn.Module):
         """Losses of one phase on a batch, and the tensors that the next phase of the same batch needs."""
         raise NotImplementedError
 
-    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+    def sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
         """Sample number k of LR pictures (n, 3, h, w) for validation -> (n, 3, 4h, 4w).
 
-        hr: the matching photos, for stages without an SR output."""
+        hr: the matching photos, for stages without an SR output.
+        prompts: of the photos; none for models without text."""
         raise NotImplementedError
 
     def measure(self, validation: Validation) -> dict[str, float]:

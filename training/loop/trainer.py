@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,9 +280,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return row
 
-    def _sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+    def _sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
         device = self.accelerator.device
-        return self.stage.sample(lr.to(device), hr.to(device), k)
+        return self.stage.sample(lr.to(device), hr.to(device), k, prompts)
 
     def _save_state(self, folder: Path) -> None:
         if self.main:

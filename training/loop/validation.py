@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from training.metrics.niqe import niqe
 from training.metrics.registry import to_pixels
 from training.metrics.squeezenet import SqueezeFeatures, sqf
 from training.model.one_step import enlarge
+from training.model.text import PromptSource
 
 # Side in pixels of the cells over which samples are averaged. What then still differs is structure, not texture.
 CELL = 8
@@ -31,9 +32,11 @@ def bicubic(lr: Tensor) -> Tensor:
 
 
 class Sampler(Protocol):
-    """Gives sample number k of some pictures: (n, 3, h, w), (n, 3, 4h, 4w) -> (n, 3, 4h, 4w)."""
+    """Gives sample number k of some pictures: (n, 3, h, w), (n, 3, 4h, 4w) -> (n, 3, 4h, 4w).
 
-    def __call__(self, lr: Tensor, hr: Tensor, k: int) -> Tensor: ...
+    prompts: of the pictures; none for models without text."""
+
+    def __call__(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor: ...
 
 
 class Validation:
@@ -44,7 +47,8 @@ class Validation:
     features: SqueezeNet features for SQF; None leaves SQF out.
     size: side of a crop in HR pixels.
     batch: pictures that are sampled at once.
-    reduce: makes the LR picture from an HR picture."""
+    reduce: makes the LR picture from an HR picture.
+    prompts: finds the prompts of the photos; None for models without text."""
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Validation:
         size: int = 256,
         batch: int = 16,
         reduce: Callable[[Tensor, np.random.Generator], Tensor] = degrade,
+        prompts: PromptSource | None = None,
     ) -> None:
         self.features, self.folder, self.batch = features, folder, batch
         pairs = []
@@ -64,6 +69,7 @@ class Validation:
             pairs.append((reduce(hr, rng), hr))
         self.lr, self.hr = (torch.stack(side) for side in zip(*pairs, strict=True))
         self.paths = photos.paths
+        self.prompts = tuple(prompts.prompt_for(path) for path in self.paths) if prompts else ()
         self.sheet = np.zeros((0, 0, 3), np.uint8)  # what was last drawn, (h, w, 3)
 
     @torch.no_grad()
@@ -82,7 +88,7 @@ class Validation:
         Returns psnr (RGB, dB), sqf and niqe of the first sample; and in 1/255, the RMS of sample - plain (residual),
         of the difference between two samples, and of that difference's low-pass part."""
         first, second = (self._all(partial(sample, k=k)) for k in range(2))
-        base = self._all(lambda lr, _: plain(lr))
+        base = self._all(lambda lr, hr, prompts: plain(lr))
         values = {"psnr": float(psnr_rgb(first, self.hr).mean())}
         if self.features is not None:
             device = self.features.mean.device
@@ -97,9 +103,18 @@ class Validation:
         self._sheet(base, first, second, step)
         return values
 
-    def _all(self, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        parts = zip(self.lr.split(self.batch), self.hr.split(self.batch), strict=True)
-        return torch.cat([function(lr, hr).float().cpu() for lr, hr in parts]).clamp(0, 1)
+    def prompts_of(self, numbers: range) -> tuple[str, ...]:
+        """Prompts of the pictures with these numbers; none for models without text."""
+        return self.prompts[numbers.start : numbers.stop]
+
+    def _all(self, function: Callable[..., Tensor]) -> Tensor:
+        """What function(lr, hr, prompts=...) gives for all pictures, (n, 3, H, W)."""
+        made = []
+        for first in range(0, len(self.lr), self.batch):
+            part = range(first, min(first + self.batch, len(self.lr)))
+            lr, hr = (side[part.start : part.stop] for side in (self.lr, self.hr))
+            made.append(function(lr, hr, prompts=self.prompts_of(part)).float().cpu())
+        return torch.cat(made).clamp(0, 1)
 
     def _sheet(self, base: Tensor, first: Tensor, second: Tensor, step: int, rows: int = 6) -> None:
         """Write and keep the sheet: one row per picture with plain, sample 1, sample 2 and photo, (n, 3, H, W) each.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ DEFAULT_PROMPT = "a sharp photograph, true colours, crisp edges, rich natural te
 NEGATIVE_PROMPT = "out of focus, smeared, grainy, blocky compression, ringing, plastic skin, drawing, render"
 METADATA_FILE = "metadata.jsonl"
 SIDE_CAR = ".txt"
+FUNCTION = "a function"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class PromptSource:
     2. metadata.jsonl in `root`, then in the image's own folder: lines {"file_name": path relative to that file,
     "text": caption}, as in Hugging Face's imagefolder
     3. a text file beside the image: photo.png -> photo.txt
-    4. `default`
+    4. `caption`, a function of the path, such as a tagging network
+    5. `default`
 
     Empty captions are ignored. `describe` tells how many of each kind there are, so that a misplaced file is noticed."""
 
@@ -39,6 +41,10 @@ class PromptSource:
     """Prompt for all images; None to look for captions."""
     default: str = DEFAULT_PROMPT
     """Prompt for images without a caption."""
+    caption: Callable[[Path], str] | None = None
+    """Gives the caption of an image that has none in a file; "" for none. Each image is asked for once in a process."""
+    _made: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `caption` gave, by image path."""
     _tables: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Captions by folder and image path, filled as needed."""
 
@@ -52,7 +58,7 @@ class PromptSource:
         if self.fixed is not None:
             return f"captions: the fixed prompt {self.fixed!r} for all {len(images)} images"
         kinds = [self._find(image)[1] for image in images]
-        found = {kind: kinds.count(kind) for kind in (METADATA_FILE, SIDE_CAR)}
+        found = {kind: kinds.count(kind) for kind in (METADATA_FILE, SIDE_CAR, FUNCTION)}
         line = f"captions: {sum(found.values())} of {len(images)} images have one"
         if any(found.values()):
             line += f" ({', '.join(f'{count} from {kind}' for kind, count in found.items() if count)})"
@@ -76,6 +82,11 @@ class PromptSource:
             caption = side_car.read_text(encoding="utf-8").strip()
             if caption:
                 return caption, SIDE_CAR
+        if self.caption is not None:
+            if str(image) not in self._made:
+                self._made[str(image)] = self.caption(image).strip()
+            if self._made[str(image)]:
+                return self._made[str(image)], FUNCTION
         return self.default, "default"
 
     def _table(self, folder: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ trained. The reference is the same UNet with that LoRA disabled."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from training.metrics.registry import Metric
 from training.model.adapters import add_lora, disabled
 from training.model.one_step import OneStepModel
 from training.model.saving import save_run_model
-from training.model.text import DEFAULT_PROMPT
 from training.randomness import normal
 from training.stages.comparison import DRAWS, compare, held_out
 from training.stages.lora import LoraSettings
@@ -245,8 +244,8 @@ class Gdpo(Stage):
             )
         return means.unflatten(0, (-1, self.settings.group))
 
-    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
-        return sample_for_validation(self.model, lr, k, self.settings.prompt)
+    def sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
+        return sample_for_validation(self.model, lr, k, prompts)
 
     @torch.no_grad()
     def measure(self, validation: Validation) -> dict[str, float]:
@@ -256,7 +255,7 @@ class Gdpo(Stage):
 
         def drawn() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for numbers, lr, hr in held_out(validation, model.device):
-                condition = model.condition((s.prompt,) * len(lr) if s.prompt else None, len(lr))
+                condition = model.condition(validation.prompts_of(numbers) or None, len(lr))
                 latent = model.encode(lr)
                 shape = (DRAWS, *model.noise_shape(*lr.shape[-2:]))
                 for noise in normal(1, numbers, shape, "validation").to(latent).unbind(1):
@@ -272,7 +271,7 @@ class Gdpo(Stage):
     @torch.no_grad()
     def pictures(self, validation: Validation) -> dict[str, np.ndarray]:
         """Groups of the first held-out photos with their rewards."""
-        batch = first_pictures(validation, self.model.device, self.settings.prompt or DEFAULT_PROMPT)
+        batch = first_pictures(validation, self.model.device)
         group = self.draw(batch)
         samples = torch.stack([self.model.decode(some).float() for some in group.candidates.unbind(1)], dim=1)
         return {"groups": group_sheet(samples, batch.hr, group.report)}

@@ -6,6 +6,7 @@ generator's latents against its own LoRA copy, which learns the generator's dist
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class NaosdSettings(LoraSettings):
     """Largest timestep of the score difference, as a share of all timesteps."""
     cfg: float = 7.5
     """Classifier-free guidance of the base's score; 1 for a base without text."""
+    negative_prompt: str = NEGATIVE_PROMPT
+    """What the base's score is guided away from, if cfg is not 1. Inference knows no guidance: one step, one prompt."""
     score_lr: float = 5e-5
     """Peak learning rate of the LoRA score network."""
     score_conv_in: bool = True
@@ -171,7 +174,7 @@ class Naosd(Stage):
             with disabled(self.score):
                 output = self._score(noisy, t, condition)
                 if s.cfg != 1:
-                    negative = self.model.condition((NEGATIVE_PROMPT,) * len(z), len(z))
+                    negative = self.model.condition((s.negative_prompt,) * len(z), len(z))
                     unguided = self._score(noisy, t, negative)
                     output = unguided + s.cfg * (output - unguided)
             real = schedule.denoise(noisy, output, t)
@@ -193,8 +196,8 @@ class Naosd(Stage):
         assert self.score is not None
         return self.score(noisy.to(self.model.dtype), t, encoder_hidden_states=condition).sample.float()
 
-    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
-        return sample_for_validation(self.model, lr, k, self.settings.prompt)
+    def sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
+        return sample_for_validation(self.model, lr, k, prompts)
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """LoRA: save the adapters in peft's format, with a reference to the base. Full: save the whole model in diffusers layout."""
@@ -214,16 +217,16 @@ class Naosd(Stage):
         )
 
 
-def sample_for_validation(model: OneStepModel, lr: Tensor, k: int, prompt: str = "") -> Tensor:
+def sample_for_validation(model: OneStepModel, lr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
     """The SR pictures of LR pictures.
 
     model: the one-step model.
     lr: (n, 3, h, w).
     k: number of the noise.
-    prompt: for all pictures; empty for the model's default."""
+    prompts: one for each picture; none for the model's default."""
     shape = model.noise_shape(*lr.shape[-2:])
     noise = normal(k, range(len(lr)), shape, "validation").to(lr)
-    return model(lr, noise, (prompt,) * len(lr) if prompt else None)
+    return model(lr, noise, prompts or None)
 
 
 def in_float32(stage: nn.Module) -> None:

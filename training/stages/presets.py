@@ -31,6 +31,12 @@ PRETRAIN = {  # sd21 has none: its base is the published Stable Diffusion 2.1
     ),
 }
 
+# Of the public code, which guides with it by 7.5.
+PUBLISHED_NEGATIVE = (
+    "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, 3D render, unreal engine, blurring, "
+    "dirty, messy, worst quality, low quality, frames, watermark, signature, jpeg artifacts,deformed, lowres, over-smooth"
+)
+
 NAOSD = {
     "sd21": NaosdSettings(
         batch=4,
@@ -45,6 +51,7 @@ NAOSD = {
         lora_alpha=8,
         lora_time_emb=False,
         score_conv_in=False,
+        negative_prompt=PUBLISHED_NEGATIVE,
     ),
     "pocket": NaosdSettings(
         adapt="full", rank=16, cfg=1.0, batch=8, crop=128, lr=3e-4, final_lr=1e-5, ema=0.998, precision="auto",

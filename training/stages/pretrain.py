@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class Pretrain(Stage):
     def _image(self, latent: Tensor) -> Tensor:
         return (self.vae.decode(latent).sample.float() + 1) / 2
 
-    def sample(self, lr: Tensor, hr: Tensor, k: int) -> Tensor:
+    def sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
         """k = 0: the VAE's reconstruction of hr. k = 1: hr noised at 250 and denoised in one step, to look at the UNet."""
         latent = self._latent(hr).float()
         if k == 0:

@@ -10,17 +10,19 @@ from torch import Tensor
 from training.data.batches import Batch
 from training.loop.validation import Validation
 from training.metrics.registry import to_pixels
+from training.model.text import DEFAULT_PROMPT
 from training.stages.rewards import RewardReport
 
 # Height in pixels of a line of text.
 LINE = 12
 
 
-def first_pictures(validation: Validation, device: torch.device, prompt: str = "", count: int = 2) -> Batch:
-    """The first held-out pictures as a batch. prompt: for all of them."""
+def first_pictures(validation: Validation, device: torch.device, count: int = 2) -> Batch:
+    """The first held-out pictures as a batch with their prompts."""
     lr, hr = validation.lr[:count], validation.hr[:count]
     names = tuple(path.name for path in validation.paths[: len(lr)])
-    return Batch(tuple(range(len(lr))), lr, hr, (prompt,) * len(lr), names).to(device)
+    prompts = validation.prompts_of(range(len(lr))) or (DEFAULT_PROMPT,) * len(lr)
+    return Batch(tuple(range(len(lr))), lr, hr, prompts, names).to(device)
 
 
 def group_sheet(samples: Tensor, hr: Tensor, report: RewardReport) -> np.ndarray:
