@@ -115,7 +115,7 @@ def test_torch_has_the_threads_of_the_others_inside_only(base: Path) -> None:
     with open_rows([("base", str(base))], 4, before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
-    with pytest.raises(UsageError), open_rows([("no", "no/where/at/all")], 4, before + 1):
+    with pytest.raises(UsageError), open_rows([("no", "/no/where/at/all")], 4, before + 1):
         pass
     assert torch.get_num_threads() == before
     with open_rows([], 4, before + 1) as none:
@@ -143,6 +143,14 @@ def test_weights_in_pieces_are_all_counted(base: Path, tmp_path: Path) -> None:
     assert count_weights(load_model(folder)) == count_weights(model) == numbers(*weight_files(folder))
 
 
+def test_the_public_layout_takes_its_text_from_the_given_base(make_pixels: Pixels, tmp_path: Path) -> None:
+    folder, text = make_public_layout(tmp_path / "public"), make_miniature(tmp_path / "sd21")
+    pixels = make_pixels(12, 10)
+    with open_rows([("GDPO", str(folder))], 4, 1, str(text)) as (row,):
+        assert np.array_equal(row.upscale(pixels, SEED), restore(load_model(folder, base=text), pixels, SEED))
+        assert row.parameters == numbers(*weight_files(folder))
+
+
 def test_a_model_that_cannot_be_a_row_is_told_by_its_name(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +162,7 @@ def test_a_model_that_cannot_be_a_row_is_told_by_its_name(
     assert told(tmp_path / "nothing").startswith(
         f"--onestep mine: no model at {tmp_path / 'nothing'}; expected"
     )
-    assert "gdposr train merge" in told(
+    assert "name it with --onestep-base" in told(
         make_public_layout(tmp_path / "public")
     )  # no scheduler, no text encoder
     assert "expected a model that enlarges 2 times, as the bundle does" in told(base, scale=2)

@@ -41,8 +41,11 @@ class OneStepRow:
 
 
 @contextmanager
-def open_rows(named: Sequence[tuple[str, str]], scale: int, threads: int) -> Iterator[list[OneStepRow]]:
+def open_rows(
+    named: Sequence[tuple[str, str]], scale: int, threads: int, base: str | None = None
+) -> Iterator[list[OneStepRow]]:
     """The models of --onestep, (row, folder or hub name) each, all in memory at once. Inside the context torch has that many threads.
+    base: source of text encoder and scheduler for those that have none.
     UsageError where one cannot be loaded or enlarges by another factor than scale."""
     if not named:
         yield []
@@ -52,7 +55,7 @@ def open_rows(named: Sequence[tuple[str, str]], scale: int, threads: int) -> Ite
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        yield [_load(name, source, scale) for name, source in named]
+        yield [_load(name, source, scale, base) for name, source in named]
     finally:
         torch.set_num_threads(before)
 
@@ -87,14 +90,14 @@ def _call(row: OneStepRow, picture: np.ndarray) -> Callable[[], object]:
     return lambda: row.upscale(picture, 0)
 
 
-def _load(name: str, source: str, scale: int) -> OneStepRow:
+def _load(name: str, source: str, scale: int, base: str | None) -> OneStepRow:
     with _explained(name):
         import torch
 
         from calibration.measure.onestep import count_weights, weight_files
         from training.model.loading import load_model
 
-        model = load_model(source)
+        model = load_model(source, base=base)
         for part in (model.vae, model.unet):  # a third less time on a CPU, and what a teacher is run with
             part.to(memory_format=torch.channels_last)
         size = sum(file.stat().st_size for file in weight_files(source))
@@ -121,5 +124,5 @@ def _explained(name: str) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"--onestep {name}: {error}") from error
     except ValueError as error:
-        remedy = "where a base is missing, merge the model with it by `gdposr train merge`"
+        remedy = "where a base is missing, name it with --onestep-base"
         raise UsageError(f"--onestep {name}: {error}; {remedy}") from error

@@ -72,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a trained one-step model, run in torch on the CPU: a training run, a base or a merged folder; may be repeated (needs the "
         "extra `train`)",
     )
+    add(
+        "--onestep-base",
+        metavar="SOURCE",
+        help="source of text encoder and scheduler for the --onestep models that have none, such as the public GDPO-SR folder",
+    )
     add("--peer-onnx", type=Path, action="append", default=[], metavar="FILE", help="another model, as ONNX")
     add(
         "--peer-ncnn",
@@ -202,7 +207,7 @@ def _measured(
     names = [*measured_precisions(bundle, args.precision), *(ROW.format(variant) for variant in variants)]
     budgets = chosen_budgets(args, bundle, names, metrics)
     peers = peer_methods(load_peers(args.peer_onnx, args.peer_ncnn, threads))
-    with open_rows(trained, bundle.manifest.scale, threads) as onestep:
+    with open_rows(trained, bundle.manifest.scale, threads, args.onestep_base) as onestep:
         with open_methods(bundle, variants, args.seed) as packages, progress_bar("measuring") as update:
             report = evaluate(
                 bundle,
