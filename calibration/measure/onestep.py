@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 PARTS = ("unet", "vae")
 
 
-def restore(model: OneStepModel, lr: np.ndarray, seed: int, sample: int = 0) -> np.ndarray:
+def restore(
+    model: OneStepModel, lr: np.ndarray, seed: int, sample: int = 0, prompt: str | None = None
+) -> np.ndarray:
     """One sample of an LR picture: (h, w, 3) uint8 -> (4h, 4w, 3) uint8.
 
     A picture of a size that the model cannot take is padded by mirroring, and the result is cropped. The noise is
-    `runtime.noise.noise_field`, as in the student's bundle.
+    `runtime.noise.noise_field`, as in the student's bundle. prompt: None for the model's default.
     """
     import torch
 
@@ -36,7 +38,7 @@ def restore(model: OneStepModel, lr: np.ndarray, seed: int, sample: int = 0) -> 
     channels, rows, columns = model.noise_shape(*padded.shape[:2])
     noise = torch.from_numpy(noise_field(seed, sample, rows, columns, channels=channels))[None]
     with torch.inference_mode():
-        sr = model(image, noise.to(image), None)[0].float().clamp(0, 1)
+        sr = model(image, noise.to(image), None if prompt is None else [prompt])[0].float().clamp(0, 1)
     pixels = (sr * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return np.ascontiguousarray(pixels[: height * model.scale, : width * model.scale])
 

@@ -36,7 +36,9 @@ STAGES = {
         "export.student.cli", "train", "a network that tells photos from a student's pictures, as a reward"
     ),
     "sample": Stage(
-        "export.student.sample", "train", "enlarge a folder with a student's checkpoint, unexported"
+        "export.student.sample",
+        "train",
+        "enlarge a folder with a student's or a one-step model's checkpoint, unexported",
     ),
     "bench": Stage("training.bench", "train", "times of the data and reward code on this machine"),
 }
