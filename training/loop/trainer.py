@@ -303,8 +303,8 @@ class Trainer:
     def _finish(self, last: dict[str, Any]) -> None:
         if self.main:
             self._write_model(self.out / self.stage.model_folder, last)
-            if self.best.value is not None:
-                log.info("best: step %d, %s %.5g, in best/", self.best.step, self.best.name, self.best.value)
+            if (best := self.best).value is not None:
+                log.info("best: step %d, %s %.5g, in best/", best.step, best.name, best.value)
         self.accelerator.wait_for_everyone()
 
     def _write_model(self, folder: Path, last: dict[str, Any]) -> None:
