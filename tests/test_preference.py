@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 from training.stages.preference import (  # noqa: E402  (after importorskip)
     anchor_distance,
     best_worst_advantage,
-    diffusion_dpo_loss,
     error_change,
     gaussian_kl,
     gaussian_log_ratio,
@@ -19,7 +18,6 @@ from training.stages.preference import (  # noqa: E402  (after importorskip)
     grpo_loss,
     preference_accuracy,
     preference_loss,
-    squared_error,
 )
 
 
@@ -75,16 +73,16 @@ def test_best_and_worst() -> None:
     assert best_worst_advantage(rewards).tolist() == [[0, 1, 0, -1], [1, 0, -1, 0]]
 
 
-def test_squared_error_is_a_mean_per_sample() -> None:
+def test_the_change_of_an_error_is_a_mean_per_sample() -> None:
     prediction = torch.arange(12.0).view(1, 2, 1, 2, 3)
     target = torch.zeros_like(prediction)
-    assert squared_error(prediction, target).tolist()[0] == pytest.approx(
+    assert error_change(prediction, target, target).tolist()[0] == pytest.approx(
         [55 / 6, (6**2 + 7**2 + 8**2 + 9**2 + 10**2 + 11**2) / 6]
     )
-    half = squared_error(prediction.bfloat16(), target.bfloat16())
+    half = error_change(prediction.bfloat16(), target.bfloat16(), target)
     assert half.dtype == torch.float32
     with pytest.raises(ValueError, match=r"one shape \(B, G, C, h, w\)"):
-        squared_error(prediction, target[0])
+        error_change(prediction, target[0], target)
 
 
 def test_preference_loss_by_hand() -> None:
@@ -93,14 +91,14 @@ def test_preference_loss_by_hand() -> None:
     reference = torch.tensor([[0.2, 0.1], [0.3, 0.3]])
     advantage = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
     wanted = (-math.log(1 / (1 + math.exp(-5 * 0.4))) + math.log(2)) / 2
-    assert preference_loss(policy, reference, advantage, 5.0).item() == pytest.approx(wanted, rel=1e-6)
-    assert preference_accuracy(policy, reference, advantage).item() == 0.5
-    assert preference_accuracy(reference, policy, advantage).item() == 0.0
+    assert preference_loss(policy - reference, advantage, 5.0).item() == pytest.approx(wanted, rel=1e-6)
+    assert preference_accuracy(policy - reference, advantage).item() == 0.5
+    assert preference_accuracy(reference - policy, advantage).item() == 0.0
 
 
 def test_no_advantage_gives_log_two_and_no_gradient() -> None:
     policy = uniform(3, 4).requires_grad_()
-    loss = preference_loss(policy, uniform(3, 4, seed=1), torch.zeros(3, 4), 2500.0)
+    loss = preference_loss(policy - uniform(3, 4, seed=1), torch.zeros(3, 4), 2500.0)
     assert loss.item() == pytest.approx(math.log(2))
     loss.backward()
     assert policy.grad.abs().max() == 0
@@ -109,11 +107,17 @@ def test_no_advantage_gives_log_two_and_no_gradient() -> None:
 def test_descent_lowers_the_error_of_good_samples_and_raises_that_of_bad_ones() -> None:
     advantage = group_advantage(uniform(3, 6))
     policy = uniform(3, 6, seed=1).requires_grad_()
-    preference_loss(policy, policy.detach().clone(), advantage, 10.0).backward()
+    preference_loss(policy - policy.detach(), advantage, 10.0).backward()
     # Where the policy still is the reference the sigmoid is 1/2 and the gradient weight * A / 2 / B.
     close(policy.grad, 10.0 * advantage / 2 / 3)
     moved = policy.detach() - 0.01 * policy.grad
-    assert preference_accuracy(moved, policy.detach(), advantage).item() == 1.0
+    assert preference_accuracy(moved - policy.detach(), advantage).item() == 1.0
+
+
+def diffusion_dpo(win_change: "torch.Tensor", lose_change: "torch.Tensor", beta: float) -> "torch.Tensor":
+    """Diffusion-DPO for pairs (Wallace et al. 2023, Eq. 14), mean over B. The changes e - e_ref of the preferred and of the
+    other sample, (B,) each; beta: their beta * T * omega(lambda_t)."""
+    return torch.nn.functional.softplus(beta * (win_change - lose_change)).mean()
 
 
 def test_a_pair_is_diffusion_dpo() -> None:
@@ -122,17 +126,12 @@ def test_a_pair_is_diffusion_dpo() -> None:
     twin = policy.detach().clone().requires_grad_()
     win = rewards.argmax(1, keepdim=True)
     lose = 1 - win
-    dpo = diffusion_dpo_loss(
-        twin.gather(1, win)[:, 0],
-        twin.gather(1, lose)[:, 0],
-        reference.gather(1, win)[:, 0],
-        reference.gather(1, lose)[:, 0],
-        beta=7.0,
-    )
+    twin_change = twin - reference
+    dpo = diffusion_dpo(twin_change.gather(1, win)[:, 0], twin_change.gather(1, lose)[:, 0], beta=7.0)
     dpo.backward()
     for advantage in (group_advantage(rewards), best_worst_advantage(rewards)):
         policy.grad = None
-        loss = preference_loss(policy, reference, advantage, 7.0)
+        loss = preference_loss(policy - reference, advantage, 7.0)
         loss.backward()
         close(loss, dpo)
         close(policy.grad, twin.grad)
@@ -163,7 +162,7 @@ def test_extreme_errors_stay_finite() -> None:
     advantage = torch.tensor([[1.0, -1.0]])
     for first, second in [(1e6, 0.0), (0.0, 1e6)]:
         policy = torch.tensor([[first, second]], requires_grad=True)
-        loss = preference_loss(policy, torch.zeros(1, 2), advantage, 2500.0)
+        loss = preference_loss(policy, advantage, 2500.0)
         loss.backward()
         assert loss.isfinite()
         assert policy.grad.isfinite().all()
@@ -171,8 +170,8 @@ def test_extreme_errors_stay_finite() -> None:
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
-    with pytest.raises(ValueError, match=r"one shape \(B, G\), got \(2, 3\), \(2, 3\), \(2, 2\)"):
-        preference_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 2), 1.0)
+    with pytest.raises(ValueError, match=r"one shape \(B, G\), got \(2, 3\), \(2, 2\)"):
+        preference_loss(torch.zeros(2, 3), torch.zeros(2, 2), 1.0)
     with pytest.raises(ValueError, match=r"got \(3,\), \(3,\)"):
         grpo_loss(torch.zeros(3), torch.zeros(3))
 

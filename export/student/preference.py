@@ -164,18 +164,17 @@ class StudentGdpo(StudentStage):
 
         # since sum A = 0, both the preference and the clipped gradient need an anchor
         change = relative_change(policy[:, None], reference[:, None], group)
-        nothing = torch.zeros_like(change)
         if s.objective == "grpo":
             preference = self._grpo(features, base, group)
         else:
-            preference = preference_loss(change, nothing, group.advantage, s.weight)
+            preference = preference_loss(change, group.advantage, s.weight)
         guards = distances(policy, reference, group.variance)
         loss = preference + sum(getattr(s, name) * value for name, value in guards.items())
         return {
             "loss": loss,
             "preference": preference.detach(),
             **{name: value.detach() for name, value in guards.items()},
-            "win_rate": preference_accuracy(change.detach(), nothing, group.advantage),
+            "win_rate": preference_accuracy(change.detach(), group.advantage),
             "margin": -(group.advantage * change.detach()).sum(1).mean(),
             "drift": 255 * (policy.detach() - reference).square().mean().sqrt(),
             "group_deviation": 255 * group.variance.sqrt().mean(),

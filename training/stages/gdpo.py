@@ -190,11 +190,10 @@ class Gdpo(Stage):
             reference, target = self._outputs(group, batch)
         policy, _ = self._outputs(group, batch)
         change = error_change(policy, reference, target)
-        nothing = torch.zeros_like(change)
-        loss = preference_loss(change, nothing, group.advantage, s.weight)
+        loss = preference_loss(change, group.advantage, s.weight)
         logged = {
             "preference": loss.detach(),
-            "win_rate": preference_accuracy(change.detach(), nothing, group.advantage),
+            "win_rate": preference_accuracy(change.detach(), group.advantage),
             "margin": -(group.advantage * change.detach()).sum(1).mean(),
         }
         if s.condition == "lr":

@@ -35,21 +35,17 @@ def best_worst_advantage(rewards: Tensor) -> Tensor:
     return signs * varied
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample: two tensors (B, G, C, h, w) -> (B, G) float32."""
-    if prediction.ndim != 5 or prediction.shape != target.shape:
-        raise ValueError(
-            f"expected prediction and target of one shape (B, G, C, h, w), got {tuple(prediction.shape)} "
-            f"and {tuple(target.shape)}"
-        )
-    return (prediction.float() - target.float()).square().mean((2, 3, 4))
-
-
 def error_change(policy: Tensor, reference: Tensor, target: Tensor) -> Tensor:
-    """`squared_error` of the policy's output minus that of the reference's: (B, G, C, h, w) each -> (B, G) float32.
+    """e - e_ref, the mean squared error of the policy's output minus that of the reference's: (B, G, C, h, w) each -> (B, G) float32.
 
     policy and reference may have 1 instead of G: one output for the whole group. |p - x|^2 - |r - x|^2 is computed as
-    a product, which avoids the difference of large numbers."""
+    a product, which avoids the difference of large numbers. Raises ValueError for shapes that do not fit."""
+    shapes = [tuple(tensor.shape) for tensor in (policy, reference, target)]
+    if target.ndim != 5 or any(s not in (shapes[2], (len(target), 1, *shapes[2][2:])) for s in shapes):
+        raise ValueError(
+            "expected policy, reference and target of one shape (B, G, C, h, w), the first two with 1 or G outputs, "
+            f"got {', '.join(map(str, shapes))}"
+        )
     p, r, x = policy.float(), reference.float(), target.float()
     return ((p - r) * (p + r - 2 * x)).mean((2, 3, 4))
 
@@ -73,39 +69,23 @@ def anchor_distance(policy: Tensor, reference: Tensor, variance: Tensor) -> Tens
     return (apart.square().flatten(1).mean(1) / variance).mean()
 
 
-def preference_loss(
-    policy_error: Tensor, reference_error: Tensor, advantage: Tensor, weight: float
-) -> Tensor:
+def preference_loss(change: Tensor, advantage: Tensor, weight: float) -> Tensor:
     """-log sigmoid(-weight * sum_i A_i (e_i - e_ref_i)), mean over B. Scalar.
 
-    policy_error, reference_error: e and e_ref, (B, G), from `squared_error` with the same noise and timestep; the
-        reference's without gradient.
+    change: e - e_ref, (B, G), see `error_change`, with the same noise and timestep; the reference's without gradient.
     advantage: A, (B, G).
     weight: a larger value saturates the loss sooner.
 
     With `group_advantage` this is the loss of GDPO-SR (its w = 5000 with the factor 1/2 is weight = 2500). With
     `best_worst_advantage` it is Diffusion-DPO (Wallace et al. 2023)."""
-    return -F.logsigmoid(-weight * _movement(policy_error, reference_error, advantage)).mean()
+    return -F.logsigmoid(-weight * _movement(change, advantage)).mean()
 
 
-def preference_accuracy(policy_error: Tensor, reference_error: Tensor, advantage: Tensor) -> Tensor:
+def preference_accuracy(change: Tensor, advantage: Tensor) -> Tensor:
     """Implicit accuracy: the share of rows in which the policy has moved the preferred way, that is sum_i A_i (e_i - e_ref_i) < 0.
 
     (B, G) each -> scalar in [0, 1]. Rows without movement or advantage count as not moved."""
-    return (_movement(policy_error, reference_error, advantage) < 0).float().mean()
-
-
-def diffusion_dpo_loss(
-    policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor, reference_lose: Tensor, beta: float
-) -> Tensor:
-    """Diffusion-DPO for pairs (Wallace et al. 2023, Eq. 14). Scalar, mean over B.
-
-    policy_win, policy_lose: the policy's errors on the preferred and the other sample, (B,).
-    reference_win, reference_lose: the reference's.
-    beta: their beta * T * omega(lambda_t)."""
-    win_change = policy_win.float() - reference_win.float()
-    lose_change = policy_lose.float() - reference_lose.float()
-    return F.softplus(beta * (win_change - lose_change)).mean()
+    return (_movement(change, advantage) < 0).float().mean()
 
 
 def gaussian_log_ratio(candidate: Tensor, old_mean: Tensor, new_mean: Tensor, sigma: float) -> Tensor:
@@ -150,10 +130,10 @@ def grpo_loss(
     return -gain.mean() if kl is None else kl_weight * kl.float().mean() - gain.mean()
 
 
-def _movement(policy_error: Tensor, reference_error: Tensor, advantage: Tensor) -> Tensor:
+def _movement(change: Tensor, advantage: Tensor) -> Tensor:
     """sum_i A_i (e_i - e_ref_i): (B, G) each -> (B,) float32."""
-    _check_same_shape(policy_error, reference_error, advantage)
-    return (advantage.float() * (policy_error.float() - reference_error.float())).sum(1)
+    _check_same_shape(change, advantage)
+    return (advantage.float() * change.float()).sum(1)
 
 
 def _checked_rewards(rewards: Tensor) -> Tensor:
