@@ -59,10 +59,10 @@ class Page:
     def __init__(self, driver: Any, url: str, saved: Path) -> None:
         self.driver, self.url, self.saved = driver, url, saved
 
-    def load(self, query: str = "", state: str = "ready") -> None:
+    def load(self, query: str = "", state: str = "ready", seconds: float = 60) -> None:
         self._to_folder()
         self.driver.get(self.url + query)
-        self.wait(f"document.body.dataset.state === '{state}'")
+        self.wait(f"document.body.dataset.state === '{state}'", seconds)
 
     def reuse(self, query: str) -> None:
         """As `load`, or the page as an earlier test left it. Photos are added to those of that test."""
@@ -102,9 +102,11 @@ class Page:
         """Put a photo of the list on the stage."""
         self.driver.execute_script(f"[...document.querySelectorAll('#list button')].at({place}).click()")
 
-    def done(self) -> None:
+    def done(self, seconds: float = 60) -> None:
         """Until the photo on the stage has its result."""
-        self.wait("!document.getElementById('png').disabled && document.getElementById('after').complete")
+        self.wait(
+            "!document.getElementById('png').disabled && document.getElementById('after').complete", seconds
+        )
 
     def save(self, kind: str = "png") -> Path:
         """Save the version shown, and give the file, in a folder of its own."""

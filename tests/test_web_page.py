@@ -22,6 +22,8 @@ from tools.arm_checks import to_pixels
 # The page's INT8 sums in another order than Python's.
 INT8_FLOOR_DB = 45.0
 INT8 = "?backend=wasm&precision=int8&threads=2"
+# Without them headless Chromium has no WebGPU where there is no graphics card.
+WEBGPU = ("enable-unsafe-webgpu", "use-webgpu-adapter=swiftshader", "enable-features=Vulkan,WebGPU")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,31 @@ def pixels_of(path: Path) -> np.ndarray:
 def enlarged(path: Path, precision: str, seed: int = 0) -> np.ndarray:
     with Image.open(path) as image, Upscaler(device="cpu", precision=precision) as upscaler:
         return upscaler.up(image.convert("RGB"), seed)[0]
+
+
+@pytest.mark.slow
+def test_webgpu_gives_pythons_picture(toy_bundle: Path, tmp_path: Path, make_pixels: Any, need: Any) -> None:
+    """On a graphics card in software (SwiftShader), where a window of 64 pixels takes up to a minute."""
+    need("selenium")
+    files = site_files(Bundle.open(toy_bundle))
+    engine = files["engine.js"].replace(b"WEBGPU_SIDE = 256", b"WEBGPU_SIDE = 64")
+    assert engine != files["engine.js"]
+    photo = tmp_path / "photo.png"
+    Image.fromarray(make_pixels(30, 81)).save(photo)  # lower than a window, and wider
+    with (
+        serving(files | {"engine.js": engine}) as server,
+        chromium(tmp_path / "profile", *WEBGPU) as driver,
+    ):
+        page = Page(driver, server.url, tmp_path / "saved")
+        page.load("?backend=webgpu&precision=fp32", seconds=600)
+        assert "WebGPU fp32" in page.text("facts")  # so the probe has passed there
+        page.add(photo)
+        page.done(600)
+        found = pixels_of(page.save())
+        assert page.errors() == []
+    with Image.open(photo) as image, Upscaler(toy_bundle, device="cpu", precision="fp32") as upscaler:
+        expected = upscaler.up(image, 0)[0]
+    assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 1
 
 
 def test_fp32_is_python_to_one_level_for_every_tile_size(page: Page, picture: Path) -> None:

@@ -2,7 +2,8 @@
  * The graphs in ONNX Runtime Web, on WebGPU or in WebAssembly. Everything comes from the page's own origin.
  *
  * WebGPU uses the build for JavaScript Promise Integration, the smallest that has it; a browser without that runs WebAssembly.
- * ONNX Runtime's WebGPU provider reuses buffers wrongly if shapes change, so there all windows have one side.
+ * ONNX Runtime's WebGPU provider reuses buffers wrongly if shapes change, so there all windows of a photo have one shape, and the sessions
+ * are created anew for a photo of another.
  *
  * @typedef {import("./bundle.js").Bundle} Bundle
  * @typedef {Record<string, object>} Features tensors of ONNX Runtime by name
@@ -11,7 +12,7 @@
 import { BundleError, DeviceError, DeviceLost, OutOfMemory, firstLine, lacksMemory } from "./errors.js";
 import { fetchBytes } from "./bundle.js";
 
-/** Side of the windows on WebGPU, in LR pixels. */
+/** Side of the windows on WebGPU, in LR pixels. A smaller photo is a window of its own. */
 export const WEBGPU_SIDE = 256;
 /** More threads take more memory and cores from the page, and gain little on small tiles. */
 const MAX_THREADS = 4;
@@ -56,13 +57,7 @@ export class Engine {
     const [encoder, generator] = [await bundle.read(graphs.encoder), await bundle.read(graphs.generator)];
     const ort = await loadRuntime(device, threads);
     const engine = new Engine(ort, bundle, device, precision, threads);
-    try {
-      engine._encoder = await engine._session(encoder, device === "webgpu" ? "gpu-buffer" : "cpu");
-      engine._generator = await engine._session(generator, "cpu");
-    } catch (error) {
-      await engine.close();
-      throw engine._fault(error);
-    }
+    await engine._start({ encoder, generator });
     if (device === "webgpu") engine._watch(await ort.env.webgpu.device);
     return engine;
   }
@@ -73,8 +68,10 @@ export class Engine {
     this.device = device;
     this.precision = precision;
     this.threads = device === "wasm" ? threads : 1;
-    /** Side of every window. null: any. */
+    /** Side of the windows, which must then have one shape for as long as features are kept. null: any. */
     this.side = device === "webgpu" ? WEBGPU_SIDE : null;
+    /** The shape that the sessions have seen, where it must not change. */
+    this._shape = null;
     /** Why the device is gone, or null. */
     this.lost = null;
   }
@@ -90,6 +87,7 @@ export class Engine {
    * @returns {Promise<Features>} to be released by the caller
    */
   async encode(planes, height, width) {
+    if (this.side !== null) await this._adapt(`${height}x${width}`);
     const image = this._bundle.manifest.encoder.inputs[0].name;
     return this._run(this._encoder, { [image]: this._tensor(planes, 3, height, width) });
   }
@@ -119,6 +117,25 @@ export class Engine {
 
   _tensor(values, channels, height, width) {
     return new this._ort.Tensor("float32", values, [1, channels, height, width]);
+  }
+
+  async _start(graphs) {
+    try {
+      this._encoder = await this._session(graphs.encoder, this.device === "webgpu" ? "gpu-buffer" : "cpu");
+      this._generator = await this._session(graphs.generator, "cpu");
+    } catch (error) {
+      await this.close();
+      throw this._fault(error);
+    }
+    if (this.side !== null) this._graphs = graphs; // for other shapes
+  }
+
+  async _adapt(shape) {
+    if (this._shape !== null && this._shape !== shape) {
+      await this.close();
+      await this._start(this._graphs);
+    }
+    this._shape = shape;
   }
 
   _session(content, location) {

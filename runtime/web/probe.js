@@ -19,7 +19,7 @@ const IDENTICAL_DB = 99;
  * @returns {Promise<ProbeResult>}
  */
 export async function runProbe(bundle, engine) {
-  const { probe, scale, size } = bundle.manifest;
+  const { probe, scale } = bundle.manifest;
   const input = await openPicture(bundle, probe.input), expected = await openPicture(bundle, probe.output);
   if (expected.width !== input.width * scale || expected.height !== input.height * scale) {
     throw new BundleError(`${probe.output.file}: expected ${scale} times the size of the probe's input. Export the bundle again.`);
@@ -33,28 +33,24 @@ export async function runProbe(bundle, engine) {
     milliseconds = Math.min(milliseconds, performance.now() - start);
     rendering.forget();
   }
-  // a window of fixed side is filled at the right and below, which changes the result there
-  const cut = (length) => (engine.side === null || length >= engine.side ? length : Math.max(1, length - size.context)) * scale;
-  const psnr = psnrDb(result, expected.window({ y0: 0, y1: expected.height, x0: 0, x1: expected.width }), cut(input.height), cut(input.width));
+  const psnr = psnrDb(result, expected.window({ y0: 0, y1: expected.height, x0: 0, x1: expected.width }));
   const floor = probe.floor_db[engine.precision];
   input.close();
   expected.close();
   return { psnr, floor, ok: psnr >= floor, milliseconds };
 }
 
-/** PSNR of the first rows and columns of a band against float planes of the same size. */
-function psnrDb({ data, width, height }, planes, rows, columns) {
+/** PSNR of a band against float planes of the same size. */
+function psnrDb({ data, width, height }, planes) {
+  const pixels = width * height;
   let sum = 0;
-  for (let y = 0; y < rows; y++) {
-    for (let x = 0; x < columns; x++) {
-      for (let channel = 0; channel < 3; channel++) {
-        const wanted = Math.round(planes[(channel * height + y) * width + x] * 255);
-        const difference = data[4 * (y * width + x) + channel] - wanted;
-        sum += difference * difference;
-      }
+  for (let place = 0; place < pixels; place++) {
+    for (let channel = 0; channel < 3; channel++) {
+      const difference = data[4 * place + channel] - Math.round(planes[channel * pixels + place] * 255);
+      sum += difference * difference;
     }
   }
-  const mean = sum / (3 * rows * columns);
+  const mean = sum / (3 * pixels);
   return mean === 0 ? IDENTICAL_DB : 10 * Math.log10(255 ** 2 / mean);
 }
 

@@ -4,7 +4,8 @@
  * A tile has a core, its own part of the picture, and a padded box, which the model is shown: the core with context around it. Cores
  * meet without sharing a pixel, and their results agree there.
  *
- * @typedef {{multiple_of: number, minimum: number, tile: number, context: number, overlap: number}} SizeRule
+ * @typedef {{multiple_of: number, minimum: number, tile: number, context: number, overlap: number, window?: number}} SizeRule
+ *   window: height and width of every padded box of a picture that is as large; else the picture's own
  * @typedef {{y0: number, y1: number, x0: number, x1: number}} Box ends not included
  * @typedef {{core: Box, padded: Box}} Tile
  */
@@ -60,7 +61,8 @@ export function tileOf(height, width, box, rule) {
 }
 
 /**
- * The rule for a device that takes windows of one side only, and the core that fits it.
+ * The rule for a device that takes windows of one shape only, and the core that fits it. A picture smaller than the window is its own
+ * window: what is filled up around a picture would change its edges.
  *
  * @param {number} side of the window
  * @returns {{rule: SizeRule, core: number}}
@@ -68,7 +70,7 @@ export function tileOf(height, width, box, rule) {
 export function fixedRule(side, rule) {
   const fixed = up(Math.max(side, paddedSize(1, rule), 3 * rule.context), rule.multiple_of);
   const core = Math.max(rule.multiple_of, down(fixed - 2 * rule.context, rule.multiple_of));
-  return { rule: { ...rule, minimum: fixed }, core };
+  return { rule: { ...rule, window: fixed }, core };
 }
 
 function spans(length, tile, rule, begin) {
@@ -80,7 +82,7 @@ function spans(length, tile, rule, begin) {
 }
 
 function span(length, start, end, rule) {
-  const least = paddedSize(1, rule);
+  const least = Math.max(paddedSize(1, rule), Math.min(rule.window ?? 0, paddedSize(length, rule)));
   const last = Math.min(paddedSize(length, rule), up(end, rule.multiple_of) + rule.context);
   const first = Math.max(0, Math.min(start - rule.context, last - least)); // at least the minimum, towards the start
   return { start, end, first, last: Math.max(last, first + least) };
