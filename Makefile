@@ -7,8 +7,8 @@ DEV_EXTRAS  = train,export,coreml,openvino,prior,demo,completion,report,server,d
 # More arguments for pip. On Linux, the default torch is the CUDA build (gigabytes); the CPU build is enough here:
 #   make setup PIP_ARGS="--extra-index-url URL" with the CPU wheel index that PyTorch's installation page names
 PIP_ARGS    =
-# Left out by default: tests of more than about ten seconds. All of them: make test PYTEST_ARGS=
-PYTEST_ARGS = -m "not slow"
+# Left out by default: tests of more than about ten seconds ("slow") and of minutes to hours ("nightly"). All of them: make test PYTEST_ARGS=
+PYTEST_ARGS = -m "not slow and not nightly"
 
 CHECKPOINT  = export/weights/pocket
 BUNDLE      = runtime/bundles/pocket.gdposr

@@ -1,11 +1,13 @@
 """What the tests share: paths, generated photos, and skips that say what they need."""
 
+import hashlib
 import importlib.util
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +118,44 @@ def run_python(root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, check=False, **settings)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def exports_once() -> Iterator[dict[Any, bytes]]:
+    """A graph that a test of the module has exported to ONNX is not exported again: torch takes seconds for the smallest. The value
+    is what is kept; `clear()` it where the exporter itself is under test."""
+    from export.onnx import convert
+
+    export, kept = convert._export, {}
+
+    def once(
+        source: Any, role: str, path: Path, metadata: Mapping[str, str], inside_bytes: int, **options: Any
+    ) -> Path:
+        module = source.modules[role]
+        digest = hashlib.sha256(repr(module).encode())
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+        key = (
+            digest.hexdigest(),
+            role,
+            repr(source.specs[role]),
+            repr(source.size),
+            repr(dict(metadata)),
+            inside_bytes,
+            repr(options),
+        )
+        if key not in kept:
+            export(source, role, path, metadata, inside_bytes, **options)
+            if convert.data_file(path).exists():
+                return path
+            kept[key] = path.read_bytes()
+        path.write_bytes(kept[key])
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "_export", once)
+        yield kept
 
 
 @pytest.fixture

@@ -263,6 +263,7 @@ def test_a_package_cannot_become_this_variant(packages: dict[str, dict[str, Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_export_writes_the_shipped_student_above_its_floor(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("skimage", reason="needs the extra `export`")
     from export.parity import samples

@@ -181,6 +181,7 @@ def test_one_package_can_list_sizes_from_ios18_on(source: Source, tmp_path: Path
     assert [feature.name for feature in description.output] == ["features", "base"]
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes_in_another_process(
     packages: dict[str, Path], tmp_path: Path, run_python: Callable[..., CompletedProcess[str]]
 ) -> None:

@@ -85,6 +85,7 @@ def blurred(image: "torch.Tensor") -> "torch.Tensor":
 # ----------------------------------------------------------------------------------------------------- the critic
 
 
+@pytest.mark.slow
 def test_critic_prefers_photos_to_photos_with_grain(trained: Path, clean: Path) -> None:
     critic = load_critic(trained)
     pairs = PairDataset(PhotoSet(find_images(clean)), CropParams(64), seed=9)
@@ -95,12 +96,14 @@ def test_critic_prefers_photos_to_photos_with_grain(trained: Path, clean: Path) 
     assert wins >= 0.75, f"the photo wins in {wins:.0%}"
 
 
+@pytest.mark.slow
 def test_the_run_says_what_the_critic_can_tell_apart(trained: Path) -> None:
     lines = (trained / "log.jsonl").read_text()
     for name in ("student", "bicubic", *FLAWS, "grain on the photo"):
         assert f'"photo wins/{name}": ' in lines
 
 
+@pytest.mark.slow
 def test_critic_is_a_metric_by_name(trained: Path, photo: "torch.Tensor") -> None:
     (metric,) = create_metrics(["critic"], "cpu", critic=trained / "model" / WEIGHTS_FILE)
     assert (metric.reference, metric.higher_is_better, metric.family) == (False, True, "detail")

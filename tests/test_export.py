@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from export.source import Source  # noqa: E402
 from export.student.network import Student, StudentConfig, save_student  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 from runtime.upscale.upscaler import Upscaler  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("exports_once")
 
 SMALL = StudentConfig(width=16, encoder_blocks=1, generator_blocks=1, detail=16)
 
@@ -131,7 +134,11 @@ def test_tiles_of_a_student_agree_to_the_byte(exported: Path, make_pixels: Calla
     assert np.array_equal(expected, came), f"largest difference {np.abs(expected - came).max()}"
 
 
-def test_same_checkpoint_gives_the_same_bytes(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_same_checkpoint_gives_the_same_bytes(
+    checkpoint: Path, exported: Path, tmp_path: Path, exports_once: dict[Any, bytes]
+) -> None:
+    exports_once.clear()
     writer.write_bundle(checkpoint, tmp_path / "small.gdposr")
     for path in sorted(exported.iterdir()):
         assert (tmp_path / "small.gdposr" / path.name).read_bytes() == path.read_bytes(), path.name

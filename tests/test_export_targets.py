@@ -31,6 +31,8 @@ from training.model.pocket import UnetShape, VaeShape, build_unet, build_vae  # 
 from training.model.saving import save_merged  # noqa: E402
 from training.model.schedule import NoiseSchedule  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 SMALL = StudentConfig(width=16, encoder_blocks=1, generator_blocks=1, detail=16, noise_gate=True)
 
 
@@ -94,6 +96,7 @@ def test_the_packages_that_ship_keep_their_promises(capsys: pytest.CaptureFixtur
     assert rows.count("ok") == 3 * len(Bundle.open().manifest.coreml)  # encoder, generator, both in a chain
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_gives_the_same_packages(checkpoint: Path, both: Path, tmp_path: Path) -> None:
     from coremltools.converters.mil.mil.builder import Builder
 
@@ -160,6 +163,7 @@ def test_wrong_wishes_leave_the_old_bundle(
     assert [path.name for path in tmp_path.iterdir()] == ["b.gdposr"]
 
 
+@pytest.mark.slow
 def test_a_one_step_model_becomes_a_bundle_that_runs(
     one_step: Path, tmp_path: Path, make_pixels: Callable[..., np.ndarray]
 ) -> None:

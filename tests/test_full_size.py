@@ -83,7 +83,7 @@ def one_step(stage: Stage, settings: RunSettings, photos: Path, out: Path) -> di
     return seen[0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_one_step_of_each_stage_at_full_size(photos: Path, weights: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     model = full_size(tmp_path / "miniature")

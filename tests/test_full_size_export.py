@@ -88,7 +88,7 @@ def export_full_size(folder: Path) -> dict[str, float]:
     return measured
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_full_size_export(tmp_path: Path) -> None:
     measured = export_full_size(tmp_path)
     assert measured["generator fp32, GB"] > 2**31 / 1e9  # more than a protobuf holds

@@ -18,9 +18,9 @@ from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError
 
 SECONDS = 5.0  # of processor time for one archive of 30 kB
-FAST, NIGHTLY = range(300), range(1000, 6000)
+FAST, NIGHTLY = range(150), range(1000, 6000)
 CASES = pytest.mark.parametrize(
-    "cases", [FAST, pytest.param(NIGHTLY, marks=pytest.mark.slow)], ids=["fast", "nightly"]
+    "cases", [FAST, pytest.param(NIGHTLY, marks=pytest.mark.nightly)], ids=["fast", "nightly"]
 )
 
 

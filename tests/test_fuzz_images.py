@@ -112,7 +112,7 @@ def test_damaged_pictures(run_python: Callable, root: Path, tmp_path: Path) -> N
 
 
 @LINUX
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("part", range(8))
 def test_thousands_of_damaged_pictures(run_python: Callable, root: Path, tmp_path: Path, part: int) -> None:
     assert fuzz(run_python, root, tmp_path / "work", 1000 + 2500 * part, 2500)["done"] == 2500
@@ -131,7 +131,7 @@ def test_pictures_made_to_take_memory_or_time(run_python: Callable, root: Path, 
         assert name not in messages, messages[name]
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_folder_with_damaged_pictures(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:

@@ -171,7 +171,7 @@ def test_damaged_probe_pictures_with_the_right_hash(fuzz: Callable) -> None:
 
 
 @LINUX
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("kind", ["values", "bytes", "probe"])
 def test_thousands(fuzz: Callable, kind: str, part: int) -> None:

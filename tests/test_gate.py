@@ -18,6 +18,7 @@ from runtime.bundle.reader import Bundle
 COMMAND = ["accuracy", "--no-speed", "--limit", "7"]
 
 
+@pytest.mark.slow
 def test_the_shipped_bundle_keeps_its_budgets_on_open_photos(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMMAND, "--check", "--json"]) == 0
     out, err = capsys.readouterr()

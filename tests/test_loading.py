@@ -426,6 +426,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_full_disk_at_the_model_save_leaves_the_old_model(sd21: Path, root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     save_merged(load_model(sd21), folder)

@@ -145,7 +145,7 @@ def test_test_is_the_first_command(tree: Path) -> None:
     assert make(tree, "test", "PYTHON=./fakepython").returncode == 0
     assert (
         log(tree)[-1]
-        == "-m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10 -m not slow"
+        == "-m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10 -m not slow and not nightly"
     )
 
 
@@ -162,5 +162,7 @@ def test_pip_arguments_and_old_python(tree: Path) -> None:
 def test_ci_runs_the_readme_command(root: Path) -> None:
     script = root / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert script.read_text().splitlines()[-1] == "make test"
+    fast, slow = script.read_text().splitlines()[-2:]
+    assert fast == "make test"
+    assert slow.startswith("make test PYTEST_ARGS='-m slow ")
     assert "make test" in (root / "README.md").read_text()

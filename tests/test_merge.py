@@ -255,6 +255,7 @@ def test_unknown_parts_are_named(checkpoint: Path) -> None:
         fold(model)
 
 
+@pytest.mark.slow
 def test_onnx_equals_torch_at_several_sizes(small: Source, graphs: dict[str, Path]) -> None:
     pair = OnnxPair(small.specs, graphs)
     for seed, (height, width) in enumerate(((16, 16), (4, 24), (28, 8))):
@@ -266,6 +267,7 @@ def test_onnx_equals_torch_at_several_sizes(small: Source, graphs: dict[str, Pat
             assert psnr(came, small(image, noise).numpy()) >= ONNX_FLOOR_DB, (batch, height, width)
 
 
+@pytest.mark.slow
 def test_onnx_graphs_are_readable_and_free_of_the_exporting_machine(graphs: dict[str, Path]) -> None:
     for role, names in {"encoder": ["image"], "generator": ["features", "noise"]}.items():
         model = onnx.load(graphs[role])
@@ -306,6 +308,7 @@ def test_large_weights_stand_in_one_file_beside_the_graph(root: Path, tmp_path: 
     np.testing.assert_array_equal(run(whole, feed)["features"], run(split, feed)["features"])
 
 
+@pytest.mark.slow
 def test_half_precision_of_all_parts_keeps_its_floor(small: Source, graphs: dict[str, Path]) -> None:
     pair = OnnxPair(small.specs, graphs)
     photos = samples(small, 2, seed=3, size=16)

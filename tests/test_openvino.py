@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.slow
 def test_openvino_in_a_process_of_its_own(run_python: Callable[..., Any]) -> None:
     if importlib.util.find_spec("openvino") is None:  # not importorskip, which would load it here
         pytest.skip("needs the extra `openvino`")

@@ -38,6 +38,8 @@ from export.student.network import Student, StudentConfig, save_student  # noqa:
 from export.write_bundle import Wanted, write_bundle  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 SMALL = StudentConfig(width=16, encoder_blocks=1, generator_blocks=1, detail=16, noise_gate=True)
 BASE = "encoder/Conv"  # the bicubic enlargement: all of the picture passes through it
 

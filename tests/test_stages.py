@@ -215,6 +215,7 @@ def test_resumed_stage_equals_an_uninterrupted_one(
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 def test_stages_run_in_bf16(
     miniature: Path, photos: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

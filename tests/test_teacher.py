@@ -422,6 +422,7 @@ def test_losses_against_the_teacher_are_zero_when_the_student_equals_it() -> Non
     assert float(structure_loss(teacher, hr, teacher)) == pytest.approx(float(blurred))
 
 
+@pytest.mark.slow
 def test_student_learns_to_follow_the_teacher(photos: Path, weights: Path, tmp_path: Path) -> None:
     model = tiny_model()
     last = [m for m in model.vae.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]

@@ -28,6 +28,8 @@ from export.student.network import Student, StudentConfig, save_student  # noqa:
 from runtime.bundle.reader import Bundle  # noqa: E402
 from runtime.upscale.upscaler import Upscaler  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 CHANNELS = 48  # not a multiple of the block
 SMALL = StudentConfig(width=32, encoder_blocks=1, generator_blocks=1, detail=32)
 COMPRESSED = {
