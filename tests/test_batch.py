@@ -435,6 +435,7 @@ def killed(words: list[str], root: Path, ready: Callable[[], bool], delay: float
 
 
 @posix
+@pytest.mark.slow
 def test_killed_at_any_moment_leaves_whole_files_and_can_be_resumed(
     gdposr: Any, root: Path, toy_bundle: Path, make_photo: Any, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_packages_alone(checkpoint: Path, both: Path, tmp_path: Path) -> None:
     assert coreml(["verify", str(out), "--against", str(both)]) == 0
 
 
+@pytest.mark.slow
 def test_a_mixed_plan_spends_bits_where_they_are_needed(checkpoint: Path, tmp_path: Path) -> None:
     source = load_source(checkpoint)
     packages = {

@@ -166,8 +166,8 @@ def test_pocket_chain_runs_from_photos_to_a_tuned_model(
     "changes",
     [
         {"condition": "lr"},
-        {"condition": "lr", "shared_noise": False},
-        {"condition": "candidate"},
+        pytest.param({"condition": "lr", "shared_noise": False}, marks=pytest.mark.slow),
+        pytest.param({"condition": "candidate"}, marks=pytest.mark.slow),
         {"condition": "candidate", "shared_noise": False},
         {"objective": "grpo", "grpo_kl": 0.1},
     ],
