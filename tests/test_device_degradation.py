@@ -202,6 +202,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((a[:, None] <= at).float().mean(0) - (b[:, None] <= at).float().mean(0)).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_has_the_cpu_s_distribution(kind: str, crops: torch.Tensor) -> None:
     """Two samples of fixed seeds; means agree within 4 standard errors of their difference over the same pictures."""

@@ -182,6 +182,7 @@ def measured(run_python: Callable[..., Any], *arguments: object) -> tuple[int, i
     return size, most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "fix"), [(120, "none"), (200, "none"), (200, "wavelet")])
 def test_the_built_in_model_keeps_the_limit(run_python: Callable[..., Any], limit: int, fix: str) -> None:
     size, most = measured(run_python, "built-in", fix, 400, 600, limit << 20, "strips")

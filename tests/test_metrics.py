@@ -34,6 +34,7 @@ def bicubic4(path: Path) -> np.ndarray:
     return np.array(image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC))
 
 
+@pytest.mark.slow
 def test_scores_reproduce_the_published_log(shared_data: Callable[[str], Path]) -> None:
     """OSEDiff's own log of 100 pictures. NIQE has the same features and other pristine photos: values differ, ranks and level agree.
     Measured: mean 5.461 against 5.648, correlation 0.964, mean absolute difference 0.373; `niqe_fit` chose the model on this log.
@@ -85,6 +86,7 @@ def test_torch_forms_are_those_of_numpy(
         assert metric.higher_is_better == (metric.name in ("psnr", "ssim"))
 
 
+@pytest.mark.slow
 def test_sqf_gives_the_known_values_on_realsr(
     shared_data: Callable[[str], Path], need: Callable[..., None]
 ) -> None:

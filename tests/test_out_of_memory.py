@@ -49,7 +49,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> type[Limited]:
     return Device
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("kind", [OutOfMemory, MemoryError])
 @pytest.mark.parametrize("fix", COLOR_FIXES)
 def test_tiles_are_halved_until_they_fit(

@@ -79,11 +79,16 @@ def check(figures: Iterable[Figure]) -> None:
 
 
 def cases(*names: object, precisions: tuple[str, ...] = PRECISIONS) -> pytest.MarkDecorator:
-    """The test once for each precision and name."""
+    """The test once for each precision and name. INT8, which a CPU runs by default, is always tested."""
     return pytest.mark.parametrize(
         ("precision", "name"),
         [
-            pytest.param(precision, name, id=f"{name} {precision}")
+            pytest.param(
+                precision,
+                name,
+                id=f"{name} {precision}",
+                marks=[pytest.mark.slow] if precision != "int8" else [],
+            )
             for precision, name in product(precisions, names)
         ],
     )

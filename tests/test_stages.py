@@ -110,7 +110,9 @@ def policy(miniature: Path, **changes: Any) -> Gdpo:
         ("naosd equal timesteps", "naosd", replace(SD_NAOSD, denoise_timestep=250, vsd=0.0)),
         ("gdpo", "gdpo", SD_GDPO),
         ("gdpo on lr", "gdpo", replace(SD_GDPO, condition="lr", sampler="policy", shared_noise=False)),
-        ("dpo", "gdpo", replace(SD_GDPO, objective="dpo", weighting="fixed")),
+        pytest.param(
+            "dpo", "gdpo", replace(SD_GDPO, objective="dpo", weighting="fixed"), marks=pytest.mark.slow
+        ),
         ("grpo", "gdpo", replace(SD_GDPO, objective="grpo", sampler="policy", grpo_kl=0.1)),
     ],
 )
