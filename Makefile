@@ -3,7 +3,7 @@
 PYTHON      = python3
 VENV        = .venv
 EXTRAS      = export,demo,report
-DEV_EXTRAS  = train,export,coreml,openvino,prior,demo,completion,report,server,dev
+DEV_EXTRAS  = train,export,coreml,openvino,prior,demo,completion,report,server,ray,dev
 # More arguments for pip. On Linux, the default torch is the CUDA build (gigabytes); the CPU build is enough here:
 #   make setup PIP_ARGS="--extra-index-url URL" with the CPU wheel index that PyTorch's installation page names
 PIP_ARGS    =

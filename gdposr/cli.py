@@ -119,7 +119,7 @@ def _print_completion(shell: str) -> int:
         ) from error
     parser = build_parser([], complete=True)
     for action in _actions(parser):
-        if action.type is Path or action.dest == "inputs":
+        if action.type is Path or action.dest in ("inputs", "out"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(parser, shell))
     return OK

@@ -20,7 +20,7 @@ ROOMS = {
     "export": (
         "student", "distill", "source", "fold", "load", "parity", "mil", "onnx", "coreml", "write_bundle", "cli",
     ),
-    "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "web", "server", "commands", "cli"),
+    "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "web", "server", "fleet", "commands", "cli"),
     "tools": (
         "demo", "subjects", "gallery", "arm_checks", "vectors", "web_peers", "web_bench", "arm_root", "verify_arm", "load_clients",
         "server_load",

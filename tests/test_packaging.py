@@ -24,6 +24,7 @@ EXTRAS = {
     "completion",
     "report",
     "server",
+    "ray",
     "dev",
 }
 

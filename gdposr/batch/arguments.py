@@ -1,6 +1,7 @@
 """The options of `gdposr upscale`."""
 
 import argparse
+import re
 from pathlib import Path
 
 from gdposr.console import memory_size, pixel_limit, scale_factor, whole_number
@@ -8,19 +9,34 @@ from gdposr.console import memory_size, pixel_limit, scale_factor, whole_number
 SELECT = ("all", "sheet", "best")
 
 
+def place(text: str) -> Path | str:
+    """An argparse type: a path, or an address such as s3://bucket/folder as it is."""
+    return text if "://" in text else Path(text)
+
+
+def ray_address(text: str) -> str:
+    """An argparse type: where a Ray cluster is. "": as `gdposr.fleet.cluster` chooses."""
+    if text not in ("", "auto", "local") and not re.fullmatch(r"[^:/\s]+:\d+", text):
+        raise argparse.ArgumentTypeError(
+            f"expected HOST:PORT, auto or local, got {text!r}; behind the inputs, --ray alone is this machine"
+        )
+    return text
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="a photo, a folder of photos, a quoted glob, or - for one photo on stdin",
+        help="a photo, a folder of photos, a quoted glob, or - for one photo on stdin; with --ray also an address such as "
+        "s3://bucket/folder",
     )
     parser.add_argument(
         "-o",
         "--out",
         required=True,
-        type=Path,
-        help="a picture's name (one output), a folder, or - for a PNG on stdout",
+        type=place,
+        help="a picture's name (one output), a folder, or - for a PNG on stdout; with --ray also an address",
     )
     parser.add_argument(
         "--seed",
@@ -98,6 +114,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strip",
         action="store_true",
         help="write no metadata: no EXIF, place, XMP, texts, and no note on how the picture was made; colour profiles stay",
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        type=ray_address,
+        metavar="ADDRESS",
+        help="on a Ray cluster: HOST:PORT, auto (the one that runs here) or local (this machine alone; the default unless "
+        "RAY_ADDRESS names one); --threads and --max-memory are then of each worker (1 thread)",
     )
     reports = parser.add_mutually_exclusive_group()
     reports.add_argument("--json", action="store_true", help="print a report on stdout")

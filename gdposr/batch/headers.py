@@ -4,7 +4,7 @@ import os
 import stat
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -14,17 +14,25 @@ _SOFTWARE = 0x0131  # EXIF and TIFF
 
 def looked_at(path: Path) -> tuple[int | None, bool]:
     """(pixels, whether gdposr wrote the picture). (None, False) where the header cannot be read; no pipe or device is opened."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None, False
+    except (OSError, ValueError):
+        return None, False
+    return looked_into(path)
+
+
+def looked_into(file: "Path | IO[bytes]") -> tuple[int | None, bool]:
+    """As `looked_at`, for a regular file or a stream that can be rewound."""
     from PIL import Image
 
     from runtime.image.read.decode import READ_FORMATS
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return None, False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's size limit; `read_photo` has its own
             Image.init()
-            with Image.open(path, formats=[name for name in READ_FORMATS if name in Image.OPEN]) as image:
+            with Image.open(file, formats=[name for name in READ_FORMATS if name in Image.OPEN]) as image:
                 return image.width * image.height, _is_own(image)
     # Pillow's readers raise what they like; the damage is reported when the photo's turn comes
     except Exception:

@@ -7,6 +7,7 @@ names; where locks are not to be had, only what has lain untouched for a day.
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,30 @@ def claimed(folder: Path, targets: Iterable[Path]) -> Iterator[int]:
                 PAUSE
             )  # another run has the folder alone, for as long as it takes to look for old files
         yield removed
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder that is for this process alone, so that `remove_abandoned` leaves it."""
+    descriptor = _opened(folder)
+    try:
+        _lock(descriptor, exclusive=True)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove the folders of this prefix that no living process holds."""
+    for folder in parent.glob(f"{prefix}*"):
+        descriptor = _opened(folder)
+        if descriptor is not None:
+            try:
+                if _lock(descriptor, exclusive=True):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _remove(targets: Iterable[Path], age: float) -> int:

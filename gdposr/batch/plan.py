@@ -3,16 +3,18 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gdposr import __version__
 from gdposr.batch.headers import looked_at
 from gdposr.console import UsageError, one_line
 
 if TYPE_CHECKING:
+    from runtime.bundle.reader import Bundle
     from runtime.folders import Entry
 
 NOT_WRITTEN = (
@@ -65,6 +67,21 @@ class Options:
     def pictures(self) -> int:
         """Files written per photo."""
         return len(self.numbers) if self.select == "all" else 1
+
+    def described(self, bundle: "Bundle") -> dict[str, Any]:
+        """What a report says of the request."""
+        from runtime.image.grain import NAME
+
+        return {
+            "version": __version__,
+            "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
+            "seed": self.seed,
+            "samples": len(self.numbers),
+            "sample": self.only,  # null: all from 0
+            "select": self.select,
+            "score": NAME if self.select == "best" else None,
+            "scale": self.scale,
+        }
 
 
 @dataclass
@@ -145,8 +162,8 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing
         raise UsageError(f"{out} exists and is neither a picture's name nor a folder: name another output")
     suffix = f"_x{options.scale:g}_seed{options.seed}"
     tasks = []
-    entries = _sources(inputs, None if is_file else out)
-    for entry, name in zip(entries, _names(entries), strict=True):
+    entries = sources_of(inputs, None if is_file else out)
+    for entry, name in zip(entries, names_of(entries), strict=True):
         task = Task(entry.path, out / entry.inside.parent, f"{name}{suffix}", out if is_file else None)
         if is_file:
             task.folder, task.stem = out.parent, out.stem
@@ -171,15 +188,20 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing
     return tasks
 
 
-def _names(entries: "Sequence[Entry]") -> list[str]:
-    """What each entry's outputs begin with: "a" for a.jpg, and "a.jpg" where a.png is there too."""
+def names_of(entries: "Sequence[Entry]", own: "Callable[[Entry], bool] | None" = None) -> list[str]:
+    """What each entry's outputs begin with: "a" for a.jpg, and "a.jpg" where a.png is there too.
+
+    own: whether gdposr wrote a picture. None: files here, by their headers.
+    """
     from runtime.folders import is_photo_name
 
+    own = own or (lambda entry: looked_at(entry.path)[1])
+
     stems = [e.inside.stem if is_photo_name(e.inside.name) else e.inside.name for e in entries]
-    keys = [_key(entry.inside.parent / stem) for entry, stem in zip(entries, stems, strict=True)]
+    keys = [path_key(entry.inside.parent / stem) for entry, stem in zip(entries, stems, strict=True)]
     uses = Counter(keys)
     for entry, key in zip(entries, keys, strict=True):
-        if uses[key] > 1 and not entry.named and looked_at(entry.path)[1]:
+        if uses[key] > 1 and not entry.named and own(entry):
             uses[key] -= 1  # written by gdposr, so left out
     return [
         stem if uses[key] < 2 else entry.inside.name
@@ -200,7 +222,7 @@ def _skipped(task: Task, options: Options) -> bool:
     return bool(there)
 
 
-def _sources(inputs: Sequence[str], out: Path | None) -> "list[Entry]":
+def sources_of(inputs: Sequence[str], out: Path | None) -> "list[Entry]":
     """Every photo once, and once what may hide photos. A folder without photos is a fault, or a UsageError if there is nothing else."""
     from runtime.errors import ImageError
     from runtime.folders import Entry, find_entries
@@ -233,7 +255,7 @@ def _refuse_clashes(tasks: Sequence[Task], parts: Sequence[str]) -> None:
     taken: dict[str, Task] = {}
     for task in tasks:
         for target in {task.target(part) for part in parts}:
-            other = taken.setdefault(_key(target), task)
+            other = taken.setdefault(path_key(target), task)
             if other is not task:
                 raise UsageError(
                     f"{other.source} and {task.source} would both be written to {target}: upscale them into two folders"
@@ -251,7 +273,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _key(path: Path) -> str:
+def path_key(path: Path) -> str:
     """Paths that are one file on this system compare equal; macOS and Windows do not tell upper from lower case."""
     name = os.path.abspath(path)
     return name.casefold() if sys.platform in ("darwin", "win32") else name

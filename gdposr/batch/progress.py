@@ -85,3 +85,15 @@ def photo_progress(pixels: Sequence[int | None]) -> Iterator[Meter]:
             bar.update(task, completed=share, description=printable(name), left=left)
 
         yield Meter(pixels, show)
+
+
+def summary(counts: dict[str, int], total: int, seconds: float) -> str:
+    """One line: what became of the photos."""
+    words = {
+        "ok": "done",
+        "skipped": "skipped, their outputs exist",
+        "own": "left out, as gdposr wrote them (it takes them where they are named one by one)",
+        "failed": "failed",
+    }
+    parts = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
+    return f"{total} photos: {'; '.join(parts) or 'none done'} ({seconds:.1f} s)"

@@ -9,6 +9,7 @@ with --skip-existing does the rest. Ctrl-C ends with exit code 130, SIGTERM with
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -16,12 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdposr import __version__
 from gdposr.batch.arguments import add_arguments
 from gdposr.batch.leftovers import claimed
 from gdposr.batch.pipes import STANDARD, check_stdout, from_stdin, to_stdout
 from gdposr.batch.plan import Options, Outcome, Task, plan_tasks
-from gdposr.batch.progress import photo_progress
+from gdposr.batch.progress import photo_progress, summary
 from gdposr.batch.run import Batch, say_failed
 from gdposr.batch.viewer import show
 from gdposr.console import (
@@ -51,10 +51,45 @@ def run(args: argparse.Namespace) -> int:
     """Plan, leave out what is there, load the model once, then photo by photo."""
     with terminable():
         try:
+            if args.ray is not None:
+                return _on_ray(args)
+            for item in (*args.inputs, args.out):
+                if "://" in str(item) and not os.path.lexists(item):
+                    raise UsageError(
+                        f"{item} is an address, which is for clusters: add --ray, or name a path here"
+                    )
             return _through_pipes(args) if STANDARD in (*args.inputs, str(args.out)) else _run(args, {})
         except Terminated:  # before any photo was begun
             say("terminated")
             return TERMINATED
+
+
+def _on_ray(args: argparse.Namespace) -> int:
+    from gdposr.fleet.command import run_on_ray
+    from runtime.bundle.reader import Bundle
+
+    bundle = Bundle.open(args.bundle)
+    return run_on_ray(args, _options(args, bundle), bundle)
+
+
+def _options(args: argparse.Namespace, bundle: "Bundle") -> Options:
+    """What is to be made of every photo. UsageError where two options do not go together."""
+    if args.sample is not None and args.select != "all":
+        raise UsageError(f"--sample is one version, got --select {args.select}: leave one of them out")
+    if args.compare and args.select == "sheet":
+        raise UsageError("--compare shows one version, got --select sheet: leave one of them out")
+    return Options(
+        args.seed,
+        args.samples,
+        args.select,
+        args.scale or float(bundle.manifest.scale),
+        args.quality,
+        bundle.digest,
+        args.sample,
+        args.max_pixels,
+        args.compare,
+        args.strip,
+    )
 
 
 def _through_pipes(args: argparse.Namespace) -> int:
@@ -94,24 +129,8 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
     from runtime.bundle.reader import Bundle
 
     begin = time.perf_counter()
-    if args.sample is not None and args.select != "all":
-        raise UsageError(f"--sample is one version, got --select {args.select}: leave one of them out")
-    if args.compare and args.select == "sheet":
-        raise UsageError("--compare shows one version, got --select sheet: leave one of them out")
     bundle = Bundle.open(args.bundle)
-    scale = args.scale or float(bundle.manifest.scale)
-    options = Options(
-        args.seed,
-        args.samples,
-        args.select,
-        scale,
-        args.quality,
-        bundle.digest,
-        args.sample,
-        args.max_pixels,
-        args.compare,
-        args.strip,
-    )
+    options = _options(args, bundle)
     tasks = plan_tasks(args.inputs, args.out, options, args.skip_existing)
     for task in tasks:
         task.labels = labels
@@ -161,14 +180,14 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
         for status in ("ok", "skipped", "own", "failed")
     }
     seconds = time.perf_counter() - begin
-    report = {**_described(options, bundle), **facts, "photos": len(tasks), **counts}
+    report = {**options.described(bundle), **facts, "photos": len(tasks), **counts}
     report |= {"interrupted": stop is not None, "seconds": round(seconds, 3)}
     if args.json:
         emit(report | {"files": [vars(outcome) for outcome in outcomes]})
     if args.json_lines:
         emit_line({"type": "summary", **report})
     if len(tasks) > 1 or counts["skipped"] or counts["own"]:
-        say(_summary(counts, len(tasks), seconds))
+        say(summary(counts, len(tasks), seconds))
     if args.open and stop is None:
         _show([output for outcome in outcomes for output in outcome.outputs], args.out)
     if stop is not None:
@@ -224,31 +243,3 @@ def _show(outputs: Sequence[dict[str, Any]], out: Path) -> None:
         problem = show(one if len(outputs) == 1 else out)
         if problem is not None:
             say(problem)
-
-
-def _described(options: Options, bundle: "Bundle") -> dict[str, Any]:
-    """What a report says of the request."""
-    from runtime.image.grain import NAME
-
-    return {
-        "version": __version__,
-        "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
-        "seed": options.seed,
-        "samples": len(options.numbers),
-        "sample": options.only,  # null: all from 0
-        "select": options.select,
-        "score": NAME if options.select == "best" else None,
-        "scale": options.scale,
-    }
-
-
-def _summary(counts: dict[str, int], total: int, seconds: float) -> str:
-    """One line: what became of the photos."""
-    words = {
-        "ok": "done",
-        "skipped": "skipped, their outputs exist",
-        "own": "left out, as gdposr wrote them (it takes them where they are named one by one)",
-        "failed": "failed",
-    }
-    parts = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
-    return f"{total} photos: {'; '.join(parts) or 'none done'} ({seconds:.1f} s)"

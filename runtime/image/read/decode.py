@@ -103,14 +103,10 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _content(path: Path, max_pixels: int) -> bytes:
     """The bytes of a regular file that is not larger than a picture of max_pixels can be."""
-    limit = 8 * max_pixels + _MOST_METADATA
     try:
         status = path.stat()
-        if stat.S_ISREG(status.st_mode) and status.st_size > limit:
-            raise ImageError(
-                f"{path}: {status.st_size / 1e6:.0f} MB are more than a picture of {max_pixels / 1e6:g} megapixels takes: "
-                "scale or crop it first, or raise the limit (--max-pixels, in Python max_pixels)"
-            )
+        if stat.S_ISREG(status.st_mode):
+            check_size(path, status.st_size, max_pixels)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise ImageError(f"{path}: expected a picture, got a device or a pipe: save it as a file first")
         data = path.read_bytes()
@@ -125,6 +121,15 @@ def _content(path: Path, max_pixels: int) -> bytes:
             f"{path}: expected a picture, got an empty file (0 bytes): copy it again from its source"
         )
     return data
+
+
+def check_size(name: str | os.PathLike[str], size: int, max_pixels: int) -> None:
+    """ImageError for a file of more bytes than a picture of max_pixels can take."""
+    if size > 8 * max_pixels + _MOST_METADATA:
+        raise ImageError(
+            f"{name}: {size / 1e6:.0f} MB are more than a picture of {max_pixels / 1e6:g} megapixels takes: "
+            "scale or crop it first, or raise the limit (--max-pixels, in Python max_pixels)"
+        )
 
 
 def open_image(data: bytes) -> Image.Image:

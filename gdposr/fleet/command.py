@@ -1,0 +1,227 @@
+"""`gdposr upscale ... --ray`: an archive on a Ray cluster, with the names, bytes, messages and exit codes of the plain command."""
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gdposr.batch.leftovers import claimed
+from gdposr.batch.pipes import STANDARD
+from gdposr.batch.plan import Options, Outcome
+from gdposr.batch.progress import occasional_lines, summary
+from gdposr.batch.run import say_failed
+from gdposr.console import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    TERMINATED,
+    Terminated,
+    UsageError,
+    emit_line,
+    on_terminal,
+    one_line,
+    progress_bar,
+    say,
+    terminable,
+)
+from gdposr.fleet.plan import Photo, Target, finished, plan_photos
+from gdposr.fleet.report import REPORT, Report
+from gdposr.fleet.store import is_address
+from gdposr.fleet.worker import Result, Settings
+
+if TYPE_CHECKING:
+    from runtime.bundle.reader import Bundle
+
+PACKAGES = ("ray", "pyarrow", "pandas")
+Settle = Callable[[Result], None]
+
+
+def check_packages() -> None:
+    """UsageError if the extra is not installed."""
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        raise UsageError(
+            f'--ray needs {" and ".join(missing)}, not installed for {sys.executable}: pip install "gdposr[ray]"'
+        )
+
+
+def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> int:
+    """Plan, leave out what is there, and enlarge the rest on the cluster. args: of `gdposr upscale`, with a text in `ray`."""
+    begin = time.perf_counter()
+    _refuse(args)
+    check_packages()
+    shown_out = str(args.out)
+    target = Target(shown_out)
+    photos = plan_photos(args.inputs, target, options)
+    counts: dict[str, int] = dict.fromkeys(("ok", "skipped", "own", "failed"), 0)
+    settled: set[int] = set()
+    report = Report(target, options.seed, bundle.digest, args.skip_existing)
+
+    def settle(result: Result) -> None:
+        """A photo is done, in whatever way."""
+        outcome = result.outcome
+        counts[outcome.status] += 1
+        settled.add(result.number)
+        for note in outcome.notes:
+            say(note)
+        if outcome.status == "failed":
+            say_failed(outcome)
+        report.add(result)
+        if args.json_lines:
+            emit_line({"type": "file", **vars(outcome)})
+
+    waiting = list(_begun(photos, target, options, args.skip_existing, settle))
+    facts: dict[str, Any] = {"device": None, "precision": None, "placement": None, "notes": []}
+    stop: KeyboardInterrupt | None = None
+    fault: str | None = None
+    try:
+        if waiting:
+            settings = _settings(args, options)
+            with _claimed(target, waiting, options):
+                facts |= _work(args.ray, settings, waiting, bundle, report, settle)
+    except KeyboardInterrupt as signal:
+        stop = signal
+        how = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        say(f"{how}; finished files stay, no partial file is left")
+    finally:
+        if report.precision is not None or not waiting:  # else nothing was begun, and an older report stays
+            try:
+                for photo in photos:
+                    if photo.number not in settled:
+                        report.add(Result(photo.number, Outcome(photo.source), 0.0))
+                say(f"the report is {report.close()}")
+            except Exception as error:
+                fault = one_line(error)
+                say(f"failed: the report {target.shown(REPORT)} cannot be written: {fault}")
+    seconds = time.perf_counter() - begin
+    if args.json_lines:
+        told = {**options.described(bundle), **facts, "photos": len(photos), **counts}
+        emit_line({"type": "summary", **told, "interrupted": stop is not None, "seconds": round(seconds, 3)})
+    say(summary(counts, len(photos), seconds))
+    if stop is not None:
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    return FAILED if counts["failed"] or fault else OK
+
+
+def _refuse(args: argparse.Namespace) -> None:
+    """UsageError for what has no meaning on a cluster."""
+    from runtime.image.write.encode import WRITE_FORMATS
+
+    if STANDARD in (*args.inputs, str(args.out)):
+        raise UsageError("--ray: expected folders, files or addresses, got - for a pipe: leave out --ray")
+    for name, remedy in (
+        ("json", "take --json-lines, or read the Parquet report"),
+        ("open", "look at the report"),
+    ):
+        if getattr(args, name):
+            raise UsageError(f"--ray: --{name} is for one machine: {remedy}")
+    suffix = os.path.splitext(str(args.out))[1].lower()
+    if suffix in WRITE_FORMATS and not os.path.isdir(args.out):
+        raise UsageError(
+            f"--ray: expected a folder as OUT, got {args.out}: name a folder, or leave out --ray"
+        )
+    if not is_address(args.out) and os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise UsageError(f"{args.out} exists and is no folder: name another output")
+
+
+def _settings(args: argparse.Namespace, options: Options) -> Settings:
+    return Settings(
+        options=options,
+        out=str(args.out) if is_address(args.out) else os.path.abspath(args.out),
+        shown_out=str(args.out),
+        bundle=None if args.bundle is None else os.path.abspath(args.bundle),
+        device=args.device,
+        precision=args.precision,
+        threads=args.threads or 1,
+        tile=args.tile,
+        color_fix=args.color_fix,
+        max_memory=args.max_memory,
+    )
+
+
+def _begun(
+    photos: Sequence[Photo], target: Target, options: Options, skip_existing: bool, settle: Settle
+) -> Iterator[Photo]:
+    """Settle what needs no work, and give the rest."""
+    present = target.present() if skip_existing else lambda name: False
+    samples = dict(zip(options.parts, options.numbers, strict=True)) if options.select == "all" else {}
+    for photo in photos:
+        outcome = Outcome(photo.source)
+        if photo.fault is not None:
+            outcome.status, outcome.error = "failed", photo.fault
+        elif there := finished(photo, options, present):
+            outcome.status = "skipped"
+            parts = dict(zip(photo.outputs(options), options.parts, strict=True))
+            outcome.outputs = [
+                {"path": target.shown(name), "sample": samples.get(parts[name])} for name in there
+            ]
+        else:
+            yield photo
+            continue
+        settle(Result(photo.number, outcome, 0.0))
+
+
+@contextlib.contextmanager
+def _claimed(target: Target, photos: Sequence[Photo], options: Options) -> Iterator[None]:
+    """A folder here is held against other runs, free of what killed ones left. In a store nothing is left that has a picture's name."""
+    if target.store is not None:
+        yield
+        return
+    from runtime.files import make_folder
+
+    make_folder(Path(target.out))
+    names = (Path(target.out, name) for photo in photos for name in photo.outputs(options))
+    with claimed(Path(target.out), names) as removed:
+        if removed:
+            say(f"removed {removed} temporary file{'s' * (removed > 1)} of a killed run")
+        yield
+
+
+def _work(
+    address: str,
+    settings: Settings,
+    photos: Sequence[Photo],
+    bundle: "Bundle",
+    report: Report,
+    settle: Settle,
+) -> dict[str, Any]:
+    """The photos on the cluster. What a node loaded, as in the reports of the plain command."""
+    import dataclasses
+
+    from gdposr.fleet.cluster import cluster, enlarged, loaded
+
+    with cluster(address), terminable():  # Ray has its own way at SIGTERM, so ours comes after it
+        facts, takes = loaded(settings)
+        settings = dataclasses.replace(settings, device=facts["device"], precision=facts["precision"])
+        report.precision = facts["precision"]
+        for note in facts["notes"]:
+            say(note)
+        say(f"{bundle.manifest.name} ({bundle.digest}) on {facts['device']} in {facts['precision']}, by Ray")
+        with _progress(len(photos)) as done, contextlib.closing(enlarged(photos, settings, takes)) as results:
+            for count, result in enumerate(results, 1):
+                settle(result)
+                done(count, result.outcome.input)
+    return facts
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
+    """Called with the number of photos done and the newest: a bar on a terminal, a line now and then elsewhere."""
+    if on_terminal():
+        with progress_bar("photos") as update:
+            yield lambda count, name: update(count, total, None)
+        return
+    show, begin = occasional_lines(), time.monotonic()
+
+    def line(count: int, name: str) -> None:
+        from gdposr.batch.progress import duration
+
+        left = (time.monotonic() - begin) * (total - count) / count
+        show(f"{count}/{total} {os.path.basename(name)}", count / total, f"{duration(left)} left")
+
+    yield line

@@ -1,0 +1,220 @@
+"""Which photo of an archive goes to which files: named as by the plain command, from folders here and at addresses.
+
+Unlike `gdposr.batch.plan` no photo is opened, so that a million of them are planned in minutes: whether gdposr itself wrote a picture
+shows when its turn comes.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from gdposr.batch.headers import looked_at, looked_into
+from gdposr.batch.plan import Options, names_of, path_key, sources_of
+from gdposr.console import UsageError, one_line
+from gdposr.fleet.store import Found, Store, is_address, store_at
+
+if TYPE_CHECKING:
+    from runtime.folders import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One photo of a run."""
+
+    number: int
+    """From 0, in the order of the run."""
+    source: str
+    """As messages and the report name it."""
+    path: str
+    """Absolute, or in the file system of its store."""
+    address: str | None
+    """Of its store. None: a file here."""
+    folder: str
+    """Where its pictures go, inside the output folder, "" for that itself."""
+    stem: str
+    """What the names of its pictures begin with."""
+    named: bool = False
+    """Whether the user named this very file, so that a picture of gdposr's own is enlarged too."""
+    size: int | None = None
+    """Bytes of its file. None: not known."""
+    fault: str | None = None
+    """Why nothing can be read here."""
+
+    def outputs(self, options: Options) -> list[str]:
+        """The names that its pictures may have, inside the output folder."""
+        return [os.path.join(self.folder, f"{self.stem}{part}.png") for part in options.parts]
+
+    def packed(self) -> str:
+        """As JSON, which keeps names that are no text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def unpacked(cls, text: str) -> "Photo":
+        return cls(**json.loads(text))
+
+
+class Target:
+    """The output folder, here or at an address."""
+
+    def __init__(self, out: str) -> None:
+        self.out = out
+        self.store = store_at(out) if is_address(out) else None
+
+    def shown(self, name: str) -> str:
+        """How messages and the report name a file of it."""
+        if self.store is not None:
+            return self.store.shown(self.store.below(name))
+        return os.path.join(self.out, name)
+
+    def present(self) -> Callable[[str], bool]:
+        """Whether a file is there, by its name inside the folder. A store is listed once."""
+        if self.store is None:
+            return lambda name: os.path.isfile(os.path.join(self.out, name))
+        names = self.store.names()
+        return lambda name: name in names
+
+    def names_in(self, folder: str) -> list[str]:
+        """The files of a folder inside, sorted; none where it is not there."""
+        if self.store is not None:
+            return sorted(file.path.rpartition("/")[2] for file in self.store.files(folder))
+        place = Path(self.out, folder)
+        return sorted(os.listdir(place)) if place.is_dir() else []
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[IO[bytes]]:
+        """A stream that reads a file of it and can be rewound."""
+        if self.store is not None:
+            with self.store.opened(self.store.below(name)) as stream:
+                yield stream
+        else:
+            with open(os.path.join(self.out, name), "rb") as stream:
+                yield stream
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a file into it, where it appears complete or not at all."""
+        if self.store is not None:
+            self.store.put(source, self.store.below(name))
+            return
+        from runtime.files import atomic_file, make_folder
+
+        path = Path(self.out, name)
+        make_folder(path.parent)
+        with open(source, "rb") as file, atomic_file(path) as stream:
+            shutil.copyfileobj(file, stream)
+
+    def remove(self, name: str) -> None:
+        """Remove a file of it; no harm if that fails."""
+        if self.store is not None:
+            self.store.remove(self.store.below(name))
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.out, name))
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder that is empty; object stores have none."""
+        if self.store is None:
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.join(self.out, name))
+
+
+def plan_photos(inputs: Sequence[str], target: Target, options: Options) -> list[Photo]:
+    """Files, folders, patterns and addresses -> photos, each once, and with a fault what may hide some.
+
+    UsageError where nothing is found, two photos would go to one file, or an output would replace an input.
+    """
+    found = _found(inputs, target)
+    stores = {id(entry): (address, file) for entry, address, file in found}
+
+    def own(entry: "Entry") -> bool:
+        address, file = stores[id(entry)]
+        if address is None or file is None:
+            return looked_at(entry.path)[1]
+        with store_at(address).opened(file.path) as stream:
+            return looked_into(stream)[1]
+
+    suffix = f"_x{options.scale:g}_seed{options.seed}"
+    photos = []
+    names = names_of([entry for entry, _, _ in found], own)
+    for number, ((entry, address, file), name) in enumerate(zip(found, names, strict=True)):
+        folder = "" if entry.inside.parent == Path() else entry.inside.parent.as_posix()
+        store = None if address is None else store_at(address)
+        photos.append(
+            Photo(
+                number,
+                str(entry.path) if store is None or file is None else store.shown(file.path),
+                os.path.abspath(entry.path) if file is None else file.path,
+                address,
+                folder,
+                f"{name}{suffix}",
+                entry.named,
+                None if file is None else file.size,
+                None if entry.fault is None else one_line(entry.fault),
+            )
+        )
+    _refuse_clashes(photos, target, options)
+    return photos
+
+
+def finished(photo: Photo, options: Options, present: Callable[[str], bool]) -> list[str]:
+    """The names of its pictures that are there, if they are as many as will be written; otherwise none."""
+    there = [name for name in photo.outputs(options) if present(name)]
+    return there if len(there) >= options.pictures else []
+
+
+def _found(inputs: Sequence[str], target: Target) -> "list[tuple[Entry, str | None, Found | None]]":
+    """Every photo once, with the address of its store and what that says of it; both None for files here."""
+    found: dict[str, tuple[Entry, str | None, Found | None]] = {}
+    here = [item for item in inputs if not is_address(item)]
+    if here:
+        out = None if target.store is not None else Path(target.out)
+        for entry in sources_of(here, out):
+            found.setdefault(entry.key, (entry, None, None))
+    for address in (item for item in inputs if is_address(item)):
+        store = store_at(address)
+        if target.store is not None and store.shown(store.root) == target.store.shown(target.store.root):
+            raise UsageError(
+                f"{target.out} is an input and the output too: name another folder, so that photos and results stay apart"
+            )
+        listed = _listed(store, target)
+        for entry, file in listed:
+            found.setdefault(store.shown(file.path), (entry, address, file))
+    return list(found.values())
+
+
+def _listed(store: Store, target: Target) -> "list[tuple[Entry, Found]]":
+    """UsageError if a store's folder holds no photo or cannot be listed."""
+    shown = store.shown(store.root)
+    try:
+        listed = store.entries(target.store)
+    except OSError as error:
+        raise UsageError(
+            f"{shown}: expected a folder that can be listed, got: {one_line(error)}; check its name and the keys in the environment"
+        ) from error
+    if not listed:
+        raise UsageError(
+            f"{shown}: expected a folder with photos, got none there: check the address; it names one folder or one photo, no pattern"
+        )
+    return listed
+
+
+def _refuse_clashes(photos: Sequence[Photo], target: Target, options: Options) -> None:
+    def key(path: str) -> str:
+        return path_key(Path(path)) if target.store is None else path
+
+    inputs = {key(photo.source) for photo in photos if (photo.address is None) == (target.store is None)}
+    taken: dict[str, Photo] = {}
+    for photo in photos:
+        for name in photo.outputs(options) if photo.fault is None else ():
+            shown = target.shown(name)
+            other = taken.setdefault(key(shown), photo)
+            if other is not photo:
+                raise UsageError(
+                    f"{other.source} and {photo.source} would both be written to {shown}: upscale them into two folders"
+                )
+            if key(shown) in inputs:
+                raise UsageError(f"{shown} is an input: name another output, so that the photo is not lost")

@@ -1,0 +1,244 @@
+"""What a node of the cluster does: photo by photo, in the steps of the plain command and to its bytes.
+
+Rows that go through Ray carry names and outcomes alone. The bytes of a photo are read by the worker when its turn comes, so that no
+block of Ray's holds them, and a worker computes one photo at a time: its memory is that of its largest photo.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gdposr import __version__
+from gdposr.batch.headers import looked_at
+from gdposr.batch.leftovers import held, remove_abandoned
+from gdposr.batch.plan import Options, Outcome, Task
+from gdposr.batch.progress import Meter
+from gdposr.batch.run import Batch
+from gdposr.console import UsageError, one_line
+from gdposr.fleet.plan import Photo, Target
+from gdposr.fleet.store import store_at
+
+if TYPE_CHECKING:
+    from runtime.upscale.upscaler import Upscaler
+
+# What is wrong with a node, not with a photo: the photo may be done elsewhere.
+NODE_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS)
+# Of folders for copies from and to stores.
+SCRATCH = "gdposr-ray-"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every worker is told, the same for all, so that an archive has one answer."""
+
+    options: Options
+    out: str
+    """The output folder: an absolute path, or an address."""
+    shown_out: str
+    """How messages and the report name it."""
+    bundle: str | None
+    """A path that each node has. None: the built-in model."""
+    device: str
+    precision: str
+    threads: int
+    tile: int | None
+    color_fix: str | None
+    max_memory: int | None
+    version: str = __version__
+
+    def open(self) -> "Upscaler":
+        """UsageError if this node has another model or another version than the driver. DeviceError, BundleError as of `Upscaler`."""
+        from runtime.upscale.upscaler import Upscaler
+
+        upscaler = Upscaler(
+            self.bundle,
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            tile=self.tile,
+            color_fix=self.color_fix,
+            max_memory=self.max_memory,
+        )
+        found = (__version__, upscaler.bundle.digest)
+        expected = (self.version, self.options.digest)
+        if found != expected:
+            raise UsageError(
+                f"expected gdposr {expected[0]} with the bundle {expected[1]} on each node, got {found[0]} with {found[1]} on "
+                f"{os.uname().nodename}: install the same version and put the same bundle in the same place"
+            )
+        return upscaler
+
+
+@dataclass
+class Result:
+    """What became of one photo, as a worker tells it."""
+
+    number: int
+    """Of the photo."""
+    outcome: Outcome
+    milliseconds: float
+    """From its turn to its last file, copies from and to a store included."""
+    sha256: list[str] = field(default_factory=list)
+    """Of each picture, hexadecimal, in the order of the outcome's outputs."""
+    node: str | None = None
+    """Ray's name of the node. None: no worker came that far."""
+    node_fault: bool = False
+    """Whether it failed for a reason of the node, such as a full disk."""
+
+    def packed(self) -> str:
+        """As JSON, which keeps names that are no text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def unpacked(cls, text: str) -> "Result":
+        fields = json.loads(text)
+        return cls(**fields | {"outcome": Outcome(**fields["outcome"])})
+
+
+def facts_of(settings: Settings) -> dict[str, Any]:
+    """What a node of the cluster loads: device, precision, placement and notes as in the reports of the plain command."""
+    with settings.open() as upscaler:
+        return {
+            "device": upscaler.device,
+            "precision": upscaler.precision,
+            "placement": upscaler.placement,
+            "notes": list(upscaler.notes),
+        }
+
+
+class Worker:
+    """An actor of Ray Data: one Upscaler. May be called from several threads: one computes, others copy from and to stores."""
+
+    def __init__(self, settings: Settings) -> None:
+        remove_abandoned(Path(tempfile.gettempdir()), SCRATCH)
+        self._settings, self._upscaler = settings, settings.open()
+        self._target = Target(settings.out)
+        self._turn = threading.Lock()
+        self._node = _node_id()
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        """A row with a packed `Photo` -> a row with a packed `Result`. Never raises for what is wrong with a photo or a node."""
+        return {"result": self.enlarge(Photo.unpacked(row["photo"])).packed()}
+
+    def enlarge(self, photo: Photo) -> Result:
+        begin = time.perf_counter()
+        result = Result(photo.number, Outcome(photo.source), 0.0, node=self._node)
+        try:
+            with contextlib.ExitStack() as stack:
+                self._enlarge(photo, result, stack)
+        except Exception as error:
+            outcome = result.outcome
+            outcome.status, outcome.error, outcome.outputs = "failed", one_line(error), []
+            result.sha256 = []
+            # what a store refuses has no number where pyarrow tells it
+            result.node_fault = is_node_fault(error) or (isinstance(error, OSError) and error.errno is None)
+        result.milliseconds = round((time.perf_counter() - begin) * 1000, 1)
+        result.outcome.seconds = round(result.milliseconds / 1000, 3)
+        return result
+
+    def _enlarge(self, photo: Photo, result: Result, stack: contextlib.ExitStack) -> None:
+        store = self._target.store
+        scratch = stack.enter_context(_scratch()) if photo.address or store else None
+        # read: a file here at once, one of a store by a copy on the disk
+        source, labels = Path(photo.path), {photo.path: photo.source}
+        if photo.address is not None:
+            assert scratch is not None
+            self._check_size(photo)
+            source = scratch / f"photo{Path(photo.path).suffix}"
+            store_at(photo.address).fetch(photo.path, source)
+            labels = {str(source): photo.source}
+        pixels, own = looked_at(source)
+        if own and not photo.named:
+            result.outcome.status = "own"
+            return
+        # enlarge, by the plain command's own steps
+        if store is None:
+            folder = Path(self._settings.out, photo.folder)
+            labels[self._settings.out + os.sep] = os.path.join(self._settings.shown_out, "")
+        else:
+            assert scratch is not None
+            folder = scratch / "out"
+        task = Task(source, folder, photo.stem, pixels=pixels, labels=labels)
+        task.outcome = result.outcome
+        with self._turn:
+            Batch(
+                self._settings.options,
+                self._upscaler,
+                Meter([pixels], lambda *_: None),
+                lambda _: None,
+                overlap=self._settings.max_memory is None,
+            ).run([task])
+        result.node_fault = task.error is not None and is_node_fault(task.error)
+        if result.outcome.status != "ok":
+            if store is not None:
+                result.outcome.outputs = []  # of several pictures some may be done, but none has left the node
+            return
+        # write: to a store what is complete, pages before the pictures that count as done
+        for output in result.outcome.outputs:
+            result.sha256.append(_sha256(Path(output["path"])))
+        for output in result.outcome.outputs:
+            for name in ("compare", "path"):
+                if name in output:
+                    output[name] = self._placed(photo, Path(output[name]))
+
+    def _placed(self, photo: Photo, path: Path) -> str:
+        """How the report names a finished file, after it has gone to its store."""
+        name = os.path.join(photo.folder, path.name)
+        store = self._target.store
+        if store is None:
+            return os.path.join(self._settings.shown_out, name)
+        store.put(path, store.below(name))
+        return store.shown(store.below(name))
+
+    def _check_size(self, photo: Photo) -> None:
+        """ImageError for a file that no photo within the limit can be, before it is copied."""
+        from runtime.image.read.decode import MAX_PIXELS, check_size
+
+        check_size(photo.source, photo.size or 0, self._settings.options.max_pixels or MAX_PIXELS)
+
+
+def is_node_fault(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that this node or its line is at fault."""
+    from runtime.errors import OutOfMemory
+
+    while error is not None:
+        if isinstance(error, MemoryError | OutOfMemory | ConnectionError | TimeoutError):
+            return True
+        if isinstance(error, OSError) and error.errno in NODE_ERRNO:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder of the node for one photo. What a killed worker leaves there goes when another worker starts on the node."""
+    made = Path(tempfile.mkdtemp(prefix=f"new-{SCRATCH}"))
+    folder = made.with_name(made.name.removeprefix("new-"))
+    try:
+        with held(made):
+            made.rename(folder)  # held before it has the name that others look for
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _node_id() -> str | None:
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
