@@ -35,7 +35,7 @@ WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors verify-arm web setup-web bench-web bench-server clean FORCE
+.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors verify-arm web setup-web bench-web bench-server bench-fleet clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -193,6 +193,9 @@ bench-web: $(DEV) ## the page's model in Chromium beside Python, UpscalerJS from
 # Counts, not speed: clients and server share the processors.
 bench-server: $(DEV) ## a minute of 32 clients on gdposr serve --api, good and bad ones, against the command's bytes [BUNDLE=, ARGS=]
 	$(RUN) -m tools.server_load --bundle "$(BUNDLE)" $(ARGS)
+
+bench-fleet: $(DEV) ## gdposr upscale --ray beside the plain command on the same processors, and memory for mixed sizes [BUNDLE=, ARGS=]
+	$(RUN) -m tools.fleet_bench --bundle "$(BUNDLE)" $(ARGS)
 
 clean: ## remove what was built; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

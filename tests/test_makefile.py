@@ -11,7 +11,7 @@ import pytest
 TARGETS = {
     "help", "setup", "demo", "test", "check", "train-pretrain", "train-naosd", "train-gdpo", "train-student", "distill",
     "chain", "export", "export-onnx", "export-coreml", "verify-coreml", "accuracy", "bench", "gallery", "vectors", "verify-arm",
-    "web", "setup-web", "bench-web", "bench-server", "clean",
+    "web", "setup-web", "bench-web", "bench-server", "bench-fleet", "clean",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

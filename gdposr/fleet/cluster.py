@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,7 +86,9 @@ def loaded(settings: Settings) -> tuple[dict[str, Any], dict[str, float]]:
     return facts, takes
 
 
-def enlarged(photos: Sequence[Photo], settings: Settings, takes: dict[str, float]) -> Iterator[Result]:
+def enlarged(
+    photos: Sequence[Photo], settings: Settings, takes: dict[str, float]
+) -> Generator[Result, None, None]:
     """Every photo's result, in the order in which they are done. Closing the iterator ends the work."""
     left = {photo.number: photo for photo in photos}
     bad_nodes: set[str] = set()

@@ -63,7 +63,7 @@ class Report:
     def add(self, result: Result) -> None:
         """A photo that is done. A skipped one keeps what was known of its pictures."""
         outcome = result.outcome
-        row = {
+        row: dict[str, Any] = {
             "source": _text(outcome.input),
             "status": outcome.status,
             "output": [_text(output["path"]) for output in outcome.outputs],

@@ -50,7 +50,8 @@ class Store:
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
         self.address = address
-        self._files, self.root = _opened(address)
+        self._files, root = _opened(address)
+        self.root = root.rstrip("/") or root
         # what stands before a path of the file system: no password, no options; a bucket is part of the path already
         apart = self.root.startswith("/") and not self._files.type_name.startswith("py::")
         host = parts.netloc.rpartition("@")[2] if apart else ""
