@@ -20,6 +20,7 @@ from export.distill.recipe import DistillConfig
 from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample, to_bytes
 from training.data.batches import Items, Pairs
 from training.loop.budget import Interrupt
+from training.model.text import PromptSource
 from training.settings import differences
 
 FORMAT_VERSION = 2
@@ -31,15 +32,21 @@ BATCH = 4
 
 
 def cache_facts(
-    teacher: Teacher, config: DistillConfig, photos: Sequence[Path], root: Path
+    teacher: Teacher,
+    config: DistillConfig,
+    photos: Sequence[Path],
+    root: Path,
+    prompts: PromptSource | None = None,
 ) -> dict[str, Any]:
     """Everything that the items of a cache depend on.
 
     teacher: makes the samples.
     config: recipe of the training stream.
     photos: training photos, identified by path below root and file size.
-    root: their folder."""
+    root: their folder.
+    prompts: of the photos; None if the teacher takes none."""
     listing = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in photos]
+    captions = None if prompts is None else prompts.digest(photos)
     return {
         "teacher": teacher.digest,
         "precision": teacher.precision,
@@ -51,6 +58,7 @@ def cache_facts(
         "recolour_share": config.recolour_share,
         "seed": config.seed,
         **({} if config.zoom_min == DistillConfig.zoom_min else {"zoom_min": config.zoom_min}),
+        **({} if captions is None else {"captions": captions}),
         "noise": {"channels": teacher.noise_channels, "fold": teacher.fold, "samples": SAMPLES},
     }
 
@@ -118,6 +126,7 @@ class TeacherCache:
         pairs: Pairs,
         teacher: Teacher,
         *,
+        prompts: PromptSource | None = None,
         workers: int = 1,
         on_progress: Callable[[int, int, float], None] | None = None,
     ) -> None:
@@ -125,6 +134,7 @@ class TeacherCache:
 
         pairs: the training stream, with the teacher's noise.
         teacher: makes the samples.
+        prompts: of the photos; None if the teacher takes none.
         workers: processes that prepare pairs.
         on_progress: called with the items done, their total number, and items per second.
 
@@ -144,7 +154,8 @@ class TeacherCache:
         with Interrupt() as interrupt:
             try:
                 for items, found in zip(batches, loader, strict=True):
-                    samples = teacher.samples(found["lr"], by_sample(found["noise"]), items)
+                    texts = prompts.prompts_for(found["names"], found["drawn"].tolist()) if prompts else ()
+                    samples = teacher.samples(found["lr"], by_sample(found["noise"]), items, texts)
                     made = {
                         "lr": to_bytes(found["lr"]),
                         "hr": to_bytes(found["hr"]),

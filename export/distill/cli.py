@@ -30,6 +30,7 @@ from training.loop.command import add_options, begin, exit_code
 from training.loop.trainer import Trainer
 from training.loop.validation import Validation
 from training.metrics.squeezenet import SqueezeFeatures
+from training.model.text import PromptSource
 from training.settings import with_settings
 
 log = logging.getLogger("train")
@@ -48,6 +49,7 @@ def run(
     init: Path | None = None,
     workers: int = 1,
     validate_minutes: float = 5.0,
+    caption: Callable[[Path], str] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Train the student; returns what `Trainer.run` returns.
@@ -64,11 +66,16 @@ def run(
     init: student checkpoint to start from.
     workers: processes that prepare pictures.
     validate_minutes: minutes between validations and saved states.
+    caption: gives captions to photos that have none in a file, for a teacher with text; see `PromptSource`.
     on_step: called with the step number and the losses after every step."""
     _check_teacher(config, teacher, cache)
     config, accelerator, training, held_out = begin(config, data, out, resume=resume)
     features = SqueezeFeatures(perceptual_weights)
-    validation = Validation(PhotoSet(held_out), out / "samples", features)
+    prompts = None
+    if teacher is not None and teacher.takes_prompts:
+        prompts = PromptSource(data, config.prompt or None, caption=caption)
+        log.info("%s", prompts.describe([*training, *held_out]))
+    validation = Validation(PhotoSet(held_out), out / "samples", features, prompts=prompts)
     about: dict[str, Any] = {
         "stage": "student",
         "init": None if init is None else str(init.resolve()),
@@ -80,21 +87,23 @@ def run(
     if teacher is not None:
         about["teacher"], notes["teacher_source"] = teacher.describe(), teacher.source
         if accelerator.is_main_process:
-            comparison = Comparison(teacher, config.student, validation.lr)
+            comparison = Comparison(teacher, config.student, validation.lr, validation.prompts)
         kept = None
         if cache is not None:
             about["cache"] = [str(cache[0].resolve()), cache[1]]
-            kept = TeacherCache(*cache, cache_facts(teacher, config, training, data))
+            kept = TeacherCache(*cache, cache_facts(teacher, config, training, data, prompts))
         step = config.batch * config.accumulate * accelerator.num_processes
         pairs = TaughtPairs(photo_pairs(photos, config), config, teacher.noise_channels, kept, step)
         if kept is not None:
-            before = partial(fill, kept, pairs, teacher, workers, main=accelerator.is_main_process)
+            before = partial(fill, kept, pairs, teacher, workers, prompts, main=accelerator.is_main_process)
+            prompts = None  # the cache has the samples, and its pairs know no photo
     trainer = Trainer(
         StudentDistill(config, features, teacher, comparison, init),
         config,
         pairs,
         out,
         budget,
+        prompts=prompts,
         validation=validation,
         save_minutes=validate_minutes,
         workers=workers,

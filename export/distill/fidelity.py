@@ -25,6 +25,7 @@ from runtime.errors import GdposrError
 from runtime.noise import noise_field
 from runtime.text import print_error
 from training.metrics.fidelity import psnr_y
+from training.model.text import PromptSource
 
 # Pictures that are sampled at once.
 PICTURES = 4
@@ -45,12 +46,20 @@ def validation_noise(lr: Tensor, k: int, channels: int, fold: int) -> Tensor:
 class Comparison:
     """Compares a student with its teacher on the validation pictures, with the same noise. The teacher's samples are made once.
 
+    teacher: to compare with.
+    config: shape of the student.
+    lr: the pictures, (n, 3, h, w).
+    prompts: theirs, for the teacher; none for its default.
+
     Raises ValueError if the teacher's samples do not differ from each other."""
 
-    def __init__(self, teacher: Teacher, config: StudentConfig, lr: Tensor) -> None:
+    def __init__(
+        self, teacher: Teacher, config: StudentConfig, lr: Tensor, prompts: Sequence[str] = ()
+    ) -> None:
         self.lr = lr
         self.noise = [validation_noise(lr, k, teacher.noise_channels, teacher.fold) for k in range(SAMPLES)]
-        self._teacher = self._pictures(teacher)
+        texts = [prompts[k : k + PICTURES] for k in range(0, len(lr), PICTURES)]
+        self._teacher = self._pictures(teacher, texts)
         self.noise = [noise[:, : config.noise_channels] for noise in self.noise]
         agreement(zip(self._teacher, self._teacher, strict=True))
 
@@ -64,14 +73,18 @@ class Comparison:
         found = agreement(zip(self._pictures(student), self._teacher, strict=True)).to_dict()
         return {name: found[name] for name in LOGGED}
 
-    def _pictures(self, model: Callable[[Tensor, Tensor], Tensor]) -> list[list[np.ndarray]]:
-        """The samples of each picture, (H, W, 3) float32 in [0, 255]."""
-        by_sample = [
-            torch.cat(
-                [model(*part) for part in zip(self.lr.split(PICTURES), noise.split(PICTURES), strict=True)]
-            )
-            for noise in self.noise
+    def _pictures(
+        self, model: Callable[..., Tensor], texts: Sequence[Sequence[str]] = ()
+    ) -> list[list[np.ndarray]]:
+        """The samples of each picture, (H, W, 3) float32 in [0, 255].
+
+        model: (lr, noise) -> samples, or (lr, noise, prompts) -> samples.
+        texts: prompts of each part of the pictures, if the model takes any."""
+        more = [texts] if texts else []
+        parts = [
+            zip(self.lr.split(PICTURES), noise.split(PICTURES), *more, strict=True) for noise in self.noise
         ]
+        by_sample = [torch.cat([model(*part) for part in each]) for each in parts]
         levels = [(255 * sr).permute(0, 2, 3, 1).cpu().numpy() for sr in by_sample]
         return [list(samples) for samples in zip(*levels, strict=True)]
 
@@ -144,13 +157,15 @@ def measure(
     pairs: Sequence[Pair],
     seeds: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
+    prompts: PromptSource | None = None,
 ) -> Report:
     """Sample every pair's LR picture with both models and compare.
 
     student, teacher: the models.
     pairs: LR and HR files.
     seeds: samples per picture, at least 2; seeds 0, 1, ... are used.
-    on_progress: called with the pictures done and their total number."""
+    on_progress: called with the pictures done and their total number.
+    prompts: of the LR pictures, for a teacher that takes any."""
     if seeds < 2:
         raise ValueError(f"diversity needs at least 2 seeds, got --seeds {seeds}")
     teacher.check(student.config, teacher.model.size_multiple)
@@ -159,9 +174,10 @@ def measure(
     def pictures() -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
         for k, pair in enumerate(pairs):
             lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
+            text = None if prompts is None else prompts.prompt_for(pair.lr)
             made = {
                 "student": [sample(student, lr, seed) for seed in range(seeds)],
-                "teacher": [restore(teacher.model, lr, seed) for seed in range(seeds)],
+                "teacher": [restore(teacher.model, lr, seed, prompt=text) for seed in range(seeds)],
             }
             for name, samples in made.items():
                 psnr[name] += [psnr_y(sr, hr) for sr in samples]
@@ -214,7 +230,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--every must be at least 1, got {args.every}")
         student, _ = load_student(args.student)
         teacher = Teacher.load(args.teacher, args.teacher_base)
-        report = measure(student, teacher, find_pairs(args.lr, args.hr)[:: args.every], args.seeds, show)
+        prompts = PromptSource(args.lr) if teacher.takes_prompts else None
+        pairs = find_pairs(args.lr, args.hr)[:: args.every]
+        report = measure(student, teacher, pairs, args.seeds, show, prompts)
     except (ValueError, OSError, GdposrError) as error:
         print_error(error)
         return 2

@@ -17,6 +17,7 @@ from export.distill.cache import TeacherCache
 from export.distill.recipe import DistillConfig
 from export.distill.teacher import Teacher, from_bytes, item_noise
 from training.data.photos import CropParams, Pair, PairDataset, PhotoSet
+from training.model.text import PromptSource
 from training.randomness import generator, integers
 
 log = logging.getLogger("train")
@@ -112,13 +113,22 @@ def turned(pair: Pair, turn: int) -> Pair:
     return pair._replace(lr=move(pair.lr), hr=move(pair.hr), target=move(pair.target), noise=move(pair.noise))
 
 
-def fill(cache: TeacherCache, pairs: TaughtPairs, teacher: Teacher, workers: int, *, main: bool) -> None:
+def fill(
+    cache: TeacherCache,
+    pairs: TaughtPairs,
+    teacher: Teacher,
+    workers: int,
+    prompts: PromptSource | None = None,
+    *,
+    main: bool,
+) -> None:
     """Fill a cache in the main process, with a progress line every ten seconds; the other processes wait.
 
     cache: to fill.
     pairs: the training stream.
     teacher: makes the samples.
     workers: processes that prepare pairs.
+    prompts: of the photos; None if the teacher takes none.
     main: whether this is the main process."""
     if not main:
         while cache.missing():
@@ -134,4 +144,4 @@ def fill(cache: TeacherCache, pairs: TaughtPairs, teacher: Teacher, workers: int
 
     if cache.missing():
         every = TaughtPairs(pairs.pairs, replace(pairs.config, fresh=0), pairs.channels)
-        cache.fill(every, teacher, workers=workers, on_progress=show)
+        cache.fill(every, teacher, prompts=prompts, workers=workers, on_progress=show)

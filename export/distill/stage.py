@@ -97,7 +97,8 @@ class StudentDistill(StudentStage):
         if batch.noise is None or batch.target is not None:
             return batch
         assert self.teacher is not None
-        samples = self.teacher.samples(batch.lr, by_sample(batch.noise), batch.items)
+        prompts = batch.prompts if self.teacher.takes_prompts else ()
+        samples = self.teacher.samples(batch.lr, by_sample(batch.noise), batch.items, prompts)
         return replace(batch, target=by_picture(samples).to(batch.lr.device))
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:

@@ -59,10 +59,10 @@ def by_picture(x: Tensor) -> Tensor:
 
 
 class Teacher:
-    """A one-step model with the default prompt, frozen.
+    """A one-step model, frozen.
 
-    A call takes LR (n, 3, h, w) in [0, 1] and noise (k n, C, 4h/f, 4w/f), the first n fields for the first samples of
-    all pictures. It returns (k n, 3, 4h, 4w) in [0, 1], float32 on the CPU."""
+    A call takes LR (n, 3, h, w) in [0, 1], noise (k n, C, 4h/f, 4w/f), the first n fields for the first samples of
+    all pictures, and their n prompts, or none for the default. It returns (k n, 3, 4h, 4w) in [0, 1], float32 on the CPU."""
 
     def __init__(
         self,
@@ -105,6 +105,11 @@ class Teacher:
         return cls(load_model(source, base=base), str(source), precision=precision, device=device)
 
     @property
+    def takes_prompts(self) -> bool:
+        """Whether the samples depend on a prompt."""
+        return self.model.text is not None and self.model.has_cross_attention
+
+    @property
     def noise_channels(self) -> int:
         return self.model.noise_channels
 
@@ -143,22 +148,24 @@ class Teacher:
             )
 
     @torch.no_grad()
-    def __call__(self, lr: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, lr: Tensor, noise: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         if not len(lr) or len(noise) % len(lr):
             raise ValueError(f"expected noise for each sample of {len(lr)} pictures, got {len(noise)} fields")
         model = self.model
-        latent = model.encode(lr.to(model.device)).repeat(len(noise) // len(lr), 1, 1, 1)
-        restored = model.restore(latent, noise.to(latent), model.condition(None, len(noise)))
+        count = len(noise) // len(lr)
+        latent = model.encode(lr.to(model.device)).repeat(count, 1, 1, 1)
+        condition = model.condition(tuple(prompts) * count or None, len(noise))
+        restored = model.restore(latent, noise.to(latent), condition)
         return model.decode(restored).float().clamp(0, 1).cpu()
 
-    def samples(self, lr: Tensor, noise: Tensor, items: Sequence[int]) -> Tensor:
+    def samples(self, lr: Tensor, noise: Tensor, items: Sequence[int], prompts: Sequence[str] = ()) -> Tensor:
         """Samples as uint8.
 
-        lr, noise: as in a call.
+        lr, noise, prompts: as in a call.
         items: number of each picture's item, for messages.
 
         Raises FloatingPointError, which names the items, if a sample is not finite."""
-        samples = self(lr, noise)
+        samples = self(lr, noise, prompts)
         finite = samples.flatten(1).isfinite().all(1).view(-1, len(lr)).all(0)
         if not finite.all():
             broken = ", ".join(

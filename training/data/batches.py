@@ -110,5 +110,6 @@ def batches(
     )
     for found in loader:
         names = tuple(found.pop("names"))
-        texts = tuple(prompts.prompt_for(name) for name in names) if prompts else ("",) * len(names)
+        drawn = found["drawn"].tolist()
+        texts = prompts.prompts_for(names, drawn) if prompts else ("",) * len(names)
         yield Batch(tuple(found.pop("items").tolist()), prompts=texts, names=names, **found)

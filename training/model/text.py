@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -51,6 +52,23 @@ class PromptSource:
     def prompt_for(self, path: str | Path) -> str:
         """The prompt of the image at path."""
         return self._find(Path(os.path.abspath(path)))[0]
+
+    def prompts_for(
+        self, paths: Sequence[str | Path], drawn: Sequence[bool] | None = None
+    ) -> tuple[str, ...]:
+        """The prompts of several images. drawn: True for a drawn card, which stands in for the photo and has no caption of its."""
+        general = self.default if self.fixed is None else self.fixed
+        cards = drawn or [False] * len(paths)
+        return tuple(
+            general if card else self.prompt_for(path) for path, card in zip(paths, cards, strict=True)
+        )
+
+    def digest(self, paths: Sequence[str | Path]) -> str | None:
+        """SHA-256 of the prompts of these images, in order; None if all have the general default prompt."""
+        found = [self.default, *self.prompts_for(paths)]
+        if set(found) == {DEFAULT_PROMPT}:
+            return None
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     def describe(self, paths: Iterable[str | Path]) -> str:
         """One line for the log: how many of these images have a caption, from where, and the prompt of the others."""
