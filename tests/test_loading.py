@@ -14,10 +14,10 @@ for package in ("diffusers", "peft", "transformers"):
     pytest.importorskip(package, reason="needs the extra `train`")
 
 from diffusers import AutoencoderTiny, UNet2DConditionModel  # noqa: E402  (after importorskip)
+from lora import unet_lora, vae_encoder_lora  # noqa: E402
 from make_miniature_sd21 import main, make_miniature, make_public_layout  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from training.model.adapters import unet_lora, vae_encoder_lora  # noqa: E402
 from training.model.loading import MODEL_FILE, load_model, read_model_file  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
 from training.model.saving import save_merged, save_run_model  # noqa: E402

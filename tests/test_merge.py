@@ -12,6 +12,7 @@ for package in ("diffusers", "peft", "transformers"):
     pytest.importorskip(package, reason="needs the extra `train`")
 
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402  (after importorskip)
+from lora import unet_lora, vae_encoder_lora  # noqa: E402
 from make_miniature_sd21 import make_miniature, make_public_layout  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -23,7 +24,6 @@ from export.onnx.half import FLOOR_DB, convert_fp16, write_half  # noqa: E402
 from export.onnx.ranges import run  # noqa: E402
 from export.parity import samples  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
-from training.model.adapters import unet_lora, vae_encoder_lora  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
 from training.model.one_step import OneStepModel, enlarge  # noqa: E402
 from training.model.pocket import build_unet, build_vae  # noqa: E402

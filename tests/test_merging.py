@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 for package in ("diffusers", "peft"):
     pytest.importorskip(package, reason="needs the extra `train`")
 
+from lora import unet_lora  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
-from training.model.adapters import unet_lora  # noqa: E402
 from training.model.loading import MODEL_FILE, load_model  # noqa: E402
 from training.model.merging import lineage, main, merge_run  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402

@@ -14,6 +14,7 @@ for package in ("diffusers", "peft", "transformers"):
     pytest.importorskip(package, reason="needs the extra `train`")
 
 from diffusers import AutoencoderTiny, UNet2DConditionModel  # noqa: E402  (after importorskip)
+from lora import unet_lora, vae_encoder_lora  # noqa: E402
 from make_miniature_sd21 import make_miniature  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from torch import nn  # noqa: E402
@@ -24,8 +25,6 @@ from training.model.adapters import (  # noqa: E402
     load_adapter,
     merge,
     save_adapter,
-    unet_lora,
-    vae_encoder_lora,
 )
 from training.model.loading import load_model  # noqa: E402
 from training.model.one_step import OneStepModel, base_config, base_module, enlarge  # noqa: E402

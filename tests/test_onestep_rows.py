@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 for package in ("diffusers", "peft", "transformers"):
     pytest.importorskip(package, reason="needs the extra `train`")
 
+from lora import unet_lora, vae_encoder_lora  # noqa: E402
 from make_miniature_sd21 import make_miniature, make_public_layout  # noqa: E402  (after importorskip)
 from safetensors.torch import load_file  # noqa: E402
 
@@ -22,7 +23,6 @@ from calibration.measure.onestep import count_weights, restore, weight_files  # 
 from gdposr.accuracy.onestep_rows import OneStepRow, onestep_calls, onestep_methods, open_rows  # noqa: E402
 from gdposr.bench.peers import Peer, count_ncnn, onnx_size, peer_methods  # noqa: E402
 from gdposr.console import UsageError  # noqa: E402
-from training.model.adapters import unet_lora, vae_encoder_lora  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
 from training.model.pocket import build_unet, build_vae  # noqa: E402

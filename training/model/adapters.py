@@ -74,27 +74,6 @@ class LoraSpec:
             raise ValueError(f"LoRA init must be {' or '.join(INITS)}, got {self.init!r}")
 
 
-def unet_lora(
-    unet: nn.Module, rank: int = 4, *, alpha: int | None = None, train_conv_in: bool = True, seed: int = 0
-) -> PeftModel:
-    """Put LoRA on the UNet's attention projections, feed-forward layers and convolutions.
-
-    unet: changed in place and frozen; only the adapter trains.
-    rank, alpha: see `LoraSpec`.
-    train_conv_in: also train a full copy of conv_in.
-    seed: of the initial weights."""
-    return add_lora(unet, LoraSpec(rank, alpha, "unet", train_conv_in), seed)
-
-
-def vae_encoder_lora(vae: nn.Module, rank: int = 4, *, alpha: int | None = None, seed: int = 0) -> PeftModel:
-    """Put LoRA on every convolution and linear layer of the VAE's encoder and on quant_conv, but not on the decoder.
-
-    vae: AutoencoderKL or AutoencoderTiny, changed in place and frozen.
-    rank, alpha: see `LoraSpec`.
-    seed: of the initial weights."""
-    return add_lora(vae, LoraSpec(rank, alpha, "vae_encoder", False), seed)
-
-
 def add_lora(module: nn.Module, spec: LoraSpec, seed: int = 0) -> PeftModel:
     """Wrap a module with LoRA. The initial A is a function of seed; the global random state does not change."""
     if isinstance(module, PeftModel):
