@@ -62,21 +62,45 @@ def test_ablation_measures_once_and_prints_its_table(
             Image.open(path).resize(size).save(tmp_path / side / path.name)
     monkeypatch.setattr(onestep_ablation, "VARIANTS", {"gdpo": ("group=2",), "dpo": ("objective=dpo",)})
     arguments = [
-        *("--base", str(model_folder), "--data", str(photos), "--sqf-weights", str(weights)),
+        *(
+            "--preset",
+            "tiny",
+            "--device",
+            "cpu",
+            "--base",
+            str(model_folder),
+            "--data",
+            str(photos),
+            "--sqf-weights",
+            str(weights),
+        ),
         *("--lr", str(tmp_path / "LR"), "--hr", str(tmp_path / "HR"), "--every", "1"),
         *("--out", str(tmp_path / "out"), "--steps", "1", "--seeds", "2"),
         *("--set", "held_out=1", "--set", "crop=64", "--set", "batch=1", "--set", "group=2"),
     ]
-    monkeypatch.setattr(onestep_ablation, "HELD_OUT", 1)
     assert onestep_ablation.main(arguments) == 0
     table = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == ["| naosd", "| gdpo", "| dpo"]
     assert all(line.split(" | ")[1] == "2" for line in table[2:])
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 6
+    assert {row["preset"] for row in rows} == {"tiny"}
     assert all(
         np.isfinite(list(measured.values())).all() for row in rows for measured in row["measured"].values()
     )
     monkeypatch.setattr(onestep_ablation, "tune", None)  # nothing is run again
     assert onestep_ablation.main(arguments) == 0
     assert capsys.readouterr().out.splitlines() == table
+
+
+def test_variants_follow_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the preset does already is left out; each variant is one change of it."""
+    pocket, sd21 = (onestep_ablation.variants_of(preset) for preset in ("pocket", "sd21"))
+    assert pocket[0] == sd21[0] == "gdpo"
+    assert set(onestep_ablation.VARIANTS) - set(pocket) == {"gdpo, LR-conditioned"}
+    assert set(onestep_ablation.VARIANTS) - set(sd21) == {"gdpo, candidate-conditioned"}
+    assert onestep_ablation.changes_of("no-reference only", "pocket") == ("metrics=niqe",)
+    assert onestep_ablation.changes_of("no-reference only", "sd21") == ("metrics=maniqa,musiq",)
+    needed = [w for name in ("base", "data", "lr", "hr", "sqf-weights", "out") for w in (f"--{name}", "x")]
+    assert onestep_ablation.main([*needed, "--device", "abacus"]) == 2
+    assert "--device abacus: no such device" in capsys.readouterr().err

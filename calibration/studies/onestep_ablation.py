@@ -3,6 +3,8 @@
     python -m calibration.studies.onestep_ablation --base runs/naosd --data PHOTOS --lr DIR --hr DIR --sqf-weights FILE \
         --out runs/ablation --steps 100
 
+At the paper's size add `--preset sd21 --device cuda`, and `--text-base` where the run's base has no text encoder.
+
 Every row is written to OUT/results.jsonl as soon as it is measured; rows that are there are not run again. "grpo" has to draw its
 samples from the policy, so compare it with "policy samples". `python -m export.student.ablation` does the same for the student.
 
@@ -27,6 +29,8 @@ from calibration.measure.onestep import restore
 from calibration.measure.pairs import find_pairs, read_rgb
 from runtime.text import print_error
 from training.data.photos import PhotoSet, find_images, split_photos
+from training.devices import torch_device
+from training.loop.accelerator import make_accelerator
 from training.loop.budget import Budget
 from training.loop.validation import Validation
 from training.main import run
@@ -40,22 +44,26 @@ from training.stages.presets import PRESETS
 
 log = logging.getLogger("ablation")
 
-# Changes of the gdpo preset. "gdpo" is the preset itself, conditioned on LR; the paper conditions on candidates.
+GDPO = PRESETS["gdpo"]
+# Stands for the preset's metrics without the full-reference ones.
+NO_REFERENCE = "metrics=no-reference"
+FULL_REFERENCE = ("psnr", "ssim")
+
+# Changes of the gdpo preset. "gdpo" is the preset itself: pocket is conditioned on LR, sd21 on candidates, as the paper is.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "gdpo": (),
+    "gdpo, LR-conditioned": ("condition=lr",),
     "gdpo, candidate-conditioned": ("condition=candidate",),
     "diffusion-dpo": ("objective=dpo", "condition=candidate"),
     "grpo": ("objective=grpo", "sampler=policy"),
     "fidelity only": ("metrics=psnr",),
-    "no-reference only": ("metrics=niqe",),
+    "no-reference only": (NO_REFERENCE,),
     "fixed weights": ("weighting=fixed",),
     "G=2": ("group=2",),
     "G=4": ("group=4",),
     "noise of its own": ("shared_noise=false",),
     "policy samples": ("sampler=policy",),
 }
-# Number of photos that are held out; validation during training uses the same.
-HELD_OUT = PRESETS["gdpo"]["pocket"].held_out
 METRICS = ("psnr", "ssim", "sqf", "niqe")
 
 
@@ -83,9 +91,40 @@ def folder_set(name: str, lr: Path, hr: Path, every: int) -> TestSet:
     return TestSet(name, [(read_rgb(pair.lr), read_rgb(pair.hr)) for pair in pairs])
 
 
-def measure(source: Path, sets: Sequence[TestSet], weights: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Set -> metric -> mean over its pictures, of one sample each. Lower is better for sqf and niqe."""
-    model, score = load_model(source), sqf.scorer(weights)
+def changes_of(variant: str, preset: str) -> tuple[str, ...]:
+    """The settings, KEY=VALUE, that make a variant of a preset."""
+    rated = [name for name in GDPO[preset].metrics if name not in FULL_REFERENCE]  # type: ignore[attr-defined]
+    named = f"metrics={','.join(rated)}"
+    return tuple(named if change == NO_REFERENCE else change for change in VARIANTS[variant])
+
+
+def variants_of(preset: str) -> list[str]:
+    """The variants that differ from a preset, after the preset itself."""
+    plain = GDPO[preset]
+    return [
+        name
+        for name in VARIANTS
+        if not VARIANTS[name] or with_settings(plain, changes_of(name, preset)) != plain
+    ]
+
+
+def measure(
+    source: str | Path,
+    sets: Sequence[TestSet],
+    weights: Path,
+    seed: int,
+    text_base: str | None = None,
+    device: str = "cpu",
+) -> dict[str, dict[str, float]]:
+    """Set -> metric -> mean over its pictures, of one sample each. Lower is better for sqf and niqe.
+
+    source: the model.
+    sets: the pictures.
+    weights: SqueezeNet 1.1, for sqf.
+    seed: of the noise.
+    text_base: source of text encoder and scheduler if the model has none.
+    device: that runs the model."""
+    model, score = load_model(source, base=text_base, device=device), sqf.scorer(weights)
     table = {}
     for test in sets:
         rows = []
@@ -97,19 +136,24 @@ def measure(source: Path, sets: Sequence[TestSet], weights: Path, seed: int) -> 
     return table
 
 
-def tune(
-    base: Path, data: Path, photos: PhotoSet, weights: Path, changes: Sequence[str], steps: int, out: Path
-) -> None:
-    """One gdpo run from `base`. photos: those below `data`, decoded; weights: for SQF; changes: settings, KEY=VALUE."""
-    settings = with_settings(PRESETS["gdpo"]["pocket"], changes)
+def tune(args: argparse.Namespace, photos: PhotoSet, changes: Sequence[str], out: Path) -> None:
+    """One gdpo run.
+
+    args: of the command.
+    photos: those below --data, decoded.
+    changes: of the preset, KEY=VALUE.
+    out: run folder."""
+    settings = with_settings(GDPO[args.preset], changes)
+    make_accelerator(settings.precision, device=args.device)
     result = run(
         "gdpo",
         settings,
-        data,
+        args.data,
         out,
-        Budget(steps=steps),
-        base=str(base),
-        perceptual_weights=weights,
+        Budget(steps=args.steps),
+        base=args.base,
+        text_base=args.text_base,
+        perceptual_weights=args.sqf_weights,
         photos=photos,
         validate=False,
     )
@@ -140,7 +184,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m calibration.studies.onestep_ablation", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--base", type=Path, required=True, help="finished naosd run")
+    parser.add_argument("--base", required=True, help="finished naosd run, model folder or hub name")
+    parser.add_argument("--preset", choices=sorted(GDPO), default="pocket", help="of gdpo (default: pocket)")
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda")
+    parser.add_argument(
+        "--text-base", metavar="SOURCE", help="source of text encoder and scheduler if --base has none"
+    )
     parser.add_argument(
         "--also",
         action="append",
@@ -179,27 +228,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str, int, int, tuple[str, ...]]:
-    """What tells one experiment from another."""
-    return row["variant"], row["base"], row["seed"], row["steps"], tuple(row["changes"])
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells one experiment from another. A row without a preset is older than the option."""
+    preset = row.get("preset", "pocket")
+    return row["variant"], preset, row["base"], row["seed"], row["steps"], tuple(row["changes"])
 
 
 def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    args.device = torch_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    training, held_out = split_photos(find_images(args.data), HELD_OUT)
+    # validation during training holds out the same
+    own = with_settings(GDPO[args.preset], args.set).held_out
+    training, held_out = split_photos(find_images(args.data), own)
     photos = PhotoSet(training)
     sets = [held_out_set(held_out, 256), folder_set("RealSR", args.lr, args.hr, args.every)]
 
-    def record(variant: str, base: str, seed: int, source: Path, changes: Sequence[str], steps: int) -> None:
+    def record(
+        variant: str, base: str, seed: int, source: str | Path, changes: Sequence[str], steps: int
+    ) -> None:
         row = {
             "variant": variant,
+            "preset": args.preset,
             "base": base,
             "seed": seed,
             "steps": steps,
             "changes": list(changes),
-            "measured": measure(source, sets, args.sqf_weights, seed),
+            "measured": measure(source, sets, args.sqf_weights, seed, args.text_base, args.device),
         }
         rows.append(row)
         with results.open("a") as file:
@@ -207,21 +263,19 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
         log.info("%s, seed %d: %s", variant, seed, row["measured"])
 
     done = {_key(row) for row in rows}
-    plain = [item.partition("=")[::2] for item in args.also] + [("naosd", str(args.base))]
+    plain = [item.partition("=")[::2] for item in args.also] + [("naosd", args.base)]
     for name, source in plain:
         for seed in range(args.seeds):
-            if (name, source, seed, 0, ()) not in done:
-                record(name, source, seed, Path(source), (), 0)
+            if (name, args.preset, source, seed, 0, ()) not in done:
+                record(name, source, seed, source, (), 0)
     for seed in range(args.seeds):
-        for variant in args.variant or VARIANTS:
-            changes = (*VARIANTS[variant], *args.set, f"seed={seed}")
-            if (variant, str(args.base), seed, args.steps, changes) in done:
+        for variant in args.variant or variants_of(args.preset):
+            changes = (*changes_of(variant, args.preset), *args.set, f"seed={seed}")
+            if (variant, args.preset, args.base, seed, args.steps, changes) in done:
                 continue
             with tempfile.TemporaryDirectory(dir=args.out) as folder:
-                tune(
-                    args.base, args.data, photos, args.sqf_weights, changes, args.steps, Path(folder) / "run"
-                )
-                record(variant, str(args.base), seed, Path(folder) / "run", changes, args.steps)
+                tune(args, photos, changes, Path(folder) / "run")
+                record(variant, args.base, seed, Path(folder) / "run", changes, args.steps)
     return rows
 
 
