@@ -3,6 +3,7 @@
 import io
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from training.data.cards import Variety  # noqa: E402
 from training.data.device import degradation as device  # noqa: E402
 from training.data.device.jpeg import CHROMA_TABLE, LUMA_TABLE, jpeg, tables  # noqa: E402
 from training.data.device.pairs import DevicePreparation, hr_pairs  # noqa: E402
-from training.data.device.plan import Chain, Reduced, draw  # noqa: E402
+from training.data.device.plan import PLAIN, Chain, Mixture, Reduced, draw  # noqa: E402
 from training.data.device.resize import SUPPORT, Stack, resize, weights  # noqa: E402
 from training.data.everyday import KINDS, degrade_everyday, sensor_noise  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet  # noqa: E402
@@ -203,13 +204,12 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, PLAIN])
 def test_each_kind_has_the_cpu_s_distribution(kind: str, crops: torch.Tensor) -> None:
     """Two samples of fixed seeds; means agree within 4 standard errors of their difference over the same pictures."""
     plain = F.avg_pool2d(crops, 4)
-    cpu = torch.stack(
-        [degrade_everyday(crop, np.random.default_rng([1, k]), kind) for k, crop in enumerate(crops)]
-    )
+    one = D.reduce_plainly if kind == PLAIN else partial(degrade_everyday, kind=kind)
+    cpu = torch.stack([one(crop, np.random.default_rng([1, k])) for k, crop in enumerate(crops)])
     ours = torch.cat(
         [device.degrade_batch(crops[k : k + 48], 1, range(k, k + 48), kind) for k in range(0, COUNT, 48)]
     )
@@ -230,6 +230,20 @@ def test_a_plan_is_a_pure_function_of_seed_and_item() -> None:
     assert pickle.dumps(plans[0]) != pickle.dumps(draw(4, 0, (64, 96)))
     kinds = [plan.kind for plan in plans]
     assert min(kinds.count(kind) for kind in KINDS) > 20  # of 40 each
+
+
+def test_a_mixture_has_its_shares_and_the_kinds_pixels(crops: torch.Tensor) -> None:
+    """The shares within 4 standard deviations of 2,000 draws."""
+    mixture, count = Mixture(0.55, 0.2), 2000
+    kinds = [mixture.kind(7, item) for item in range(count)]
+    for kind, share in (("camera", 0.55), (PLAIN, 0.2), ("heavy", 0.25)):
+        spread = (share * (1 - share) / count) ** 0.5
+        assert kinds.count(kind) / count == pytest.approx(share, abs=4 * spread)
+    assert {Mixture(0.0, 0.0).kind(7, item) for item in range(50)} == {"heavy"}
+    plans = [draw(7, item, (64, 64), kinds[item]) for item in range(12)]
+    assert torch.equal(
+        device.degrade_batch(crops[:12], 7, range(12), mixture), device.carried_out(crops[:12], 7, plans)
+    )
 
 
 def test_a_picture_does_not_depend_on_its_batch(crops: torch.Tensor) -> None:

@@ -1,7 +1,9 @@
-"""The degradations of `training.data.everyday` in batches on a device, with the same distributions as on the CPU.
+"""The degradations of `training.data.everyday` and `training.data.degradation` in batches on a device, with the same
+distributions as on the CPU.
 
 Parameters are drawn on the CPU, picture by picture (`training.data.device.plan`). Pixels are computed together on the
-device. Both are functions of (seed, item), so they do not depend on how batches are cut or whether the run was resumed.
+device. Both are functions of (seed, item), so a resumed run gets the same. Batches that are cut otherwise give the same
+up to rounding, which JPEG and Poisson noise make large in single pictures.
 
 Differences from the CPU: the random numbers, which also depend on the type of device; JPEG in float32 instead of
 libjpeg's integers (`training.data.device.jpeg`); and Pillow's filters in float32 instead of fixed point, which differ
@@ -18,7 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.device import jpeg as device_jpeg
-from training.data.device.plan import Chain, Compression, Order, Plan, Reduced, Screenshot, SensorNoise, draw
+from training.data.device.plan import (
+    Chain,
+    Compression,
+    Mixture,
+    Order,
+    Plan,
+    Reduced,
+    Screenshot,
+    SensorNoise,
+    draw,
+)
 from training.data.device.resize import Stack, resize
 from training.data.kernels import gaussian_kernel
 from training.metrics.luma import FULL_RANGE
@@ -30,17 +42,19 @@ GRAIN_SHARPENING = 0.8
 
 
 @torch.no_grad()
-def degrade_batch(hr: Tensor, seed: int, items: Sequence[int], kind: str | None = None) -> Tensor:
+def degrade_batch(hr: Tensor, seed: int, items: Sequence[int], kind: str | Mixture | None = None) -> Tensor:
     """LR pictures of a batch, (n, 3, H/4, W/4) in multiples of 1/255.
 
     hr: (n, 3, H, W) float32 in [0, 1]; H and W are multiples of 4.
     seed: of the run.
     items: numbers of the n pairs.
-    kind: one of `training.data.everyday.KINDS` for all; None draws one for each."""
+    kind: one of `training.data.everyday.KINDS`, or "plain", for all; a mixture of the paper's degradation with mild
+        and plain ones; None draws one of `KINDS` for each."""
     n, _, height, width = hr.shape
     if len(items) != n:
         raise ValueError(f"expected as many item numbers as pictures, got {len(items)} for {n}")
-    plans = [draw(seed, item, (height, width), kind) for item in items]
+    kinds = [kind.kind(seed, item) if isinstance(kind, Mixture) else kind for item in items]
+    plans = [draw(seed, item, (height, width), each) for item, each in zip(items, kinds, strict=True)]
     return carried_out(hr.contiguous(), seed, plans)
 
 

@@ -2,7 +2,7 @@
 
 pairs = hr_pairs(photos, CropParams(160), Variety(0.1, 0.1), seed=0)   # for the trainer, instead of a
 `PairDataset`
-prepare = DevicePreparation(seed=0, prior=Prior.load("x4plus"))        # for `Stage.prepare`"""
+prepare = DevicePreparation(seed=0, prior=Prior.load("x4plus"))        # for the trainer's `prepare`"""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from training.data.batches import Batch
 from training.data.cards import Variety
 from training.data.device.degradation import degrade_batch
+from training.data.device.plan import Mixture
 from training.data.photos import CropParams, PairDataset, PhotoSet
 
 
@@ -43,18 +44,24 @@ class DevicePreparation:
     """Completes a batch on its device: LR pictures from the HR pictures and, with a teacher, its pictures as target.
 
     seed: of the degradations.
+    mixture: of the paper's degradation with others; None for the everyday ones.
     prior: the teacher, (n, 3, h, w) -> (n, 3, 4h, 4w). A module is moved to the first batch's device.
     half: run the teacher in float16, except on a CPU."""
 
     def __init__(
-        self, seed: int, prior: Callable[[Tensor], Tensor] | None = None, *, half: bool = True
+        self,
+        seed: int,
+        prior: Callable[[Tensor], Tensor] | None = None,
+        *,
+        mixture: Mixture | None = None,
+        half: bool = True,
     ) -> None:
-        self.seed, self.prior, self.half = seed, prior, half
+        self.seed, self.prior, self.mixture, self.half = seed, prior, mixture, half
         self._device: torch.device | None = None
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
-        lr = degrade_batch(batch.hr, self.seed, batch.items)
+        lr = degrade_batch(batch.hr, self.seed, batch.items, self.mixture)
         lr = lr.contiguous(memory_format=torch.channels_last)
         if self.prior is None:
             return replace(batch, lr=lr)

@@ -14,6 +14,8 @@ from training.data.degradation import (
     FILTERS,
     MILD,
     PAPER,
+    PLAIN_JPEG_PROB,
+    PLAIN_JPEG_RANGE,
     RESIZE_MODES,
     DegradationParams,
     StageParams,
@@ -24,6 +26,8 @@ from training.data.everyday import KINDS
 from training.data.kernels import gaussian_kernel, random_kernel, sinc_kernel
 from training.randomness import generator
 
+# Kind of `training.data.degradation.reduce_plainly`, which is none of the everyday kinds.
+PLAIN = "plain"
 # Names of Pillow's filters, in the order of `FILTERS`.
 PILLOW = tuple(SUPPORT)
 # Probability of JPEG for the kinds blur and sensor, as in `training.data.everyday`.
@@ -63,10 +67,10 @@ class SensorNoise:
 
 @dataclass(frozen=True)
 class Reduced:
-    """The kinds clean, jpeg, blur and sensor."""
+    """The kinds clean, jpeg, blur, sensor and plain."""
 
     kind: str
-    """One of `KINDS`."""
+    """One of `KINDS`, or plain."""
     item: int
     """Number of the pair."""
     filter: str
@@ -154,11 +158,11 @@ def draw(seed: int, item: int, size: Size, kind: str | None = None) -> Plan:
     seed: of the run.
     item: number of the pair.
     size: height and width of the HR picture.
-    kind: one of `KINDS`; None draws one."""
+    kind: one of `KINDS`, or plain; None draws one of `KINDS`."""
     rng = generator(seed, item, "degradation")
     kind = kind or KINDS[int(rng.integers(len(KINDS)))]
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind not in (*KINDS, PLAIN):
+        raise ValueError(f"kind must be one of {', '.join((*KINDS, PLAIN))}, got {kind!r}")
     if size[0] % 4 or size[1] % 4:
         raise ValueError(f"HR size must be a multiple of 4, got {size}")
     if kind in ("camera", "heavy"):
@@ -166,10 +170,27 @@ def draw(seed: int, item: int, size: Size, kind: str | None = None) -> Plan:
     if kind == "screenshot":
         return _screenshot(rng, item, (size[0] // 4, size[1] // 4))
     name = PILLOW[int(rng.integers(len(PILLOW)))]
+    if kind == PLAIN:
+        low, high = PLAIN_JPEG_RANGE
+        once = Compression(int(rng.integers(low, high + 1)), None) if rng.random() < PLAIN_JPEG_PROB else None
+        return Reduced(kind, item, name, None, None, once)
     kernel = _soft(rng) if kind == "blur" else None
     noise = _sensor(rng) if kind == "sensor" else None
     packed = kind == "jpeg" or (kind in ("blur", "sensor") and rng.random() < COMPRESSED_PROB)
     return Reduced(kind, item, name, kernel, noise, _compression(rng) if packed else None)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the degradations of a `PairDataset`, 0 to 1: mild and plain; the rest is the paper's."""
+
+    mild: float
+    plain: float
+
+    def kind(self, seed: int, item: int) -> str:
+        """The kind of an item, as `draw` names it."""
+        at = generator(seed, item, "mixture").random()
+        return "camera" if at < self.mild else PLAIN if at < self.mild + self.plain else "heavy"
 
 
 def _soft(rng: np.random.Generator) -> np.ndarray:
