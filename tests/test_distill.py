@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import run_in_two
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
@@ -463,19 +462,3 @@ def test_accumulation_equals_a_larger_batch(photos: Path, weights: Path, tmp_pat
         found.append(load_student(out / "student")[0].state_dict())
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-3)
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(
-    photos: Path, weights: Path, root: Path, tmp_path: Path
-) -> None:
-    def command(out: Path, batch: int) -> list[str]:
-        common = ["--preset", "tiny", "--data", str(photos), "--perceptual-weights", str(weights)]
-        common += ["--steps", "3", "--workers", "0", "--set", "adversary=0", "--device", "cpu"]
-        return [*common, "--out", str(out), "--set", f"batch={batch}"]
-
-    run_in_two(root, "export.distill.cli", command(tmp_path / "two", 1))
-    assert distill.main(command(tmp_path / "one", 2)) == 0
-    two, one = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("two", "one"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-3)

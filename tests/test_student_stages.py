@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import run_in_two
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("accelerate", reason="needs the extra `train`")
@@ -466,16 +465,3 @@ def test_commands_say_what_is_missing(
     assert cli.main(["student-core", *common, "--pictures", str(photos), "--init", str(tmp_path / "other"),
                      "--set", "student.width=4"]) == 2  # fmt: skip
     assert "set student.* to match" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(
-    pictures: Path, photos: Path, root: Path, tmp_path: Path
-) -> None:
-    two, one = tmp_path / "two", tmp_path / "one"
-    more = ("--steps", "3", "--set", "adversary=0")
-    run_in_two(root, "export.student.cli", [*core_command(pictures, photos, two, *more), "--set", "batch=1"])
-    assert cli.main([*core_command(pictures, photos, one, *more), "--set", "batch=2"]) == 0
-    first, second = (load_file(out / "model" / "model.safetensors") for out in (one, two))
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-3)

@@ -26,11 +26,13 @@ from training.loop import accelerator as accelerator_module  # noqa: E402
 from training.loop.average import Average  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
 from training.loop.optimizers import learning_rate  # noqa: E402
+from training.loop.resume import check, keep_step  # noqa: E402
 from training.loop.stage import Carry, Losses, RunSettings, Stage  # noqa: E402
 from training.loop.trainer import Trainer  # noqa: E402
 from training.loop.validation import Validation, bicubic  # noqa: E402
 from training.model.text import PromptSource  # noqa: E402
 from training.randomness import integers, normal  # noqa: E402
+from training.settings import to_dict  # noqa: E402
 
 SETTINGS = RunSettings(batch=2, crop=64, lr=1e-2, warmup_steps=2, held_out=1, seed=5)
 
@@ -198,6 +200,56 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path) -> Non
     a, b = state(tmp_path / "large"), state(tmp_path / "small")
     for key in a:
         torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_keeps_its_pairs_when_batch_and_processes_change(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped = Budget(steps=4)
+    stopped.progress = lambda step: 1.0 if step == 2 else step / 4  # type: ignore[method-assign]
+    large = replace(SETTINGS, batch=4)
+    make(photos, tmp_path / "parts", stopped, large).run()
+    folder = tmp_path / "parts" / "state"
+    caplog.set_level("INFO", logger="train")
+    assert keep_step(large, folder, 1) == large
+    assert keep_step(large, tmp_path / "none", 3) == large
+    assert keep_step(replace(large, batch=1), folder, 2) == replace(large, batch=1, accumulate=2)
+    assert "accumulate=2, so that a step still trains on 4 pairs" in caplog.text
+    with pytest.raises(ValueError, match="trains on 4 pairs a step, got 3 processes with batch=1"):
+        keep_step(replace(large, batch=1), folder, 3)
+    with pytest.raises(
+        ValueError, match=r"settings\.accumulate: 1 -> 2"
+    ):  # another step, not another way to it
+        make(photos, tmp_path / "parts", Budget(steps=4), replace(large, accumulate=2)).run(resume=True)
+    small = keep_step(replace(large, batch=2), folder, 1)
+    make(photos, tmp_path / "parts", Budget(steps=4), small).run(resume=True)
+    make(photos, tmp_path / "whole", Budget(steps=4), large).run()
+    a, b = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_from_before_a_setting_goes_on_with_what_auto_came_to(tmp_path: Path) -> None:
+    now = {"processes": 1, "settings": to_dict(replace(SETTINGS, degrade="loader", tf32=True))}
+    old = {name: value for name, value in now["settings"].items() if name not in ("degrade", "tf32")}
+    check(tmp_path, {"processes": 1, "settings": old}, now, RunSettings())
+    with pytest.raises(ValueError, match=r"settings\.tf32: True -> False"):
+        check(tmp_path, {"processes": 1, "settings": old}, {**now, "settings": now["settings"] | {"tf32": False}},
+              RunSettings())  # fmt: skip
+
+
+def test_tf32_is_for_gpus_alone() -> None:
+    both = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [flags.allow_tf32 for flags in both]
+    try:
+        for on in (True, False):
+            accelerator_module.set_tf32(torch.device("cuda"), on)
+            assert [flags.allow_tf32 for flags in both] == [on, on]
+            accelerator_module.set_tf32(torch.device("cpu"), not on)
+            assert [flags.allow_tf32 for flags in both] == [on, on]
+    finally:
+        for flags, was in zip(both, before, strict=True):
+            flags.allow_tf32 = was
 
 
 def test_phases_run_in_turn_on_the_same_items(photos: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from training.data.device.pairs import DevicePreparation, unreduced
+from training.data.device.plan import Mixture
 from training.data.photos import CropParams, PairDataset, PhotoSet
 from training.loop.budget import Budget
 from training.loop.command import add_options, begin, exit_code
@@ -27,6 +29,7 @@ from training.loop.validation import Validation
 from training.metrics.registry import create_metrics
 from training.metrics.squeezenet import NETS, Perceptual, SqueezeFeatures, perceptual_loss
 from training.model.loading import load_model
+from training.model.one_step import OneStepModel, base_config
 from training.model.text import PromptSource
 from training.settings import with_settings
 from training.stages.gdpo import Gdpo, GdpoSettings
@@ -38,6 +41,8 @@ log = logging.getLogger("train")
 
 # Type of frozen weights, by precision.
 FROZEN_DTYPE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Side of a crop's latent relative to the base's, outside of which it is said to be far.
+SIZE_RATIO = (0.75, 1.5)
 
 
 def run(
@@ -92,6 +97,8 @@ def run(
         prompts = PromptSource(data, settings.prompt or None, caption=caption)
         log.info("%s", prompts.describe([*photos.paths, *held_out]))
     features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
+    # pretraining looks at HR pictures alone
+    in_loader = settings.degrade != "device" and not isinstance(settings, PretrainSettings)
     trainer = Trainer(
         built,
         settings,
@@ -100,10 +107,14 @@ def run(
             CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
             mild_share=settings.mild_share,
             plain_share=settings.plain_share,
+            reduce=None if in_loader else unreduced,
             seed=settings.seed,
         ),
         out,
         budget,
+        prepare=DevicePreparation(settings.seed, mixture=Mixture(settings.mild_share, settings.plain_share))
+        if settings.degrade == "device" and not isinstance(settings, PretrainSettings)
+        else None,
         prompts=prompts,
         validation=Validation(
             PhotoSet(held_out), out / "samples", features, size=max(256, settings.crop), prompts=prompts
@@ -156,6 +167,7 @@ def build_stage(
         device=device,
         dtype=torch.float32 if fully_trained else FROZEN_DTYPE[settings.precision],
     )
+    warn_of_size(model, settings.crop)
     if isinstance(settings, NaosdSettings):
         perceptual = _perceptual(settings.perceptual, perceptual_weights, perceptual_net)
         return Naosd(model, settings, perceptual, base, text_base)
@@ -165,6 +177,18 @@ def build_stage(
         )
     metrics = create_metrics(settings.metrics, device, perceptual_weights)
     return Gdpo(model, settings, metrics, base, text_base)
+
+
+def warn_of_size(model: OneStepModel, crop: int) -> None:
+    """Log a warning if the latent of a crop is far from the size that the base was trained on, such as 64x64. crop: HR pixels."""
+    trained, side = base_config(model.unet).get("sample_size"), crop // model.vae_factor
+    if isinstance(trained, int) and not SIZE_RATIO[0] <= side / trained <= SIZE_RATIO[1]:
+        log.warning(
+            "crop=%d gives latents of %dx%d, and this base was trained on %dx%d, where it is best: --set crop=%d",
+            crop,
+            *(side, side, trained, trained),
+            trained * model.vae_factor,
+        )
 
 
 def _perceptual(weight: float, weights: Path | None, net: str) -> Perceptual | None:

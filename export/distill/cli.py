@@ -22,6 +22,8 @@ from export.distill.recipe import PRESETS, DistillConfig
 from export.distill.stage import StudentDistill
 from export.distill.teacher import PRECISIONS, Teacher, fitted
 from training.data.batches import Pairs
+from training.data.device.pairs import DevicePreparation
+from training.data.device.plan import Mixture
 from training.data.photos import PhotoSet
 from training.devices import torch_device
 from training.loop.accelerator import make_accelerator
@@ -69,6 +71,8 @@ def run(
     caption: gives captions to photos that have none in a file, for a teacher with text; see `PromptSource`.
     on_step: called with the step number and the losses after every step."""
     _check_teacher(config, teacher, cache)
+    if cache is not None:
+        config = replace(config, degrade="loader")
     config, accelerator, training, held_out = begin(config, data, out, resume=resume)
     features = SqueezeFeatures(perceptual_weights)
     prompts = None
@@ -103,6 +107,9 @@ def run(
         pairs,
         out,
         budget,
+        prepare=DevicePreparation(config.seed, mixture=Mixture(config.mild_share, config.plain_share))
+        if config.degrade == "device"
+        else None,
         prompts=prompts,
         validation=validation,
         save_minutes=validate_minutes,
@@ -124,6 +131,8 @@ def _check_teacher(config: DistillConfig, teacher: Teacher | None, cache: tuple[
             )
         if cache is not None:
             raise ValueError("--cache stores a teacher's samples: give --teacher RUN as well")
+    elif cache is not None and config.degrade == "device":
+        raise ValueError("a cache holds LR pictures that the loaders make, got degrade=device: leave it out")
     else:
         if not config.taught:
             raise ValueError(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.student.kinds import KINDS, Sources
+from export.student.kinds import KINDS, Sources, preparation
 from export.student.prior.network import Prior
 from training.data.everyday import degrade_everyday
 from training.data.photos import PhotoSet
@@ -81,6 +81,7 @@ def run(
         KINDS[kind].pairs(settings, sources),
         out,
         budget,
+        prepare=preparation(settings, sources),
         validation=Validation(PhotoSet(held_out), out / "samples", features, reduce=degrade_everyday)
         if held_out
         else None,

@@ -6,7 +6,7 @@ the student's pictures with the teacher's make it crisper."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -223,7 +223,6 @@ class StudentCore(StudentStage):
         student: Student,
         settings: CoreSettings,
         features: SqueezeFeatures | None = None,
-        prepare: Callable[[Batch], Batch] | None = None,
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
@@ -232,10 +231,6 @@ class StudentCore(StudentStage):
         self.adversary_on = False
         self.adversary = Adversary(settings.discriminator_width).requires_grad_(settings.adversary > 0)
         self.history = history or []
-        self._prepare = prepare
-
-    def prepare(self, batch: Batch) -> Batch:
-        return batch if self._prepare is None else self._prepare(batch)
 
     def phases(self, progress: float) -> tuple[str, ...]:
         return ("student", "adversary") if self._joined(progress) else ("student",)

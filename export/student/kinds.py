@@ -19,7 +19,7 @@ from export.student.prior.network import Prior
 from export.student.prior.pictures import CachedPairs, PictureCache
 from training.data.batches import Pairs
 from training.data.cards import Variety
-from training.data.device.pairs import DevicePreparation, hr_pairs
+from training.data.device.pairs import DevicePreparation, unreduced
 from training.data.everyday import degrade_everyday
 from training.data.photos import CropParams, PairDataset, PhotoSet
 from training.loop.stage import RunSettings, Stage
@@ -51,11 +51,9 @@ class Sources:
     prior: Prior | None = None
     """Teacher that runs during training of the core, instead of `pictures`."""
 
-    @property
-    def degraded_on_device(self) -> bool:
+    def on_device(self, settings: RunSettings) -> bool:
         """Whether LR pictures are made in batches on the device instead of one by one in the loaders."""
-        on_gpu = torch.device(self.device).type != "cpu"
-        return not self.pictures and (self.prior is not None or on_gpu)
+        return not self.pictures and (self.prior is not None or settings.degrade == "device")
 
 
 @dataclass(frozen=True)
@@ -76,25 +74,21 @@ TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 
 
 def photo_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
-    """Photos degraded as users' photos are; a tenth of them are recoloured. cards: share of drawn pairs, 0 to 1."""
+    """Photos degraded as users' photos are, here or on the device; a tenth of them are recoloured.
+
+    cards: share of drawn pairs, 0 to 1."""
     return PairDataset(
         sources.photos,
         CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
-        reduce=degrade_everyday,
+        reduce=unreduced if sources.on_device(settings) else degrade_everyday,
         variety=replace(VARIETY, graphics=cards),
         seed=settings.seed,
     )
 
 
-def undegraded_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
-    """The same photos without LR pictures, which the device then makes. cards: share of drawn pairs, 0 to 1."""
-    crop = CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0))
-    return hr_pairs(sources.photos, crop, replace(VARIETY, graphics=cards), settings.seed)
-
-
 def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | None:
-    """Makes the LR pictures for `undegraded_pairs`; None if the loaders make them."""
-    return DevicePreparation(settings.seed, sources.prior) if sources.degraded_on_device else None
+    """Makes the LR pictures of `photo_pairs` on the device; None if they have them already."""
+    return DevicePreparation(settings.seed, sources.prior) if sources.on_device(settings) else None
 
 
 def cached_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
@@ -105,7 +99,7 @@ def cached_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY
 
 def core_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
     if sources.prior is not None and not sources.pictures:
-        return undegraded_pairs(settings, sources, settings.cards)
+        return photo_pairs(settings, sources, settings.cards)
     if not sources.pictures:
         raise ValueError(
             "the core needs a teacher's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
@@ -114,13 +108,11 @@ def core_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
 
 
 def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:
-    """Pairs from a teacher's stored pictures if there are any, else photos that the loaders degrade."""
+    """Pairs from a teacher's stored pictures if there are any, else degraded photos."""
     return cached_pairs(settings, sources) if sources.pictures else photo_pairs(settings, sources)
 
 
 def noise_pairs(settings: NoiseSettings, sources: Sources) -> Pairs:
-    if sources.degraded_on_device:
-        return undegraded_pairs(settings, sources, settings.cards)
     if sources.pictures:
         return cached_pairs(settings, sources, settings.cards)
     return photo_pairs(settings, sources, settings.cards)
@@ -128,16 +120,14 @@ def noise_pairs(settings: NoiseSettings, sources: Sources) -> Pairs:
 
 def build_core(settings: CoreSettings, sources: Sources) -> Stage:
     student, origin = started(settings.student, sources.init, settings.seed)
-    return StudentCore(
-        student, settings, sources.features, preparation(settings, sources), history=stages_before(origin)
-    )
+    return StudentCore(student, settings, sources.features, history=stages_before(origin))
 
 
 def build_noise(settings: NoiseSettings, sources: Sources) -> Stage:
     if sources.init is None:
         raise ValueError("this stage needs a trained core to start from: give --init CORE")
     student, origin = load_student(sources.init)
-    return StudentNoise(student, settings, preparation(settings, sources), history=stages_before(origin))
+    return StudentNoise(student, settings, history=stages_before(origin))
 
 
 def build_gdpo(settings: StudentGdpoSettings, sources: Sources) -> Stage:

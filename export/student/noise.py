@@ -12,7 +12,6 @@ A gate computed from the features scales the noise. Noise that is only added to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +114,6 @@ class StudentNoise(StudentStage):
         self,
         student: Student,
         settings: NoiseSettings,
-        prepare: Callable[[Batch], Batch] | None = None,
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
@@ -135,10 +133,6 @@ class StudentNoise(StudentStage):
         self.adversary_on = False
         self.adversary = Adversary(settings.discriminator_width).requires_grad_(settings.adversary > 0)
         self.history = history or []
-        self._prepare = prepare
-
-    def prepare(self, batch: Batch) -> Batch:
-        return batch if self._prepare is None else self._prepare(batch)
 
     def phases(self, progress: float) -> tuple[str, ...]:
         self.adversary_on = self.settings.adversary > 0 and progress >= self.settings.adversary_from

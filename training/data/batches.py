@@ -36,10 +36,13 @@ class Batch:
     """Noise of a teacher's samples, (B, S, C, h', w'); None if the stage draws its own."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device, with pictures in channels-last memory format, which is fastest for convolutions."""
+        """The batch on a device, with pictures in channels-last memory format, which is fastest for convolutions.
+
+        What lies in pinned memory is copied while the device computes."""
 
         def moved(x: Tensor) -> Tensor:
-            return x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
+            x = x.to(device, non_blocking=x.is_pinned())
+            return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
         tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **{name: moved(x) for name, x in tensors.items()})
@@ -93,6 +96,7 @@ def batches(
     process: int = 0,
     processes: int = 1,
     workers: int = 1,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """Endless batches.
 
@@ -101,12 +105,14 @@ def batches(
     batch: pairs per batch.
     start: first micro-step.
     process, processes: index of this process and their number.
-    workers: processes that prepare pairs; 0 prepares them in this one."""
+    workers: processes that prepare pairs; 0 prepares them in this one.
+    pin: put the pictures into pinned memory, from which a GPU copies by itself."""
     loader = DataLoader(
         Items(pairs),
         batch_sampler=ItemSampler(batch, start, process, processes),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        pin_memory=pin,
     )
     for found in loader:
         names = tuple(found.pop("names"))

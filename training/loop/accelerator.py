@@ -1,13 +1,23 @@
-"""The accelerate object of a run: device, precision and processes."""
+"""The accelerate object of a run: device, precision and processes, and what the processes agree on."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import Tensor
 
 from training.loop.precision import resolved
+
+
+def set_tf32(device: torch.device, on: bool) -> None:
+    """Let a GPU multiply float32 in TF32, with 10 bits of mantissa as in float16, or not. Without effect on other devices."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = on
+        torch.backends.cudnn.allow_tf32 = on
 
 
 def make_accelerator(
@@ -39,3 +49,21 @@ def make_accelerator(
         raise ValueError(
             f"precision={precision} does not work on this device ({error}): set precision=no"
         ) from error
+
+
+def vote(accelerator: Accelerator, progress: float, stop: bool, save: bool) -> tuple[float, bool, bool]:
+    """Agree on (progress, stop, save) among processes: the first one's progress; stop or save if any process asks for it."""
+    if accelerator.num_processes == 1:
+        return progress, stop, save
+    shared = [progress]
+    broadcast_object_list(shared)
+    flags = torch.tensor([float(stop), float(save)], device=accelerator.device)
+    stop, save = (bool(x > 0) for x in accelerator.reduce(flags, "sum"))
+    return shared[0], stop, save
+
+
+def mean_losses(accelerator: Accelerator, parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Means of the losses over batches and processes. parts: losses of each batch, by name."""
+    names = sorted(parts[0])
+    stacked = torch.stack([torch.stack([part[name].mean() for name in names]) for part in parts]).mean(0)
+    return dict(zip(names, accelerator.reduce(stacked, "mean").tolist(), strict=True))

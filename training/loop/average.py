@@ -18,7 +18,7 @@ class Trained:
         self.groups = stage.groups()
         wanted = {id(p) for parameters, _ in self.groups.values() for p in parameters}
         self.parameters = {name: p for name, p in stage.named_parameters() if id(p) in wanted}
-        self.buffers = dict(stage.named_buffers())
+        self.stage = stage
 
     def of(self, phases: tuple[str, ...]) -> dict[str, nn.Parameter]:
         """The parameters that the named phases train."""
@@ -26,7 +26,9 @@ class Trained:
         return {name: p for name, p in self.parameters.items() if id(p) in wanted}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in (self.parameters | self.buffers).items()}
+        # several processes: torch puts other tensors in the place of a stage's buffers
+        found = self.parameters | dict(self.stage.named_buffers())
+        return {name: value.detach() for name, value in found.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Raises ValueError if names or shapes differ from this stage's."""

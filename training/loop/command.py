@@ -16,6 +16,7 @@ from runtime.text import print_error
 from training.checkpoint import has_state
 from training.data.photos import find_images, split_photos
 from training.loop.accelerator import make_accelerator
+from training.loop.resume import keep_step
 from training.loop.stage import RunSettings
 
 log = logging.getLogger("train")
@@ -70,8 +71,9 @@ def begin(
     out: run folder.
     resume: whether the run continues one in `out`.
 
-    Returns the settings with precision "auto" resolved, the accelerator, the training photos and the held-out photos.
-    Raises FileExistsError if `out` holds a run that is not to be resumed."""
+    Returns the settings with "auto" resolved and, if the run goes on with another number of processes, `accumulate`
+    changed to match; the accelerator, the training photos and the held-out photos. Raises FileExistsError if `out` holds a
+    run that is not to be resumed, ValueError if it cannot go on with these processes."""
     if has_state(out / "state") and not resume:
         raise FileExistsError(
             f"{out} already holds a run: continue it with --resume, or choose another --out"
@@ -80,7 +82,13 @@ def begin(
     accelerator = make_accelerator(settings.precision)
     if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)
-    return replace(settings, precision=accelerator.mixed_precision), accelerator, training, held_out
+    degrade = settings.degrade
+    if degrade == "auto":
+        degrade = "device" if accelerator.device.type == "cuda" else "loader"
+    settings = replace(settings, precision=accelerator.mixed_precision, degrade=degrade)
+    if resume:
+        settings = keep_step(settings, out / "state", accelerator.num_processes)
+    return settings, accelerator, training, held_out
 
 
 def exit_code(run: Callable[[], Mapping[str, Any]], written: str) -> int:

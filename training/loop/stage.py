@@ -15,6 +15,7 @@ from training.data.batches import Batch
 from training.loop.validation import Validation
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
+DEGRADE = ("auto", "loader", "device")
 
 # Scalars by name. "loss" is minimised, the others are only logged.
 Losses = dict[str, Tensor]
@@ -55,6 +56,11 @@ class RunSettings:
     larger value averages over more steps; 0 uses the weights themselves."""
     precision: str = "no"
     """Autocast type of accelerate: "no" (or "fp32"), "bf16", "fp16", or "auto" (bf16 if the device supports it, else no)."""
+    tf32: bool = True
+    """On a GPU: multiply float32 in TF32, several times as fast, with float16's mantissa."""
+    degrade: str = "auto"
+    """Where LR pictures are made: "loader", one by one in the processes of --workers; "device", in batches beside the
+    model, from the same distributions; or "auto" (device on a GPU, else loader)."""
     held_out: int = 16
     """Number of photos reserved for validation."""
     seed: int = 0
@@ -76,6 +82,8 @@ class RunSettings:
             object.__setattr__(self, "precision", "no")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.degrade not in DEGRADE:
+            raise ValueError(f"degrade must be one of {', '.join(DEGRADE)}, got {self.degrade!r}")
         for name in ("batch", "accumulate", "crop", "warmup_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

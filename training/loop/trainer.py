@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from training.checkpoint import has_state, load_state, read_values, save_state
 from training.data.batches import Batch, Pairs, batches
-from training.loop.accelerator import make_accelerator
+from training.loop.accelerator import make_accelerator, mean_losses, set_tf32, vote
 from training.loop.average import Average, Trained
 from training.loop.best import Best
 from training.loop.budget import Budget, Interrupt
 from training.loop.optimizers import Optimizers
+from training.loop.resume import check
 from training.loop.run_log import RunLog
 from training.loop.stage import Carry, RunSettings, Stage
 from training.loop.validation import Validation
 from training.model.text import PromptSource
-from training.settings import differences, to_dict
+from training.settings import to_dict
 
 log = logging.getLogger("train")
 
@@ -47,6 +48,7 @@ class Trainer:
     out: run folder with config.json (written first), log.jsonl, tensorboard/, samples/, state/ and, at the end, model/;
         also snapshots/ and best/ if the settings ask for them.
     budget: when to end.
+    prepare: completes a batch on the device before the stage sees it, such as with LR pictures.
     prompts: prompts of the photos, for stages that use them.
     validation: held-out photos; None for no validation.
     save_minutes: minutes between validations and saved states.
@@ -64,6 +66,7 @@ class Trainer:
         out: Path,
         budget: Budget,
         *,
+        prepare: Callable[[Batch], Batch] | None = None,
         prompts: PromptSource | None = None,
         validation: Validation | None = None,
         save_minutes: float = 5.0,
@@ -75,7 +78,7 @@ class Trainer:
     ) -> None:
         self.accelerator = make_accelerator(settings.precision, several_phases=len(stage.groups()) > 1)
         self.settings, self.pairs, self.out, self.budget = settings, pairs, out, budget
-        self.prompts, self.validation, self.workers = prompts, validation, workers
+        self.prepare, self.prompts, self.validation, self.workers = prepare, prompts, validation, workers
         self.save_minutes, self.before, self.on_step = save_minutes, before, on_step
         self.notes = dict(notes or {})
         self.about = {
@@ -83,6 +86,7 @@ class Trainer:
             "processes": self.accelerator.num_processes,
             "settings": to_dict(settings),
         }
+        set_tf32(self.accelerator.device, settings.tf32)
         # Convolutions are faster channels last. eval() turns dropout off, also in frozen networks.
         self.stage = stage.to(self.accelerator.device, memory_format=torch.channels_last).eval()
         self.trained = Trained(self.stage)
@@ -116,12 +120,14 @@ class Trainer:
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
             workers=self.workers,
+            pin=self.accelerator.device.type == "cuda",
         )
         with Interrupt() as interrupt:
             while True:
                 due = self.budget.seconds() >= next_save or self._due(began)
                 due = due and last.get("step") != self.step
-                progress, stop, save = self._vote(interrupt.asked, due)
+                progress = 1.0 if self.best.exhausted else self.budget.progress(self.step)
+                progress, stop, save = vote(self.accelerator, progress, interrupt.asked, due)
                 if stop or progress >= 1.0:
                     break
                 if save:
@@ -129,9 +135,8 @@ class Trainer:
                     self._save_state(self.out / "state")
                     next_save = self.budget.seconds() + 60 * self.save_minutes
                     continue  # the validation may have been the last one
-                step_batches = [next(micro_steps) for _ in range(self.settings.accumulate)]
-                on_device = [self.stage.prepare(b.to(self.accelerator.device)) for b in step_batches]
-                losses = self._train_step(on_device, progress)
+                step_batches = [self._prepared(next(micro_steps)) for _ in range(self.settings.accumulate)]
+                losses = self._train_step(step_batches, progress)
                 self.step += 1
                 self._report(losses)
                 if time.monotonic() - shown > SHOW_SECONDS or self.step == 1:
@@ -144,6 +149,11 @@ class Trainer:
         if self.main:
             self.log.close()
         return {**last, "step": self.step, "finished": not stop}
+
+    def _prepared(self, batch: Batch) -> Batch:
+        """The batch on the device, complete."""
+        batch = batch.to(self.accelerator.device)
+        return self.stage.prepare(batch if self.prepare is None else self.prepare(batch))
 
     def _open(self, resume: bool) -> None:
         state = self.out / "state"
@@ -167,14 +177,7 @@ class Trainer:
             )
 
     def _resume(self, state: Path) -> None:
-        about = read_values(state)["about"]
-        # settings that are newer than the run had their default
-        about["settings"] = to_dict(type(self.settings)()) | about.get("settings", {})
-        changed = differences(about, self.about)
-        if changed:
-            raise ValueError(
-                f"{self.out} was begun with other settings ({'; '.join(changed)}): resume with the same ones"
-            )
+        check(self.out, read_values(state)["about"], self.about, type(self.settings)())
         values = load_state(state, {"trained": self.trained, "average": self.average}, self.optimizers.raw)
         self.step, self.budget.spent = values["step"], values["seconds"]
         self.optimizers.steps = values["phase_steps"]
@@ -186,17 +189,6 @@ class Trainer:
         """Whether the number of steps asks for a validation. began: step at which this part of the run began."""
         every = self.settings.validate_steps
         return every > 0 and self.step > began and self.step % every == 0
-
-    def _vote(self, stop: bool, save: bool) -> tuple[float, bool, bool]:
-        """Agree on (progress, stop, save) among processes: the first one's progress; stop or save if any process asks for it."""
-        progress = 1.0 if self.best.exhausted else self.budget.progress(self.step)
-        if self.accelerator.num_processes == 1:
-            return progress, stop, save
-        shared = [progress]
-        broadcast_object_list(shared)
-        flags = torch.tensor([float(stop), float(save)], device=self.accelerator.device)
-        stop, save = (bool(x > 0) for x in self.accelerator.reduce(flags, "sum"))
-        return shared[0], stop, save
 
     def _train_step(self, step_batches: list[Batch], progress: float) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -210,18 +202,13 @@ class Trainer:
                     losses, carries[k] = self.model(phase, batch, carries[k])
                     self.accelerator.backward(losses["loss"] / len(step_batches))
                 parts.append({name: value.detach().float() for name, value in losses.items()})
-            means = self._mean_losses(parts)
+            means = mean_losses(self.accelerator, parts)
             norm = self.optimizers.update(phase, progress, math.isfinite(means["loss"]))
             self._check_finite(phase, means, norm, step_batches)
             values |= {f"{phase}/{name}": value for name, value in means.items()}
             values |= {f"{phase}/grad": norm}
         self.average.update(self.step)
         return values
-
-    def _mean_losses(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        names = sorted(parts[0])
-        stacked = torch.stack([torch.stack([part[name].mean() for name in names]) for part in parts]).mean(0)
-        return dict(zip(names, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
     def _check_finite(
         self, phase: str, means: dict[str, float], norm: float, step_batches: list[Batch]

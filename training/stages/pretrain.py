@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.data.batches import Batch
@@ -77,7 +78,7 @@ class Pretrain(Stage):
         s = self.settings
         latent = self._latent(batch.hr)
         with torch.no_grad():
-            self.latent_std.lerp_(latent.float().std(), 0.02)
+            self.latent_std.lerp_(deviation(latent.float()), 0.02)
         noise = normal(s.seed, batch.items, latent.shape[1:], "latent").to(latent)
         image = self._image(latent + s.latent_noise * self.latent_std * noise)
         losses = {
@@ -120,3 +121,13 @@ class Pretrain(Stage):
         self.vae.register_to_config(scaling_factor=1.0 / float(self.latent_std))
         model = OneStepModel(vae=self.vae, unet=self.unet, text=None, schedule=self.noising)
         save_merged(model, folder, provenance)
+
+
+def deviation(x: Tensor) -> Tensor:
+    """Standard deviation of all values in all processes, each of which has as many."""
+    moments = torch.stack([x.mean(), x.square().mean()])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(moments)
+        moments = moments / dist.get_world_size()
+    mean, square = moments
+    return (square - mean.square()).clamp_min(0).sqrt()

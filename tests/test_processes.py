@@ -1,0 +1,149 @@
+"""Every stage in several processes: equal to one process with a larger batch, and resumed on another number of them."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from processes import run_in
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+pytest.importorskip("diffusers", reason="needs the extra `train`")
+
+from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
+from safetensors.torch import load_file  # noqa: E402
+
+from export.distill import cli as distill  # noqa: E402
+from export.student import cli as student_cli  # noqa: E402
+from export.student.kinds import CORE, TINY  # noqa: E402
+from export.student.network import Student, save_student  # noqa: E402
+from training import main as diffusion  # noqa: E402
+from training.loop.budget import Budget  # noqa: E402
+from training.model.one_step import OneStepModel  # noqa: E402
+from training.model.pocket import build_unet, build_vae  # noqa: E402
+from training.model.saving import save_merged  # noqa: E402
+from training.model.schedule import NoiseSchedule  # noqa: E402
+from training.stages.presets import PRETRAIN  # noqa: E402
+
+Main = Callable[[Sequence[str]], int]
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_miniature(tmp_path_factory.mktemp("sd21") / "miniature")
+
+
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pocket model with a decoder loud enough that samples differ."""
+    shape = PRETRAIN["tiny"].shape  # type: ignore[attr-defined]
+    vae, unet = build_vae(shape.vae, 0), build_unet(shape.unet, shape.vae.latent_channels, 0)
+    last = [m for m in vae.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight.mul_(8.0)
+    folder = tmp_path_factory.mktemp("pocket") / "model"
+    save_merged(OneStepModel(vae, unet, None, NoiseSchedule.scaled_linear()), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("student") / "model"
+    save_student(Student(TINY), folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage's command."""
+
+    command: str
+    """Words before the options that all stages have; {name} is a fixture."""
+    processes: int = 2
+    main: Main = diffusion.main
+
+
+CASES = {
+    "pretrain": Case("pretrain --perceptual-weights {weights} --set vae_share=0.5"),
+    "naosd": Case("naosd --base {miniature} --perceptual-weights {weights} --set cfg=7.5", 4),
+    "naosd full": Case("naosd --base {pocket} --set perceptual=0 --set adapt=full --set ema=0.9"),
+    "gdpo": Case("gdpo --base {miniature} --set weight=100"),
+    "gdpo degraded in batches": Case(
+        "gdpo --base {miniature} --set weight=100 --set degrade=device --set plain_share=1"
+    ),
+    "student-core": Case("student-core --pictures {pictures} --set adversary=0", main=student_cli.main),
+    "student-noise": Case("student-noise --init {student} --set adversary=0", main=student_cli.main),
+    "student-gdpo": Case("student-gdpo --init {student} --set metrics=psnr,smooth", main=student_cli.main),
+    "critic": Case("critic --init {student}", main=student_cli.main),
+    "distill": Case(
+        "--preset tiny-teacher --teacher {pocket} --perceptual-weights {weights} --set adversary=0",
+        main=distill.main,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_processes_equal_one_with_a_larger_batch(
+    name: str, photos: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    case = CASES[name]
+    wanted = [
+        w for w in ("weights", "miniature", "pocket", "student", "pictures") if f"{{{w}}}" in case.command
+    ]
+    given = case.command.format(**{w: request.getfixturevalue(w) for w in wanted}).split()
+    preset = [] if "--preset" in given else ["--preset", "tiny"]
+    common = [*given, *preset, "--data", str(photos), "--steps", "2", "--workers", "0"]
+    many, one = tmp_path / "many", tmp_path / "one"
+    run_in(case.processes, lambda: case.main([*common, "--out", str(many), "--set", "batch=1"]), tmp_path)
+    assert case.main([*common, "--out", str(one), "--set", f"batch={case.processes}"]) == 0
+    logs = [json.loads((out / "log.jsonl").read_text().splitlines()[-1]) for out in (many, one)]
+    assert logs[0]["step"] == logs[1]["step"] == 2
+    assert logs[0]["psnr"] == pytest.approx(logs[1]["psnr"], abs=1e-2)
+    assert json.loads((many / "config.json").read_text())["processes"] == case.processes
+    a, b = (load_file(out / "state" / "state.safetensors") for out in (many, one))
+    assert a.keys() == b.keys()
+    for key in a:
+        if key.startswith("module/"):
+            # Adam turns rounding of a gradient near zero into a step: allow it to single weights
+            close = torch.isclose(a[key], b[key], atol=2e-5, rtol=1e-3).float().mean()
+            assert float(close) > 0.95, f"{key}: {float(close):.3f} are close"
+
+
+def test_a_run_goes_on_with_another_number_of_processes(pictures: Path, photos: Path, tmp_path: Path) -> None:
+    """Two processes, then one, equal one throughout: a step has the same pairs, now one after the other."""
+    settings = replace(CORE.presets["tiny"], adversary=0.0, feature=0.0, optimizer="adamw")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def run(out: Path, batch: int, *, stop: bool = False, resume: bool = False) -> None:
+        def on_step(step: int, losses: dict[str, float]) -> None:
+            if stop and step == 2:
+                os.kill(os.getpid(), 2)
+
+        found = student_cli.run(
+            "student-core",
+            replace(settings, batch=batch),
+            photos,
+            out,
+            Budget(steps=4),
+            pictures=[pictures],
+            workers=0,
+            resume=resume,
+            on_step=on_step,
+        )
+        assert found["finished"] is not stop
+
+    run(whole, 2)
+    run_in(2, lambda: run(parts, 1, stop=True), tmp_path)
+    run(parts, 1, resume=True)
+    config = json.loads((parts / "config.json").read_text())
+    assert config["processes"] == 1
+    assert (config["settings"]["batch"], config["settings"]["accumulate"]) == (1, 2)
+    a, b = (load_file(out / "state" / "state.safetensors") for out in (whole, parts))
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"trains on 2 pairs a step, got 1 processes with batch=4"):
+        run(parts, 4, resume=True)
