@@ -24,9 +24,12 @@ from export.student.losses import chroma  # noqa: E402
 from export.student.network import load_student  # noqa: E402
 from training import settings  # noqa: E402
 from training.data.batches import Batch  # noqa: E402
+from training.data.device.degradation import degrade_batch  # noqa: E402
+from training.data.device.plan import Mixture  # noqa: E402
 from training.loop import precision  # noqa: E402
 from training.loop.accelerator import make_accelerator  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
+from training.loop.stage import Carry, Losses  # noqa: E402
 from training.metrics import squeezenet as perceptual  # noqa: E402
 from training.metrics.squeezenet import LAYERS, SqueezeFeatures  # noqa: E402
 
@@ -315,6 +318,28 @@ def test_resumed_run_equals_an_uninterrupted_one(photos: Path, weights: Path, tm
     assert a.keys() == b.keys()
     for key in a:
         assert torch.equal(a[key], b[key]), key
+
+
+def test_lr_pictures_come_from_the_device_if_the_setting_says_so(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the recipe's mixture. A cache has its own, so both together are refused."""
+    seen: list[Batch] = []
+    forward = StudentDistill.forward
+
+    def noted(self: StudentDistill, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        seen.append(batch)
+        return forward(self, phase, batch, carry)
+
+    monkeypatch.setattr(StudentDistill, "forward", noted)
+    config = replace(TINY, degrade="device", mild_share=0.4, plain_share=0.3)
+    run(tmp_path / "run", photos, weights, steps=1, config=config)
+    expected = degrade_batch(seen[0].hr, config.seed, seen[0].items, Mixture(0.4, 0.3))
+    assert torch.equal(seen[0].lr, expected)
+    with pytest.raises(ValueError, match="got degrade=device"):
+        distill.run(
+            config, photos, weights, tmp_path / "no", Budget(steps=1), teacher=object(), cache=(tmp_path, 4)
+        )  # type: ignore[arg-type]
 
 
 def test_interrupt_saves_and_leaves_no_student(

@@ -15,13 +15,16 @@ from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 from export.student import cli  # noqa: E402
 from export.student.adversary import Adversary  # noqa: E402
 from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started, with_noise  # noqa: E402
-from export.student.kinds import CORE  # noqa: E402
+from export.student.kinds import CORE, KINDS, Sources, preparation  # noqa: E402
 from export.student.losses import fine_part, gradient_loss, low_pass_loss, told_by, with_colours_of  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
+from export.student.prior.network import Prior  # noqa: E402
 from export.student.prior.pictures import CachedPairs, PictureCache  # noqa: E402
 from gdposr.cli import main as gdposr  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402
+from training.data.device.degradation import degrade_batch  # noqa: E402
+from training.data.photos import PhotoSet, find_images  # noqa: E402
 from training.metrics.squeezenet import SqueezeFeatures  # noqa: E402
 
 SHAPE = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
@@ -359,6 +362,32 @@ def test_noise_begins_with_samples_that_differ_a_little() -> None:
 def test_wrong_settings_are_named(make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ------------------------------------------------------------------------------------------------ where LR pictures are made
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_lr_pictures_come_from_the_device_if_the_setting_says_so(
+    kind: str, pictures: Path, photos: Path, ncnn_network: Path
+) -> None:
+    """Pictures of a teacher have theirs; a core without such needs a teacher, which runs on the device."""
+    prior = Prior.load(ncnn_network) if kind == "student-core" else None
+    sources = Sources(None, None, (), PhotoSet(find_images(photos)), prior=prior)
+    for where in ("loader", "device"):
+        settings = replace(KINDS[kind].presets["tiny"], degrade=where)
+        pairs, prepare = KINDS[kind].pairs(settings, sources), preparation(settings, sources)
+        batch = next(batches(pairs, None, 2, workers=0))
+        if prior is None and where == "loader":
+            assert prepare is None
+            assert batch.lr.any()
+            continue
+        assert prepare is not None
+        assert not batch.lr.any()
+        made = prepare(batch)
+        assert torch.equal(made.lr, degrade_batch(batch.hr, settings.seed, batch.items))
+        assert (made.target is None) == (prior is None)
+        assert preparation(settings, replace(sources, pictures=(pictures,))) is None
 
 
 # ------------------------------------------------------------------------------------------------ the commands
