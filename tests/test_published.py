@@ -84,7 +84,16 @@ def test_every_setting_of_a_published_stage_is_published_or_named_as_different(s
     for name, (ours, _) in DIFFERENT[stage].items():
         assert getattr(preset, name) == ours
     free = {  # nothing is published, or only one of the objectives that were not used needs it
-        *("accumulate", "held_out", "seed", "snapshots", "prompt", "gradient_checkpointing"),
+        *(
+            "accumulate",
+            "held_out",
+            "seed",
+            "snapshots",
+            "prompt",
+            "gradient_checkpointing",
+            "tf32",
+            "degrade",
+        ),
         *("validate_steps", "best", "patience", "min_spread", "anchor"),
         *("grpo_sigma", "grpo_clip", "grpo_kl"),
     }
