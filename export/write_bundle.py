@@ -25,9 +25,9 @@ from calibration.samples import SampleSets, as_pixels, check_fit, draw_sets, loa
 from export.coreml.target import TILE, default_variants, write_coreml
 from export.load import load_source
 from export.onnx.int8.quantize import INT8_PRESETS, Int8Request
-from export.onnx.target import PRECISIONS, default_precisions, write_onnx
+from export.onnx.target import PRECISIONS, check_int8, default_precisions, write_onnx
 from export.parity import noise_for, samples
-from export.source import Source, file_sha256
+from export.source import STUDENT, Source, file_sha256
 from runtime.bundle.entries import MANIFEST_NAME, Graph, GraphFile, Package
 from runtime.bundle.manifest import FORMAT_VERSION, Manifest, Probe
 from runtime.bundle.reader import Bundle
@@ -47,6 +47,10 @@ PROBE_FLOOR_DB = {
 PROBE_INPUT, PROBE_OUTPUT, PROBE_SEED = "probe_lr.png", "probe_sr.png", 7
 DEFAULT_PRECISION = {"cpu": "int8", "cuda": "fp16", "ane": "fp16", "openvino": "int8"}
 SYSTEMS = ("iOS17", "iOS18")
+# Samples that INT8 is calibrated on, and seeds of noise for each crop among them. In a one-step model the noise passes
+# through the whole network, at its one noise level.
+CALIBRATION_SAMPLES = 32
+STUDENT_SEEDS, ONE_STEP_SEEDS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -114,16 +118,13 @@ def write_bundle(
     wanted = wanted or Wanted()
     source = load_source(checkpoint, base=base, prompt=prompt)
     precisions = wanted.precisions or default_precisions(source)
-    if "int8" in precisions and "int8" not in default_precisions(source):
-        raise ValueError(
-            "precision: int8 is for students only, since a one-step model's activations do not fit static ranges: leave it out, or "
-            "distil the model first (`gdposr distill`)"
-        )
     variants = wanted.variants or default_variants(source)
     with_int8 = "onnx" in wanted.targets and "int8" in precisions
+    if with_int8:
+        check_int8(source)
     with_w8a8 = "coreml" in wanted.targets and "w8a8" in variants
     sets = _sets(source, wanted) if with_int8 or with_w8a8 else None
-    int8 = _int8_request(sets, wanted) if sets and with_int8 else None
+    int8 = _int8_request(source, sets, wanted) if sets and with_int8 else None
     if not with_int8 and (wanted.float_layers or wanted.sqf_weights or wanted.budget):
         raise ValueError(
             "float layers, SQF weights and a budget apply to INT8 graphs only, and none are wanted: leave them out"
@@ -201,14 +202,22 @@ def _sets(source: Source, wanted: Wanted) -> SampleSets:
         sets = load_sets(wanted.calibration)
         check_fit(sets, multiple=source.size.multiple_of, channels=noise.channels, downscale=noise.downscale)
         return sets
-    return draw_sets(wanted.calibration, channels=noise.channels, downscale=noise.downscale)
+    seeds = STUDENT_SEEDS if source.kind == STUDENT else ONE_STEP_SEEDS
+    return draw_sets(
+        wanted.calibration,
+        crops=CALIBRATION_SAMPLES // seeds,
+        seeds=seeds,
+        channels=noise.channels,
+        downscale=noise.downscale,
+    )
 
 
-def _int8_request(sets: SampleSets, wanted: Wanted) -> Int8Request:
+def _int8_request(source: Source, sets: SampleSets, wanted: Wanted) -> Int8Request:
     score = None if wanted.sqf_weights is None else scorer(wanted.sqf_weights)
     own = INT8_PRESETS[wanted.int8].budget
     budget = own if wanted.budget is None else own.overridden(wanted.budget)
-    return Int8Request(sets, wanted.int8, budget, wanted.float_layers, score)
+    hybrid = source.kind != STUDENT
+    return Int8Request(sets, wanted.int8, budget, wanted.float_layers, score, hybrid)
 
 
 def _budgets(

@@ -205,15 +205,6 @@ def test_graphs_that_were_folded_wrongly_are_not_exported(
     assert not list(tmp_path.iterdir())
 
 
-def test_int8_of_a_one_step_model_is_refused_with_the_remedy(
-    one_step: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["--checkpoint", str(one_step), "--out", str(tmp_path / "o.gdposr"), "--precision", "int8"]
-    assert command_line.main(command) == 2
-    assert "int8 is for students" in capsys.readouterr().err
-    assert not (tmp_path / "o.gdposr").exists()
-
-
 def _noise(manifest: object, side: int, seed: int) -> np.ndarray:
     from runtime.noise import noise_field
 

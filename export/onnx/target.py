@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from export.onnx.convert import OnnxPair, data_file, export_fp32
+from export.onnx.convert import INSIDE_BYTES, OnnxPair, data_file, export_fp32, weight_bytes
 from export.onnx.half import convert_fp16
 from export.onnx.int8.quantize import Int8Request, quantize_int8
 from export.onnx.weight_only import BITS, compress_pair
 from export.parity import OTHER_PHOTOS, check_parity, samples
 from export.source import STUDENT, Source, file_sha256
 from runtime.bundle.entries import Graph, WeightFile
+from runtime.errors import SettingError
 
 Say = Callable[[str], None]
 
@@ -99,8 +100,19 @@ def write_onnx(
 
 
 def default_precisions(source: Source) -> tuple[str, ...]:
-    """Precisions that suit the model. INT8 is for students only: a diffusion network's activations do not fit static ranges."""
+    """Precisions that suit the model. A one-step model gets INT8 on request only, since measuring its layers takes long."""
     return STUDENT_PRECISIONS if source.kind == STUDENT else ("fp32", "fp16")
+
+
+def check_int8(source: Source) -> None:
+    """Raise SettingError for a model too large for INT8, before anything is converted."""
+    for role, module in source.modules.items():
+        size = weight_bytes(module)
+        if size > INSIDE_BYTES:
+            raise SettingError(
+                f"precision int8: expected at most {INSIDE_BYTES / 1e9:g} GB of weights in a graph, since NNCF holds it several times, "
+                f"got {size / 1e9:.1f} GB in the {role}; use w8 or w4, or distil the model (`gdposr distill`)"
+            )
 
 
 def _weight_only(

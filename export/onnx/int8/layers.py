@@ -17,6 +17,8 @@ FLOAT_BITS: Final = 32
 WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
 SUMS: Final = ("Add",)
 _PASSIVE: Final = (*LAYOUT, "Relu", "LeakyRelu", "Pad", "Concat", "Identity")
+PRODUCT: Final = "product of attention"
+FIRST: Final = "first convolution"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,30 @@ def _leaves(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
         takers = [other for other in graph.node if name in other.input]
         waiting += [out for other in takers if other.op_type in (*LAYOUT, "Clip") for out in other.output]
     return False
+
+
+def kept_float(model: onnx.ModelProto) -> dict[str, str]:
+    """Nodes of a diffusion network that stay in floating point whatever they measure, each with the reason.
+
+    - Products of attention, which are the only ones in a folded network: NNCF gives both activations a zero point,
+      which ONNX Runtime's integer kernel refuses.
+    - First convolutions, which take the picture or an input of the graph: all of the picture passes through them.
+
+    Last convolutions give floats, so they stay anyway (`Layer.whole`). Norms are never quantized."""
+    shuffled = {node.input[0] for node in model.graph.node if node.op_type == "DepthToSpace"}
+    kept = {}
+    direct = {value.name for value in model.graph.input}  # no convolution of features stands before these
+    for node in model.graph.node:
+        if node.op_type == "MatMul":
+            kept[node.name] = PRODUCT
+        if direct.isdisjoint(node.input):
+            continue
+        if node.op_type == "Conv":
+            kept[node.name] = FIRST
+            if node.output[0] not in shuffled:  # else it enlarges the picture, which is a picture again
+                continue
+        direct.update(node.output)
+    return kept
 
 
 def passive(node: onnx.NodeProto) -> bool:

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from export.onnx.convert import OnnxPair, save_checked
 from export.onnx.int8.integer_form import integer_form
 from export.onnx.int8.layers import find_layers, passive, quantized_alone
 from export.onnx.ranges import reduced
+from export.onnx.weight_only import compress_onnx
 from export.source import ROLES
 from runtime.bundle.manifest import GraphSpec
 from runtime.errors import GdposrError
@@ -99,8 +100,12 @@ class Workbench:
                 self._quantized(role, {name})
             raise
 
-    def write(self, folder: Path, bits: Mapping[str, int]) -> dict[str, Path]:
-        """Write both graphs with some layers in INT8; returns the paths by role. bits: of each layer."""
+    def write(self, folder: Path, bits: Mapping[str, int], *, hybrid: bool = False) -> dict[str, Path]:
+        """Write both graphs with some layers in INT8; returns the paths by role.
+
+        folder: for the files.
+        bits: of each layer.
+        hybrid: store the weights of the other layers in 8 bits too; they compute in floating point."""
         paths = {}
         for role, model in self.models.items():
             names = {layer.name for layer in self.layers[role] if bits.get(layer.name) == 8}
@@ -110,27 +115,15 @@ class Workbench:
                 save_checked(integer_form(graph, model, self.feeds[role]), paths[role])
             else:
                 save_checked(model, paths[role])
+            if hybrid:
+                compress_onnx(paths[role], paths[role], 8)
         return paths
 
     def _quantized(self, role: str, names: set[str]) -> onnx.ModelProto:
         """NNCF's graph with these layers in INT8."""
-        import nncf
-
         model = self.models[role]
-        others = [node.name for node in model.graph.node if node.name not in names and not passive(node)]
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
         try:
-            with _quiet():
-                return nncf.quantize(
-                    copy,
-                    nncf.Dataset(self.feeds[role]),
-                    preset=nncf.QuantizationPreset.MIXED,
-                    subset_size=len(self.feeds[role]),
-                    fast_bias_correction=True,
-                    ignored_scope=nncf.IgnoredScope(names=others),
-                    advanced_parameters=_parameters(self.weight_bits),
-                )
+            return quantized(model, self.feeds[role], names, self.weight_bits)
         except Exception as error:  # NNCF raises various exceptions for graphs that it does not support
             name = min(names)
             if len(names) > 1:
@@ -138,6 +131,33 @@ class Workbench:
                     f"NNCF failed on the {role}: {_line(error)}; leave INT8 out"
                 ) from error
             raise _refused(name, model, "NNCF", error) from error
+
+
+def quantized(
+    model: onnx.ModelProto, feeds: Sequence[Feed], names: Collection[str], weight_bits: int
+) -> onnx.ModelProto:
+    """NNCF's graph with some layers in INT8.
+
+    model: the fp32 graph, which stays as it is.
+    feeds: calibration inputs.
+    names: of the layers. All other nodes are in NNCF's ignored scope.
+    weight_bits: 8, or 7 to avoid overflow on CPUs that add two products in 16 bits."""
+    import nncf
+
+    others = [node.name for node in model.graph.node if node.name not in names and not passive(node)]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    with _quiet():
+        made: onnx.ModelProto = nncf.quantize(
+            copy,
+            nncf.Dataset(list(feeds)),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(feeds),
+            fast_bias_correction=True,
+            ignored_scope=nncf.IgnoredScope(names=others),
+            advanced_parameters=_parameters(weight_bits),
+        )
+    return made
 
 
 def check_finite(role: str, path: Path, model: onnx.ModelProto, feeds: Sequence[Feed]) -> None:

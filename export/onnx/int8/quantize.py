@@ -3,11 +3,15 @@
 Each layer is measured alone in INT8. Layers whose result leaves the graph stay in floating point, since no integer
 kernel returns floats. `calibration.sensitivity.plan` keeps further layers in floating point, those that save least
 work per noise first, until the predicted noise is small enough. The result is judged on photos that calibration never
-saw. While it breaks its budget, the noisiest layer returns to floating point."""
+saw. While it breaks its budget, the noisiest layer returns to floating point.
+
+A hybrid pair is for one-step models, whose layers differ more: some nodes stay in floating point whatever they
+measure (`export.onnx.int8.layers.kept_float`), and all layers in floating point have weights of 8 bits."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +21,7 @@ from calibration.measure.gates import INT8_GATES, Gates
 from calibration.samples import SampleSets
 from calibration.sensitivity import LayerNoise, measure, noisiest, plan, predicted_db
 from export.onnx.convert import OnnxPair
-from export.onnx.int8.layers import FLOAT_BITS, Layer
+from export.onnx.int8.layers import FLOAT_BITS, Layer, kept_float
 from export.onnx.int8.nncf_graphs import QuantizationError, Workbench
 from export.onnx.int8.quality import JUDGED, Score, broken, judge, losses
 from export.source import ROLES
@@ -66,6 +70,8 @@ class Int8Request:
     """Nodes that stay in floating point."""
     sqf: Score | None = None
     """SQF scorer; without it the budget's SQF gate is not checked."""
+    hybrid: bool = False
+    """Whether layers in floating point have weights of 8 bits; for one-step models."""
 
     def __post_init__(self) -> None:
         if self.preset not in INT8_PRESETS:
@@ -95,6 +101,10 @@ class Int8Graphs:
     """Gates of the budget that were not measured."""
     samples: int
     """Number of validation samples."""
+    share: float
+    """Share of the work in INT8, 0 to 1."""
+    hybrid: bool
+    """Whether the other layers have weights of 8 bits."""
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
@@ -102,6 +112,7 @@ class Int8Graphs:
             "preset": self.preset,
             "weight_bits": INT8_PRESETS[self.preset].weight_bits,
             "float_layers": [layer for layer, bits in self.bits.items() if bits == FLOAT_BITS],
+            **({"hybrid": True, "int8_share": round(self.share, 3)} if self.hybrid else {}),
             "validation": {name: round(value, 5) for name, value in self.losses.items()}
             | {"samples": self.samples, "unchecked": list(self.unchecked)},
         }
@@ -131,11 +142,20 @@ def quantize_int8(
         raise QuantizationError(
             f"float layer: expected some of {', '.join(layers)}, got {unknown[0]!r}; choose one of these"
         )
-    measured = [name for name in layers if name not in request.keep_float]
+    kept = dict.fromkeys(request.keep_float, "asked for")
+    if request.hybrid:
+        found = {name: why for model in bench.models.values() for name, why in kept_float(model).items()}
+        kept |= {name: found[name] for name in layers if name in found}
+        counts = Counter(kept.values())
+        say(
+            "  in floating point by rule: "
+            + (", ".join(f"{n} x {why}" for why, n in counts.items()) or "nothing")
+        )
+    measured = [name for name in layers if name not in kept]
     say(f"  measuring {len(measured)} layers alone")
     rows = measure(measured, (8,), bench.alone(measured), lambda name, bits: layers[name].cost(bits))
     free = [LayerNoise(name, FLOAT_BITS, math.inf, layers[name].cost(FLOAT_BITS)) for name in measured]
-    bits = plan([*rows, *free], PLAN_DB) | dict.fromkeys(request.keep_float, FLOAT_BITS)
+    bits = plan([*rows, *free], PLAN_DB) | dict.fromkeys(kept, FLOAT_BITS)
     expected = predicted_db([*rows, *free], {name: bits[name] for name in measured})
     floats = [name for name, width in bits.items() if width == FLOAT_BITS]
     say(f"  in floating point: {', '.join(floats) or 'nothing'}; expected {expected:.1f} dB")
@@ -151,14 +171,18 @@ def quantize_int8(
     samples = request.sets.validation
     reference = judge(bench.reference, samples, request.sqf)
     while True:
-        paths = bench.write(folder, bits)
+        paths = bench.write(folder, bits, hybrid=request.hybrid)
         lost = losses(judge(OnnxPair(specs, paths), samples, request.sqf), reference)
         say("  on photos held back: " + ", ".join(f"{name} {value:.4f}" for name, value in lost.items()))
         missed = "; ".join(broken(request.limits, lost))
         if not missed:
-            return Int8Graphs(paths, tuple(rows), bits, request.preset, lost, unchecked, len(samples))
+            done = share(layers, bits)
+            return Int8Graphs(
+                paths, tuple(rows), bits, request.preset, lost, unchecked, len(samples), done, request.hybrid
+            )
         layer = noisiest(rows, bits)
-        if layer is None or share(layers, bits | {layer: FLOAT_BITS}) < LEAST_SHARE:
+        least = 0.0 if request.hybrid else LEAST_SHARE
+        if layer is None or share(layers, bits | {layer: FLOAT_BITS}) < least:
             raise QuantizationError(
                 f"INT8 breaks its budget ({missed}) with only {share(layers, bits):.0%} of the work in INT8; "
                 "calibrate on other photos, allow more, or leave INT8 out"
