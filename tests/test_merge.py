@@ -16,7 +16,7 @@ from lora import unet_lora, vae_encoder_lora  # noqa: E402
 from make_miniature_sd21 import make_miniature, make_public_layout  # noqa: E402
 from torch import nn  # noqa: E402
 
-from export.fold.attention import FoldError  # noqa: E402
+from export.fold.layers import FoldError  # noqa: E402
 from export.fold.one_step import FOLD_FLOOR_DB, KIND, Enlarge, fold, one_step_source  # noqa: E402
 from export.load import load_source  # noqa: E402
 from export.onnx.convert import OnnxPair, data_file, export_fp32  # noqa: E402

@@ -1,7 +1,9 @@
-"""Attention and normalisation on maps (n, C, H, W), in operations that phone accelerators run well, with diffusers' weights.
+"""Attention on maps (n, C, H, W), in operations that phone accelerators run well, with diffusers' weights.
 
 A linear layer over tokens becomes a 1x1 convolution over the map. One reshape splits the heads, and no tensor has
-more than four dimensions. A folded network has one fixed prompt, so the prompt's keys and values are constants."""
+more than four dimensions. A folded network has one fixed prompt, so the prompt's keys and values are constants.
+
+`export.fold.engine` switches attention and norms to the form that the Neural Engine wants."""
 
 from __future__ import annotations
 
@@ -11,100 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class FoldError(ValueError):
-    """A network has a part that folding does not support. The message names it."""
-
-
-def require(condition: bool, name: str, expected: str, got: object) -> None:
-    """Raise FoldError if a part is not as in Stable Diffusion 2.1 or the pocket preset.
-
-    condition: whether the part is supported.
-    name: of the part, as in "unet.conv_in".
-    expected: the supported form, in words.
-    got: what the part has instead."""
-    if not condition:
-        raise FoldError(
-            f"{name}: expected {expected}, got {got}; only the parts of Stable Diffusion 2.1 and of the pocket preset "
-            "can be folded. Distil such a model to a student, or export it by other means"
-        )
-
-
-def shared(tensor: Tensor) -> nn.Parameter:
-    """A frozen float32 parameter. It shares the tensor's storage if that is float32 already."""
-    return nn.Parameter(tensor.detach().float(), requires_grad=False)
-
-
-def conv_from(weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Conv2d:
-    """A convolution with weight (out, in, kh, kw) and bias (out,). options: Conv2d's stride and padding."""
-    outputs, inputs, height, width = weight.shape
-    with torch.device("meta"):  # no memory for weights that are replaced at once
-        conv = nn.Conv2d(inputs, outputs, (height, width), bias=bias is not None, **options)
-    conv.weight = shared(weight)
-    if bias is not None:
-        conv.bias = shared(bias)
-    return conv
-
-
-def fold_conv(conv: Any, name: str) -> nn.Conv2d:
-    """A plain convolution with zero padding that shares the weights of `conv`."""
-    require(type(conv) is nn.Conv2d, name, "a Conv2d", type(conv).__name__)
-    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
-    require(plain, name, "no groups, no dilation, padding with zeros", conv)
-    return conv_from(conv.weight, conv.bias, stride=conv.stride, padding=conv.padding)
-
-
-def pointwise(layer: Any, name: str, factor: float = 1.0) -> nn.Conv2d:
-    """A linear layer or 1x1 convolution as a 1x1 convolution, with its output multiplied by `factor`."""
-    known = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.kernel_size == (1, 1))
-    require(known, name, "a Linear or a 1x1 Conv2d", type(layer).__name__)
-    weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
-    bias = layer.bias
-    if factor != 1:
-        weight, bias = weight * factor, None if bias is None else bias * factor
-    return conv_from(weight, bias)
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) of (n, C, H, W).
-
-    Means are taken per channel first and then per group of channels. The map itself is never reshaped, which on an
-    accelerator would move all of it."""
-
-    def __init__(self, norm: Any, name: str) -> None:
-        super().__init__()
-        known = type(norm) is nn.GroupNorm and norm.affine
-        require(known, name, "a GroupNorm with scale and shift", type(norm).__name__)
-        self.groups, self.channels, self.eps = norm.num_groups, norm.num_channels, norm.eps
-        self.weight = shared(norm.weight[:, None, None])
-        self.bias = shared(norm.bias[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x - self.group_mean(x)
-        scale = torch.rsqrt(self.group_mean(x * x) + self.eps) * self.weight  # (n, C, 1, 1)
-        return x * scale + self.bias
-
-    def group_mean(self, x: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, C, 1, 1): the mean over each channel's group."""
-        size = self.channels // self.groups
-        means = x.mean((2, 3), keepdim=True).reshape(-1, self.groups, size, 1).mean(2, keepdim=True)
-        return means.expand(-1, -1, size, -1).reshape(-1, self.channels, 1, 1)
-
-
-class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel of (n, C, H, W)."""
-
-    def __init__(self, norm: Any, name: str) -> None:
-        super().__init__()
-        known = type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None
-        require(known, name, "a LayerNorm with scale and shift", type(norm).__name__)
-        self.eps = norm.eps
-        self.weight = shared(norm.weight[:, None, None])
-        self.bias = shared(norm.bias[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x - x.mean(1, keepdim=True)  # two passes: E[x^2] - E[x]^2 would cancel in half precision
-        return x * torch.rsqrt((x * x).mean(1, keepdim=True) + self.eps) * self.weight + self.bias
+from export.fold.layers import ChannelNorm, FoldError, GroupNorm, pointwise, require
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -113,6 +22,22 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     query: (n, heads, d, Q); key, value: (n or 1, heads, d, K) -> (n, heads, d, Q)."""
     weights = (query.transpose(2, 3) @ key).softmax(dim=3)  # (n, heads, Q, K)
     return value @ weights.transpose(2, 3)
+
+
+def attend_by_head(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """The same head by head, in the products that Apple's article on transformers for the Neural Engine names.
+
+    Heads are split along the channels, pixels stay in the last axis, and only the keys are transposed, once for all
+    heads ("Deploying Transformers on the Apple Neural Engine", 2022).
+
+    query: (n, heads d, 1, Q); key, value: (n or 1, heads d, 1, K) -> (n, heads d, 1, Q)."""
+    depth = query.shape[1] // heads
+    queries, values = query.split(depth, dim=1), value.split(depth, dim=1)
+    mixed = []
+    for q, k, v in zip(queries, key.transpose(1, 3).split(depth, dim=3), values, strict=True):
+        weights = torch.einsum("nchq,nkhc->nkhq", q, k).softmax(dim=1)  # (n, K, 1, Q)
+        mixed.append(torch.einsum("nkhq,nchk->nchq", weights, v))
+    return mixed[0] if heads == 1 else torch.cat(mixed, dim=1)
 
 
 def check_attention(attention: Any, name: str) -> None:
@@ -146,13 +71,15 @@ class SelfAttention(nn.Module):
         self.to_k = pointwise(attention.to_k, f"{name}.to_k")
         self.to_v = pointwise(attention.to_v, f"{name}.to_v")
         self.to_out = pointwise(attention.to_out[0], f"{name}.to_out.0")
+        self.by_head = False
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
-        split = (batch, self.heads, self.depth, height * width)
+        pixels, channels = height * width, self.heads * self.depth
+        split = (batch, channels, 1, pixels) if self.by_head else (batch, self.heads, self.depth, pixels)
         query, key, value = (layer(x).reshape(split) for layer in (self.to_q, self.to_k, self.to_v))
-        mixed = attend(query, key, value).reshape(batch, self.heads * self.depth, height, width)
-        out: Tensor = self.to_out(mixed)
+        mixed = attend_by_head(query, key, value, self.heads) if self.by_head else attend(query, key, value)
+        out: Tensor = self.to_out(mixed.reshape(batch, channels, height, width))
         return out
 
 
@@ -174,6 +101,7 @@ class PromptAttention(nn.Module):
         self.to_out = pointwise(attention.to_out[0], f"{name}.to_out.0")
         self.register_buffer("key", self._project(attention.to_k, prompt) * self.depth**-0.5)
         self.register_buffer("value", self._project(attention.to_v, prompt))
+        self.by_head = False
 
     def _project(self, layer: nn.Linear, prompt: Tensor) -> Tensor:
         """(1, L, D) -> (1, heads, d, L)."""
@@ -183,9 +111,14 @@ class PromptAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
-        query = self.to_q(x).reshape(batch, self.heads, self.depth, height * width)
-        mixed = attend(query, self.key, self.value)
-        out: Tensor = self.to_out(mixed.reshape(batch, self.heads * self.depth, height, width))
+        pixels, channels = height * width, self.heads * self.depth
+        query = self.to_q(x)
+        if self.by_head:
+            key, value = (part.reshape(1, channels, 1, -1) for part in (self.key, self.value))
+            mixed = attend_by_head(query.reshape(batch, channels, 1, pixels), key, value, self.heads)
+        else:
+            mixed = attend(query.reshape(batch, self.heads, self.depth, pixels), self.key, self.value)
+        out: Tensor = self.to_out(mixed.reshape(batch, channels, height, width))
         return out
 
 

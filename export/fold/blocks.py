@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.fold.attention import GroupNorm, MapAttention, Transformer, fold_conv, require
+from export.fold.attention import MapAttention, Transformer
+from export.fold.layers import GroupNorm, fold_conv, require
 
 
 class Resnet(nn.Module):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.fold.attention import FoldError, require
+from export.fold.layers import FoldError, require
 from export.fold.unet import FoldedUnet, KlDecoder, KlEncoder, TinyDecoder, TinyEncoder
 from export.source import FEATURES, IMAGE, NOISE, SR, Source, file_sha256, psnr
 from export.student.network import bicubic_weight

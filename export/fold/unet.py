@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.fold.attention import GroupNorm, conv_from, fold_conv, require
 from export.fold.blocks import Level, Middle
+from export.fold.layers import GroupNorm, conv_from, fold_conv, require
 
 
 def _norm_and_conv(norm: Any, act: Any, conv: nn.Conv2d, name: str) -> nn.Sequential:
