@@ -32,7 +32,8 @@ from runtime.backends import devices
 from runtime.backends.choice import available_devices, choices, offered, open_backend, placement_note, resolve
 from runtime.backends.coreml import CoreMLBackend
 from runtime.backends.onnx import OnnxBackend
-from runtime.bundle.entries import PACKAGE_FILES
+from runtime.bundle.manifest import NEWEST_VERSION
+from runtime.bundle.packages import PACKAGE_FILES
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, DeviceError, SettingError
 from runtime.noise import noise_field
@@ -52,12 +53,21 @@ def change(bundle: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def add_packages(bundle: Path, tile: int = TILE, images: bool = False) -> None:
+# Inputs and outputs of the generator in two chunks.
+FLOW = {
+    "generator-1": {"inputs": ["noise"], "outputs": ["mixed"]},
+    "generator-2": {"inputs": ["features", "base", "mixed"], "outputs": ["sr"]},
+}
+
+
+def add_packages(
+    bundle: Path, tile: int = TILE, images: bool = False, chunks: bool = False, sizes: tuple[int, ...] = ()
+) -> None:
     """Packages of each variant, whose model file tells the stand-in which graph to run."""
     packages: dict[str, dict[str, Any]] = {}
     for variant, floor in VARIANTS.items():
         packages[variant] = {}
-        for role in ("encoder", "generator"):
+        for role in ("encoder", *(FLOW if chunks else ("generator",))):
             files = []
             for name in PACKAGE_FILES:
                 path = bundle / f"{role}.{variant}.mlpackage" / name
@@ -70,8 +80,11 @@ def add_packages(bundle: Path, tile: int = TILE, images: bool = False) -> None:
                 )  # fmt: skip
             packages[variant][role] = {
                 "files": files, "height": tile, "width": tile, "target": "iOS17", "floor_db": floor, "images": images
-            }  # fmt: skip
-    change(bundle, lambda m: m.update(coreml=packages))
+            } | (FLOW.get(role, {})) | ({"sizes": [[side, side] for side in sizes]} if sizes else {})  # fmt: skip
+        if chunks:
+            packages[variant]["generator"] = [packages[variant].pop(role) for role in FLOW]
+    version = NEWEST_VERSION if chunks or sizes else 1
+    change(bundle, lambda m: m.update(coreml=packages, format_version=version))
 
 
 @pytest.fixture
@@ -137,6 +150,11 @@ class FakeTools:
                 image = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255)
             assert image.shape == (1, 3, self.tile, self.tile)
             return {k: v.astype(np.float16) for k, v in self.toy.encode(image).items()}
+        if role == "generator-1":
+            return {"mixed": feeds["noise"]}
+        if role == "generator-2":
+            assert sorted(feeds) == ["base", "features", "mixed"]
+            feeds = {"noise" if name == "mixed" else name: value for name, value in feeds.items()}
         assert feeds["features"].dtype == np.float16
         features = {k: v.astype(np.float32) for k, v in feeds.items() if k != "noise"}
         assert features["base"].shape == (1, 3, self.tile, self.tile)
@@ -320,6 +338,34 @@ def test_threads_take_turns(packed: Path, mac: FakeTools) -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: backend.encode(image)["features"], range(16)))
     assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_chunks_of_a_graph_run_one_after_the_other(toy_copy: Path, mac: FakeTools) -> None:
+    whole = Path(shutil.copytree(toy_copy, toy_copy.parent / "whole"))
+    add_packages(whole)
+    add_packages(toy_copy, chunks=True)
+    bundle = Bundle.open(toy_copy)
+    bundle.verify()
+    assert bundle.manifest.to_dict() == json.loads((toy_copy / "manifest.json").read_text())
+    backends = [open_backend(one, "ane", "fp16") for one in (Bundle.open(whole), bundle)]
+    image, noise = picture(32, 24), noise_field(0, 0, 16, 12)[None]
+    expected, came = (backend.generate(backend.encode(image), noise) for backend in backends)
+    np.testing.assert_array_equal(came, expected)
+    loaded = [event[1] for event in mac.log if event[0] == "load"]
+    assert loaded[2:] == ["encoder", "generator-1", "generator-2"]
+    assert backends[1].placement == {"ane": 9, "cpu": 3}  # of three packages
+
+
+def test_the_smallest_size_that_holds_a_window_is_taken(toy_copy: Path, mac: FakeTools) -> None:
+    add_packages(toy_copy, sizes=(16, 24))
+    backend = open_backend(Bundle.open(toy_copy), "ane", "fp16")
+    assert backend.largest == 32
+    for side, tile in ((12, 16), (16, 16), (18, 24), (32, 32)):
+        mac.tile = tile  # the stand-in takes no other
+        came = backend.generate(backend.encode(picture(side, 10)), noise_field(0, 0, side // 2, 5)[None])
+        assert came.shape == (1, 3, 4 * side, 40)
+    with pytest.raises(DeviceError, match="expected at most 16x16 or 24x24 or 32x32 LR pixels in one call"):
+        backend.encode(picture(34, 10))
 
 
 # --- bytes, compiled models, cache ------------------------------------------------------------------------------------------

@@ -13,16 +13,9 @@ import pytest
 
 from runtime.backends.choice import choices
 from runtime.backends.onnx import OnnxBackend
-from runtime.bundle.entries import (
-    MAX_WEIGHT_BYTES,
-    PACKAGE_FILES,
-    Graph,
-    GraphFile,
-    Package,
-    PackageFile,
-    WeightFile,
-)
+from runtime.bundle.entries import MAX_WEIGHT_BYTES, Graph, GraphFile, WeightFile
 from runtime.bundle.manifest import Manifest
+from runtime.bundle.packages import PACKAGE_FILES, Package, PackageFile
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError
 

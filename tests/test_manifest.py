@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.bundle.entries import GraphFile
-from runtime.bundle.manifest import COLOR_FIXES, FORMAT_VERSION, Manifest, SizeRule, TensorSpec
+from runtime.bundle.manifest import COLOR_FIXES, NEWEST_VERSION, Manifest, SizeRule, TensorSpec
 from runtime.errors import BundleError
 
 
@@ -122,7 +122,7 @@ def test_not_an_object(value: Any) -> None:
 
 
 def test_newer_version_says_upgrade(data: dict[str, Any]) -> None:
-    newer = changed(data, ("format_version",), FORMAT_VERSION + 1) | {"something": "new"}
+    newer = changed(data, ("format_version",), NEWEST_VERSION + 1) | {"something": "new"}
     with pytest.raises(BundleError, match="upgrade gdposr"):
         Manifest.from_dict(newer)
     with pytest.raises(BundleError, match=r"noise\.version.*upgrade gdposr"):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from calibration.measure.methods import Method
     from export.mil.pair import PackagePair
-    from runtime.bundle.entries import Package
+    from runtime.bundle.packages import PackageList
     from runtime.bundle.reader import Bundle
 
 ROW = "coreml {}"
@@ -100,7 +100,7 @@ def check_sizes(bundle: Bundle, variants: Sequence[str], pictures: Mapping[str, 
             _check_fits(bundle.manifest.coreml[variant]["encoder"], name, height, width)
 
 
-def _open_pair(bundle: Bundle, packages: Mapping[str, Package], folder: Path) -> PackagePair:
+def _open_pair(bundle: Bundle, packages: Mapping[str, PackageList], folder: Path) -> PackagePair:
     from export.mil.pair import PackagePair
 
     for package in packages.values():
@@ -109,10 +109,11 @@ def _open_pair(bundle: Bundle, packages: Mapping[str, Package], folder: Path) ->
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(bundle.read(file))
     specs = {"encoder": bundle.manifest.encoder, "generator": bundle.manifest.generator}
-    return PackagePair({role: folder / package.name for role, package in packages.items()}, specs)
+    paths = {role: [folder / one.name for one in chunks.packages] for role, chunks in packages.items()}
+    return PackagePair(paths, specs)
 
 
-def _check_fits(package: Package, name: str, height: int, width: int) -> None:
+def _check_fits(package: PackageList, name: str, height: int, width: int) -> None:
     from runtime.errors import ImageError
 
     if height > package.height or width > package.width:
@@ -125,7 +126,9 @@ def _check_fits(package: Package, name: str, height: int, width: int) -> None:
 class _PackageModel:
     """Both packages of a variant as a function of pictures."""
 
-    def __init__(self, bundle: Bundle, packages: Mapping[str, Package], pair: PackagePair, seed: int) -> None:
+    def __init__(
+        self, bundle: Bundle, packages: Mapping[str, PackageList], pair: PackagePair, seed: int
+    ) -> None:
         self._manifest, self._pair, self._seed = bundle.manifest, pair, seed
         self._tile = packages["encoder"]  # both roles have the same
 

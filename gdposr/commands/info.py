@@ -8,6 +8,7 @@ from gdposr import __version__
 from gdposr.console import OK, emit, table
 
 if TYPE_CHECKING:
+    from runtime.bundle.packages import PackageList
     from runtime.bundle.reader import Bundle
 
 LEVELS: Final = 2  # of what is free in a manifest; a history of training has hundreds of settings
@@ -79,9 +80,9 @@ def describe(bundle: "Bundle", runs: dict[str, list[str]]) -> str:
         graphs.append((precision, *sizes, f"{manifest.probe.floor_db[precision]:g} dB"))
     packages: list[tuple[str, ...]] = [("Core ML", "encoder", "generator", "tile", "from", "floor")]
     for variant, pair in manifest.coreml.items():
-        sizes = [_size(pair[graph].total_bytes) for graph in ("encoder", "generator")]
+        sizes = [_package_size(pair[graph]) for graph in ("encoder", "generator")]
         first = pair["generator"]
-        tile = f"{first.height}x{first.width}"
+        tile = ", ".join(f"{height}x{width}" for height, width in first.every_size)
         packages.append((variant, *sizes, tile, first.target, f"{first.floor_db:g} dB"))
     tables = [rows for rows in (graphs, packages) if len(rows) > 1]
     lines = [f"{name:13} {value}" for name, value in facts] + [
@@ -91,6 +92,11 @@ def describe(bundle: "Bundle", runs: dict[str, list[str]]) -> str:
         if content:
             lines += ["", title, *_outline(content)]
     return "\n".join(lines)
+
+
+def _package_size(packages: "PackageList") -> str:
+    count = len(packages.packages)
+    return _size(packages.total_bytes) + (f" in {count} chunks" if count > 1 else "")
 
 
 def _size(size: int) -> str:

@@ -1,6 +1,7 @@
-"""A bundle's Core ML packages on a Mac, through coremltools.
+"""A bundle's Core ML packages on a Mac, through coremltools. A graph that is cut into chunks runs chunk after chunk.
 
-A package takes one tile size. A smaller window is filled up with its last row and column, and the result is cut to its size. The
+A package takes one tile size or a few. A smaller window is filled up with its last row and column to the smallest of them that holds
+it, and the result is cut to its size. The
 filling changes the result up to `context` pixels inside the window. Between tiles of a picture, these pixels are context and are cut
 away. At the right and lower edge of a picture, the filling replaces the zeros that a convolution would otherwise see there.
 """
@@ -15,7 +16,7 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..bundle.entries import Package
+from ..bundle.packages import Package
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import DeviceError
@@ -66,12 +67,14 @@ class CoreMLBackend:
             )
         self.device, self.precision = spec.name, precision
         tile = pair["encoder"]  # the generator's is the same
-        self._tile, self._name = (tile.height, tile.width), tile.name
-        self.largest = min(self._tile)
+        self._tiles = sorted(tile.every_size, key=lambda size: (size[0] * size[1], size))
+        self._name = tile.name
+        self.largest = max(min(size) for size in self._tiles)
         self._cell = manifest.noise.downscale
         self._scale = manifest.scale
         self._image, self._noise = manifest.image.name, manifest.noise_input.name
         self._features = [tensor.name for tensor in manifest.encoder.outputs]
+        self._feature_scale = manifest.encoder.outputs[0].scale
         self._inputs = [tensor.name for tensor in manifest.generator.inputs if tensor.name != self._noise]
         self._output = manifest.output.name
         self._pictures = {self._image, self._output} if tile.images else set()
@@ -79,24 +82,30 @@ class CoreMLBackend:
         units = getattr(tools.ComputeUnit, spec.units)
         work = Path(tempfile.mkdtemp(prefix="gdposr-"))
         weakref.finalize(self, shutil.rmtree, work, ignore_errors=True)
-        self._encoder = _load(tools, units, bundle, pair["encoder"], self, work)
-        self._generator = _load(tools, units, bundle, pair["generator"], self, work)
-        self.placement = _placement(tools, units, self._encoder.path, self._generator.path)
+        self._encoder, self._generator = (
+            [_load(tools, units, bundle, package, self, work) for package in pair[role].packages]
+            for role in ("encoder", "generator")
+        )
+        paths = (model.path for model in (*self._encoder, *self._generator))
+        self.placement = _placement(tools, units, *paths)
 
     def encode(self, image: Floats) -> Features:
-        if image.ndim != 4 or image.shape[2] > self._tile[0] or image.shape[3] > self._tile[1]:
-            raise self._refused(
-                {self._image: image}, f"at most {self._tile[0]}x{self._tile[1]} LR pixels", "a smaller tile"
-            )
-        filled = _filled(image, self._tile, "edge")
+        window = image.shape[2:]
+        fitting = (tile for tile in self._tiles if len(window) == 2 and _fits(window, tile))
+        tile = next(fitting, None)
+        if tile is None:
+            sizes = " or ".join(f"{height}x{width}" for height, width in self._tiles)
+            raise self._refused({self._image: image}, f"at most {sizes} LR pixels", "a smaller tile")
+        filled = _filled(image, tile, "edge")
         runs = [self._run(self._encoder, {self._image: one[None]}, self._features) for one in filled]
         return {name: _stacked([run[name] for run in runs]) for name in self._features}
 
     def generate(self, features: Features, noise: Floats) -> Floats:
         feeds = {name: features[name] for name in self._inputs} | {self._noise: noise}
-        cells = tuple(side // self._cell for side in self._tile)
+        encoded = features[self._features[0]].shape[2:]
+        cells = tuple(round(side / self._feature_scale) // self._cell for side in encoded)  # of the tile
         height, width = noise.shape[2] * self._cell, noise.shape[3] * self._cell
-        if height > self._tile[0] or width > self._tile[1] or len({len(v) for v in feeds.values()}) > 1:
+        if not _fits(noise.shape[2:], cells) or len({len(v) for v in feeds.values()}) > 1:
             raise self._refused(
                 feeds,
                 f"as many samples of features as of noise, and at most {cells} cells of noise",
@@ -113,8 +122,18 @@ class CoreMLBackend:
         output = _stacked([run[self._output] for run in runs]).astype(np.float32, copy=False)
         return output[:, :, : height * self._scale, : width * self._scale]
 
-    def _run(self, model: _Model, feeds: Features, outputs: list[str]) -> dict[str, NDArray[Any]]:
-        """Run a package on one tile. Arrays in, arrays out. Pictures are in [0, 1]."""
+    def _run(self, models: list[_Model], feeds: Features, outputs: list[str]) -> dict[str, NDArray[Any]]:
+        """Run the packages of a graph on one tile. Arrays in, arrays out. Pictures are in [0, 1]."""
+        values: dict[str, Any] = dict(feeds)
+        for index, model in enumerate(models):
+            # What no later chunk takes is let go: the skips of a UNet are large.
+            later = {name for other in models[index + 1 :] for name in other.inputs}
+            found = self._predict(model, values, model.outputs or outputs)
+            values = {name: value for name, value in (values | found).items() if name in later.union(outputs)}
+        return values
+
+    def _predict(self, model: _Model, values: Features, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        feeds = {name: values[name] for name in model.inputs or values}
         given = {
             name: _picture(value) if name in self._pictures else np.ascontiguousarray(value)
             for name, value in feeds.items()
@@ -139,10 +158,11 @@ class CoreMLBackend:
 
 
 class _Model:
-    """A loaded model, one call at a time, with the path it was loaded from."""
+    """A loaded model, one call at a time, with the path it was loaded from and, of a chunk, the names that it takes and gives."""
 
-    def __init__(self, model: Any, path: Path) -> None:
+    def __init__(self, model: Any, path: Path, package: Package) -> None:
         self._model, self.path, self._turn = model, path, threading.Lock()
+        self.inputs, self.outputs = package.inputs, package.outputs
 
     def predict(self, feeds: dict[str, Any]) -> dict[str, Any]:
         with self._turn:
@@ -181,7 +201,7 @@ def _load(
     kept = compiled.find(key)
     if kept is not None:
         try:
-            return _Model(tools.models.CompiledMLModel(str(kept), units), kept)
+            return _Model(tools.models.CompiledMLModel(str(kept), units), kept, package)
         except Exception:  # whatever coremltools and the system raise: the model is compiled again
             compiled.drop(key)
     contents = {file.file: bundle.read(file) for file in package.files}
@@ -195,7 +215,7 @@ def _load(
         if place is not None:
             shutil.rmtree(made, ignore_errors=True)
         place = place or made
-        return _Model(tools.models.CompiledMLModel(str(place), units), place)
+        return _Model(tools.models.CompiledMLModel(str(place), units), place, package)
     except Exception as error:  # whatever coremltools and the system's compiler raise
         compiled.drop(key)
         raise DeviceError(
@@ -232,6 +252,10 @@ def _operations(block: Any) -> Iterator[Any]:
 def _place(device: Any) -> str:
     name = type(device).__name__
     return _PLACES.get(name, name)
+
+
+def _fits(window: Sequence[int], tile: Sequence[int]) -> bool:
+    return all(side <= most for side, most in zip(window, tile, strict=True))
 
 
 def _filled(array: Floats, size: tuple[int, ...], mode: Any) -> Floats:

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.entries import Package
+from ..bundle.packages import PackageList
 from ..bundle.reader import Bundle
 from ..errors import BundleError, DeviceError
 
@@ -154,7 +154,7 @@ def require(device: Device) -> None:
     )
 
 
-def core_ml_packages(bundle: Bundle, device: str, precision: str) -> dict[str, Package] | None:
+def core_ml_packages(bundle: Bundle, device: str, precision: str) -> dict[str, PackageList] | None:
     """The Core ML packages, by role, that a device runs here for a precision. None: it runs ONNX graphs.
 
     A package is preferred to a graph of the same name: Core ML compiles it whole, and its PSNR floor was measured on its own output.

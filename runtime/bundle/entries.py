@@ -1,4 +1,4 @@
-"""The files of a bundle as its manifest names them: plain files, graphs with weights beside them, Core ML packages."""
+"""The files of a bundle as its manifest names them: plain files, and graphs with weights beside them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
-from ..checks import Plain, arguments, check_mapping, check_real, check_whole, fail
+from ..checks import Plain, arguments, check_mapping, check_whole, fail
 from ..errors import BundleError
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -18,17 +18,10 @@ MAX_MANIFEST_BYTES: Final = 1 << 20
 # Every file is read whole into memory, and its hash is computed there.
 MAX_WEIGHT_BYTES: Final = 1 << 34
 ROLES: Final = ("encoder", "generator")
-# Files of an .mlpackage. No others are read or written.
-PACKAGE_FILES: Final = (
-    "Manifest.json",
-    "Data/com.apple.CoreML/model.mlmodel",
-    "Data/com.apple.CoreML/weights/weight.bin",
-)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
-_PACKAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,116}\.mlpackage")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Names that mean a device on Windows, in every folder.
-_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class GraphFile(Plain):
         # Windows ends a name before its last dots, and macOS takes MANIFEST.JSON for manifest.json.
         if not plain or self.file.endswith(".") or self.file.lower() == MANIFEST_NAME:
             raise fail("file", "a plain file name without folders", self.file)
-        if _DEVICE_NAME.fullmatch(self.file):
+        if DEVICE_NAME.fullmatch(self.file):
             raise fail("file", "a name that is no device of Windows", self.file)
 
     @classmethod
@@ -101,73 +94,6 @@ class Graph(GraphFile):
         values = arguments(cls, where, data)
         if values.get("data") is not None:
             values["data"] = WeightFile.from_dict(values["data"], f"{where}.data")
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class PackageFile(GraphFile):
-    """A file of a Core ML package, PACKAGE.mlpackage/PATH with one of the paths in `PACKAGE_FILES`."""
-
-    MAX_BYTES: ClassVar[int] = MAX_WEIGHT_BYTES
-
-    def _check_name(self) -> None:
-        name, _, path = self.file.partition("/") if isinstance(self.file, str) else ("", "", "")
-        if not _PACKAGE_NAME.fullmatch(name) or _DEVICE_NAME.fullmatch(name) or path not in PACKAGE_FILES:
-            raise fail("file", "NAME.mlpackage/ and one of " + ", ".join(PACKAGE_FILES), self.file)
-
-    @property
-    def package(self) -> str:
-        return self.file.partition("/")[0]
-
-
-@dataclass(frozen=True)
-class Package(Plain):
-    """A Core ML package: a folder inside the bundle, for a fixed size of the LR image."""
-
-    files: tuple[PackageFile, ...]
-    height: int
-    """Of the LR image, in pixels."""
-    width: int
-    target: str
-    """The oldest system that runs it, such as iOS17."""
-    floor_db: float
-    """The least PSNR against torch."""
-    images: bool = False
-    """Whether it takes and gives pixel buffers instead of arrays."""
-
-    def __post_init__(self) -> None:
-        files = self.files
-        if not isinstance(files, tuple) or not files or not all(isinstance(f, PackageFile) for f in files):
-            raise fail("package.files", "one or more files", files)
-        if len({file.package for file in files}) > 1 or len({file.file for file in files}) < len(files):
-            raise fail("package.files", "different files of one package", [file.file for file in files])
-        missing = {f"{self.name}/{path}" for path in PACKAGE_FILES[:2]} - {file.file for file in files}
-        if missing:
-            raise fail("package.files", f"also {min(missing)}", [file.file for file in files])
-        for name in ("height", "width"):
-            check_whole(f"{self.name}: {name}", getattr(self, name), 1, 65536)
-        check_real(f"{self.name}: floor_db", self.floor_db)
-        if not isinstance(self.images, bool):
-            raise fail(f"{self.name}: images", "true or false", self.images)
-        if not isinstance(self.target, str) or not re.fullmatch(r"(iOS|macOS)\d{2}", self.target):
-            raise fail(f"{self.name}: target", "a system such as iOS17", self.target)
-
-    @property
-    def name(self) -> str:
-        return self.files[0].package
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(file.bytes for file in self.files)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "package") -> Self:
-        values = arguments(cls, where, data)
-        if not isinstance(values["files"], list):
-            raise fail(f"{where}.files", "a list of files", values["files"])
-        values["files"] = tuple(
-            PackageFile.from_dict(file, f"{where}.files[{i}]") for i, file in enumerate(values["files"])
-        )
         return cls(**values)
 
 

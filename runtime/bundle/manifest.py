@@ -10,9 +10,12 @@ from typing import Any, ClassVar, Final, Self
 
 from ..checks import Plain, arguments, check_mapping, check_real, check_text, check_whole, fail
 from ..errors import BundleError
-from .entries import Graph, GraphFile, Package, check_pairs, read_pairs
+from .entries import Graph, GraphFile, check_pairs, read_pairs
+from .packages import PackageList
 
 FORMAT_VERSION: Final = 1
+# Of bundles whose Core ML graphs are cut into chunks or take several sizes, which readers of format 1 do not know.
+NEWEST_VERSION: Final = 2
 # In w8 and w4 only the weights have 8 or 4 bits, and the arithmetic is in float.
 PRECISIONS: Final = ("fp32", "fp16", "int8", "w8", "w4")
 COLOR_FIXES: Final = ("none", "adain", "wavelet")
@@ -179,8 +182,8 @@ class Manifest(Plain):
     probe: Probe
     provenance: dict[str, Any]
     accuracy: dict[str, Any]
-    coreml: dict[str, dict[str, Package]] = field(default_factory=dict)
-    """Variant -> {"encoder": ..., "generator": ...}, for Apple's devices."""
+    coreml: dict[str, dict[str, PackageList]] = field(default_factory=dict)
+    """Variant -> {"encoder": ..., "generator": ...}, for Apple's devices. In JSON a package, or a list of chunks."""
     budgets: dict[str, dict[str, float]] = field(default_factory=dict)
     """Row of an accuracy table, such as int8 -> gate -> limit. See `calibration/measure/gates.py`."""
 
@@ -209,22 +212,29 @@ class Manifest(Plain):
         for precision in check_mapping("graphs", self.graphs):
             if precision not in PRECISIONS:
                 raise fail("graphs", f"precisions among {PRECISIONS}", precision)
-        if not check_pairs(Graph, "graphs", self.graphs) | check_pairs(Package, "coreml", self.coreml):
+        if not check_pairs(Graph, "graphs", self.graphs) | check_pairs(PackageList, "coreml", self.coreml):
             raise fail("graphs", "at least one precision, or Core ML packages", self.graphs)
         for precision in self.graphs:
             if precision not in self.probe.floor_db:
                 raise fail("probe.floor_db", f"a floor for {precision}", self.probe.floor_db)
         for variant, packages in self.coreml.items():
-            if len({(p.height, p.width, p.target, p.images) for p in packages.values()}) > 1:
+            if len({(p.every_size, p.target, p.images) for p in packages.values()}) > 1:
                 raise fail(
                     f"coreml.{variant}", "the same tile, system and kind in both roles", list(packages)
                 )
-            for package in packages.values():
-                if package.height % self.size.multiple_of or package.width % self.size.multiple_of:
+            for role, package in packages.items():
+                for size in package.every_size:
+                    if any(side % self.size.multiple_of for side in size):
+                        expected = f"multiples of {self.size.multiple_of}"
+                        raise fail(f"coreml.{variant}: height and width", expected, size)
+                spec = self.encoder if role == "encoder" else self.generator
+                names = [[tensor.name for tensor in side] for side in (spec.inputs, spec.outputs)]
+                package.check_flow(f"coreml.{variant}.{role}", *names)
+                if package.needs_newest and self.format_version < NEWEST_VERSION:
                     raise fail(
-                        f"coreml.{variant}: height and width",
-                        f"multiples of {self.size.multiple_of}",
-                        (package.height, package.width),
+                        f"coreml.{variant}.{role}",
+                        f"one package of one size in format {FORMAT_VERSION}",
+                        role,
                     )
         for device, precision in check_mapping("default_precision", self.default_precision).items():
             if not isinstance(precision, str) or precision not in self.graphs:
@@ -291,6 +301,10 @@ class Manifest(Plain):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
+        values["coreml"] = {
+            variant: {role: packages.to_json() for role, packages in pair.items()}
+            for variant, pair in self.coreml.items()
+        }
         return {key: value for key, value in values.items() if value or key not in ("coreml", "budgets")}
 
     @classmethod
@@ -301,7 +315,7 @@ class Manifest(Plain):
         values["encoder"] = GraphSpec.from_dict(values["encoder"], "encoder")
         values["generator"] = GraphSpec.from_dict(values["generator"], "generator")
         values["graphs"] = read_pairs(Graph, "graphs", values["graphs"])
-        values["coreml"] = read_pairs(Package, "coreml", values.get("coreml", {}))
+        values["coreml"] = read_pairs(PackageList, "coreml", values.get("coreml", {}))
         values["size"] = SizeRule.from_dict(values["size"])
         values["noise"] = NoiseSpec.from_dict(values["noise"])
         values["probe"] = Probe.from_dict(values["probe"])
@@ -310,7 +324,7 @@ class Manifest(Plain):
 
 def _check_version(version: object) -> None:
     check_whole("format_version", version, 1)
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > NEWEST_VERSION:
         raise BundleError(
-            f"manifest: format_version: expected at most {FORMAT_VERSION}, got {version}; upgrade gdposr to read this bundle"
+            f"manifest: format_version: expected at most {NEWEST_VERSION}, got {version}; upgrade gdposr to read this bundle"
         )
