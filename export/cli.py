@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from calibration.measure.gates import Gates
-from export.coreml.target import TILE
+from export.coreml.target import CHUNK_BYTES, TILE
 from export.onnx.int8.quantize import INT8_PRESETS
 from export.onnx.target import PRECISIONS
 from export.parity import ParityError
@@ -86,12 +86,36 @@ def _parser() -> argparse.ArgumentParser:
         help="side in LR pixels of a package's input (default: %(default)s)",
     )
     parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=_size,
+        default=[],
+        metavar="HEIGHTxWIDTH",
+        help="further sizes in LR pixels that a package takes; with --system iOS18",
+    )
+    parser.add_argument(
+        "--chunk-mb",
+        type=float,
+        default=CHUNK_BYTES / 1e6,
+        metavar="MB",
+        help="most megabytes of a package's weights in float16; a larger generator of a one-step model is cut into packages that run "
+        "one after the other (default: %(default)g)",
+    )
+    parser.add_argument(
         "--images", action="store_true", help="packages take and return images instead of arrays"
     )
     parser.add_argument(
         "--accuracy", type=Path, help="JSON report of `gdposr accuracy` to store in the manifest"
     )
     return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Parse HEIGHTxWIDTH."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 64x96, got {text!r}")
+    return int(height), int(width)
 
 
 def _budget(limits: list[str]) -> Gates | None:
@@ -118,6 +142,8 @@ def main(argv: list[str] | None = None) -> int:
             system=args.system,
             tile=args.tile,
             images=args.images,
+            sizes=tuple(args.sizes),
+            chunk_mb=args.chunk_mb,
             calibration=args.calibration,
             int8=args.int8,
             float_layers=tuple(args.float_layer),

@@ -17,10 +17,11 @@ STUDENT_TILE = 256
 def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str | None = None) -> Source:
     """The model at `checkpoint`.
 
-    checkpoint: a student's folder, a distillation run, or anything that `training.model.loading.load_model` reads.
+    checkpoint: a student's folder, a distillation run, or anything that `training.model.loading.load_model` reads,
+        also a hub name.
     base: source of the text encoder and scheduler of a one-step model that lacks them.
     prompt: of a one-step model; None for the default."""
-    if any((checkpoint / name).exists() for name in ("model", "model.json", "unet")):
+    if _on_the_hub(checkpoint) or any((checkpoint / x).exists() for x in ("model", "model.json", "unet")):
         from export.fold.one_step import load_one_step  # needs diffusers, which a student does not
 
         return load_one_step(checkpoint, base, prompt)
@@ -36,6 +37,15 @@ def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str
         raise ValueError(f"{checkpoint} is a student, which takes no base and no prompt: leave them out")
     student, training = load_student(folder)
     return student_source(student, training, file_sha256(folder / WEIGHTS_FILE))
+
+
+def _on_the_hub(checkpoint: Path) -> bool:
+    """Whether a checkpoint that is not here is a hub name, such as owner/name/folder."""
+    if checkpoint.exists() or checkpoint.is_absolute():
+        return False
+    from training.model.loading import HUB_NAME
+
+    return HUB_NAME.fullmatch(checkpoint.as_posix()) is not None
 
 
 def student_source(student: Student, training: Mapping[str, Any], checkpoint_sha256: str) -> Source:

@@ -22,14 +22,15 @@ from PIL import Image
 
 from calibration.measure.gates import INT8_GATES, REFERENCE, Gates
 from calibration.samples import SampleSets, as_pixels, check_fit, draw_sets, load_sets
-from export.coreml.target import TILE, default_variants, write_coreml
+from export.coreml.target import CHUNK_BYTES, TILE, default_variants, write_coreml
 from export.load import load_source
 from export.onnx.int8.quantize import INT8_PRESETS, Int8Request
 from export.onnx.target import PRECISIONS, check_int8, default_precisions, write_onnx
 from export.parity import noise_for, samples
 from export.source import STUDENT, Source, file_sha256
-from runtime.bundle.entries import MANIFEST_NAME, Graph, GraphFile, Package
-from runtime.bundle.manifest import FORMAT_VERSION, Manifest, Probe
+from runtime.bundle.entries import MANIFEST_NAME, Graph, GraphFile
+from runtime.bundle.manifest import FORMAT_VERSION, NEWEST_VERSION, Manifest, Probe
+from runtime.bundle.packages import PackageList
 from runtime.bundle.reader import Bundle
 from runtime.errors import GdposrError
 from training.checkpoint import replace_folder
@@ -69,6 +70,10 @@ class Wanted:
     """Side in LR pixels of a Core ML package's input."""
     images: bool = False
     """Whether Core ML packages take and return images instead of arrays."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Further heights and widths in LR pixels that a Core ML package takes, from iOS 18 on."""
+    chunk_mb: float = CHUNK_BYTES / 1e6
+    """Most megabytes of a Core ML package's weights in float16. A larger generator of a one-step model is cut."""
     calibration: Path | None = None
     """Folder of photos, or a file of samples drawn from one; None for scikit-image's photos."""
     int8: str = "avx2"
@@ -138,7 +143,7 @@ def write_bundle(
     fresh.mkdir(parents=True)
     try:
         graphs: dict[str, dict[str, Graph]] = {}
-        packages: dict[str, dict[str, Package]] = {}
+        packages: dict[str, dict[str, PackageList]] = {}
         measured: dict[str, Any] = {} if source.folded_db is None else {"folded_db": source.folded_db}
         if "coreml" in wanted.targets:  # first, since it rejects a wrong variant or tile quickly
             packages, found = write_coreml(
@@ -151,14 +156,17 @@ def write_bundle(
                 metadata,
                 say,
                 calibration=sets.calibration if sets else None,
+                sizes=wanted.sizes,
+                chunk_bytes=round(wanted.chunk_mb * 1e6),
             )
             measured |= found
         if "onnx" in wanted.targets:
             graphs, found = write_onnx(source, fresh, precisions, int8, metadata, say)
             layers = {**measured.pop("sensitivity", {}), **found.pop("sensitivity", {})}
             measured |= found | ({"sensitivity": layers} if layers else {})
+        newest = any(chunks.needs_newest for pair in packages.values() for chunks in pair.values())
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=NEWEST_VERSION if newest else FORMAT_VERSION,
             name=name or out.name.removesuffix(".gdposr"),
             scale=source.scale,
             encoder=source.specs["encoder"],

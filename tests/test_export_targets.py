@@ -19,7 +19,7 @@ from export.coreml.compress import VARIANTS, find_weights  # noqa: E402
 from export.coreml.convert import convert  # noqa: E402
 from export.coreml.package import read_spec  # noqa: E402
 from export.coreml.target import ONE_STEP_FLOOR_DB, mixed_plans  # noqa: E402
-from export.fold.attention import FoldError  # noqa: E402
+from export.fold.layers import FoldError  # noqa: E402
 from export.load import load_source  # noqa: E402
 from export.mil.cli import main as coreml  # noqa: E402
 from export.student.network import Student, StudentConfig, save_student  # noqa: E402
@@ -191,7 +191,9 @@ def test_a_variant_without_a_measured_floor_is_refused_for_one_step_models(
     one_step: Path, tmp_path: Path
 ) -> None:
     wanted = writer.Wanted(("coreml",), variants=("palette4",), tile=32)
-    with pytest.raises(SettingError, match="expected one of fp16, linear8, palette6 for a one-step model"):
+    with pytest.raises(
+        SettingError, match="expected one of fp16, linear8, palette8, palette6 for a one-step model"
+    ):
         writer.write_bundle(one_step, tmp_path / "o.gdposr", wanted)
     assert not list(tmp_path.iterdir())
 

@@ -11,6 +11,7 @@ photo and result are pixel buffers instead: Core ML passes the photo's 8-bit RGB
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from export.coreml.activations import is_quantized
 from export.coreml.description import Size, describe
 from export.coreml.package import SUFFIX, fresh_names, operations, quiet, write_package
-from export.source import ROLES, Source
+from export.source import Source
 from runtime.bundle.manifest import TensorSpec
 from runtime.errors import GdposrError, SettingError
 
@@ -64,7 +65,7 @@ def convert(
     """Write folder/ROLE.VARIANT.mlpackage; returns its path. The same model gives the same bytes.
 
     source: the model.
-    role: encoder or generator.
+    role: encoder, generator, or a chunk of it that `export.fold.chunks.cut` has added to the source.
     folder: for the package.
     height, width: of the tile in LR pixels.
     sizes: further (height, width) that the package takes.
@@ -75,7 +76,7 @@ def convert(
     variant: name of the variant; None for the precision.
     metadata: author, license, further user-defined entries."""
     variant = variant or precision
-    choices = (("role", role, ROLES), ("target", target, TARGETS), ("precision", precision, ARRAYS))
+    choices = (("role", role, source.modules), ("target", target, TARGETS), ("precision", precision, ARRAYS))
     for name, value, known in choices:
         if value not in known:
             raise SettingError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
@@ -199,9 +200,8 @@ def _program(
         for tensor in tensors
     )
     if symbols != [None, None]:
-        shapes = (
-            (dynamic,) if isinstance(module, _Pixels) else dynamic
-        )  # _Pixels takes its inputs as one variadic argument
+        kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
+        shapes = (dynamic,) if inspect.Parameter.VAR_POSITIONAL in kinds else dynamic
     exported = torch.export.export(module, example, dynamic_shapes=shapes)
     return exported.run_decompositions({})
 

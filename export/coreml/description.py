@@ -40,12 +40,13 @@ def describe(
     variant: name of the variant.
     metadata: author, license, further entries."""
     graph, description = source.specs[role], spec.description
+    part, _, chunk = role.partition("-")
     about, given = description.metadata, dict(metadata)
     author, license = (AUTHOR, LICENSE) if source.kind == STUDENT else OTHERS
     about.author, about.license = given.pop("author", author), given.pop("license", license)
     about.versionString = _version()
     about.shortDescription = (
-        f"{source.kind}, {role}: {source.scale}x super-resolution of tiles of {_sizes(tiles, ' or ')} pixels. "
+        f"{source.kind}, {' '.join(role.split('-'))}: {source.scale}x super-resolution of tiles of {_sizes(tiles, ' or ')} pixels. "
         "The encoder runs once per photo, the generator once per sample."
     )
     for features, tensors in ((description.input, graph.inputs), (description.output, graph.outputs)):
@@ -58,7 +59,8 @@ def describe(
         PREFIX + key: str(value)
         for key, value in {
             "kind": source.kind,
-            "role": role,
+            "role": part,
+            **({"chunk": chunk} if chunk else {}),
             "scale": source.scale,
             "tile": _sizes(tiles, ","),
             "target": target,
@@ -88,7 +90,9 @@ def _meaning(source: Source, tensor: TensorSpec) -> str:
         return f"SR image, RGB, {source.scale} times as high and wide as the LR image."
     if tensor.name == BASE:
         return f"Bicubic enlargement by {source.scale} before its pixel shuffle, handed to the generator unchanged."
-    return "Features, handed to the generator unchanged."
+    if tensor in source.specs["encoder"].outputs:
+        return "Features, handed to the generator unchanged."
+    return "Values between two chunks, handed on unchanged."
 
 
 def _form(kind: str, tensor: TensorSpec, shapes: Sequence[tuple[int, ...]]) -> str:

@@ -1,4 +1,7 @@
-"""The Core ML packages of a bundle, by variant, each checked against torch by the reference evaluator."""
+"""The Core ML packages of a bundle, by variant, each checked against torch by the reference evaluator.
+
+A one-step model is converted in the form for the Neural Engine (`export.fold.engine`), its generator in chunks if it is
+large (`export.fold.chunks`). Each chunk is compared with its own torch module, then all packages with the model."""
 
 from __future__ import annotations
 
@@ -9,26 +12,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from calibration.samples import Sample
 from calibration.sensitivity import LayerNoise, plan, predicted_db
-from export.parity import OTHER_PHOTOS, check_parity, noise_for, samples
+from export.parity import OTHER_PHOTOS, ParityError, check_parity, noise_for, samples
 from export.source import ROLES, STUDENT, Source, file_sha256, psnr
-from runtime.bundle.entries import Package, PackageFile
+from runtime.bundle.manifest import TensorSpec
+from runtime.bundle.packages import Package, PackageFile, PackageList
 from runtime.errors import SettingError
 
 Say = Callable[[str], None]
 
 # Fixed side of a package's input in LR pixels.
 TILE = 128
+# Most bytes of a package's weights in float16. Larger models do not load on phones.
+CHUNK_BYTES = 1_000_000_000
 # Default variants of a student.
 STUDENT_VARIANTS = ("fp16", "w8a8", "palette6", "mixed")
 ONE_STEP_VARIANTS = ("fp16", "palette6")
 # PSNR in dB at which a mixed plan aims for encoder and generator, each with the other uncompressed.
 MIXED_ROLE_DB = 51.5
 # Floors of one-step models in dB; the pocket one has 71.5, 53.6 and 41.9. Those of a student are in export.coreml.compress.
-ONE_STEP_FLOOR_DB = {"fp16": 40.0, "linear8": 40.0, "palette6": 35.0}
+ONE_STEP_FLOOR_DB = {"fp16": 40.0, "linear8": 40.0, "palette8": 40.0, "palette6": 35.0}
+# Least PSNR in dB of the values between chunks, with weights in float16 and with fewer bits.
+CHUNK_FLOOR_DB, PACKED_CHUNK_FLOOR_DB = 40.0, 25.0
 
 
 def write_coreml(
@@ -42,7 +51,9 @@ def write_coreml(
     say: Say,
     *,
     calibration: Sequence[Sample] | None = None,
-) -> tuple[dict[str, dict[str, Package]], dict[str, Any]]:
+    sizes: Sequence[tuple[int, int]] = (),
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[dict[str, dict[str, PackageList]], dict[str, Any]]:
     """Write the packages of each variant; returns them and the measurements.
 
     source: the model.
@@ -54,9 +65,11 @@ def write_coreml(
     metadata: to store in the packages.
     say: receives progress messages.
     calibration: samples for w8a8; None for openly licensed photos.
+    sizes: further (height, width) that the packages take.
+    chunk_bytes: most bytes of a package's weights in float16; a larger generator of a one-step model is cut.
 
-    The measurements are the worst PSNR of each variant, encoder and generator in a chain, and for `mixed` the noise
-    and bits of each weight. Raises ParityError if a variant misses its floor."""
+    The measurements are the worst PSNR of each variant, encoder and generator in a chain, that of each chunk, the
+    rescaled norms, and for `mixed` the noise and bits of each weight. Raises ParityError if a variant misses its floor."""
     from export.coreml.activations import SAMPLES, W8A8, quantize_activations
     from export.coreml.compress import FP16, MIXED, check_variant, compress
     from export.coreml.convert import IMAGE_FLOOR_DB, convert
@@ -74,14 +87,30 @@ def write_coreml(
     if images:
         floors = {name: min(floor, IMAGE_FLOOR_DB) for name, floor in floors.items()}
 
+    measured: dict[str, Any] = {}
+    made = source
+    parts: dict[str, tuple[str, ...]] = {role: (role,) for role in ROLES}
+    if source.kind != STUDENT:
+        from export.fold.chunks import cut  # needs diffusers, which a student does not
+        from export.fold.engine import for_engine
+
+        made, factors = for_engine(source, samples(source, 2, seed=3, size=min(tile, 64)))
+        if factors:
+            measured["rescaled_norms"] = factors
+            say(f"rescaled norms: {len(factors)}")
+        made, parts["generator"] = cut(made, chunk_bytes)
+        if len(parts["generator"]) > 1:
+            say(f"generator in {len(parts['generator'])} chunks")
+
     def converted(source: Source, name: str) -> dict[str, Path]:
         return {
-            role: convert(
+            part: convert(
                 source,
-                role,
+                part,
                 folder,
                 height=tile,
                 width=tile,
+                sizes=sizes,
                 target=system,
                 images=images,
                 floor_db=floors[name],
@@ -89,13 +118,14 @@ def write_coreml(
                 metadata=metadata,
             )
             for role in ROLES
+            for part in parts[role]
         }
 
     say(f"converting to Core ML ({system}, tiles of {tile}x{tile})")
-    whole = converted(source, FP16)
-    written: dict[str, dict[str, Package]] = {}
+    whole = converted(made, FP16)
+    written: dict[str, dict[str, PackageList]] = {}
     parity: dict[str, float] = {}
-    measured: dict[str, Any] = {"coreml_parity_db": parity}
+    measured["coreml_parity_db"] = parity
     for name in variants:
         pair = whole
         if name == W8A8:
@@ -110,33 +140,87 @@ def write_coreml(
                 measured["mixed_bits"] = plans
                 measured["sensitivity"] = {"coreml": [row.to_dict() for row in rows]}
             pair = {
-                role: compress(
+                part: compress(
                     path,
                     name,
-                    folder / f"{role}.{name}.mlpackage",
-                    plan=plans.get(role),
+                    folder / f"{part}.{name}.mlpackage",
+                    plan=plans.get(part),
                     floor_db=floors[name],
                 )
-                for role, path in whole.items()
+                for part, path in whole.items()
             }
         say(f"evaluating {name} against torch")
+        if len(parts["generator"]) > 1:
+            floor = CHUNK_FLOOR_DB if name == FP16 else PACKED_CHUNK_FLOOR_DB
+            chunks = check_chunks(made, {part: pair[part] for part in parts["generator"]}, tile, name, floor)
+            measured.setdefault("coreml_chunks_db", {})[name] = chunks
+            say("  " + ", ".join(f"{part} {value:.1f} dB" for part, value in chunks.items()))
+        listed = {role: [pair[part] for part in parts[role]] for role in ROLES}
         worst = check_parity(
             source,
-            PackagePair(pair, source.specs),
+            PackagePair(listed, source.specs),
             f"Core ML {name}",
             floors[name],
-            sizes=((tile, tile),),
+            sizes=((tile, tile), *sizes),
             remedy="Leave this variant out with --variant",
         )
         parity[name] = round(worst, 1)
         say(f"  at least {worst:.1f} dB (floor {floors[name]:g} dB)")
-        written[name] = {
-            role: _package(path, tile, system, floors[name], images) for role, path in pair.items()
-        }
+        written[name] = {}
+        for role, names in parts.items():
+            packages = []
+            for part in names:
+                package = _package(pair[part], tile, system, floors[name], images)
+                package = replace(package, sizes=tuple(sizes))
+                if len(names) > 1:
+                    spec = made.specs[part]
+                    package = replace(package, inputs=_names(spec.inputs), outputs=_names(spec.outputs))
+                packages.append(package)
+            written[name][role] = PackageList(tuple(packages))
     if FP16 not in variants:
         for path in whole.values():
             shutil.rmtree(path)
     return written, measured
+
+
+def check_chunks(
+    source: Source, packages: Mapping[str, Path], tile: int, variant: str, floor: float
+) -> dict[str, float]:
+    """PSNR in dB of each chunk against its torch module, on torch's own inputs. The peak is the output's largest magnitude.
+
+    source: a model with the chunks among its modules.
+    packages: of the chunks, in order.
+    tile: side of the input in LR pixels.
+    variant: name of the variant, for errors.
+    floor: least PSNR.
+
+    Raises ParityError for a chunk below the floor."""
+    from export.mil.device import open_runner
+    from export.mil.program import read_package
+    from export.mil.verify import feature_psnr
+
+    (photo,) = samples(source, 1, seed=5, size=tile)
+    image, noise = photo.lr[None, :, :tile, :tile], noise_for(source, tile, tile, seed=5)
+    given = (*source.encode(torch.from_numpy(np.ascontiguousarray(image))), torch.from_numpy(noise))
+    values = dict(zip(_names(source.specs["generator"].inputs), given, strict=True))
+    found = {}
+    for name, path in packages.items():
+        spec = source.specs[name]
+        inputs = {key: values[key] for key in _names(spec.inputs)}
+        with torch.no_grad():
+            results = source.modules[name](*inputs.values())
+        results = (results,) if isinstance(results, torch.Tensor) else results
+        expected = dict(zip(_names(spec.outputs), results, strict=True))
+        came = open_runner(read_package(path))({key: value.numpy() for key, value in inputs.items()})
+        worst = min(feature_psnr(came[key], value.numpy()) for key, value in expected.items())
+        if not worst >= floor:
+            raise ParityError(
+                f"Core ML {variant}: {name}: expected at least {floor:g} dB against torch, got {worst:.1f} dB; nothing was written. "
+                "Leave this variant out with --variant"
+            )
+        found[name] = round(worst, 1)
+        values |= expected
+    return found
 
 
 def mixed_plans(
@@ -186,6 +270,10 @@ def mixed_plans(
 def default_variants(source: Source) -> tuple[str, ...]:
     """Variants that suit the model; `export.coreml.compress` has all."""
     return STUDENT_VARIANTS if source.kind == STUDENT else ONE_STEP_VARIANTS
+
+
+def _names(tensors: Sequence[TensorSpec]) -> tuple[str, ...]:
+    return tuple(tensor.name for tensor in tensors)
 
 
 def _package(path: Path, tile: int, system: str, floor: float, images: bool) -> Package:

@@ -9,6 +9,7 @@ and 25 dB with compressed weights."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from export.mil.cases import Arrays, Case, draw_cases
 from export.mil.device import REFERENCE, Open, Runner, open_runner
 from export.mil.feature import Feature
 from export.mil.lint import is_compressed
+from export.mil.pair import CHUNK_KEY, grouped, open_chunks
 from export.mil.program import Program, read_package
 from export.mil.tensor import PackageError
 from export.source import psnr
@@ -77,8 +79,8 @@ class Result:
 class _Opened:
     """A package that was read, and its role in the bundle."""
 
-    program: Program
-    """The package."""
+    programs: tuple[Program, ...]
+    """The package, or the chunks of a graph in order."""
     role: str
     """encoder or generator."""
     size: tuple[int, int]
@@ -89,10 +91,14 @@ class _Opened:
     """Floor for the picture of the whole chain."""
 
     @property
+    def name(self) -> str:
+        return " + ".join(program.path.name for program in self.programs)
+
+    @property
     def partner(self) -> tuple[Path, str, tuple[int, int]]:
         """What encoder and generator of one model have in common: folder, rest of the name, size."""
-        path = self.program.path
-        return path.parent, path.name.removeprefix(self.role), self.size
+        path = self.programs[0].path
+        return path.parent, re.sub(rf"^{self.role}(-\d+)?", "", path.name), self.size
 
 
 def verify(
@@ -123,15 +129,18 @@ def verify(
             f"{bundle.path}: expected {REFERENCE_PRECISION} graphs to compare with, got {sorted(manifest.graphs)}; "
             "compare with a bundle that has them"
         )
-    opened = [_open(path, manifest, floor, device) for path in packages]
+    groups = grouped([read_package(path) for path in packages])
+    opened = [item for programs in groups for item in _open(programs, manifest, floor, device)]
     backend = OnnxBackend(bundle, "cpu", REFERENCE_PRECISION)
     cases = {size: draw_cases(manifest, backend, size, samples) for size in {item.size for item in opened}}
     results = []
     for item in opened:
-        say(f"{item.program.path}: {item.role} on {device}, {item.size[0]}x{item.size[1]}")
+        say(
+            f"{item.programs[0].path.parent / item.name}: {item.role} on {device}, {item.size[0]}x{item.size[1]}"
+        )
         results.append(_compare(item, manifest, cases[item.size], device, open))
     for encoder, generator in _chains(opened):
-        name = f"{encoder.program.path.name} + {generator.program.path.name}"
+        name = f"{encoder.name} + {generator.name}"
         say(f"{name}: {CHAIN} on {device}")
         results.append(_compare_chain(encoder, generator, name, manifest, cases[encoder.size], device, open))
     return results
@@ -143,24 +152,39 @@ def feature_psnr(came: np.ndarray, expected: np.ndarray) -> float:
     return psnr(came / peak, expected / peak)
 
 
-def _open(path: Path, manifest: Manifest, floor: float | None, device: str) -> _Opened:
-    program = read_package(path)
-    names = {feature.name for feature in program.inputs}
-    inputs = {
-        ENCODER: {t.name for t in manifest.encoder.inputs},
-        GENERATOR: {t.name for t in manifest.generator.inputs},
-    }
-    role = next((role for role, wanted in inputs.items() if wanted == names), None)
+def _open(
+    programs: tuple[Program, ...], manifest: Manifest, floor: float | None, device: str
+) -> list[_Opened]:
+    """A graph's package or chunks, once for each size that they take."""
+    first = programs[0]
+    names = {feature.name for feature in first.inputs}
+    specs = {ENCODER: manifest.encoder, GENERATOR: manifest.generator}
+    inputs = {role: {tensor.name for tensor in spec.inputs} for role, spec in specs.items()}
+    chunked = CHUNK_KEY in first.metadata
+    role = next((r for r, all in inputs.items() if all == names or (chunked and names <= all)), None)
     if role is None:
         raise VerifyError(
-            f"{path}: expected the inputs of an encoder {sorted(inputs[ENCODER])} or of a generator "
+            f"{first.path}: expected the inputs of an encoder {sorted(inputs[ENCODER])} or of a generator "
             f"{sorted(inputs[GENERATOR])}, got {sorted(names)}; compare with the bundle it was exported with"
         )
-    picture = default_floor(program, device) if floor is None else floor
+    known = set(inputs[role])
+    for program in programs:
+        missing = {feature.name for feature in program.inputs} - known
+        if missing:
+            raise VerifyError(
+                f"{program.path}: expected a chunk before it that gives {min(missing)!r}, got none; name all chunks"
+            )
+        known |= {feature.name for feature in program.outputs}
+    missing = {tensor.name for tensor in specs[role].outputs} - known
+    if chunked and missing:
+        raise VerifyError(
+            f"{programs[-1].path}: expected a chunk behind it that gives {min(missing)!r}, got none; name all chunks"
+        )
+    picture = default_floor(first, device) if floor is None else floor
     own = picture
     if floor is None and role == ENCODER:  # the promise is about the picture, not about the features
-        own = min(picture, _usual_floor(program))
-    return _Opened(program, role, _size(program, role, manifest), own, picture)
+        own = min(picture, _usual_floor(first))
+    return [_Opened(programs, role, size, own, picture) for size in _sizes(first, role, manifest)]
 
 
 def default_floor(program: Program, device: str = REFERENCE) -> float:
@@ -181,18 +205,20 @@ def _usual_floor(program: Program) -> float:
     return COMPRESSED_FLOOR_DB if is_compressed(program) else FLOOR_DB
 
 
-def _size(program: Program, role: str, manifest: Manifest) -> tuple[int, int]:
-    """Height and width of the package in LR pixels, from its image or its noise."""
+def _sizes(program: Program, role: str, manifest: Manifest) -> list[tuple[int, int]]:
+    """Every height and width of the package in LR pixels, from its image or its noise."""
     spec, cell = (manifest.image, 1) if role == ENCODER else (manifest.noise_input, manifest.noise.downscale)
     feature = next(feature for feature in program.inputs if feature.name == spec.name)
-    shape = feature.shapes[0] if feature.shapes else feature.type.shape
-    if len(shape) != 4 or shape[1] not in (None, spec.channels):
-        raise VerifyError(
-            f"{program.path}: input {spec.name!r}: expected (1, {spec.channels}, h, w), got {feature.type}; "
-            "compare with the bundle it was exported with"
-        )
-    height, width = (_side(feature, axis, shape[axis], cell) for axis in (2, 3))
-    return height, width
+    sizes = []
+    for shape in feature.shapes or (feature.type.shape,):
+        if len(shape) != 4 or shape[1] not in (None, spec.channels):
+            raise VerifyError(
+                f"{program.path}: input {spec.name!r}: expected (1, {spec.channels}, h, w), got {feature.type}; "
+                "compare with the bundle it was exported with"
+            )
+        height, width = (_side(feature, axis, shape[axis], cell) for axis in (2, 3))
+        sizes.append((height, width))
+    return sizes
 
 
 def _side(feature: Feature, axis: int, size: int | None, cell: int) -> int:
@@ -210,9 +236,9 @@ def _side(feature: Feature, axis: int, size: int | None, cell: int) -> int:
 
 
 def _compare(item: _Opened, manifest: Manifest, cases: Sequence[Case], device: str, open: Open) -> Result:
-    blank = Result(item.program.path.name, item.role, device, item.size, {}, item.floor_db)
+    blank = Result(item.name, item.role, device, item.size, {}, item.floor_db)
     try:
-        run = open(item.program, device)
+        run = open_chunks(item.programs, device, open)
         outputs = [_outputs(run, item.role, manifest, case) for case in cases]
     except (GdposrError, OSError) as error:
         return replace(blank, error=str(error))
@@ -254,7 +280,7 @@ def _compare_chain(
     blank = Result(name, CHAIN, device, encoder.size, {}, floor)
     output = manifest.output.name
     try:
-        encode, generate = open(encoder.program, device), open(generator.program, device)
+        encode, generate = (open_chunks(item.programs, device, open) for item in (encoder, generator))
         outputs = []
         for case in cases:
             found = encode({manifest.image.name: case.image})
