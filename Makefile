@@ -179,7 +179,7 @@ vectors: $(DEV) ## examples/vectors: noise, tiles and a picture for runtimes in 
 
 # Downloads Debian's and PyPI's files for aarch64 into build/arm, once; installs nothing.
 verify-arm: $(DEV) ## noise, probe and golden picture on an emulated ARM64 Python, against this machine [ARGS=]
-	$(RUN) -m tools.verify_arm $(ARGS)
+	$(RUN) -m tools.arm.verify $(ARGS)
 
 web: $(INSTALLED) ## the page of gdposr serve as static files for any host, in build/web [BUNDLE=, OUT=folder]
 	$(RUN) -m gdposr.web.build --bundle "$(BUNDLE)" --out "$(or $(OUT),build/web)" $(ARGS)

@@ -16,7 +16,7 @@ from runtime.upscale.probe import psnr_db
 from runtime.upscale.tiling import padded_size
 from runtime.upscale.upscaler import Upscaler
 from tools import vectors
-from tools.arm_checks import to_pixels
+from tools.arm.checks import to_pixels
 
 
 @pytest.fixture(scope="module")

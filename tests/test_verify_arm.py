@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tools import arm_checks, arm_root, verify_arm
+from tools.arm import checks, verify
+from tools.arm import root as arm_root
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,13 @@ def cases(vectors: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 @pytest.fixture(scope="module")
 def host(vectors: Path) -> dict[str, Any]:
     """What this machine computes, by the very code that the emulated one runs."""
-    return arm_checks.results(vectors)
+    return checks.results(vectors)
 
 
 def test_this_machine_keeps_every_limit(
     host: dict[str, Any], cases: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
-    rows, faults = verify_arm.compare(host, host, *cases)
+    rows, faults = verify.compare(host, host, *cases)
     assert faults == []
     assert len(rows) == 10
 
@@ -45,10 +46,10 @@ def test_every_difference_is_a_fault(
     arm["bits"][3] = "00000000"
     arm["digests"][1] = "0" * 64
     arm["probe"]["int8"]["ok"] = False
-    for precision in arm_checks.PRECISIONS:
-        pixels = arm_checks.to_pixels(arm["picture"][precision]).astype(int)
-        arm["picture"][precision] = arm_checks.to_rows(np.clip(pixels + 9, 0, 255).astype(np.uint8))
-    faults = verify_arm.compare(arm, host, *cases)[1]
+    for precision in checks.PRECISIONS:
+        pixels = checks.to_pixels(arm["picture"][precision]).astype(int)
+        arm["picture"][precision] = checks.to_rows(np.clip(pixels + 9, 0, 255).astype(np.uint8))
+    faults = verify.compare(arm, host, *cases)[1]
     assert [fault.split(":")[0] for fault in faults] == [
         "noise, values",
         "noise, fields",
@@ -77,7 +78,7 @@ def test_every_difference_is_a_fault(
 )
 def test_kernel_is_read_from_the_instructions(word: str, expected: str) -> None:
     log = ["----------------\n", "IN: \n", f"0x55088ccaf0:  {word}  any text\n", "\n"]
-    assert verify_arm.kernel(log) == expected
+    assert verify.kernel(log) == expected
 
 
 def test_another_host_is_refused(tmp_path: Path) -> None:
@@ -107,6 +108,6 @@ def test_root_without_a_python_is_an_error(
 ) -> None:
     """The command ends with one line and exit code 1."""
     monkeypatch.chdir(root)
-    monkeypatch.setattr(verify_arm, "prepare", lambda *_: None)
-    assert verify_arm.main(["--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(verify, "prepare", lambda *_: None)
+    assert verify.main(["--out", str(tmp_path)]) == 1
     assert "qemu-aarch64-static" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from gdposr.web.site import site_files
 from runtime.bundle.reader import Bundle
 from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler
-from tools.arm_checks import to_pixels
+from tools.arm.checks import to_pixels
 
 # The page's INT8 sums in another order than Python's.
 INT8_FLOOR_DB = 45.0

@@ -20,7 +20,7 @@ from runtime.errors import GdposrError
 from runtime.noise import NOISE_VERSION, philox4x32
 from runtime.upscale.tiling import padded_size, plan_tiles, tile_rows
 from runtime.upscale.upscaler import Upscaler
-from tools.arm_checks import field_digest, to_rows, value_bits
+from tools.arm.checks import field_digest, to_rows, value_bits
 
 FOLDER: Final = Path("examples/vectors")
 WORD, LAST = 2**32, 2**64 - 1

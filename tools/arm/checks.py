@@ -1,4 +1,4 @@
-"""What `make verify-arm` computes on both machines: run by the emulated ARM Python, and imported by tools/verify_arm.py on the host.
+"""What `make verify-arm` computes on both machines: run by the emulated ARM Python, and imported by tools/arm/verify.py on the host.
 
 It imports `runtime` and what that needs, no more: the emulated Python has nothing else.
 """
@@ -25,7 +25,7 @@ PRECISIONS: Final = ("fp32", "int8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.arm_checks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.arm.checks", description=__doc__)
     parser.add_argument("vectors", type=Path, help="folder of noise.json and picture.json")
     parser.add_argument("--bundle", type=Path, help="bundle to run (default: the built-in one)")
     args = parser.parse_args(argv)

@@ -20,8 +20,8 @@ import numpy as np
 from gdposr.console import FAILED, OK, one_line, say, table
 from runtime.errors import GdposrError
 from runtime.upscale.probe import psnr_db
-from tools import arm_checks
-from tools.arm_root import MIRROR, RootError, emulated, prepare
+from tools.arm import checks
+from tools.arm.root import MIRROR, RootError, emulated, prepare
 
 FOLDER: Final = Path("build/arm")
 VECTORS: Final = Path("examples/vectors")
@@ -44,7 +44,7 @@ SECONDS: Final = 3600
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.verify_arm", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.arm.verify", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=FOLDER, help="folder of the ARM root (default: %(default)s)"
     )
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         say(f"preparing an ARM64 Python in {args.out}")
         prepare(args.out, platform.machine(), args.mirror)
-        host = arm_checks.results(VECTORS, args.bundle)
+        host = checks.results(VECTORS, args.bundle)
         rows: list[tuple[str, ...]] = [HEAD]
         faults: list[str] = []
         for processor in PROCESSORS:
@@ -87,9 +87,9 @@ def load(name: str) -> dict[str, Any]:
 
 
 def run_emulated(folder: Path, processor: str, bundle: Path | None) -> tuple[dict[str, Any], str]:
-    """`arm_checks.results` of an emulated processor, and its INT8 kernel. RootError if its Python does not end well."""
+    """`checks.results` of an emulated processor, and its INT8 kernel. RootError if its Python does not end well."""
     log = folder / f"{processor}.log"
-    words = ["-m", "tools.arm_checks", str(VECTORS), *(["--bundle", str(bundle)] if bundle else [])]
+    words = ["-m", "tools.arm.checks", str(VECTORS), *(["--bundle", str(bundle)] if bundle else [])]
     command = emulated(folder, processor, words, Path.cwd(), log)
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -126,7 +126,7 @@ def compare(
 ) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Rows of (what, result, limit), and a sentence for each limit that is not kept.
 
-    arm, host: of `arm_checks.results`. noise, case: noise.json and picture.json.
+    arm, host: of `checks.results`. noise, case: noise.json and picture.json.
     """
     rows, faults = [], []
 
@@ -146,8 +146,8 @@ def compare(
     for precision, verdict in arm["probe"].items():
         floor = verdict["floor_db"]
         row(f"probe, {precision}", f"{verdict['psnr_db']:.1f} dB", f"{floor:.1f} dB", verdict["ok"])
-    golden = arm_checks.to_pixels(case["fp32"])
-    result = arm_checks.to_pixels(arm["picture"]["fp32"])
+    golden = checks.to_pixels(case["fp32"])
+    result = checks.to_pixels(arm["picture"]["fp32"])
     off = np.abs(result.astype(int) - golden)
     share = np.count_nonzero(off) / off.size
     row(
@@ -156,7 +156,7 @@ def compare(
         f"{case['most_levels']} levels, {case['most_share']:.2%}",
         off.max() <= case["most_levels"] and share <= case["most_share"],
     )
-    psnr = psnr_db(arm_checks.to_pixels(arm["picture"]["int8"]), golden)
+    psnr = psnr_db(checks.to_pixels(arm["picture"]["int8"]), golden)
     row(
         "picture, int8, to the vectors",
         f"{psnr:.1f} dB",
@@ -168,7 +168,7 @@ def compare(
             ("probe", arm["probe"][precision]["rows"], host["probe"][precision]["rows"]),
             ("picture", arm["picture"][precision], host["picture"][precision]),
         ):
-            ours, theirs = arm_checks.to_pixels(a), arm_checks.to_pixels(b)
+            ours, theirs = checks.to_pixels(a), checks.to_pixels(b)
             psnr, levels = psnr_db(ours, theirs), int(np.abs(ours.astype(int) - theirs).max())
             row(
                 f"{what}, {precision}, to x86",
