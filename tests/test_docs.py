@@ -75,7 +75,7 @@ def commands(page: Path) -> list[list[str]]:
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-@pytest.mark.parametrize("name", ["training/RUNBOOK.md", "docs/training.md", "docs/blind.md"])
+@pytest.mark.parametrize("name", ["training/RUNBOOK.md", "docs/training.md", "docs/blind.md", "docs/sd21.md"])
 def test_commands_have_the_options_and_settings_that_they_are_given(
     root: Path, gdposr, need, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -87,7 +87,7 @@ def test_commands_have_the_options_and_settings_that_they_are_given(
     for words in commands(root / name):
         options = {word for word in words if word.startswith("--")}
         if words[0] == "gdposr":
-            verbs = words[1:3] if words[1] in ("train", "blind") else words[1:2]
+            verbs = words[1:3] if words[1] in ("train", "blind", "coreml") else words[1:2]
             known = gdposr(*verbs, "--help")[1]
         elif words[:2] == ["python", "-m"]:
             with pytest.raises(SystemExit):
