@@ -426,7 +426,9 @@ def test_run_folder_holds_config_log_samples_and_student(photos: Path, weights: 
     out = tmp_path / "run"
     last = run(out, photos, weights, steps=2)
     config = json.loads((out / "config.json").read_text())
-    assert settings.from_dict(DistillConfig, config["settings"]) == replace(TINY, degrade="loader")
+    assert settings.from_dict(DistillConfig, config["settings"]) == replace(
+        TINY, degrade="loader", memory_format="contiguous"
+    )
     assert config["data"] == str(photos.resolve())
     assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
     assert len(list((out / "samples").glob("*.png"))) == 1

@@ -93,6 +93,7 @@ def test_every_setting_of_a_published_stage_is_published_or_named_as_different(s
             "gradient_checkpointing",
             "tf32",
             "degrade",
+            "memory_format",
         ),
         *("validate_steps", "best", "patience", "min_spread", "anchor"),
         *("grpo_sigma", "grpo_clip", "grpo_kl"),

@@ -238,6 +238,14 @@ def test_a_run_from_before_a_setting_goes_on_with_what_auto_came_to(tmp_path: Pa
               RunSettings())  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["contiguous", "channels_last"])
+def test_pictures_and_kernels_lie_as_the_setting_says(name: str, photos: Path, tmp_path: Path) -> None:
+    trainer = make(photos, tmp_path, Budget(steps=1), replace(SETTINGS, memory_format=name))
+    batch = trainer._prepared(next(batches(trainer.pairs, None, 2, workers=0)))
+    for x in (batch.lr, batch.hr, trainer.stage.net.weight):  # type: ignore[union-attr]
+        assert x.is_contiguous(memory_format=torch.channels_last) == (name == "channels_last")
+
+
 def test_tf32_is_for_gpus_alone() -> None:
     both = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [flags.allow_tf32 for flags in both]

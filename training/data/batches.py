@@ -35,14 +35,14 @@ class Batch:
     noise: Tensor | None = None
     """Noise of a teacher's samples, (B, S, C, h', w'); None if the stage draws its own."""
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device, with pictures in channels-last memory format, which is fastest for convolutions.
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+        """The batch on a device, its pictures in a memory format.
 
         What lies in pinned memory is copied while the device computes."""
 
         def moved(x: Tensor) -> Tensor:
             x = x.to(device, non_blocking=x.is_pinned())
-            return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+            return x.contiguous(memory_format=memory_format) if x.ndim == 4 else x
 
         tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **{name: moved(x) for name, x in tensors.items()})

@@ -82,10 +82,13 @@ def begin(
     accelerator = make_accelerator(settings.precision)
     if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)
-    degrade = settings.degrade
-    if degrade == "auto":
-        degrade = "device" if accelerator.device.type == "cuda" else "loader"
-    settings = replace(settings, precision=accelerator.mixed_precision, degrade=degrade)
+    gpu = accelerator.device.type == "cuda"
+    chosen: dict[str, Any] = {
+        "degrade": "device" if gpu else "loader",
+        "memory_format": "channels_last" if gpu else "contiguous",
+    }
+    chosen = {name: value for name, value in chosen.items() if getattr(settings, name) == "auto"}
+    settings = replace(settings, precision=accelerator.mixed_precision, **chosen)
     if resume:
         settings = keep_step(settings, out / "state", accelerator.num_processes)
     return settings, accelerator, training, held_out

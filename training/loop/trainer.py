@@ -87,8 +87,10 @@ class Trainer:
             "settings": to_dict(settings),
         }
         set_tf32(self.accelerator.device, settings.tf32)
-        # Convolutions are faster channels last. eval() turns dropout off, also in frozen networks.
-        self.stage = stage.to(self.accelerator.device, memory_format=torch.channels_last).eval()
+        wide = settings.memory_format == "channels_last"
+        self.memory_format = torch.channels_last if wide else torch.contiguous_format
+        # eval() turns dropout off, also in frozen networks
+        self.stage = stage.to(self.accelerator.device, memory_format=self.memory_format).eval()
         self.trained = Trained(self.stage)
         self.average = Average(self.trained.of(stage.averaged()), settings.ema)
         self.optimizers = Optimizers(self.stage, settings)
@@ -152,7 +154,7 @@ class Trainer:
 
     def _prepared(self, batch: Batch) -> Batch:
         """The batch on the device, complete."""
-        batch = batch.to(self.accelerator.device)
+        batch = batch.to(self.accelerator.device, self.memory_format)
         return self.stage.prepare(batch if self.prepare is None else self.prepare(batch))
 
     def _open(self, resume: bool) -> None:

@@ -62,7 +62,8 @@ class DevicePreparation:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
         lr = degrade_batch(batch.hr, self.seed, batch.items, self.mixture)
-        lr = lr.contiguous(memory_format=torch.channels_last)
+        if batch.hr.is_contiguous(memory_format=torch.channels_last):
+            lr = lr.contiguous(memory_format=torch.channels_last)
         if self.prior is None:
             return replace(batch, lr=lr)
         device = batch.hr.device
