@@ -116,6 +116,15 @@ def test_bicubic_weights_keep_every_bit(
     assert np.array_equal(kept, source.modules["encoder"].bicubic.numpy().astype(np.float16))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_values_are_counted_as_numpy_sorts_them(dtype: type) -> None:
+    weight = np.random.default_rng(0).standard_normal((7, 5, 300)).astype(dtype)
+    weight[0, 0, :4] = 0.0, -0.0, 65504, -6e-8
+    expected = np.unique(weight, return_inverse=True, return_counts=True)
+    for came, wanted in zip(presets.distinct(weight), expected, strict=True):
+        np.testing.assert_array_equal(came, wanted.ravel())
+
+
 def test_compression_of_pixel_buffer_packages_scales_them_once(source: Source, tmp_path: Path) -> None:
     for role in ROLES:
         path = convert(source, role, tmp_path, height=16, width=16, images=True)

