@@ -67,10 +67,8 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def limit_of(source: Source) -> int:
     """Bytes of a chunk that make CHUNKS of a generator."""
-    return next(
-        most for most in range(1000, 10**6, 1000)
-        if most > max(s.bytes for s in generator_steps(source)) and len(cut(source, most)[1]) == CHUNKS
-    )  # fmt: skip
+    sizes = [step.bytes for step in generator_steps(source)]
+    return next(most for most in range(max(sizes), sum(sizes), 1000) if len(pack(sizes, most)) == CHUNKS)
 
 
 def export(checkpoint: Path, out: Path, limit: int, *options: object) -> Path:
@@ -157,6 +155,7 @@ def test_a_rescaled_norm_computes_the_same_and_stays_within_half_precision(kind:
     assert torch.isfinite(norm(torch.zeros(1, 16, 8, 8))).all()
 
 
+@pytest.mark.slow
 def test_norms_are_rescaled_where_a_square_would_overflow(source: Source, tmp_path: Path) -> None:
     generator = shared_copy(source.modules["generator"])
     first = generator.unet.conv_in
@@ -190,6 +189,7 @@ def first_chunk(
     return expected, open_runner(read_package(package)), given
 
 
+@pytest.mark.slow
 def test_attention_in_a_package_has_the_form_for_the_neural_engine(source: Source, tmp_path: Path) -> None:
     made, _ = for_engine(source, samples(source, 1, seed=0, size=TILE))
     expected, run, given = first_chunk(made, tmp_path, "fp16")

@@ -133,6 +133,7 @@ def test_the_pair_keeps_its_floor_and_its_seeds_apart(
     assert made.losses["min_diversity_ratio"] >= 0.95
 
 
+@pytest.mark.slow  # the exporter takes two minutes for Stable Diffusion's many nodes
 def test_products_of_attention_are_never_quantized(tmp_path: Path) -> None:
     source = one_step_source(load_model(make_miniature(tmp_path / "sd21")).freeze(), {}, "0" * 64)
     graph = onnx.load(export_fp32(source, tmp_path, {})["generator"])
