@@ -31,7 +31,7 @@ def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"{checkpoint} is not a student checkpoint ({CONFIG_FILE}, {WEIGHTS_FILE}), and not a one-step model (a training run with "
-            "model/, or a folder with unet/ and vae/)"
+            "model/, or a folder with unet/ and vae/): docs/training.md tells how to train either"
         )
     if base is not None or prompt is not None:
         raise ValueError(f"{checkpoint} is a student, which takes no base and no prompt: leave them out")
@@ -43,9 +43,9 @@ def _on_the_hub(checkpoint: Path) -> bool:
     """Whether a checkpoint that is not here is a hub name, such as owner/name/folder."""
     if checkpoint.exists() or checkpoint.is_absolute():
         return False
-    from training.model.loading import HUB_NAME
+    from training.model.loading import hub_name
 
-    return HUB_NAME.fullmatch(checkpoint.as_posix()) is not None
+    return hub_name(checkpoint) is not None
 
 
 def student_source(student: Student, training: Mapping[str, Any], checkpoint_sha256: str) -> Source:

@@ -18,6 +18,7 @@ from lora import unet_lora, vae_encoder_lora  # noqa: E402
 from make_miniature_sd21 import main, make_miniature, make_public_layout  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from export.load import load_source  # noqa: E402
 from training.model.loading import MODEL_FILE, load_model, read_model_file  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
 from training.model.saving import save_merged, save_run_model  # noqa: E402
@@ -280,6 +281,28 @@ def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
         match=r"there is no folder nobody/no-such-model, and it cannot be loaded as a hub name .* check the name and the net",
     ):
         load_model("nobody/no-such-model")
+
+
+def test_a_path_that_is_gone_is_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by a name of the repository's own folders nor as a checkpoint to export."""
+
+    def refused(*args: object, **more: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refused)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "export" / "weights").mkdir(parents=True)
+    gone = "export/weights/pocket-teacher"
+    with pytest.raises(
+        FileNotFoundError, match=rf"no model at {gone}; .* docs/training\.md tells how to train"
+    ):
+        load_model(gone)
+    with pytest.raises(
+        FileNotFoundError, match=rf"{gone} is not a student .* docs/training\.md tells how to"
+    ):
+        load_source(Path(gone))
+    with pytest.raises(FileNotFoundError, match="the hub was asked"):
+        load_model("weights/pocket-teacher/unet")
 
 
 @pytest.fixture

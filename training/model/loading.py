@@ -90,12 +90,20 @@ def find_model(source: str | Path) -> Path:
             return _inside_run(candidate)
     if path.exists():
         raise ValueError(f"{path} is a file; {LAYOUTS}")
-    name = HUB_NAME.fullmatch(str(source))
+    name = hub_name(source)
     if name is not None:
         return _download(name[1], name[2].removeprefix("/"))
     raise FileNotFoundError(
-        f"no model at {path}; {LAYOUTS}, or a hub name such as owner/name or owner/name/folder"
+        f"no model at {path}; {LAYOUTS}, or a hub name such as owner/name or owner/name/folder. docs/training.md tells how to train one"
     )
+
+
+def hub_name(source: str | Path) -> re.Match[str] | None:
+    """The match of `HUB_NAME`, or None where `source` names no model of the hub.
+
+    A name of three parts or more whose parent folder is here is a path: nothing is looked up for it."""
+    name = HUB_NAME.fullmatch(source.as_posix() if isinstance(source, Path) else source)
+    return None if name is not None and name[2] and Path(source).parent.is_dir() else name
 
 
 def _inside_run(folder: Path) -> Path:
