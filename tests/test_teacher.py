@@ -19,6 +19,7 @@ pytest.importorskip("diffusers", reason="needs the extra `train`")
 from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from calibration.measure.diversity import agreement  # noqa: E402
 from calibration.measure.onestep import restore  # noqa: E402
@@ -646,6 +647,73 @@ def test_teacher_without_weight_on_whole_samples_leads_in_texture_alone(
     for name in ("pixel", "structure", "feature", "diversity", "grid"):
         assert losses[0][name] == losses[1][name], name
     assert losses[0]["teacher_difference"] != losses[1]["teacher_difference"]
+
+
+def test_a_shift_of_all_samples_has_no_pull_unless_the_mean_may_pass(
+    teacher: Teacher, photos: Path, weights: Path
+) -> None:
+    """The recipe that takes only texture from the teacher; drawn pictures keep their own mean in any case."""
+    config = replace(TINY, **dict.fromkeys(("teacher", "teacher_feature", "adversary"), 0.0))
+    batch = first_batch(photos, weights, teacher, config)
+    target = from_bytes(by_sample(batch.target)) * 0.5 + 0.2  # room for the shift
+    draw = torch.Generator().manual_seed(0)
+    samples = torch.rand(target.shape, generator=draw).requires_grad_(True)
+    photo = torch.tensor([True] * (len(batch.hr) - 1) + [False])
+
+    def moved(share: float) -> Tensor:
+        """How far the pull at each picture's first sample differs between the teacher and the shifted one, (n,)."""
+        stage = stage_of(weights, teacher, replace(config, teacher_mean=share))
+        pulls = [
+            stage._pull(samples, batch.hr, photo, [(0, 0)] * len(batch.hr), x)[1][: len(batch.hr)]
+            for x in (target, target + 0.2)
+        ]
+        return (pulls[0] - pulls[1]).abs().amax((1, 2, 3))
+
+    off, on = moved(0.0), moved(1.0)
+    assert float(off.max()) < 1e-6
+    assert float(on[:-1].min()) > 1e-5
+    assert float(on[-1]) < 1e-6
+
+
+def test_a_shift_of_the_teachers_mean_arrives_in_the_student(photos: Path, weights: Path) -> None:
+    """A teacher whose pictures are all brighter than the photos by 15 levels, as tuning might make them.
+
+    Its weight in the recipe alone, `teacher`, does not get it through: colour, structure and pixels hold to the photo."""
+    shift, config = 15 / 255, replace(TINY, adversary=0.0)
+    model = tiny_model()
+    last = [m for m in model.vae.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    batch = first_batch(photos, weights, Teacher(model, "as built"), config)
+    for _ in range(3):  # clamping at 0 and 1 makes the way there less than linear
+        mean = from_bytes(by_sample(batch.target)).mean((0, 2, 3))
+        with torch.no_grad():
+            last.bias.add_(batch.hr.mean((0, 2, 3)) + shift - mean)
+        batch = first_batch(photos, weights, Teacher(model, "brighter"), config)
+    brighter = from_bytes(batch.target).mean() - batch.hr.mean()
+    assert float(brighter) == pytest.approx(shift, abs=0.01)
+
+    arrived = {}
+    for share in (0.0, 1.0):
+        stage = stage_of(weights, Teacher(model, "brighter"), replace(config, teacher_mean=share))
+        optimizer = torch.optim.Adam(stage.student.parameters(), lr=5e-3)
+        for _ in range(20):
+            optimizer.zero_grad()
+            stage("student", batch, {})[0]["loss"].backward()
+            optimizer.step()
+        with torch.no_grad():
+            picture = stage.student(batch.lr, batch.noise[:, 0, : stage.student.config.noise_channels])
+        arrived[share] = float((picture.mean() - batch.hr.mean()) / brighter)
+    assert abs(arrived[0.0]) < 0.25  # measured: 0.05
+    assert 0.75 < arrived[1.0] < 1.35  # measured after these few steps: 1.16
+
+
+def test_the_mean_passes_in_every_batch_or_is_refused() -> None:
+    assert replace(TINY, teacher=0.0, teacher_feature=0.0, teacher_difference=0.0, teacher_mean=0.5).taught
+    with pytest.raises(
+        ValueError, match=r"fresh must be 0 where teacher_mean is above 0, got 2.*--set fresh=0"
+    ):
+        replace(PRESETS["pocket-texture"], teacher_mean=1.0)
+    with pytest.raises(ValueError, match=r"teacher_mean must be from 0 to 1, got 2"):
+        replace(TINY, teacher_mean=2.0)
 
 
 def test_teacher_without_diversity_is_refused(photos: Path, weights: Path, tmp_path: Path) -> None:

@@ -24,6 +24,17 @@ def structure_loss(samples: Tensor, target: Tensor, teacher: Tensor | None = Non
     return ((first - photo).abs().mean() + (second - photo).abs().mean()) / 2 + apart.abs().mean()
 
 
+def with_mean_of(target: Tensor, teacher: Tensor, share: Tensor) -> Tensor:
+    """The photo moved to the mean of the teacher's two samples: (n, 3, h, w), (2n, 3, h, w) -> (n, 3, h, w).
+
+    share: (n, 1, 1, 1) in [0, 1], how far.
+
+    What a tuned teacher changes in all of its samples alike cancels in their difference. As a target of the photo's losses,
+    which outweigh the distance to a sample, it reaches the student."""
+    first, second = teacher.chunk(2)
+    return torch.lerp(target, (first + second) / 2, share)
+
+
 def colour_loss(samples: Tensor, target: Tensor) -> Tensor:
     """L1 between the mean colours of whole pictures. Pixel losses leave a small tint, as larger errors dominate them."""
     photo = target.mean((2, 3)).repeat(2, 1)

@@ -67,12 +67,15 @@ class DistillConfig(RunSettings):
     """Required difference between samples as a share of the photo's texture (`losses.diversity_loss`). Not used
     if `teacher` is above 0: the teacher's own difference is then required."""
     teacher: float = 0.0
-    """Weight of the L1 distance to the teacher's sample from the same noise. If this or one of the next two is above
+    """Weight of the L1 distance to the teacher's sample from the same noise. If this or one of the next three is above
     0, a teacher is needed."""
     teacher_feature: float = 0.0
     """Weight of the squared distance of SqueezeNet features to the teacher's sample."""
     teacher_difference: float = 0.0
     """Weight of the L1 distance between the student's and the teacher's difference of two samples, in texture."""
+    teacher_mean: float = 0.0
+    """Share, 0 to 1, of the mean of the teacher's samples in what the photo is to pixel, structure, colour, chroma and grid.
+    At 0 they hold the student's mean to the photo, against a shift of the teacher's mean too, whatever `teacher` is."""
     fresh: int = 0
     """Batches of new pairs without the teacher after each batch with it."""
     cache_turns: bool = False
@@ -105,8 +108,14 @@ class DistillConfig(RunSettings):
         for name in WEIGHTS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.adversary_from <= 1:
-            raise ValueError(f"adversary_from must be from 0 to 1, got {self.adversary_from}")
+        for name in ("adversary_from", "teacher_mean"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        if self.teacher_mean and self.fresh:
+            raise ValueError(
+                f"fresh must be 0 where teacher_mean is above 0, got {self.fresh}: batches without the teacher pull the mean "
+                "back to the photo; --set fresh=0, or --set teacher_mean=0"
+            )
         if len(self.feature_layers) != len(LAYERS):
             raise ValueError(f"feature_layers must be {len(LAYERS)} weights, got {len(self.feature_layers)}")
 
@@ -117,7 +126,7 @@ class DistillConfig(RunSettings):
     @property
     def taught(self) -> bool:
         """Whether the loss uses a teacher."""
-        return max(self.teacher, self.teacher_feature, self.teacher_difference) > 0
+        return max(self.teacher, self.teacher_feature, self.teacher_difference, self.teacher_mean) > 0
 
 
 def with_teacher(config: DistillConfig) -> DistillConfig:

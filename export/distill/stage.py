@@ -21,6 +21,7 @@ from export.distill.losses import (
     grid_loss,
     spread_loss,
     structure_loss,
+    with_mean_of,
 )
 from export.distill.recipe import DistillConfig
 from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample, from_bytes
@@ -176,7 +177,8 @@ class StudentDistill(StudentStage):
             them out, and the feature losses count less.
         shifts: for each picture, rows and columns below 8 that feature losses and adversary skip at the upper and left border.
         teacher: (2n, 3, H, W), its samples from the same noise. If `config.teacher` is 0, only its texture is
-            followed; structure and diversity then follow the photo.
+            followed; structure and diversity then follow the photo. With `config.teacher_mean`, the photo of all
+            losses but features, diversity and adversary is moved to its mean; a drawn picture stays its own target.
 
         Returns losses, gradient, and the photos and samples for the discriminator. The adversary's gradient is scaled
         to a fixed ratio to that of pixel, structure, colour and teacher, so it does not depend on how steep the discriminator is."""
@@ -192,10 +194,13 @@ class StudentDistill(StudentStage):
 
         fake, real = shifted(samples), shifted(hr)
         leads = teacher is not None and c.teacher > 0
+        aim = hr
+        if teacher is not None and c.teacher_mean > 0:
+            aim = with_mean_of(hr, teacher, c.teacher_mean * photos.to(hr.dtype).view(-1, 1, 1, 1))
         near = {
-            "pixel": (samples - hr.repeat(2, 1, 1, 1)).abs().mean(),
-            "structure": structure_loss(samples, hr, teacher if leads else None),
-            "colour": colour_loss(samples, hr),
+            "pixel": (samples - aim.repeat(2, 1, 1, 1)).abs().mean(),
+            "structure": structure_loss(samples, aim, teacher if leads else None),
+            "colour": colour_loss(samples, aim),
         }
         if leads:
             near["teacher"] = (samples - teacher).abs().mean()
@@ -203,7 +208,7 @@ class StudentDistill(StudentStage):
         targets = [real]
         if teacher is not None and c.teacher_feature > 0:
             targets.append(shifted(teacher[:n]))
-        guards = {"grid": grid_loss(samples, hr), "chroma": chroma_loss(samples, hr)}
+        guards = {"grid": grid_loss(samples, aim), "chroma": chroma_loss(samples, aim)}
         # on the first samples only: same expectation, half the cost
         features = dict(
             zip(("feature", "teacher_feature"), self._perceptual(fake[:n], *targets), strict=False)
