@@ -105,46 +105,71 @@ distill: $(DEV) ## distil a tuned one-step model to a student [TEACHER=run, DATA
 	$(RUN) -m gdposr distill --teacher "$(TEACHER)" --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" \
 		--out "$(or $(OUT),runs/student)" --minutes $(MINUTES) $(ARGS)
 
-# The older way to a student, training/RUNBOOK.md. A stage that is finished stays, one that was stopped goes on where it was.
+# The line that ships, training/RUNBOOK.md. A stage that is finished stays, one that was stopped goes on where it was.
 CHAIN         = runs/chain
 CHAIN_MINUTES = 480
 WORKERS       = 1
-# Samples of the teacher. Drawing them is not part of the minutes: 2,048 take two CPU cores seven minutes.
-CACHE_ITEMS   = $(shell awk 'BEGIN {n = int(4.3 * $(CHAIN_MINUTES)); print (n < 64 ? 64 : (n > 2048 ? 2048 : n))}')
-STUDENT_ARGS  =
+# The teacher: a .param file with its .bin, or x4plus of the extra `prior`. PRIOR= leaves out the stages that need its pictures, and CORE takes their place.
+PRIOR         = $(if $(wildcard $(PEER_NCNN)),$(PEER_NCNN),x4plus)
+CORE          = export/weights/pocket-core
+# As many as the teacher makes in about 4 % of the minutes, on two CPU cores; x4plus takes fourteen times as long as a small one.
+PICTURES      = $(shell awk 'BEGIN {n = int($(CHAIN_MINUTES) * $(if $(filter x4plus,$(PRIOR)),0.36,5)); print (n < 16 ? 16 : (n > 3400 ? 3400 : n))}')
+# Settings by stage, as KEY=VALUE words; EXPERIMENTS.md says where they come from. CHAIN_ARGS goes to every stage.
+ALL_CORE_SET  = student.far_blocks=2 batch=2 crop=192 crispness=1.3
+CORE_SET      = lr=6e-4 cards=0.25 feature=0 adversary=0
+CRISP_SET     = lr=4e-4 cards=0.3 feature=0.6 adversary=0.5 adversary_from=0.03
+LETTERS_SET   = lr=5e-4 warmup_steps=50 cards=0.7 feature=0.6 adversary=0 ema=0.998
+NOISE_SET     = batch=4 crop=128 score=12 cards=0.3 adversary=0.3 adversary_from=0.2 flat=0.02
+GDPO_SET      = lr=4e-4 anchor=0.1
+MIX           = --share 0.35 --noise 1.1
+CHAIN_ARGS    =
 # state.old: what a kill in the middle of replacing it leaves
 resumed       = $(if $(wildcard $(CHAIN)/$(1)/state $(CHAIN)/$(1)/state.old),--resume)
 minutes       = --minutes $(shell awk 'BEGIN {print $(CHAIN_MINUTES) * $(1)}')
-STAGE         = --data "$(DATA)" --perceptual-weights "$(SQF_WEIGHTS)" --workers $(WORKERS)
+settings      = $(foreach setting,$(1),--set $(setting))
+# stage NAME,KIND,SHARE OF THE MINUTES,SETTINGS
+stage         = $(RUN) -m gdposr train student-$(2) --data "$(DATA)" --out $(CHAIN)/$(1) --workers $(WORKERS) $(call minutes,$(3)) \
+	$(call settings,$(4)) $(PERCEPTUAL) $(call resumed,$(1)) $(CHAIN_ARGS)
+FROM_PICTURES = $(if $(PRIOR),--pictures $(CHAIN)/pictures)
 
 ifneq ($(words $(CHAIN)),1)
 $(error CHAIN must be one folder without spaces, got "$(CHAIN)")
 endif
 
-chain: $(CHAIN)/pocket.gdposr/manifest.json ## everything: photos to a bundle in runs/chain [DATA=, CHAIN_MINUTES=480, WORKERS=]
-	@echo "bundle: $(CHAIN)/pocket.gdposr; teacher: $(CHAIN)/teacher; student: $(CHAIN)/student/student"
+chain: $(CHAIN)/table.md ## everything: photos to a bundle in runs/chain, and what each stage brought [DATA=, PRIOR=, CHAIN_MINUTES=480, WORKERS=]
+	@cat $(CHAIN)/table.md
+	@echo "bundle: $(CHAIN)/pocket.gdposr; student: $(CHAIN)/student; this table: $(CHAIN)/table.md"
 
-$(CHAIN)/pretrain/model/model.json: | $(DEV)
-	$(RUN) -m gdposr train pretrain $(STAGE) --out $(CHAIN)/pretrain $(call minutes,0.12) $(call resumed,pretrain)
+$(CHAIN)/pictures.done: | $(DEV)
+	@mkdir -p $(CHAIN)
+	@echo "teacher: $(PRIOR), $(PICTURES) pictures (PRIOR=FILE.param names another, PRIOR= begins with $(CORE) instead)"
+	$(RUN) -m gdposr train pictures --data "$(DATA)" --prior "$(PRIOR)" --out $(CHAIN)/pictures --items $(PICTURES)
+	@touch $@
 
-$(CHAIN)/naosd/model/model.json: | $(CHAIN)/pretrain/model/model.json
-	$(RUN) -m gdposr train naosd --base $(CHAIN)/pretrain $(STAGE) --out $(CHAIN)/naosd $(call minutes,0.22) $(call resumed,naosd)
+$(CHAIN)/core/model/config.json: | $(CHAIN)/pictures.done
+	$(call stage,core,core,0.70,$(ALL_CORE_SET) $(CORE_SET)) $(FROM_PICTURES)
 
-$(CHAIN)/gdpo/model/model.json: | $(CHAIN)/naosd/model/model.json
-	$(RUN) -m gdposr train gdpo --base $(CHAIN)/naosd $(STAGE) --out $(CHAIN)/gdpo $(call minutes,0.06) $(call resumed,gdpo)
+$(CHAIN)/crisp/model/config.json: | $(CHAIN)/core/model/config.json
+	$(call stage,crisp,core,0.13,$(ALL_CORE_SET) $(CRISP_SET)) $(FROM_PICTURES) --init $(CHAIN)/core/model
 
-$(CHAIN)/teacher/model.json: | $(CHAIN)/gdpo/model/model.json
-	$(RUN) -m gdposr train merge --model $(CHAIN)/gdpo --out $(CHAIN)/teacher --half
+$(CHAIN)/letters/model/config.json: | $(CHAIN)/crisp/model/config.json
+	$(call stage,letters,core,0.03,$(ALL_CORE_SET) $(LETTERS_SET)) $(FROM_PICTURES) --init $(CHAIN)/crisp/model
 
-$(CHAIN)/photos/student/config.json: | $(DEV)
-	$(RUN) -m gdposr train student $(STAGE) --out $(CHAIN)/photos $(call minutes,0.45) $(call resumed,photos) $(STUDENT_ARGS)
+$(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/letters/model/config.json,$(DEV))
+	@$(if $(PRIOR),,echo "no teacher (PRIOR=): no pictures and no core of its own; the chain begins with the core in $(CORE)")
+	$(call stage,noise,noise,0.08,$(NOISE_SET)) $(FROM_PICTURES) --init $(if $(PRIOR),$(CHAIN)/letters/model,"$(CORE)")
 
-$(CHAIN)/student/student/config.json: | $(CHAIN)/teacher/model.json $(CHAIN)/photos/student/config.json
-	$(RUN) -m gdposr distill --preset pocket-texture --teacher $(CHAIN)/teacher --init $(CHAIN)/photos/student \
-		--cache $(CHAIN)/cache --cache-items $(CACHE_ITEMS) $(STAGE) --out $(CHAIN)/student $(call minutes,0.15) $(call resumed,student) $(STUDENT_ARGS)
+$(CHAIN)/gdpo/model/config.json: | $(CHAIN)/noise/model/config.json
+	$(call stage,gdpo,gdpo,0.02,$(GDPO_SET)) --steps 150 --init $(CHAIN)/noise/model
 
-$(CHAIN)/pocket.gdposr/manifest.json: | $(CHAIN)/student/student/config.json
-	$(RUN) -m gdposr export --checkpoint $(CHAIN)/student/student --out $(CHAIN)/pocket.gdposr --targets onnx,coreml
+$(CHAIN)/student/config.json: | $(CHAIN)/gdpo/model/config.json
+	$(RUN) -m export.student.interpolate $(CHAIN)/gdpo/model $(CHAIN)/noise/model $(MIX) --half --out $(CHAIN)/student
+
+$(CHAIN)/pocket.gdposr/manifest.json: | $(CHAIN)/student/config.json
+	$(RUN) -m gdposr export --checkpoint $(CHAIN)/student --out $(CHAIN)/pocket.gdposr --targets onnx,coreml
+
+$(CHAIN)/table.md: | $(CHAIN)/pocket.gdposr/manifest.json
+	$(RUN) -m tools.chain.table --chain $(CHAIN) --data "$(DATA)" $(if $(PRIOR),--prior "$(PRIOR)",--core "$(CORE)") $(PERCEPTUAL) --out $@ > /dev/null
 
 EXPORT = $(RUN) -m gdposr export --checkpoint "$(CHECKPOINT)"
 

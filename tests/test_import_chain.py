@@ -23,7 +23,7 @@ ROOMS = {
     "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "web", "server", "fleet", "commands", "cli"),
     "tools": (
         "demo", "subjects", "gallery", "arm", "vectors", "web_peers", "web_bench", "load_clients", "server_load", "fleet_bench",
-        "sd21_size",
+        "sd21_size", "chain",
     ),
 }  # fmt: skip
 ROOM_SIZE = range(3, 13)  # modules of a folder, without __init__.py; of a package also its rooms

@@ -89,50 +89,102 @@ def test_export_targets_say_what_to_write(tree: Path, target: str, kinds: str) -
         )
 
 
-STAGES = ("pretrain", "naosd", "gdpo", "merge", "student", "distill", "export")
+STAGES = [
+    "pictures",
+    *3 * ["student-core"],
+    "student-noise",
+    "student-gdpo",
+    "interpolate",
+    "export",
+    "table",
+]
 
 
-def stage_of(line: str) -> str:
-    words = line.split()
-    return words[3] if words[2] == "train" else words[2]
+def chain_commands(tree: Path, *arguments: str) -> list[str]:
+    """What `make chain` would run, from -m on."""
+    result = make(tree, "-n", "chain", *arguments)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.replace("\\\n", " ").splitlines()
+    return [line[line.index("-m ") :] for line in lines if "/python -m " in line and "-m pip" not in line]
+
+
+def stage_of(command: str) -> str:
+    words = command.split()
+    name = words[3] if words[2] == "train" else words[2]
+    return name if words[1] == "gdposr" else words[1].split(".")[-1]
+
+
+def settings_of(command: str) -> dict[str, str]:
+    words = command.split()
+    given = [words[k + 1].split("=", 1) for k, word in enumerate(words) if word == "--set"]
+    return dict(given)
 
 
 def test_chain_runs_every_stage_in_order(tree: Path) -> None:
-    result = make(tree, "-n", "chain", "CHAIN_MINUTES=100", "DATA=my photos", "WORKERS=3")
-    assert result.returncode == 0, result.stderr
-    commands = [
-        line.replace("\\\n", "")
-        for line in result.stdout.replace("\\\n", " ").splitlines()
-        if "-m gdposr" in line
-    ]
-    commands = [line[line.index("-m gdposr") :] for line in commands]
-    assert [stage_of("python " + line[3:]) for line in commands] == [*STAGES]
-    minutes = [float(line.split("--minutes ")[1].split()[0]) for line in commands if "--minutes" in line]
-    assert sum(minutes) == pytest.approx(100)
+    commands = chain_commands(tree, "CHAIN_MINUTES=100", "DATA=my photos", "WORKERS=3", "PRIOR=my.param")
+    assert [stage_of(command) for command in commands] == STAGES
     trained = [line for line in commands if "--minutes" in line]
+    minutes = [float(line.split("--minutes ")[1].split()[0]) for line in trained]
+    assert sum(minutes) == pytest.approx(96)  # the pictures have about four
     assert all('--data "my photos"' in line and "--workers 3" in line for line in trained)
     assert not any("--resume" in line for line in commands)
+    assert '--prior "my.param" --out runs/chain/pictures --items 500' in commands[0]
+    core, crisp, letters, noise, gdpo = trained
+    assert settings_of(core)["student.far_blocks"] == "2"
+    assert (settings_of(core)["adversary"], settings_of(crisp)["adversary"]) == ("0", "0.5")
+    assert float(settings_of(letters)["cards"]) > float(settings_of(crisp)["cards"])
+    for line, before in zip(
+        (crisp, letters, noise, gdpo), ("core", "crisp", "letters", "noise"), strict=True
+    ):
+        assert f"--init runs/chain/{before}/model" in line
+    assert all("--pictures runs/chain/pictures" in line for line in (core, crisp, letters, noise))
+    assert commands[-3].startswith(
+        "-m export.student.interpolate runs/chain/gdpo/model runs/chain/noise/model"
+    )
+    assert "--targets onnx,coreml" in commands[-2]
+    assert '--prior "my.param"' in commands[-1]
+
+
+def test_chain_has_settings_that_its_stages_know(tree: Path) -> None:
+    pytest.importorskip("torch", reason="needs the extra `export`")
+    from export.student.kinds import KINDS
+    from training.settings import with_settings
+
+    for command in chain_commands(tree, "PRIOR=my.param"):
+        if stage_of(command) in KINDS:
+            given = [f"{name}={value}" for name, value in settings_of(command).items()]
+            with_settings(KINDS[stage_of(command)].presets["pocket"], given)
+
+
+def test_chain_without_a_teacher_begins_with_the_core_of_the_repository_and_says_so(tree: Path) -> None:
+    commands = chain_commands(tree, "PRIOR=")
+    assert [stage_of(command) for command in commands] == STAGES[4:]
+    assert '--init "export/weights/pocket-core"' in commands[0]
+    assert "--pictures" not in commands[0]
+    assert '--core "export/weights/pocket-core"' in commands[-1]
+    shown = make(tree, "-n", "chain", "PRIOR=").stdout
+    assert "no teacher (PRIOR=): no pictures and no core of its own" in shown
+    slow, quick = (chain_commands(tree, f"PRIOR={prior}")[0] for prior in ("x4plus", "small.param"))
+    assert ("--items 172" in slow, "--items 2400" in quick) == (True, True)
 
 
 def test_chain_leaves_finished_stages_and_resumes_the_one_that_was_stopped(tree: Path) -> None:
     chain = tree / "runs/chain"
-    (chain / "pretrain/model").mkdir(parents=True)
-    (chain / "pretrain/model/model.json").write_text("{}")
-    (chain / "pretrain/state").mkdir()
-    (chain / "naosd/state").mkdir(parents=True)
-    result = make(tree, "-n", "chain")
-    commands = [line for line in result.stdout.splitlines() if "-m gdposr" in line]
-    assert not any("train pretrain" in line for line in commands)
-    assert [line for line in commands if "--resume" in line] == [
-        line for line in commands if "train naosd" in line
-    ]
+    (chain / "core/model").mkdir(parents=True)
+    (chain / "core/model/config.json").write_text("{}")
+    (chain / "pictures.done").write_text("")
+    (chain / "core/state").mkdir()
+    (chain / "crisp/state").mkdir(parents=True)
+    commands = chain_commands(tree, "PRIOR=my.param")
+    assert [stage_of(command) for command in commands] == STAGES[2:]
+    assert ["--resume" in command for command in commands] == [True] + [False] * 6
 
 
 def test_chain_goes_on_from_a_state_that_was_being_replaced(tree: Path) -> None:
-    (tree / "runs/chain/photos/state.old").mkdir(parents=True)
-    result = make(tree, "-n", "chain", "STUDENT_ARGS=--set compile=false")
-    students = [line for line in result.stdout.replace("\\\n", " ").splitlines() if "compile=false" in line]
-    assert ["--resume" in line for line in students] == [True, False]
+    (tree / "runs/chain/core/state.old").mkdir(parents=True)
+    commands = chain_commands(tree, "PRIOR=my.param", "CHAIN_ARGS=--preset tiny")
+    trained = [line for line in commands if "--preset tiny" in line]
+    assert ["--resume" in line for line in trained] == [True] + [False] * 4
 
 
 def test_chain_refuses_a_folder_that_make_cannot_name(tree: Path) -> None:

@@ -1,0 +1,74 @@
+"""The stages of `make chain` in order: where each leaves its model, and what it is there for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# The stage that every chain begins to measure with, and the one that stands for the core where no teacher was given.
+BICUBIC, GIVEN = "bicubic", "given core"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a stage's pictures."""
+
+    about: str
+    """Its column's heading, with the unit."""
+    up: bool
+    """Whether more is better."""
+    digits: int
+    """Digits behind the point."""
+
+
+MEASURES = {
+    "photo": Measure("PSNR to the photo, dB", True, 2),
+    "teacher": Measure("PSNR to the teacher's picture, dB", True, 2),
+    "cards": Measure("PSNR of drawn cards, dB", True, 2),
+    "sqf": Measure("SQF", False, 4),
+    "energy": Measure("energy score, 1/255", False, 3),
+    "seeds": Measure("seeds differ, 1/255", True, 2),
+    "wins": Measure("wins over the noise stage", True, 3),
+}
+"""Energy score: of two samples (`export.student.losses.energy_score`), smallest where samples are distributed as the photos are.
+Wins: share of samples with the higher reward of `student-gdpo`, each against the noise stage's of the same noise."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the student's training."""
+
+    name: str
+    """As in the table, and of the run's folder in the chain's."""
+    aims: tuple[str, ...]
+    """Keys of `MEASURES` that it is there to improve."""
+    model: str
+    """Folder of its model inside the chain's folder."""
+
+
+STAGES = (
+    Stage("core", ("teacher",), "core/model"),
+    Stage("crisp", ("sqf",), "crisp/model"),
+    Stage("letters", ("cards",), "letters/model"),
+    Stage("noise", ("energy", "seeds"), "noise/model"),
+    Stage("gdpo", ("wins",), "gdpo/model"),
+    Stage("mix", ("photo", "energy"), "student"),
+)
+
+
+def find_stages(chain: Path, core: Path | None) -> list[tuple[Stage, Path]]:
+    """The stages of a finished chain with their models' folders.
+
+    chain: folder of the chain.
+    core: the core that a chain without a teacher began with; it stands in the place of the three stages before noise.
+
+    Raises FileNotFoundError if a model is missing."""
+    found = [(stage, chain / stage.model) for stage in STAGES]
+    if core is not None:
+        found = [(Stage(GIVEN, STAGES[0].aims, ""), core), *found[3:]]
+    for stage, folder in found:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: expected the model of the stage {stage.name}, no such folder; make chain trains what is missing"
+            )
+    return found
