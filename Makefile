@@ -168,7 +168,7 @@ $(CHAIN)/student/config.json: | $(CHAIN)/gdpo/model/config.json
 $(CHAIN)/pocket.gdposr/manifest.json: | $(CHAIN)/student/config.json
 	$(RUN) -m gdposr export --checkpoint $(CHAIN)/student --out $(CHAIN)/pocket.gdposr --targets onnx,coreml
 
-$(CHAIN)/table.md: | $(CHAIN)/pocket.gdposr/manifest.json
+$(CHAIN)/table.md: $(CHAIN)/pocket.gdposr/manifest.json
 	$(RUN) -m tools.chain.table --chain $(CHAIN) --data "$(DATA)" $(if $(PRIOR),--prior "$(PRIOR)",--core "$(CORE)") $(PERCEPTUAL) --out $@ > /dev/null
 
 EXPORT = $(RUN) -m gdposr export --checkpoint "$(CHECKPOINT)"
