@@ -109,6 +109,10 @@ def test_gains_and_costs_are_told_with_their_intervals() -> None:
     assert "; nothing in energy score, 1/255 -0.100 (-0.400 to +0.200)" in verdict(half)
     gdpo = Row("gdpo", ("wins",), {}, {"wins": difference(0.1, 0.3)})
     assert verdict(gdpo) == "**gdpo** adds wins over the noise stage 0.700 (0.600 to 0.800)."
+    mix = Row("mix", ("photo",), {}, {"photo": difference(0.01, 0.03), "wins": difference(-0.3, -0.1)})
+    assert verdict(mix).endswith("It costs wins over the noise stage 0.300 (0.200 to 0.400).")
+    tiny = replace(noise, aims=("energy",), change={"energy": difference(-0.0004, -0.0002)})
+    assert verdict(tiny).startswith("**noise** adds nothing: energy score, 1/255 -0.000")
     unmeasured = Row("crisp", ("sqf",), {}, {"photo": difference(-1, 1)})
     assert verdict(unmeasured) == "**crisp** not measured: SQF."
     given = Row(GIVEN, ("teacher",), {}, {"photo": difference(0.5, 0.7)})

@@ -75,7 +75,7 @@ def verdict(row: Row) -> str:
     """A stage in words: what it added, or that it added nothing, and what it took away."""
     measured = [key for key in row.aims if key in row.change]
     better = [key for key in measured if _gain(key, row.change[key]) > 0]
-    worse = [key for key in row.change if key != "wins" and _gain(key, row.change[key]) < 0]
+    worse = [key for key in row.change if _gain(key, row.change[key]) < 0]
     if row.name == GIVEN:
         text = "was not trained here"
         if better:
@@ -102,6 +102,8 @@ def markdown(rows: Sequence[Row], files: Sequence[Exported], notes: Sequence[str
     if files:
         lines += ["", _line(Exported.HEAD), _line(["---"] * len(Exported.HEAD))]
         lines += [_line(file.cells()) for file in files]
+        if any(file.milliseconds is None for file in files):
+            lines += ["", "Core ML packages: the first crop of each photo alone, by the reference evaluator."]
         lines += ["", *(f"- {file.verdict()}" for file in files if file.loss is not None)]
     return "\n".join(lines) + "\n"
 
@@ -112,8 +114,8 @@ def _drawn(folder: Path) -> Draw:
 
 
 def _gain(key: str, change: Difference) -> int:
-    """1: better, -1: worse, 0: the interval holds zero. More difference between seeds is no loss by itself."""
-    if not change.real:
+    """1: better, -1: worse, 0: the interval holds zero, or the mean is below the digits that are shown."""
+    if not change.real or abs(change.mean) < 0.5 * 10 ** -MEASURES[key].digits:
         return 0
     return 1 if (change.mean > 0) == MEASURES[key].up else -1
 
