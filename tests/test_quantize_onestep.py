@@ -84,6 +84,7 @@ def kinds(path: Path) -> dict[str, int]:
     return collections.Counter(node.op_type for node in nodes)
 
 
+@pytest.mark.slow
 def test_first_convolutions_and_last_ones_stay_float_and_most_of_the_work_is_in_integers(
     made: Int8Graphs, graphs: dict[str, Path]
 ) -> None:
@@ -108,6 +109,7 @@ def test_first_convolutions_and_last_ones_stay_float_and_most_of_the_work_is_in_
         assert kinds(path)["QLinearConv"] == len([name for name in names if name.startswith(role)])
 
 
+@pytest.mark.slow
 def test_weights_of_float_layers_have_8_bits_too(made: Int8Graphs, graphs: dict[str, Path]) -> None:
     for role, path in made.paths.items():
         stored = onnx.load(path)
@@ -121,6 +123,7 @@ def test_weights_of_float_layers_have_8_bits_too(made: Int8Graphs, graphs: dict[
         assert path.stat().st_size < graphs[role].stat().st_size
 
 
+@pytest.mark.slow
 def test_the_pair_keeps_its_floor_and_its_seeds_apart(
     made: Int8Graphs, graphs: dict[str, Path], source: Source, sets: SampleSets
 ) -> None:

@@ -173,7 +173,7 @@ def test_pocket_chain_runs_from_photos_to_a_tuned_model(
         pytest.param({"condition": "lr", "shared_noise": False}, marks=pytest.mark.slow),
         pytest.param({"condition": "candidate"}, marks=pytest.mark.slow),
         {"condition": "candidate", "shared_noise": False},
-        {"objective": "grpo", "grpo_kl": 0.1},
+        pytest.param({"objective": "grpo", "grpo_kl": 0.1}, marks=pytest.mark.slow),
     ],
 )
 def test_chain_with_fewer_noise_channels_than_the_latent_has(
