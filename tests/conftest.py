@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The collector of cycles leaves alone what imports have made, and looks for new ones less often: it took a fifth of the tests' time."""
+    """Collect cycles less often, and never among what imports have made: it took a fifth of the time where graphs are exported."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
