@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -59,29 +60,45 @@ def test_default_bundle_is_package_data(root: Path) -> None:
     Bundle.open().verify()
 
 
-def test_wheel_holds_what_is_needed(root: Path, tmp_path: Path) -> None:
-    """Needs setuptools in this environment; the wheel is built from a copy, so that the tree stays clean."""
+@pytest.fixture(scope="module")
+def sdist(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, built from a copy, so that the tree stays clean. Needs setuptools in this environment."""
     pytest.importorskip("setuptools", minversion="77", reason="needs setuptools 77, which `make test` brings")
-    tree = tmp_path / "tree"
-    shutil.copytree(
-        root,
-        tree,
-        ignore=shutil.ignore_patterns(".venv", ".git", "build", "dist", "runs", "*.egg-info", "__pycache__"),
+    folder = tmp_path_factory.mktemp("sdist")
+    left = (".venv", ".git", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(root, folder / "tree", ignore=shutil.ignore_patterns(*left))
+    run(
+        ["-c", "from setuptools import build_meta; build_meta.build_sdist('..')"],
+        folder / "tree",
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-q",
-        "-w",
-        str(tmp_path),
-        str(tree),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    (path,) = folder.glob("gdposr-*.tar.gz")
+    return path
+
+
+def run(arguments: list[str], folder: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 0, result.stderr
+
+
+def test_sdist_holds_the_packages_and_no_tests(root: Path, sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tops = {name.partition("/")[0] for name in names} - {""}
+    assert tops == {
+        *("runtime", "training", "calibration", "export", "gdposr", "gdposr.egg-info"),
+        *("pyproject.toml", "setup.cfg", "MANIFEST.in", "PKG-INFO", "README.md", "LICENSE", "CHANGELOG.md"),
+    }
+    assert not any(name.startswith("export/weights/") for name in names)
+    assert sdist.stat().st_size < MOST_BYTES
+
+
+def test_wheel_from_the_sdist_holds_what_is_needed(root: Path, sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.glob("gdposr-*")
+    run(["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", "..", "."], tree)
     (wheel,) = tmp_path.glob("gdposr-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -89,7 +106,12 @@ def test_wheel_holds_what_is_needed(root: Path, tmp_path: Path) -> None:
         entry = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"runtime", "training", "calibration", "export", "gdposr"}
-    assert "runtime/bundles/pocket.gdposr/manifest.json" in names
+    assert {f"{top}/py.typed" for top in tops} <= names
+    bundle = {
+        path.relative_to(root).as_posix() for path in (root / "runtime/bundles").rglob("*") if path.is_file()
+    }
+    assert "runtime/bundles/pocket.gdposr/manifest.json" in bundle
+    assert bundle <= names
     page = {path.relative_to(root).as_posix() for path in (root / "runtime/web").rglob("*") if path.is_file()}
     assert page <= names
     assert {
