@@ -6,6 +6,7 @@ EXTRAS      = export,demo,report
 DEV_EXTRAS  = train,export,coreml,openvino,prior,demo,completion,report,server,ray,dev
 # More arguments for pip. On Linux, the default torch is the CUDA build (gigabytes); the CPU build is enough here:
 #   make setup PIP_ARGS="--extra-index-url URL" with the CPU wheel index that PyTorch's installation page names
+# The versions of requirements-dev.txt, which the workflow tests: make setup PIP_ARGS="-c requirements-dev.txt"
 PIP_ARGS    =
 # Left out by default: tests of more than about ten seconds ("slow") and of minutes to hours ("nightly"). All of them: make test PYTEST_ARGS=
 PYTEST_ARGS = -m "not slow and not nightly"
@@ -23,6 +24,7 @@ PHOTO       =
 OUT         =
 ARGS        =
 
+comma := ,
 PERCEPTUAL = $(if $(wildcard $(SQF_WEIGHTS)),--perceptual-weights "$(SQF_WEIGHTS)")
 RUN       = $(VENV)/bin/python
 # A file's tests stay in one process, since they share its fixtures. One thread each: two processes of two threads stand still.
@@ -35,7 +37,7 @@ WEIGHTS   = $(wildcard $(CHECKPOINT)/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors verify-arm web setup-web bench-web bench-server bench-fleet clean FORCE
+.PHONY: help setup demo test test-lowest check dist lock train-pretrain train-naosd train-gdpo train-student distill chain export export-onnx export-coreml verify-coreml accuracy bench gallery vectors verify-arm web setup-web bench-web bench-server bench-fleet clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -85,6 +87,32 @@ check: $(DEV) ## formatting, lint, types and tests
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(PYTEST) $(PYTEST_ARGS)
+
+# NumPy, Pillow, ONNX Runtime and rich at the lower bounds of pyproject.toml, to the letter. What needs torch or another extra is skipped.
+LOWEST = build/lowest
+BOUNDS = import tomllib; print(*(need.replace(">=", "==") for need in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))
+
+test-lowest: ## the runtime's tests with the oldest dependencies allowed, in build/lowest; PYTHON= must have wheels of them: 3.11
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) "pytest>=8.3" "pytest-xdist>=3.6" $$($(PYTHON) -c '$(BOUNDS)')
+	$(subst $(RUN),$(LOWEST)/bin/python,$(PYTEST)) $(PYTEST_ARGS) $(ARGS)
+
+# Tools of a release, which development does not need.
+TOOLS = build/tools
+
+$(TOOLS)/.installed:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) "build>=1.2" "uv>=0.9"
+	@touch $@
+
+dist: $(TOOLS)/.installed ## sdist and wheel, in dist/
+	$(TOOLS)/bin/python -m build --outdir dist .
+
+# One file for Python 3.11 and newer, from PyPI alone. No hashes: pip would then refuse the project itself and a CPU build of torch.
+lock: $(TOOLS)/.installed ## requirements-dev.txt anew: the newest version of everything that make setup installs
+	$(TOOLS)/bin/uv pip compile pyproject.toml $(foreach extra,$(subst $(comma), ,$(DEV_EXTRAS)),--extra $(extra)) \
+		--universal --python-version 3.11 --default-index https://pypi.org/simple --no-annotate --upgrade \
+		--custom-compile-command "make lock" --quiet --output-file requirements-dev.txt
 
 train-pretrain: $(DEV) ## pocket base from scratch [DATA=photos, MINUTES=, OUT=run folder, ARGS=]
 	$(RUN) -m gdposr train pretrain --data "$(DATA)" --out "$(or $(OUT),runs/pretrain)" --minutes $(MINUTES) $(PERCEPTUAL) $(ARGS)

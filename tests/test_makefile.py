@@ -4,14 +4,16 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 TARGETS = {
-    "help", "setup", "demo", "test", "check", "train-pretrain", "train-naosd", "train-gdpo", "train-student", "distill",
-    "chain", "export", "export-onnx", "export-coreml", "verify-coreml", "accuracy", "bench", "gallery", "vectors", "verify-arm",
-    "web", "setup-web", "bench-web", "bench-server", "bench-fleet", "clean",
+    "help", "setup", "demo", "test", "test-lowest", "check", "dist", "lock", "train-pretrain", "train-naosd", "train-gdpo",
+    "train-student", "distill", "chain", "export", "export-onnx", "export-coreml", "verify-coreml", "accuracy", "bench", "gallery",
+    "vectors", "verify-arm", "web", "setup-web", "bench-web", "bench-server", "bench-fleet", "clean",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -199,6 +201,32 @@ def test_test_is_the_first_command(tree: Path) -> None:
         log(tree)[-1]
         == "-m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10 -m not slow and not nightly"
     )
+
+
+def test_lowest_versions_are_those_of_pyproject(root: Path, tree: Path) -> None:
+    shutil.copy(root / "pyproject.toml", tree)
+    result = make(tree, "test-lowest", f"PYTHON={sys.executable}", "-n")
+    assert result.returncode == 0, result.stderr
+    (install,) = (line for line in result.stdout.splitlines() if " -m pip install " in line)
+    pinned = subprocess.run(
+        ["sh", "-c", f"echo {install[install.index('$(') :]}"],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    needs = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert pinned == [need.replace(">=", "==") for need in needs]
+    assert len(pinned) == 4
+    assert "build/lowest/bin/python -m pytest" in result.stdout
+
+
+def test_lock_covers_what_setup_installs(root: Path, tree: Path) -> None:
+    text = (root / "Makefile").read_text()
+    (extras,) = re.findall(r"^DEV_EXTRAS *= (\S+)$", text, flags=re.MULTILINE)
+    result = make(tree, "lock", "-n")
+    assert re.findall(r"--extra (\S+)", result.stdout) == extras.split(",")
+    assert set(re.findall(r"https://[^/\s]+", result.stdout)) == {"https://pypi.org"}
 
 
 def test_pip_arguments_and_old_python(tree: Path) -> None:
