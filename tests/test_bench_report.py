@@ -1,6 +1,7 @@
 """What `gdposr bench` times and how it is written down."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,10 @@ def test_the_terminal_sees_both_sizes(result: dict[str, Any]) -> None:
     assert "cpu int8 / peer (onnx), 1000x1000 picture  0.100" in text
 
 
-def test_the_page_is_whole_and_hostile_names_are_harmless(result: dict[str, Any]) -> None:
+def test_the_page_is_whole_and_hostile_names_are_harmless(
+    result: dict[str, Any], need: Callable[..., None]
+) -> None:
+    need("matplotlib", "jinja2")
     html = page(result)
     assert "a &lt;bundle&gt;" in html
     assert "a &lt;CPU&gt;" in html

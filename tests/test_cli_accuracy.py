@@ -23,7 +23,8 @@ def pairs(make_pixels: Any, tmp_path: Path) -> list[object]:
     return ["--lr", tmp_path / "lr", "--hr", tmp_path / "hr"]
 
 
-def test_accuracy(gdposr: Any, toy_bundle: Path, pairs: list[object], tmp_path: Path) -> None:
+def test_accuracy(gdposr: Any, need: Any, toy_bundle: Path, pairs: list[object], tmp_path: Path) -> None:
+    need("matplotlib", "jinja2")
     page = tmp_path / "report" / "page.html"
     words = ["accuracy", toy_bundle, *pairs, "--precision", "fp32", "--threads", 1]
     code, out, err = gdposr(

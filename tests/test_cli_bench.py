@@ -93,7 +93,8 @@ def test_bench_wrong_usage(gdposr: Any, toy_bundle: Path, wrong: list[str]) -> N
     assert "Traceback" not in err
 
 
-def test_bench_writes_a_table_and_a_page(gdposr: Any, toy_bundle: Path, tmp_path: Path) -> None:
+def test_bench_writes_a_table_and_a_page(gdposr: Any, need: Any, toy_bundle: Path, tmp_path: Path) -> None:
+    need("matplotlib", "jinja2")
     page, lines = tmp_path / "new" / "bench.html", tmp_path / "bench.md"
     code, out, err = gdposr(
         "bench", toy_bundle, "--size", 32, "--rounds", 2, "--warmup", 0, "--picture", 40, "--json",

@@ -111,8 +111,9 @@ def test_verdicts_and_failures_are_told_of_the_bundle_they_were_written_for() ->
 
 
 def test_what_cannot_start_is_one_line_and_exit_code_2(
-    tmp_path: Path, pages: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, pages: Callable[..., int], need: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    need("ncnn", "onnx")
     for words, message in (
         (("--only", "rain"), "face, handwriting"),
         (("--sqf-weights", str(tmp_path / "none.safetensors")), "none.safetensors"),

@@ -6,6 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+pytest.importorskip("matplotlib", reason="needs the extra `report`")
+pytest.importorskip("jinja2", reason="needs the extra `report`")
+
 from calibration.report.labels import overlap, shorten, text_box
 from calibration.report.plots import (
     Bar,

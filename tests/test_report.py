@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("matplotlib", reason="needs the extra `report`")
+pytest.importorskip("jinja2", reason="needs the extra `report`")
+
 from calibration.measure.accuracy import AccuracyReport, ImageScore, Row
 from calibration.measure.gates import GateResult
 from calibration.measure.intervals import Difference, Interval

@@ -48,9 +48,9 @@ def rounded_luma(image: np.ndarray) -> np.ndarray:
     pixels = image if image.ndim == 3 else image[..., None]
     weights = np.array(FULL_RANGE) * 255.0 * scale
     if pixels.shape[2] < 3:
-        gray = pixels[..., 0] * weights.sum()
-    else:
-        gray = pixels[..., 0] * weights[0] + pixels[..., 1] * weights[1] + pixels[..., 2] * weights[2]
+        weights = weights.sum(keepdims=True)
+    # said to be float64, because NumPy 1 multiplies float32 by a float64 number in float32
+    gray = sum(np.multiply(pixels[..., k], weight, dtype=np.float64) for k, weight in enumerate(weights))
     return np.round(gray)
 
 
