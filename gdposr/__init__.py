@@ -31,7 +31,7 @@ __all__ = [
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
     from runtime.errors import BundleError, DeviceError, GdposrError, ImageError, OutOfMemory, SettingError
-    from runtime.image.arrays import Photo
+    from runtime.image.photo import Photo
     from runtime.image.read.decode import read_photo
     from runtime.image.write.encode import write_photo
     from runtime.upscale.upscaler import Upscaler
@@ -43,7 +43,7 @@ _HOME = {
     "GdposrError": "runtime.errors",
     "ImageError": "runtime.errors",
     "OutOfMemory": "runtime.errors",
-    "Photo": "runtime.image.arrays",
+    "Photo": "runtime.image.photo",
     "SettingError": "runtime.errors",
     "Upscaler": "runtime.upscale.upscaler",
     "read_photo": "runtime.image.read.decode",
@@ -51,12 +51,14 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'gdposr' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # so that a mistyped name is an error there
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module 'gdposr' has no attribute {name!r}")
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

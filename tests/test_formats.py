@@ -18,8 +18,9 @@ from PIL import Image, ImageCms, ImageFile
 
 from runtime.errors import ImageError
 from runtime.folders import find_photos
-from runtime.image.arrays import Photo, fill_transparent
+from runtime.image.arrays import fill_transparent
 from runtime.image.exif import EXIF_HEADER, exif_dpi, is_sound, revised_exif
+from runtime.image.photo import Photo
 from runtime.image.read.decode import media_family, read_photo
 from runtime.image.read.deep import hidden_depth
 from runtime.image.write.encode import write_photo

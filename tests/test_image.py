@@ -15,8 +15,8 @@ import runtime.files
 import runtime.image.write.encode
 from runtime.errors import ImageError
 from runtime.folders import find_photos
-from runtime.image.arrays import Photo
 from runtime.image.exif import ORIENTATION, PIXEL_WIDTH, upright_exif
+from runtime.image.photo import Photo
 from runtime.image.read.decode import read_photo
 from runtime.image.write.encode import write_photo
 

@@ -27,8 +27,15 @@ ROOMS = {
     ),
 }  # fmt: skip
 ROOM_SIZE = range(3, 13)  # modules of a folder, without __init__.py; of a package also its rooms
-RUNTIME_NEEDS = {"numpy", "PIL", "onnxruntime", "openvino", "coremltools", "pillow_heif"}
-RUNTIME_LAZY = {"onnxruntime", "openvino", "coremltools", "pillow_heif"}  # slow to import, or not installed
+TYPES_ONLY = {"typing_extensions"}  # type checkers know it, whether or not it is installed
+RUNTIME_NEEDS = {"numpy", "PIL", "onnxruntime", "openvino", "coremltools", "pillow_heif", *TYPES_ONLY}
+RUNTIME_LAZY = {
+    "onnxruntime",
+    "openvino",
+    "coremltools",
+    "pillow_heif",
+    *TYPES_ONLY,
+}  # slow to import, or not installed
 
 
 def imports(source: str) -> list[tuple[int, str, bool]]:

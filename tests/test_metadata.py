@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from runtime.errors import ImageError
-from runtime.image.arrays import Photo, as_picture
+from runtime.image.arrays import as_picture
+from runtime.image.photo import Photo
 from runtime.image.png_chunks import SIGNATURE
 from runtime.image.read.decode import check_photo, read_photo
 from runtime.image.write.encode import write_photo

@@ -14,8 +14,8 @@ from PIL import Image
 
 import runtime.image.bands
 from runtime.errors import GdposrError, ImageError
-from runtime.image.arrays import Photo
 from runtime.image.bands import Strips, block_rows, in_order, row_blocks
+from runtime.image.photo import Photo
 from runtime.image.png_chunks import png_chunks
 from runtime.image.read.decode import read_photo
 from runtime.image.write.encode import check_output, write_photo

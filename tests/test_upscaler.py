@@ -13,7 +13,7 @@ from upscaling import Pixels, Smooth, assert_same
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.reader import Bundle
 from runtime.errors import DeviceError, GdposrError, ImageError, SettingError
-from runtime.image.arrays import Photo
+from runtime.image.photo import Photo
 from runtime.upscale import rendering, tiling
 from runtime.upscale import upscaler as module
 from runtime.upscale.probe import psnr_db

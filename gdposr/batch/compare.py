@@ -12,8 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.image.arrays import Photo
     from runtime.image.bands import Strips
+    from runtime.image.photo import Photo
 
 SIDE = 4096  # pixels of the longer side that are shown; a larger result is reduced for the page
 QUALITY = 92  # of the JPEGs in the page

@@ -1,6 +1,5 @@
 """A run over many photos: each is read, computed and written, and whatever goes wrong with one never stops the rest."""
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gdposr.batch.compare import Preview
-    from runtime.image.arrays import Photo
     from runtime.image.bands import Strips
+    from runtime.image.photo import Levels, Photo
     from runtime.upscale.rendering import Rendering
     from runtime.upscale.upscaler import Upscaler
 
@@ -144,11 +143,11 @@ class Batch:
 
             score, number, pixels = self._best(rendering)
             part = options.parts[options.numbers.index(number)]
-            best = dataclasses.replace(photo, pixels=pixels)
+            best = photo.with_pixels(pixels)
             self._whole(task, best, number, part, photo, **{NAME: round(score, 4)})
         else:
             from gdposr.batch.sheet import contact_sheet
-            from runtime.image.arrays import Photo
+            from runtime.image.photo import Photo
 
             labels = [f"seed {options.seed} sample {number}" for number in options.numbers]
             sheet = contact_sheet([rendering.sample(number) for number in options.numbers], labels)
@@ -177,7 +176,7 @@ class Batch:
         def save(arriving: "Strips") -> None:
             preview = Preview(arriving.shape) if self._options.compare else None
             passing = arriving if preview is None else preview.passing(arriving)
-            self._save(task, dataclasses.replace(photo, pixels=passing), number, part)
+            self._save(task, photo.with_pixels(passing), number, part)
             if preview is not None:
                 self._compare(task, photo, preview, part)
 
@@ -216,7 +215,7 @@ class Batch:
             write.result()  # not a second one beside the next photo's
         task.writes.append((write, self._entry(task, photo.pixels.shape, number, part) | scores))
 
-    def _save(self, task: Task, photo: "Photo", number: int | None, part: str) -> None:
+    def _save(self, task: Task, photo: "Photo[Levels | Strips]", number: int | None, part: str) -> None:
         """Write one picture with what is needed to make it again; in the writer's thread."""
         from runtime.files import make_folder
         from runtime.image.write.encode import write_photo

@@ -1,6 +1,5 @@
 """What a worker does: from the file of a photo to the file of the answer, in the steps of `gdposr upscale` and to its bytes."""
 
-import dataclasses
 import os
 import shutil
 import zipfile
@@ -15,7 +14,7 @@ from gdposr.server.jobs import Job
 from gdposr.server.order import Order
 
 if TYPE_CHECKING:
-    from runtime.image.arrays import Photo
+    from runtime.image.photo import Photo
     from runtime.upscale.rendering import Rendering
     from runtime.upscale.upscaler import Upscaler
 
@@ -111,7 +110,7 @@ class Work:
         if order.strip:
             photo, text = photo.stripped(), {}
         for attempt in range(ATTEMPTS):
-            enlarged = dataclasses.replace(photo, pixels=rendering.strips(number))
+            enlarged = photo.with_pixels(rendering.strips(number))
             try:
                 write_photo(target, enlarged, quality=order.quality, text=text, notify=note)
                 return

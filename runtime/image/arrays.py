@@ -1,12 +1,12 @@
-"""Pictures as arrays: a photo with its metadata, and a picture seen as planes of float32 rows for the model, and back."""
+"""Pictures as arrays: seen as planes of float32 rows for the model, and back."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
-from .bands import Strips, spans
+from .bands import spans
 from .exif import orientation_of
 
 Floats = NDArray[np.float32]
@@ -28,45 +28,6 @@ _BAND_BYTES: Final = 1 << 22
 _CHECK_ROWS: Final = 256
 # Held while Pillow's global limit of pixels is changed.
 _LIMIT_LOCK: Final = threading.Lock()
-
-
-@dataclass(frozen=True, eq=False)
-class Photo:
-    """Pixels with the metadata that belongs to them."""
-
-    pixels: Any
-    """(H, W, C) uint8 or uint16 with C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha: an array, or for writing also `Strips`. The
-    type is not a union, so that a caller who has read a photo need not tell the two apart."""
-    exif: bytes | None = None
-    """EXIF block."""
-    icc: bytes | None = None
-    """Colour profile of the pixels. None: sRGB."""
-    dpi: tuple[float, float] | None = None
-    """Horizontal and vertical resolution."""
-    xmp: bytes | None = None
-    """XMP packet."""
-    iptc: bytes | None = None
-    """IPTC-IIM records."""
-    comment: bytes | None = None
-    """Comment of a JPEG."""
-    text: Mapping[str, str] = field(default_factory=dict)
-    """Texts of a PNG by keyword."""
-    coding: Mapping[str, bytes] = field(default_factory=dict)
-    """What a PNG says of its colours instead of a profile: content of the chunks cICP, gAMA and cHRM."""
-
-    def __post_init__(self) -> None:
-        shape, dtype = self.pixels.shape, self.pixels.dtype
-        if isinstance(self.pixels, Strips) and len(shape) == 2:
-            shape = (*shape, 1)
-        if len(shape) != 3 or not 1 <= shape[2] <= 4 or 0 in shape or dtype not in (np.uint8, np.uint16):
-            raise ImageError(
-                f"a photo needs pixels (H, W, 1..4) of uint8 or uint16, got shape {shape} of {dtype}: "
-                "add the channel axis or convert the type first"
-            )
-
-    def stripped(self) -> Photo:
-        """The same pixels without metadata, except for what their colours depend on: the profile, or a PNG's colour chunks."""
-        return Photo(self.pixels, icc=self.icc, coding=self.coding)
 
 
 @dataclass(frozen=True, eq=False)

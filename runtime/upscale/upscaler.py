@@ -5,11 +5,11 @@ The same picture, seed, bundle, device and precision give the same bytes, for ev
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,17 +21,20 @@ from ..checks import setting
 from ..errors import DeviceError, GdposrError, SettingError
 from ..image.arrays import as_picture
 from ..image.bands import Strips
+from ..image.photo import Levels
 from .engine import Engine, Progress
 from .probe import run_probe
 from .rendering import Rendering, Request
 
 if TYPE_CHECKING:
-    from ..image.arrays import Photo
+    from ..image.photo import Photo
 
 # If the caller gives a limit of memory, tiles may have so many times the bundle's best side: larger tiles have a smaller share of
 # context. Processor time per megapixel on one thread with an earlier built-in bundle, whose context was 26 pixels, INT8: tiles of 256
 # 1.2 s, 384 0.93 s, 512 0.88 s; fp32: 256 2.9 s, 512 2.3 s.
 ROOMY: Final = 2
+# Of the levels of an array: the result has the same.
+PixelT = TypeVar("PixelT", bound=np.uint8 | np.uint16 | np.float32)
 
 
 class Upscaler:
@@ -82,6 +85,18 @@ class Upscaler:
         """What the user should know about the choice of device and precision."""
         return tuple(self._notes)
 
+    @overload
+    def up(
+        self, image: NDArray[PixelT], seed: int = 0, samples: int = 1, scale: float | None = None,
+        *, first: int = 0, progress: Progress | None = None,
+    ) -> list[NDArray[PixelT]]: ...  # fmt: skip
+
+    @overload
+    def up(
+        self, image: Image.Image, seed: int = 0, samples: int = 1, scale: float | None = None,
+        *, first: int = 0, progress: Progress | None = None,
+    ) -> list[Levels]: ...  # fmt: skip
+
     def up(
         self,
         image: NDArray[Any] | Image.Image,
@@ -94,6 +109,18 @@ class Upscaler:
     ) -> list[NDArray[Any]]:
         """Samples first to first + samples of an image, as `samples` below, in a list."""
         return list(self.samples(image, seed, samples, scale, first=first, progress=progress))
+
+    @overload
+    def samples(
+        self, image: NDArray[PixelT], seed: int = 0, samples: int = 1, scale: float | None = None,
+        *, first: int = 0, progress: Progress | None = None,
+    ) -> Iterator[NDArray[PixelT]]: ...  # fmt: skip
+
+    @overload
+    def samples(
+        self, image: Image.Image, seed: int = 0, samples: int = 1, scale: float | None = None,
+        *, first: int = 0, progress: Progress | None = None,
+    ) -> Iterator[Levels]: ...  # fmt: skip
 
     def samples(
         self,
@@ -171,7 +198,7 @@ class Upscaler:
     ) -> Iterator[Photo]:
         """As `samples`, from a photo to photos with its metadata."""
         results = self.samples(photo.pixels, seed, samples, scale, first=first, progress=progress)
-        return (dataclasses.replace(photo, pixels=pixels) for pixels in results)
+        return (photo.with_pixels(pixels) for pixels in results)
 
     def close(self) -> None:
         """Release the model. Samples that are already begun can still be finished."""

@@ -53,7 +53,7 @@ def load_rgb(path: Path) -> np.ndarray:
     """Decode a picture as uint8 (h, w, 3), upright. Gray is repeated, 16 bits are rounded, alpha is left out.
 
     Raises ImageError, which names the file, if it cannot be read."""
-    pixels = read_photo(path, notify=log.debug).pixels
+    pixels: np.ndarray = read_photo(path, notify=log.debug).pixels
     if pixels.dtype == np.uint16:
         pixels = to_8_bits(pixels)
     return np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., [0, 0, 0]])

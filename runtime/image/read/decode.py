@@ -22,7 +22,8 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ...errors import ImageError
 from ...files import SUFFIXES
-from ..arrays import Photo, to_array, upright, without_limit
+from ..arrays import to_array, upright, without_limit
+from ..photo import Photo
 from ..png_chunks import SIGNATURE, PngMetadata, pixels_alone
 from .deep import DEEP_READ, deep_gray, deep_pixels
 from .deep_tiff import SIGNATURES, is_deep_tiff, opened_as_8_bit, tags_if_sound

@@ -4,7 +4,6 @@ PNG and TIFF are written with 8 or 16 bits per channel, as the pixels have. The 
 through `notify`, never silent.
 """
 
-import dataclasses
 import os
 import struct
 import warnings
@@ -18,10 +17,11 @@ from PIL import Image
 
 from ...errors import ImageError
 from ...files import atomic_file
-from ..arrays import Photo, without_opaque_alpha
+from ..arrays import without_opaque_alpha
 from ..bands import Strips, block_rows, row_blocks
 from ..exif import revised_exif
 from ..jpeg_segments import packed_segments
+from ..photo import Levels, Photo
 from ..xmp import revised_xmp
 from .png import write_png
 from .tiff import LARGEST_FILE, raw_bytes, write_tiff
@@ -58,7 +58,7 @@ Tell = Callable[[str], None]
 
 def write_photo(
     path: str | os.PathLike[str],
-    photo: Photo,
+    photo: Photo[Levels | Strips],
     quality: int = 95,
     text: dict[str, str] | None = None,
     *,
@@ -72,7 +72,8 @@ def write_photo(
     notify: called with a message for each loss, such as 16 bits in a JPEG. By default `warnings.warn`.
     """
     path = Path(path)
-    photo = fitting(path, photo)
+    if not isinstance(photo.pixels, Strips):
+        photo = fitting(path, photo.with_pixels(photo.pixels))
     tell = notify or (lambda message: warnings.warn(message, stacklevel=3))
     check_output(path, photo.pixels.shape, photo.pixels.dtype)  # before anything is computed or created
     with atomic_file(path) as stream:
@@ -82,11 +83,11 @@ def write_photo(
 def fitting(path: Path, photo: Photo) -> Photo:
     """The photo without its channel of alpha, if path's format has no place for that and every pixel is opaque.
 
-    Not for `Strips`, whose pixels are not known yet: give their source to this function before it is enlarged.
+    The pixels of `Strips` are not known yet: give their source to this function before it is enlarged.
     """
-    if WRITE_FORMATS.get(path.suffix.lower()) not in OPAQUE_FORMATS or isinstance(photo.pixels, Strips):
+    if WRITE_FORMATS.get(path.suffix.lower()) not in OPAQUE_FORMATS:
         return photo
-    return dataclasses.replace(photo, pixels=without_opaque_alpha(photo.pixels))
+    return photo.with_pixels(without_opaque_alpha(photo.pixels))
 
 
 def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
@@ -125,7 +126,12 @@ def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> st
 
 
 def encode(
-    path: Path, stream: IO[bytes], photo: Photo, quality: int, text: Mapping[str, str], tell: Tell
+    path: Path,
+    stream: IO[bytes],
+    photo: Photo[Levels | Strips],
+    quality: int,
+    text: Mapping[str, str],
+    tell: Tell,
 ) -> None:
     """Write a photo to a seekable stream, in the format of path's suffix.
 
@@ -182,7 +188,7 @@ def encode(
         raise ImageError(f"{path}: {file_format} cannot hold this picture ({error}): write .png") from error
 
 
-def _lost(file_format: str, photo: Photo, text: Mapping[str, str]) -> list[str]:
+def _lost(file_format: str, photo: Photo[Levels | Strips], text: Mapping[str, str]) -> list[str]:
     """What a photo holds and a format does not, in words. Notes that are written anew are not lost."""
     lost = []
     if photo.xmp is not None and file_format == "BMP":
