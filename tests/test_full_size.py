@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
-from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402  (after importorskip)
-from make_miniature_sd21 import make_miniature  # noqa: E402
+from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
+from tools.sd21_size import bfloat16, full_size_networks  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
 from training.loop.stage import RunSettings, Stage  # noqa: E402
@@ -34,22 +34,8 @@ LIMIT_GB = 24
 def full_size(folder: Path) -> OneStepModel:
     """The architecture of stable-diffusion-2-1-base in bf16; the tokenizer is the miniature's."""
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            cross_attention_dim=1024,
-            attention_head_dim=(5, 10, 20, 20),
-            use_linear_projection=True,
-        )
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            sample_size=768,
-        )
+    unet, vae = full_size_networks()
+    with bfloat16():
         encoder = CLIPTextModel(
             CLIPTextConfig(
                 hidden_size=1024,
@@ -60,8 +46,6 @@ def full_size(folder: Path) -> OneStepModel:
                 projection_dim=512,
             )
         )
-    finally:
-        torch.set_default_dtype(before)
     tokenizer = load_text(make_miniature(folder)).tokenizer
     return OneStepModel(vae, unet, TextConditioner(tokenizer, encoder), NoiseSchedule.scaled_linear())
 

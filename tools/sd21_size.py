@@ -13,10 +13,11 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
@@ -41,6 +42,9 @@ from runtime.text import print_error
 from training.model.one_step import OneStepModel
 from training.model.schedule import NoiseSchedule
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
 VARIANTS: Final = ("fp16", "palette8", "palette6")
 # Side in LR pixels of what is computed: the smallest that the model takes. Weights, not pixels, make the files.
 SIDE: Final = 16
@@ -64,14 +68,22 @@ class Prompt(nn.Module):
         return self.embedding.expand(len(prompts), -1, -1)
 
 
-def full_size() -> Source:
-    """The folded model: UNet and VAE of stable-diffusion-2-1-base, random weights."""
+@contextmanager
+def bfloat16() -> Iterator[None]:
+    """New tensors take half of the memory."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def full_size_networks() -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """UNet and VAE of the published configuration of stable-diffusion-2-1-base, random weights, in bfloat16."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)  # half of the memory until it is folded
-    try:
+    with bfloat16():
         unet = UNet2DConditionModel(
             sample_size=64,
             cross_attention_dim=WIDTH,
@@ -85,9 +97,15 @@ def full_size() -> Source:
             layers_per_block=2,
             sample_size=768,
         )
+    return unet, vae
+
+
+def full_size() -> Source:
+    """The folded model of that size."""
+    torch.manual_seed(0)
+    unet, vae = full_size_networks()
+    with bfloat16():
         text: Any = Prompt()
-    finally:
-        torch.set_default_dtype(before)
     model = OneStepModel(vae, unet, text, NoiseSchedule.scaled_linear())
     return one_step_source(model.freeze(), {}, "0" * 64)
 
