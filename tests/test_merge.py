@@ -1,5 +1,6 @@
 """Folding a one-step model: equal to the model it comes from, free of text, time and prompt; its ONNX graphs equal torch."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lora import unet_lora, vae_encoder_lora  # noqa: E402
 from make_miniature_sd21 import make_miniature, make_public_layout  # noqa: E402
 from torch import nn  # noqa: E402
 
+from export import write_bundle as writer  # noqa: E402
 from export.fold.layers import FoldError  # noqa: E402
 from export.fold.one_step import FOLD_FLOOR_DB, KIND, Enlarge, fold, one_step_source  # noqa: E402
 from export.load import load_source  # noqa: E402
@@ -24,6 +26,7 @@ from export.onnx.half import FLOOR_DB, convert_fp16, write_half  # noqa: E402
 from export.onnx.ranges import run  # noqa: E402
 from export.parity import samples  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
+from runtime.bundle.reader import Bundle  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
 from training.model.one_step import OneStepModel, enlarge  # noqa: E402
 from training.model.pocket import build_unet, build_vae  # noqa: E402
@@ -253,6 +256,27 @@ def test_unknown_parts_are_named(checkpoint: Path) -> None:
     model.unet.register_to_config(class_embed_type="timestep")
     with pytest.raises(FoldError, match="setting class_embed_type: expected nothing, got timestep"):
         fold(model)
+
+
+@pytest.mark.slow
+def test_an_export_says_and_keeps_the_prompt(
+    small: Source, graphs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(_: Source, folder: Path, *__: object) -> dict[str, Path]:
+        return {role: Path(shutil.copy(path, folder)) for role, path in graphs.items()}
+
+    monkeypatch.setattr(writer, "load_source", lambda *_, **__: replace(small, prompt="the photo"))
+    monkeypatch.setattr("export.onnx.target.export_fp32", copied)
+    lines: list[str] = []
+    manifest = writer.write_bundle(
+        tmp_path, tmp_path / "b.gdposr", writer.Wanted(precisions=("fp32",)), say=lines.append
+    )
+    assert "folded for one prompt, the same for every photo: 'the photo'" in lines
+    assert (
+        manifest.provenance["prompt"]
+        == Bundle.open(tmp_path / "b.gdposr").manifest.provenance["prompt"]
+        == "the photo"
+    )
 
 
 @pytest.mark.slow

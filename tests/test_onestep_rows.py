@@ -149,6 +149,10 @@ def test_the_public_layout_takes_its_text_from_the_given_base(make_pixels: Pixel
     with open_rows([("GDPO", str(folder))], 4, 1, str(text)) as (row,):
         assert np.array_equal(row.upscale(pixels, SEED), restore(load_model(folder, base=text), pixels, SEED))
         assert row.parameters == numbers(*weight_files(folder))
+    model = load_model(folder, base=text)
+    with open_rows([("GDPO", str(folder))], 4, 1, str(text), "the photo") as (row,):
+        assert np.array_equal(row.upscale(pixels, SEED), restore(model, pixels, SEED, prompt="the photo"))
+        assert not np.array_equal(row.upscale(pixels, SEED), restore(model, pixels, SEED))
 
 
 def test_a_model_that_cannot_be_a_row_is_told_by_its_name(
@@ -216,6 +220,24 @@ def test_one_run_of_the_command_measures_models_beside_the_bundle(
         expected = luma_psnr(restore(model, lr, SEED), hr)
         assert row["images"][1]["psnr"] == pytest.approx(expected, abs=0.02)
     assert ">GDPO<" in page.read_text()
+
+
+@pytest.mark.parametrize("prompt", ["the photo", None])
+def test_the_command_gives_models_the_prompt_that_is_folded_into_the_bundle(
+    gdposr: Any, toy_copy: Path, pairs: list[object], prompt: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def record(*arguments: Any) -> None:
+        given.append(arguments)
+        raise UsageError("that was all")
+
+    monkeypatch.setattr("gdposr.accuracy.onestep_rows.open_rows", record)
+    manifest = json.loads((toy_copy / "manifest.json").read_text())
+    manifest["provenance"] |= {} if prompt is None else {"prompt": prompt}
+    (toy_copy / "manifest.json").write_text(json.dumps(manifest))
+    code, _, _ = gdposr("accuracy", toy_copy, *pairs, "--onestep", "GDPO=anything")
+    assert (code, given) == (2, [([("GDPO", "anything")], 4, 1, None, prompt)])
 
 
 def luma_psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -26,26 +26,33 @@ NOTE = "a one-step model in torch, float32; parameters and size are those of UNe
 
 @dataclass(frozen=True)
 class OneStepRow:
-    """A loaded model and what it is called. parameters, bytes: of UNet and VAE; bytes: of the files that they were read from."""
+    """A loaded model and what it is called. parameters, bytes: of UNet and VAE; bytes: of the files that they were read from.
+    prompt: for every picture; None for the default."""
 
     name: str
     model: OneStepModel
     parameters: int
     bytes: int
+    prompt: str | None = None
 
     def upscale(self, lr: np.ndarray, seed: int, sample: int = 0) -> np.ndarray:
         """One sample of a picture of any size, (h, w, 3) uint8 -> (4h, 4w, 3) uint8."""
         from calibration.measure.onestep import restore
 
-        return restore(self.model, lr, seed, sample)
+        return restore(self.model, lr, seed, sample, self.prompt)
 
 
 @contextmanager
 def open_rows(
-    named: Sequence[tuple[str, str]], scale: int, threads: int, base: str | None = None
+    named: Sequence[tuple[str, str]],
+    scale: int,
+    threads: int,
+    base: str | None = None,
+    prompt: str | None = None,
 ) -> Iterator[list[OneStepRow]]:
     """The models of --onestep, (row, folder or hub name) each, all in memory at once. Inside the context torch has that many threads.
-    base: source of text encoder and scheduler for those that have none.
+    base: source of text encoder and scheduler for those that have none. prompt: the one that the bundle beside them has folded in; None
+    for the default. Models without cross-attention ignore it.
     UsageError where one cannot be loaded or enlarges by another factor than scale."""
     if not named:
         yield []
@@ -55,7 +62,7 @@ def open_rows(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        yield [_load(name, source, scale, base) for name, source in named]
+        yield [_load(name, source, scale, base, prompt) for name, source in named]
     finally:
         torch.set_num_threads(before)
 
@@ -90,7 +97,7 @@ def _call(row: OneStepRow, picture: np.ndarray) -> Callable[[], object]:
     return lambda: row.upscale(picture, 0)
 
 
-def _load(name: str, source: str, scale: int, base: str | None) -> OneStepRow:
+def _load(name: str, source: str, scale: int, base: str | None, prompt: str | None) -> OneStepRow:
     with _explained(name):
         import torch
 
@@ -106,7 +113,7 @@ def _load(name: str, source: str, scale: int, base: str | None) -> OneStepRow:
             f"--onestep {name}: expected a model that enlarges {scale} times, as the bundle does, {source} enlarges {model.scale} "
             "times: give another model or bundle"
         )
-    return OneStepRow(name, model, count_weights(model), size)
+    return OneStepRow(name, model, count_weights(model), size, prompt)
 
 
 @contextmanager

@@ -207,7 +207,8 @@ def _measured(
     names = [*measured_precisions(bundle, args.precision), *(ROW.format(variant) for variant in variants)]
     budgets = chosen_budgets(args, bundle, names, metrics)
     peers = peer_methods(load_peers(args.peer_onnx, args.peer_ncnn, threads))
-    with open_rows(trained, bundle.manifest.scale, threads, args.onestep_base) as onestep:
+    prompt = bundle.manifest.provenance.get("prompt")  # of a bundle from a one-step model
+    with open_rows(trained, bundle.manifest.scale, threads, args.onestep_base, prompt) as onestep:
         with open_methods(bundle, variants, args.seed) as packages, progress_bar("measuring") as update:
             report = evaluate(
                 bundle,
