@@ -27,8 +27,9 @@ ARGS        =
 comma := ,
 PERCEPTUAL = $(if $(wildcard $(SQF_WEIGHTS)),--perceptual-weights "$(SQF_WEIGHTS)")
 RUN       = $(VENV)/bin/python
-# A file's tests stay in one process, since they share its fixtures. One thread each: two processes of two threads stand still.
-PYTEST    = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# A file's tests stay in one process, since they share its fixtures. One thread each: two processes of two threads stand still. Bytecode is
+# kept even where the environment forbids it: pytest rewrites every test file otherwise, ten seconds for each process.
+PYTEST    = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 INSTALLED = $(VENV)/.installed
 DEV       = $(VENV)/.installed-dev
 DEMO      = build/demo

@@ -122,7 +122,9 @@ def test_public_layout_takes_the_rest_from_its_base(sd21: Path, public: Path, tm
         load_model(half)
 
 
-@pytest.mark.parametrize("parts", ["both", "unet", "vae"])
+@pytest.mark.parametrize(
+    "parts", ["both", *(pytest.param(part, marks=pytest.mark.slow) for part in ("unet", "vae"))]
+)
 def test_run_folder_equals_the_adapted_model(sd21: Path, tmp_path: Path, parts: str) -> None:
     model = adapted(sd21)
     missing = {} if parts == "both" else {"vae_adapter" if parts == "unet" else "unet_adapter": None}

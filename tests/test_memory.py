@@ -190,7 +190,7 @@ def test_the_built_in_model_keeps_the_limit(run_python: Callable[..., Any], limi
     assert most <= limit << 20, f"peak {most / 2**20:.0f}M for a limit of {limit}M"
 
 
-@pytest.mark.parametrize("limit", [120, 200])
+@pytest.mark.parametrize("limit", [120, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_command_keeps_the_limit_while_it_writes(
     run_python: Callable[..., Any], tmp_path: Path, limit: int
 ) -> None:

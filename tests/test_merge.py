@@ -312,6 +312,7 @@ def test_onnx_graphs_are_readable_and_free_of_the_exporting_machine(graphs: dict
     assert "generator/decoder/middle/layers/1/attention/to_out/Conv" in names
 
 
+@pytest.mark.slow
 def test_large_weights_stand_in_one_file_beside_the_graph(root: Path, tmp_path: Path) -> None:
     source = load_source(root / "export" / "weights" / "pocket")
     source = replace(source, modules={"encoder": source.modules["encoder"]})

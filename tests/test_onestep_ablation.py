@@ -46,6 +46,7 @@ def test_any_size_is_restored_with_the_noise_of_the_runtime(model_folder: Path) 
     assert np.array_equal(restore(model, whole, 3), expected.astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_ablation_measures_once_and_prints_its_table(
     model_folder: Path,
     photos: Path,

@@ -91,7 +91,10 @@ def graphs(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return export_fp32(source, tmp_path_factory.mktemp("fp32"), {})
 
 
-@pytest.fixture(scope="module", params=list(INT8_PRESETS))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name != "avx2" else ()) for name in INT8_PRESETS],
+)
 def made(
     request: pytest.FixtureRequest, graphs: dict[str, Path], source: Source, sets: SampleSets,
     tmp_path_factory: pytest.TempPathFactory,
@@ -130,6 +133,7 @@ def test_what_leaves_a_graph_stays_float_and_the_rest_is_quantized(made: quantiz
     assert made.unchecked == ("max_sqf_rise",)
 
 
+@pytest.mark.slow
 def test_the_noisiest_inner_layers_stay_float_where_more_is_asked(
     graphs: dict[str, Path], source: Source, sets: SampleSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +254,7 @@ def test_nan_is_named_by_node(
         quantize_int8(graphs, tmp_path, source.specs, Int8Request(sets))
 
 
+@pytest.mark.slow
 def test_nan_leaves_the_bundle_that_was_there(
     toy_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +273,7 @@ def test_nan_leaves_the_bundle_that_was_there(
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".new")] == []
 
 
+@pytest.mark.slow
 def test_a_node_that_nncf_refuses_is_named_with_the_remedy(
     graphs: dict[str, Path], source: Source, sets: SampleSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +336,7 @@ def test_losses_and_broken_gates_speak_the_language_of_the_gates() -> None:
     assert losses(replace(came, sqf=None, diversity=None), reference) == pytest.approx({"max_psnr_loss": 0.2})
 
 
+@pytest.mark.slow
 def test_a_bundle_carries_its_proof_and_samples_can_be_drawn_once(
     student: Student, sets: SampleSets, tmp_path: Path
 ) -> None:

@@ -172,7 +172,7 @@ def test_pocket_chain_runs_from_photos_to_a_tuned_model(
         {"condition": "lr"},
         pytest.param({"condition": "lr", "shared_noise": False}, marks=pytest.mark.slow),
         pytest.param({"condition": "candidate"}, marks=pytest.mark.slow),
-        {"condition": "candidate", "shared_noise": False},
+        pytest.param({"condition": "candidate", "shared_noise": False}, marks=pytest.mark.slow),
         pytest.param({"objective": "grpo", "grpo_kl": 0.1}, marks=pytest.mark.slow),
     ],
 )
@@ -188,7 +188,7 @@ def test_chain_with_fewer_noise_channels_than_the_latent_has(
     assert load_model(tmp_path / "gdpo").noise_channels == 2
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "naosd", "gdpo"])
+@pytest.mark.parametrize("stage", ["pretrain", pytest.param("naosd", marks=pytest.mark.slow), "gdpo"])
 def test_resumed_stage_equals_an_uninterrupted_one(
     stage: str, miniature: Path, photos: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -248,6 +248,7 @@ def total(made: WeightOnly) -> int:
     return sum(path.stat().st_size for path in made.paths.values())
 
 
+@pytest.mark.slow
 def test_measured_layers_keep_8_bits_until_the_target_is_met(
     source: Source, graphs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -283,6 +284,7 @@ def test_measuring_leaves_the_model_as_it_was(
             assert torch.equal(value, before[role][name]), f"{role}/{name}"
 
 
+@pytest.mark.slow
 def test_a_bundle_runs_in_8_and_4_bits(
     student: Student, source: Source, tmp_path: Path, make_pixels: Callable[..., np.ndarray]
 ) -> None:
