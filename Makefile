@@ -148,7 +148,7 @@ ALL_CORE_SET  = student.far_blocks=2 batch=2 crop=192 crispness=1.3
 CORE_SET      = lr=6e-4 cards=0.25 feature=0 adversary=0
 CRISP_SET     = lr=4e-4 cards=0.3 feature=0.6 adversary=0.5 adversary_from=0.03
 LETTERS_SET   = lr=5e-4 warmup_steps=50 cards=0.7 feature=0.6 adversary=0 ema=0.998
-NOISE_SET     = batch=4 crop=128 score=12 cards=0.3 adversary=0.3 adversary_from=0.2 flat=0.02
+NOISE_SET     = batch=4 crop=128 score=12 cards=0.5 adversary=0.3 adversary_from=0.2 flat=0.02
 GDPO_SET      = lr=4e-4 anchor=0.1
 MIX           = --share 0.35 --noise 0.65
 CHAIN_ARGS    =

@@ -1,6 +1,7 @@
 """tools/gpu_run.sh as a dry run on the CPU: a tiny student through all its stages, resumed, and what is missing named."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,17 @@ def gpu_run(
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.parametrize("stage", ["core", "noise", "gdpo"])
+def test_settings_that_it_gives_are_known_to_the_stage(root: Path, stage: str) -> None:
+    from export.student.kinds import KINDS
+    from training.settings import with_settings
+
+    script = (root / "tools" / "gpu_run.sh").read_text()
+    (words,) = re.findall(rf"\b{stage.upper()}_SET:-(.+?)}}", script)
+    preset = KINDS[f"student-{stage}"].presets["pocket"]
+    assert with_settings(preset, words.split()) != preset
 
 
 @pytest.mark.slow
