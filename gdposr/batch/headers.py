@@ -39,11 +39,6 @@ def looked_into(file: "Path | IO[bytes]") -> tuple[int | None, bool]:
         return None, False
 
 
-def header_pixels(path: Path) -> int | None:
-    """Pixels of a photo by its header, without decoding it; None where that cannot be told."""
-    return looked_at(path)[0]
-
-
 def _is_own(image: "Image.Image") -> bool:
     """By the notes that gdposr leaves in its outputs. BMP has no place for them."""
     if "gdposr-seed" in image.info:

@@ -109,11 +109,6 @@ class NoiseSchedule:
             return signal * noisy - sigma * output
         return (noisy - sigma * output) / signal
 
-    def noise_from(self, noisy: Tensor, clean: Tensor, timestep: int | Tensor) -> Tensor:
-        """The noise with which `add_noise` turns clean (B, ...) into noisy (B, ...). timestep: an int or (B,)."""
-        signal, sigma = self._coefficients(timestep, noisy)
-        return (noisy - signal * clean) / sigma
-
     def target(self, latent: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
         """The network's target for `add_noise(latent, noise, timestep)`: the noise, or v = sqrt(a) eps - sqrt(1 - a) z."""
         signal, sigma = self._coefficients(timestep, latent)
