@@ -14,7 +14,7 @@ from calibration.measure.gates import GATE_NAMES, INT8_GATES, Gates, check_gates
 from calibration.measure.intervals import difference, interval
 from calibration.measure.methods import Method, Tiled, bicubic, tile_borders
 from calibration.measure.pairs import find_pairs, read_rgb
-from calibration.measure.rows import compared, evenly
+from calibration.measure.table import compared, evenly
 from calibration.sensitivity import LayerNoise
 from runtime.bundle.manifest import SizeRule
 from runtime.errors import BundleError, ImageError, SettingError

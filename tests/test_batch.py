@@ -17,7 +17,7 @@ import pytest
 from cli_helpers import files_in, is_one_line
 from PIL import Image
 
-from gdposr.batch.plan import Options, Outcome, Task
+from gdposr.batch.outputs import Options, Outcome, Task
 from gdposr.batch.progress import Meter
 from gdposr.batch.run import Batch
 from runtime.files import name_mark

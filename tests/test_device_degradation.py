@@ -18,7 +18,7 @@ from training.data.cards import Variety  # noqa: E402
 from training.data.device import degradation as device  # noqa: E402
 from training.data.device.jpeg import CHROMA_TABLE, LUMA_TABLE, jpeg, tables  # noqa: E402
 from training.data.device.pairs import DevicePreparation, hr_pairs  # noqa: E402
-from training.data.device.plan import PLAIN, Chain, Mixture, Reduced, draw  # noqa: E402
+from training.data.device.parameters import PLAIN, Chain, Mixture, Reduced, draw  # noqa: E402
 from training.data.device.resize import SUPPORT, Stack, resize, weights  # noqa: E402
 from training.data.everyday import KINDS, degrade_everyday, sensor_noise  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet  # noqa: E402

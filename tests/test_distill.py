@@ -25,7 +25,7 @@ from export.student.network import load_student  # noqa: E402
 from training import settings  # noqa: E402
 from training.data.batches import Batch  # noqa: E402
 from training.data.device.degradation import degrade_batch  # noqa: E402
-from training.data.device.plan import Mixture  # noqa: E402
+from training.data.device.parameters import Mixture  # noqa: E402
 from training.loop import precision  # noqa: E402
 from training.loop.accelerator import make_accelerator  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402

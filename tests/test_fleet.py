@@ -16,10 +16,10 @@ pytest.importorskip("ray", reason="needs the extra ray: pip install 'gdposr[ray]
 
 import pyarrow.parquet as pq  # noqa: E402
 
-from gdposr.batch.plan import Options, Outcome, plan_tasks  # noqa: E402
+from gdposr.batch.outputs import Options, Outcome, plan_tasks  # noqa: E402
 from gdposr.console import UsageError  # noqa: E402
 from gdposr.fleet import cluster  # noqa: E402
-from gdposr.fleet.plan import Photo, Target, plan_photos  # noqa: E402
+from gdposr.fleet.photos import Photo, Target, plan_photos  # noqa: E402
 from gdposr.fleet.report import PARTS, REPORT, Report  # noqa: E402
 from gdposr.fleet.store import Store, is_address  # noqa: E402
 from gdposr.fleet.worker import SCRATCH, Result, Settings, Worker, is_node_fault  # noqa: E402
@@ -234,7 +234,7 @@ def test_copies_of_a_killed_worker_are_removed_by_the_next_one(
 ) -> None:
     import tempfile
 
-    from gdposr.batch.leftovers import held
+    from gdposr.batch.temporary import held
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name in ("dead", "alive"):

@@ -18,9 +18,9 @@ ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'gdpos
 
 import pyarrow.parquet as pq  # noqa: E402
 
-from gdposr.batch.plan import Options, Outcome  # noqa: E402
+from gdposr.batch.outputs import Options, Outcome  # noqa: E402
 from gdposr.fleet import cluster as fleet_cluster  # noqa: E402
-from gdposr.fleet.plan import Photo  # noqa: E402
+from gdposr.fleet.photos import Photo  # noqa: E402
 from gdposr.fleet.report import REPORT  # noqa: E402
 from gdposr.fleet.worker import Result, Settings, Worker  # noqa: E402
 

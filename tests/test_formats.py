@@ -22,7 +22,7 @@ from runtime.image.arrays import fill_transparent
 from runtime.image.exif import EXIF_HEADER, exif_dpi, is_sound, revised_exif
 from runtime.image.photo import Photo
 from runtime.image.read.decode import media_family, read_photo
-from runtime.image.read.deep import hidden_depth
+from runtime.image.read.sixteen_bit import hidden_depth
 from runtime.image.write.encode import write_photo
 from runtime.upscale.upscaler import Upscaler
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gdposr.console import UsageError
-from tools import gallery, subjects
+from tools import gallery, gallery_pictures
 from tools.demo import SCALE
 
 TWO = ("--only", "print", "--only", "small-print")  # the test card, which needs no package
@@ -55,17 +55,17 @@ def test_page_says_how_it_was_made_and_leaves_out_what_nobody_judged(
     assert "realesr" not in text
     said = capsys.readouterr().err
     assert said.count("no peer") == 1
-    assert subjects.JUDGED in said, "the person who runs it learns why there is no verdict"
+    assert gallery_pictures.JUDGED in said, "the person who runs it learns why there is no verdict"
 
 
 def test_picture_shows_equal_cells_pixel_by_pixel(tmp_path: Path, pages: Callable[..., int]) -> None:
     assert pages(tmp_path, "--only", "print") == 0
     picture = np.asarray(Image.open(tmp_path / "gallery" / "print.jpg").convert("RGB")).astype(int)
-    assert picture.shape[1] == 3 * subjects.CROP + 4 * 8
-    original = subjects.draw_card()[: subjects.CROP].astype(int)
+    assert picture.shape[1] == 3 * gallery_pictures.CROP + 4 * 8
+    original = gallery_pictures.draw_card()[: gallery_pictures.CROP].astype(int)
     # Five cells in rows of three, the original last: in the second row, second column.
-    top, left = 8 + (26 + subjects.CROP + 8) + 26, 8 + subjects.CROP + 8
-    cell = picture[top : top + subjects.CROP, left : left + subjects.CROP]
+    top, left = 8 + (26 + gallery_pictures.CROP + 8) + 26, 8 + gallery_pictures.CROP + 8
+    cell = picture[top : top + gallery_pictures.CROP, left : left + gallery_pictures.CROP]
     assert np.abs(cell - original[..., None]).mean() < 3, "but for JPEG the original itself"
 
 
@@ -105,7 +105,7 @@ def test_verdicts_and_failures_are_told_of_the_bundle_they_were_written_for() ->
     for judged in (True, False):
         text = gallery.page(shown, figures, "made", "command", judged=judged, with_peer=True)
         for name in ("wall", "grass"):
-            assert (subjects.VERDICTS[name] in text) == judged
+            assert (gallery_pictures.VERDICTS[name] in text) == judged
         assert text.index("### A brick wall") < text.index("## Where it fails") < text.index("### Grass")
         assert ("an earlier bundle failed" in text) != judged
 
@@ -128,11 +128,11 @@ def test_what_cannot_start_is_one_line_and_exit_code_2(
 
 
 def test_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subjects, "find_spec", lambda name: None)
+    monkeypatch.setattr(gallery_pictures, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"scikit-learn.*pip install"):
-        subjects.open_picture(subjects.CHINA)
+        gallery_pictures.open_picture(gallery_pictures.CHINA)
     with pytest.raises(UsageError, match=r"scikit-image.*gdposr\[demo\]"):
-        subjects.open_picture(subjects.ASTRONAUT)
+        gallery_pictures.open_picture(gallery_pictures.ASTRONAUT)
 
 
 def test_reduction_is_fourfold_and_keeps_the_channels(make_pixels: Callable[..., np.ndarray]) -> None:
@@ -145,8 +145,8 @@ def test_reduction_is_fourfold_and_keeps_the_channels(make_pixels: Callable[...,
 
 def test_every_subject_lies_inside_its_picture(need: Callable[..., None]) -> None:
     need("skimage", "sklearn")
-    for subject in subjects.SUBJECTS:
-        height, width = subjects.open_picture(subject.source).shape[:2]
+    for subject in gallery_pictures.SUBJECTS:
+        height, width = gallery_pictures.open_picture(subject.source).shape[:2]
         assert subject.top + subject.height <= height, subject.name
         assert subject.left + subject.width <= width, subject.name
         edges = (subject.top, subject.left, subject.height, subject.width)
@@ -155,17 +155,17 @@ def test_every_subject_lies_inside_its_picture(need: Callable[..., None]) -> Non
 
 
 def test_tables_name_the_same_subjects() -> None:
-    names = [subject.name for subject in subjects.SUBJECTS]
+    names = [subject.name for subject in gallery_pictures.SUBJECTS]
     assert len(set(names)) == len(names)
-    assert set(subjects.VERDICTS) == set(names)
-    assert set(subjects.FAILURES) < set(names)
-    assert all(subject.source.credit and subject.remark for subject in subjects.SUBJECTS)
+    assert set(gallery_pictures.VERDICTS) == set(names)
+    assert set(gallery_pictures.FAILURES) < set(names)
+    assert all(subject.source.credit and subject.remark for subject in gallery_pictures.SUBJECTS)
 
 
 def test_committed_page_has_every_subject_and_stays_small(root: Path) -> None:
     text = (root / "docs" / "gallery.md").read_text()
     named = set(re.findall(r"\(gallery/([a-z-]+\.jpg)\)", text))
-    assert named == {f"{subject.name}.jpg" for subject in subjects.SUBJECTS}
+    assert named == {f"{subject.name}.jpg" for subject in gallery_pictures.SUBJECTS}
     files = {file.name: file.stat().st_size for file in (root / "docs" / "gallery").iterdir()}
     assert set(files) == named
     assert sum(files.values()) < 2.5e6

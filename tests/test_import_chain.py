@@ -22,7 +22,7 @@ ROOMS = {
     ),
     "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "web", "server", "fleet", "commands", "cli"),
     "tools": (
-        "demo", "subjects", "gallery", "arm", "vectors", "web_peers", "web_bench", "load_clients", "server_load", "fleet_bench",
+        "demo", "gallery_pictures", "gallery", "arm", "vectors", "web_peers", "web_bench", "load_clients", "server_load", "fleet_bench",
         "sd21_size", "chain",
     ),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from training.data.batches import Batch, batches  # noqa: E402
 from training.data.device.degradation import degrade_batch  # noqa: E402
-from training.data.device.plan import Mixture  # noqa: E402
+from training.data.device.parameters import Mixture  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
 from training.loop import precision  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402

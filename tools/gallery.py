@@ -18,7 +18,7 @@ from PIL import Image
 from gdposr.batch.sheet import contact_sheet, to_rgb8
 from gdposr.console import FAILED, OK, USAGE, UsageError, one_line, say
 from tools.demo import SCALE, Peer, load_peer, versions
-from tools.subjects import FAILURES, JUDGED, SUBJECTS, VERDICTS, Subject, open_picture
+from tools.gallery_pictures import FAILURES, JUDGED, SUBJECTS, VERDICTS, Subject, open_picture
 
 if TYPE_CHECKING:
     from gdposr import Upscaler

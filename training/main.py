@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from training.data.device.pairs import DevicePreparation, unreduced
-from training.data.device.plan import Mixture
+from training.data.device.parameters import Mixture
 from training.data.photos import CropParams, PairDataset, PhotoSet
 from training.loop.budget import Budget
 from training.loop.command import add_options, begin, exit_code

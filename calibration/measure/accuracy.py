@@ -26,7 +26,7 @@ from calibration.measure.methods import (
     precision_rank,
 )
 from calibration.measure.pairs import find_pairs
-from calibration.measure.rows import (
+from calibration.measure.table import (
     DIVERSITY_IMAGES,
     DIVERSITY_SAMPLES,
     Group,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from runtime.errors import SettingError
 
 if TYPE_CHECKING:
-    from calibration.measure.rows import Row
+    from calibration.measure.table import Row
 
 # The row that relative gates and differences compare with.
 REFERENCE: Final = "fp32"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from calibration.measure.accuracy import AccuracyReport, ImageScore, Row
 from calibration.measure.gates import REFERENCE, GateResult
-from calibration.measure.rows import evenly
+from calibration.measure.table import evenly
 
 # Side of a crop in HR pixels.
 CROP = 160

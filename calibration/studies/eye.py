@@ -24,7 +24,7 @@ import numpy as np
 from calibration.blind.proportions import wilson
 from calibration.measure.methods import Method, bicubic_method
 from calibration.measure.pairs import Pair, find_pairs, read_rgb
-from calibration.measure.rows import check_sizes
+from calibration.measure.table import check_sizes
 from calibration.studies.agreement import finite, percent
 from calibration.studies.judged import outputs
 from runtime.errors import GdposrError, ImageError, SettingError

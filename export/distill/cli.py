@@ -23,7 +23,7 @@ from export.distill.stage import StudentDistill
 from export.distill.teacher import PRECISIONS, Teacher, fitted
 from training.data.batches import Pairs
 from training.data.device.pairs import DevicePreparation
-from training.data.device.plan import Mixture
+from training.data.device.parameters import Mixture
 from training.data.photos import PhotoSet
 from training.devices import torch_device
 from training.loop.accelerator import make_accelerator

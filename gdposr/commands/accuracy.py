@@ -238,7 +238,7 @@ def _measured(
 def _checked_sizes(args: argparse.Namespace, scale: int) -> dict[str, tuple[int, int]]:
     """(height, width) of each LR picture by name, before any work. ImageError for a pair that cannot be measured."""
     from calibration.measure.pairs import find_pairs, read_rgb
-    from calibration.measure.rows import check_sizes
+    from calibration.measure.table import check_sizes
 
     sizes = {}
     for pair in find_pairs(args.lr, args.hr, args.limit):

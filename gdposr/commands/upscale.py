@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr.batch.arguments import add_arguments
-from gdposr.batch.leftovers import claimed
+from gdposr.batch.outputs import Options, Outcome, Task, plan_tasks
 from gdposr.batch.pipes import STANDARD, check_stdout, from_stdin, to_stdout
-from gdposr.batch.plan import Options, Outcome, Task, plan_tasks
 from gdposr.batch.progress import photo_progress, summary
 from gdposr.batch.run import Batch, say_failed
+from gdposr.batch.temporary import claimed
 from gdposr.batch.viewer import show
 from gdposr.console import (
     FAILED,

@@ -12,9 +12,9 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from gdposr.batch.plan import Outcome
+from gdposr.batch.outputs import Outcome
 from gdposr.console import UsageError, one_line
-from gdposr.fleet.plan import Photo
+from gdposr.fleet.photos import Photo
 from gdposr.fleet.store import is_address
 from gdposr.fleet.worker import Result, Settings, Worker, facts_of
 

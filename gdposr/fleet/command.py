@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdposr.batch.leftovers import claimed
+from gdposr.batch.outputs import Options, Outcome
 from gdposr.batch.pipes import STANDARD
-from gdposr.batch.plan import Options, Outcome
 from gdposr.batch.progress import occasional_lines, summary
 from gdposr.batch.run import say_failed
+from gdposr.batch.temporary import claimed
 from gdposr.console import (
     FAILED,
     INTERRUPTED,
@@ -29,7 +29,7 @@ from gdposr.console import (
     say,
     terminable,
 )
-from gdposr.fleet.plan import Photo, Target, finished, plan_photos
+from gdposr.fleet.photos import Photo, Target, finished, plan_photos
 from gdposr.fleet.report import REPORT, Report
 from gdposr.fleet.store import is_address
 from gdposr.fleet.worker import Result, Settings

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdposr.fleet.plan import Target
+from gdposr.fleet.photos import Target
 from gdposr.fleet.worker import Result
 
 if TYPE_CHECKING:

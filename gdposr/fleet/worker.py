@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.batch.headers import looked_at
-from gdposr.batch.leftovers import held, remove_abandoned
-from gdposr.batch.plan import Options, Outcome, Task
+from gdposr.batch.outputs import Options, Outcome, Task
 from gdposr.batch.progress import Meter
 from gdposr.batch.run import Batch
+from gdposr.batch.temporary import held, remove_abandoned
 from gdposr.console import UsageError, one_line
-from gdposr.fleet.plan import Photo, Target
+from gdposr.fleet.photos import Photo, Target
 from gdposr.fleet.store import store_at
 
 if TYPE_CHECKING:

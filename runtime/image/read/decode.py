@@ -25,9 +25,9 @@ from ...files import SUFFIXES
 from ..arrays import to_array, upright, without_limit
 from ..photo import Photo
 from ..png_chunks import SIGNATURE, PngMetadata, pixels_alone
-from .deep import DEEP_READ, deep_gray, deep_pixels
-from .deep_tiff import SIGNATURES, is_deep_tiff, opened_as_8_bit, tags_if_sound
 from .metadata import metadata
+from .sixteen_bit import DEEP_READ, deep_gray, deep_pixels
+from .sixteen_bit_tiff import SIGNATURES, is_deep_tiff, opened_as_8_bit, tags_if_sound
 
 MAX_PIXELS: Final = 100_000_000
 # Pillow may try these formats and no others: some of its readers start other programs. JPEG includes MPO, HEIF needs pillow-heif.

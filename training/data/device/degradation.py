@@ -1,7 +1,7 @@
 """The degradations of `training.data.everyday` and `training.data.degradation` in batches on a device, with the same
 distributions as on the CPU.
 
-Parameters are drawn on the CPU, picture by picture (`training.data.device.plan`). Pixels are computed together on the
+Parameters are drawn on the CPU, picture by picture (`training.data.device.parameters`). Pixels are computed together on the
 device. Both are functions of (seed, item), so a resumed run gets the same. Batches that are cut otherwise give the same
 up to rounding, which JPEG and Poisson noise make large in single pictures.
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.device import jpeg as device_jpeg
-from training.data.device.plan import (
+from training.data.device.parameters import (
     Chain,
     Compression,
     Mixture,

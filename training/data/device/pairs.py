@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.data.batches import Batch
 from training.data.cards import Variety
 from training.data.device.degradation import degrade_batch
-from training.data.device.plan import Mixture
+from training.data.device.parameters import Mixture
 from training.data.photos import CropParams, PairDataset, PhotoSet
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import files_in
 
-from gdposr.batch.leftovers import OLD, claimed
+from gdposr.batch.temporary import OLD, claimed
 from runtime.files import TEMPORARY, atomic_file, name_mark
 
 LEFT = f".{name_mark('a.png')}.0123abcd.tmp"
@@ -45,7 +45,7 @@ def test_leftovers_of_own_outputs_are_removed_and_nothing_else(tmp_path: Path) -
 HOLD = """
 import sys
 from pathlib import Path
-from gdposr.batch.leftovers import claimed
+from gdposr.batch.temporary import claimed
 with claimed(Path(sys.argv[1]), []):
     print("held", flush=True)
     sys.stdin.read()

@@ -1,4 +1,4 @@
-"""Pictures of 16 bits per channel that Pillow would reduce to 8 without a word, read exactly: PNG, PPM, and TIFF by `deep_tiff`.
+"""Pictures of 16 bits per channel that Pillow would reduce to 8 without a word, read exactly: PNG, PPM, and TIFF by `sixteen_bit_tiff`.
 
 For PNG, Pillow's own decoder is asked twice, once for the high and once for the low byte of every value.
 """
@@ -16,7 +16,7 @@ from ...errors import ImageError
 from ..arrays import band_rows, image_rows, to_array
 from ..bands import spans
 from ..png_chunks import png_chunks, png_depth
-from .deep_tiff import SIGNATURES, is_deep_tiff, read_deep_tiff, tags_if_sound, tiff_tags
+from .sixteen_bit_tiff import SIGNATURES, is_deep_tiff, read_deep_tiff, tags_if_sound, tiff_tags
 
 # Formats with more than 8 bits per channel, as Pillow names them.
 DEEP_READ: Final = ("PNG", "TIFF", "PPM", "AVIF", "HEIF")

@@ -1,7 +1,7 @@
 """Which photo of an archive goes to which files: named as by the plain command, from folders here and at addresses.
 
-Unlike `gdposr.batch.plan` no photo is opened, so that a million of them are planned in minutes: whether gdposr itself wrote a picture
-shows when its turn comes.
+Unlike `gdposr.batch.outputs` no photo is opened, so that a million of them are planned in minutes: whether gdposr itself wrote a
+picture shows when its turn comes.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from gdposr.batch.headers import looked_at, looked_into
-from gdposr.batch.plan import Options, names_of, path_key, sources_of
+from gdposr.batch.outputs import Options, names_of, path_key, sources_of
 from gdposr.console import UsageError, one_line
 from gdposr.fleet.store import Found, Store, is_address, store_at
 
