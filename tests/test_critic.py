@@ -12,7 +12,7 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 
 from PIL import Image  # noqa: E402  (after importorskip)
 
-from export.student.critic import CriticSettings, CriticStage, build  # noqa: E402
+from export.student.critic_stage import CriticSettings, CriticStage, build  # noqa: E402
 from export.student.network import Student, StudentConfig, save_student  # noqa: E402
 from training.data.batches import batches  # noqa: E402
 from training.data.flaws import FLAWS, spoil  # noqa: E402

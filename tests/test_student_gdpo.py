@@ -13,14 +13,14 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
 from export.student import ablation  # noqa: E402
-from export.student.losses import distances  # noqa: E402
-from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
-from export.student.preference import (  # noqa: E402
+from export.student.gdpo import (  # noqa: E402
     Group,
     StudentGdpo,
     StudentGdpoSettings,
     relative_change,
 )
+from export.student.losses import distances  # noqa: E402
+from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from gdposr.cli import main  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402

@@ -24,9 +24,9 @@ import torch
 
 from calibration.measure.intervals import FEW, differences, interval
 from export.student.cli import run
+from export.student.gdpo import StudentGdpoSettings
 from export.student.kinds import KINDS
 from export.student.network import Student, load_student
-from export.student.preference import StudentGdpoSettings
 from runtime.text import print_error
 from training.data.everyday import degrade_everyday
 from training.data.photos import PhotoSet, find_images, split_photos

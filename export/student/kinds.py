@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from export.student import critic as critics
+from export.student import critic_stage as critics
 from export.student.core import CoreSettings, StudentCore, stages_before, started
-from export.student.critic import CriticSettings
+from export.student.critic_stage import CriticSettings
+from export.student.gdpo import StudentGdpo, StudentGdpoSettings
 from export.student.network import StudentConfig, load_student
 from export.student.noise import NoiseSettings, StudentNoise
-from export.student.preference import StudentGdpo, StudentGdpoSettings
 from export.student.prior.network import Prior
 from export.student.prior.pictures import CachedPairs, PictureCache
 from training.data.batches import Pairs

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.student.gdpo import StudentGdpoSettings
 from export.student.losses import energy_score
-from export.student.preference import StudentGdpoSettings
 from training.data.cards import draw_card
 from training.data.everyday import degrade_everyday
 from training.data.photos import CropParams, PhotoSet, find_images, random_crop, split_photos
