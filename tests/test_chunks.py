@@ -19,8 +19,8 @@ from export import cli as command_line  # noqa: E402
 from export.coreml.convert import convert  # noqa: E402
 from export.coreml.target import CHUNK_FLOOR_DB, PACKED_CHUNK_FLOOR_DB  # noqa: E402
 from export.fold.chunks import Chunk, cut, generator_steps, pack  # noqa: E402
-from export.fold.engine import for_engine, shared_copy  # noqa: E402
 from export.fold.layers import SQUARED_MAX, ChannelNorm, FoldError, GroupNorm, conv_from  # noqa: E402
+from export.fold.neural_engine import for_engine, shared_copy  # noqa: E402
 from export.fold.one_step import one_step_source  # noqa: E402
 from export.load import load_source  # noqa: E402
 from export.mil.cli import main as coreml  # noqa: E402

@@ -185,12 +185,12 @@ def test_a_photo_is_no_bundle(gdposr: Any, make_photo: Any, tmp_path: Path) -> N
 def test_missing_torch_names_the_extra(
     gdposr: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], extra: str
 ) -> None:
-    from gdposr import stage
+    from gdposr import forward
 
     def no_torch(_: str) -> Any:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(stage, "import_module", no_torch)
+    monkeypatch.setattr(forward, "import_module", no_torch)
     code, _, err = gdposr(*words, "--help")
     assert code == 2
     assert f'pip install "gdposr[{extra}]"' in err

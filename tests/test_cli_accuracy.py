@@ -102,7 +102,7 @@ def test_accuracy_metric_that_is_not_installed(
 def test_a_report_without_its_extra_is_refused_at_once(
     gdposr: Any, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr("gdposr.stage.find_spec", lambda name: None)
+    monkeypatch.setattr("gdposr.forward.find_spec", lambda name: None)
     code, out, err = gdposr(command, toy_bundle, "--report", tmp_path / "report.html")
     assert (code, out) == (2, "")
     assert 'pip install "gdposr[report]"' in err

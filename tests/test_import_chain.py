@@ -20,7 +20,7 @@ ROOMS = {
     "export": (
         "student", "distill", "source", "fold", "load", "parity", "mil", "onnx", "coreml", "write_bundle", "cli",
     ),
-    "gdposr": ("streams", "console", "stage", "bench", "batch", "accuracy", "web", "server", "fleet", "commands", "cli"),
+    "gdposr": ("streams", "console", "forward", "bench", "batch", "accuracy", "web", "server", "fleet", "commands", "cli"),
     "tools": (
         "demo", "gallery_pictures", "gallery", "arm", "vectors", "web_peers", "web_bench", "load_clients", "server_load", "fleet_bench",
         "sd21_size", "chain",

@@ -1,6 +1,6 @@
 """The Core ML packages of a bundle, by variant, each checked against torch by the reference evaluator.
 
-A one-step model is converted in the form for the Neural Engine (`export.fold.engine`), its generator in chunks if it is
+A one-step model is converted in the form for the Neural Engine (`export.fold.neural_engine`), its generator in chunks if it is
 large (`export.fold.chunks`). Each chunk is compared with its own torch module, then all packages with the model."""
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def write_coreml(
     parts: dict[str, tuple[str, ...]] = {role: (role,) for role in ROLES}
     if source.kind != STUDENT:
         from export.fold.chunks import cut  # needs diffusers, which a student does not
-        from export.fold.engine import for_engine
+        from export.fold.neural_engine import for_engine
 
         made, factors = for_engine(source, samples(source, 2, seed=3, size=min(tile, 64)))
         if factors:

@@ -3,7 +3,7 @@
 A linear layer over tokens becomes a 1x1 convolution over the map. One reshape splits the heads, and no tensor has
 more than four dimensions. A folded network has one fixed prompt, so the prompt's keys and values are constants.
 
-`export.fold.engine` switches attention and norms to the form that the Neural Engine wants."""
+`export.fold.neural_engine` switches attention and norms to the form that the Neural Engine wants."""
 
 from __future__ import annotations
 

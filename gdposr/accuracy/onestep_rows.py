@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gdposr.console import UsageError
-from gdposr.stage import STAGE_PACKAGES
+from gdposr.forward import STAGE_PACKAGES
 
 if TYPE_CHECKING:
     import numpy as np

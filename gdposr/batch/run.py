@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
+from gdposr.batch.library_warnings import about, remarks_kept
 from gdposr.batch.outputs import Options, Outcome, Task
 from gdposr.batch.overlap import Reader, Writer
 from gdposr.batch.progress import Meter
-from gdposr.batch.remarks import about, remarks_kept
 from gdposr.console import debugging, one_line, say
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.console import FAILED, OK, UsageError, emit, progress_bar, say, table, whole_number
-from gdposr.stage import check_report
+from gdposr.forward import check_report
 
 if TYPE_CHECKING:
     from calibration.measure.accuracy import AccuracyReport, Row

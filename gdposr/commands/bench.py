@@ -28,7 +28,7 @@ from gdposr.bench.timing import (
     test_picture,
 )
 from gdposr.console import OK, emit, say, whole_number
-from gdposr.stage import check_report
+from gdposr.forward import check_report
 
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle

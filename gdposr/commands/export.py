@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gdposr.stage import Stage, run_stage
+from gdposr.forward import Stage, run_stage
 
 HELP = "write a bundle from a checkpoint (needs the extra `export`)"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.console import FAILED, OK, emit, say, table
-from gdposr.stage import check_report
+from gdposr.forward import check_report
 
 if TYPE_CHECKING:
     from calibration.sensitivity import LayerNoise

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gdposr.console import OK, UsageError
-from gdposr.stage import Stage, run_stage
+from gdposr.forward import Stage, run_stage
 
 HELP = "train a model (needs the extra `train`)"
 

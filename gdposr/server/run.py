@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from gdposr.batch.remarks import remarks_kept
+from gdposr.batch.library_warnings import remarks_kept
 from gdposr.console import UsageError
 from gdposr.server.app import PATH, Desk, create_app
-from gdposr.server.front import Front
+from gdposr.server.connections import Front
 from gdposr.server.jobs import JobQueue
 from gdposr.server.limits import Limits
 from gdposr.server.protocol import PatientProtocol

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdposr.batch.remarks import about
+from gdposr.batch.library_warnings import about
 from gdposr.batch.run import ATTEMPTS, notes_of
 from gdposr.server.jobs import Job
 from gdposr.server.order import Order

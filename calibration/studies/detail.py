@@ -1,6 +1,6 @@
 """The scores of detail for candidate models: means over a folder of pairs, and the share of pictures that reach the goals.
 
-    python -m calibration.studies.eye --sr NAME=DIR --second NAME=DIR --baseline NAME --lr DIR --hr DIR
+    python -m calibration.studies.detail --sr NAME=DIR --second NAME=DIR --baseline NAME --lr DIR --hr DIR
 
 Goals:
 - gradients nearer to the truth than the baseline's, in half of the pictures;
@@ -230,7 +230,7 @@ def _method(name: str, pictures: Mapping[str, Path]) -> Method:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m calibration.studies.eye", description=__doc__.split("\n")[0]
+        prog="python -m calibration.studies.detail", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
     add(

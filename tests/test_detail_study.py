@@ -10,7 +10,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from calibration.studies.eye import good_enough, main, summary  # noqa: E402  (after importorskip)
+from calibration.studies.detail import good_enough, main, summary  # noqa: E402  (after importorskip)
 
 SCALE, SIDE = 4, 16
 NAN = float("nan")
