@@ -55,6 +55,8 @@ class Source:
     """Prompt that was folded in; None if the model takes none."""
     folded_db: float | None = None
     """PSNR in dB against the model before folding; None if nothing was folded."""
+    color_fix: str = "none"
+    """Colour fix that the bundle asks for: none, adain or wavelet."""
 
     @torch.no_grad()
     def __call__(self, image: Tensor, noise: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def write_bundle(
             noise=source.noise,
             t_n=source.t_n,
             t_d=source.t_d,
-            color_fix="none",
+            color_fix=source.color_fix,
             default_precision={
                 d: p if p in graphs else next(iter(graphs)) for d, p in DEFAULT_PRECISION.items()
             }

@@ -69,10 +69,24 @@ def test_options_page_names_options_that_exist(root: Path, gdposr) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of every command in the shell blocks of a page."""
+    """The words of every command in the shell blocks of a page, with the variables that a line of it has set."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+    variables: dict[str, str] = {}
+    found = []
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        full = re.sub(r"\$([A-Z]+)", lambda name: variables.get(name[1], name[0]), line)
+        words = shlex.split(full, comments=True)
+        if len(words) == 1 and (setting := re.fullmatch(r"([A-Z]+)=(.*)", words[0])):
+            variables[setting[1]] = setting[2]
+        elif words:
+            found.append(words)
+    return found
+
+
+def stage_of(words: list[str]) -> tuple[str, ...]:
+    """(module, stage) of what accelerate or torchrun starts; the stage is missing where the module has one."""
+    k = words.index("-m") + 1
+    return tuple(words[k : k + 2]) if not words[k + 1].startswith("-") else (words[k],)
 
 
 @pytest.mark.parametrize("name", ["training/RUNBOOK.md", "docs/training.md", "docs/blind.md", "docs/sd21.md"])
@@ -82,7 +96,9 @@ def test_commands_have_the_options_and_settings_that_they_are_given(
     need("torch", "accelerate")
     from export.student.kinds import KINDS
     from training.settings import with_settings
+    from training.stages.presets import PRESETS
 
+    presets = PRESETS | {stage: kind.presets for stage, kind in KINDS.items()}
     checked = 0
     for words in commands(root / name):
         options = {word for word in words if word.startswith("--")}
@@ -93,13 +109,24 @@ def test_commands_have_the_options_and_settings_that_they_are_given(
             with pytest.raises(SystemExit):
                 import_module(words[2]).main(["--help"])
             known = capsys.readouterr().out
+        elif words[0] in ("accelerate", "torchrun"):
+            module, *stage = stage_of(words)
+            with pytest.raises(SystemExit):
+                import_module(module).main([*stage, "--help"])
+            known = capsys.readouterr().out
+            options -= {"--num_processes", "--nproc_per_node"}
         else:
             continue
         checked += 1
         assert options <= set(OPTIONS.findall(known)), f"{name}: {shlex.join(words)}"
-        if words[1] == "train" and words[2] in KINDS:
-            given = [words[k + 1] for k, word in enumerate(words) if word == "--set"]
-            with_settings(KINDS[words[2]].presets["pocket"], given)
+        values = {key: [words[k + 1] for k, word in enumerate(words) if word == key] for key in options}
+        for stage in presets.keys() & set(words):
+            preset = values.get("--preset", ["pocket"])[0]
+            with_settings(presets[stage][preset], values.get("--set", []))
+        if words[1] == "upscale" and {"--samples", "-o"} <= set(
+            words
+        ):  # more than one picture needs a folder
+            assert words[words.index("-o") + 1].endswith("/"), f"{name}: {shlex.join(words)}"
     assert checked
 
 

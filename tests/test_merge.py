@@ -28,6 +28,7 @@ from export.parity import samples  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
+from training.model.merging import merge_run  # noqa: E402
 from training.model.one_step import OneStepModel, enlarge  # noqa: E402
 from training.model.pocket import build_unet, build_vae  # noqa: E402
 from training.model.saving import save_merged, save_run_model  # noqa: E402
@@ -227,6 +228,32 @@ def test_runs_are_merged_and_folded(sd21: OneStepModel, checkpoint: Path, tmp_pa
     assert loaded.checkpoint_sha256 != load_source(checkpoint).checkpoint_sha256
     save_merged(trained, tmp_path / "merged")
     assert agreement(trained, load_source(tmp_path / "merged")) >= FOLD_FLOOR_DB
+
+
+def test_a_run_s_own_prompt_is_its_default_and_that_of_what_stands_on_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    adapter = unet_lora(load_model(checkpoint).unet)
+    for name, base, prompt in (("first", checkpoint, "the photo"), ("second", tmp_path / "first", "")):
+        save_run_model(
+            tmp_path / name / "model",
+            base=base,
+            noise_timestep=250,
+            denoise_timestep=100,
+            unet_adapter=adapter,
+            vae_adapter=None,
+            provenance={"settings": {"prompt": prompt}},
+        )
+    for folder in (tmp_path / "second", merge_run(tmp_path / "second", tmp_path / "merged")):
+        model = load_model(folder)
+        assert model.prompt == "the photo"
+        given, expected = model.condition(None, 2), model.condition(["the photo"] * 2, 2)
+        assert given is not None
+        assert expected is not None
+        assert torch.equal(given, expected)
+    assert load_source(tmp_path / "merged").prompt == "the photo"
+    assert load_source(tmp_path / "merged", prompt="another").prompt == "another"
+    assert load_source(checkpoint).prompt == DEFAULT_PROMPT
 
 
 def test_public_layout_is_loaded_with_a_base(checkpoint: Path, tmp_path: Path) -> None:

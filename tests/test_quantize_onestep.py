@@ -22,7 +22,7 @@ from calibration.samples import SampleSets, draw_sets, save_sets  # noqa: E402
 from export import cli as command_line  # noqa: E402
 from export.fold.one_step import one_step_source  # noqa: E402
 from export.onnx.convert import OnnxPair, export_fp32  # noqa: E402
-from export.onnx.int8.layers import FIRST, PRODUCT, find_layers, kept_float  # noqa: E402
+from export.onnx.int8.layers import FIRST, LAST, PRODUCT, find_layers, kept_float  # noqa: E402
 from export.onnx.int8.quantize import Int8Graphs, Int8Request, quantize_int8  # noqa: E402
 from export.onnx.target import ONNX_FLOOR_DB, check_int8  # noqa: E402
 from export.onnx.weight_only import find_weights  # noqa: E402
@@ -98,7 +98,7 @@ def test_first_convolutions_and_last_ones_stay_float_and_most_of_the_work_is_in_
             "generator/decoder/layers/0/Conv",
         ),
         FIRST,
-    )
+    ) | {"generator/unet/conv_out/Conv": LAST}
     floats = set(made.to_dict()["float_layers"])
     assert floats >= {*rules, "encoder/vae/layers/8/Conv", "generator/decoder/layers/12/Conv"}
     assert {row.layer for row in made.rows} == made.bits.keys() - rules.keys()

@@ -17,6 +17,7 @@ from calibration.measure.onestep import restore  # noqa: E402
 from export.student.sample import main  # noqa: E402
 from runtime.upscale.color import color_fix  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
+from training.model.saving import save_merged  # noqa: E402
 from training.model.text import DEFAULT_PROMPT  # noqa: E402
 
 
@@ -86,6 +87,18 @@ def test_one_sample_one_prompt_and_the_colours_of_the_input(text: Path, lr: Path
     fixed = color_fix(sr.astype(np.float32) / 255, small.astype(np.float32) / 255, "adain")
     assert np.abs(picture(out / "deep" / "b.png") - 255 * fixed.clip(0, 1)).max() <= 0.51
     assert not np.array_equal(picture(out / "deep" / "b.png"), sr)
+
+
+def test_a_model_trained_with_one_prompt_gets_it_for_every_photo(
+    text: Path, lr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_merged(load_model(text), tmp_path / "run", {"settings": {"prompt": "the photo"}})
+    assert main(["--model", str(tmp_path / "run"), "--lr", str(lr), "--out", str(tmp_path / "out")]) == 0
+    assert "the fixed prompt 'the photo' for all 2 images" in capsys.readouterr().out
+    small = picture(lr / "deep" / "b.png")
+    assert np.array_equal(
+        picture(tmp_path / "out" / "deep" / "b.png"), restore(load_model(text), small, 0, 0, "the photo")
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def run(
     )
     photos = photos or PhotoSet(training)
     prompts = None
-    if _has_text(built):
-        prompts = PromptSource(data, settings.prompt or None, caption=caption)
+    if (model := _with_text(built)) is not None:
+        prompts = PromptSource(data, settings.prompt or model.prompt, caption=caption)
         log.info("%s", prompts.describe([*photos.paths, *held_out]))
     features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
     # pretraining looks at HR pictures alone
@@ -204,8 +204,10 @@ def _perceptual_name(stage: Stage) -> str | None:
     return None if perceptual is None else perceptual.name
 
 
-def _has_text(stage: Stage) -> bool:
-    return getattr(getattr(stage, "model", None), "text", None) is not None
+def _with_text(stage: Stage) -> OneStepModel | None:
+    """The model of a stage that trains one with a text encoder."""
+    model = getattr(stage, "model", None)
+    return model if getattr(model, "text", None) is not None else None
 
 
 def _parser(stage: str) -> argparse.ArgumentParser:

@@ -39,6 +39,7 @@ from training.metrics.fidelity import psnr_y, ssim_y
 from training.metrics.niqe import niqe
 from training.metrics.registry import to_pixels
 from training.model.loading import load_model
+from training.model.text import PromptSource
 from training.settings import with_settings
 from training.stages.presets import PRESETS
 
@@ -74,6 +75,8 @@ class TestSet:
     name: str
     pairs: list[tuple[np.ndarray, np.ndarray]]
     """LR and HR, (H, W, 3) uint8."""
+    paths: list[Path]
+    """The photos that they are of, by which captions are found."""
 
 
 def held_out_set(paths: Sequence[Path], crop: int) -> TestSet:
@@ -82,13 +85,16 @@ def held_out_set(paths: Sequence[Path], crop: int) -> TestSet:
     return TestSet(
         "held out",
         [(to_pixels(lr), to_pixels(hr)) for lr, hr in zip(validation.lr, validation.hr, strict=True)],
+        list(paths),
     )
 
 
 def folder_set(name: str, lr: Path, hr: Path, every: int) -> TestSet:
     """Every n-th pair of two folders."""
     pairs = find_pairs(lr, hr)[::every]
-    return TestSet(name, [(read_rgb(pair.lr), read_rgb(pair.hr)) for pair in pairs])
+    return TestSet(
+        name, [(read_rgb(pair.lr), read_rgb(pair.hr)) for pair in pairs], [pair.lr for pair in pairs]
+    )
 
 
 def changes_of(variant: str, preset: str) -> tuple[str, ...]:
@@ -128,8 +134,11 @@ def measure(
     table = {}
     for test in sets:
         rows = []
-        for lr, hr in test.pairs:
-            sr = restore(model, lr, seed)
+        prompts: Sequence[str | None] = [None] * len(test.paths)
+        if model.text is not None and test.paths:
+            prompts = PromptSource(test.paths[0].parent, model.prompt).prompts_for(test.paths)
+        for (lr, hr), prompt in zip(test.pairs, prompts, strict=True):
+            sr = restore(model, lr, seed, prompt=prompt)
             rows.append((psnr_y(sr, hr), ssim_y(sr, hr), score(sr, hr), niqe(sr)))
         means = np.mean(rows, axis=0)
         table[test.name] = dict(zip(METRICS, (round(float(m), 5) for m in means), strict=True))
@@ -240,10 +249,10 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
     results = args.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     # validation during training holds out the same
-    own = with_settings(GDPO[args.preset], args.set).held_out
-    training, held_out = split_photos(find_images(args.data), own)
+    own = with_settings(GDPO[args.preset], args.set)
+    training, held_out = split_photos(find_images(args.data), own.held_out)
     photos = PhotoSet(training)
-    sets = [held_out_set(held_out, 256), folder_set("RealSR", args.lr, args.hr, args.every)]
+    sets = [held_out_set(held_out, max(256, own.crop)), folder_set("RealSR", args.lr, args.hr, args.every)]
 
     def record(
         variant: str, base: str, seed: int, source: str | Path, changes: Sequence[str], steps: int

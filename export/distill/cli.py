@@ -77,7 +77,7 @@ def run(
     features = SqueezeFeatures(perceptual_weights)
     prompts = None
     if teacher is not None and teacher.takes_prompts:
-        prompts = PromptSource(data, config.prompt or None, caption=caption)
+        prompts = PromptSource(data, config.prompt or teacher.model.prompt, caption=caption)
         log.info("%s", prompts.describe([*training, *held_out]))
     validation = Validation(PhotoSet(held_out), out / "samples", features, prompts=prompts)
     about: dict[str, Any] = {

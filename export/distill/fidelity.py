@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--every must be at least 1, got {args.every}")
         student, _ = load_student(args.student)
         teacher = Teacher.load(args.teacher, args.teacher_base)
-        prompts = PromptSource(args.lr) if teacher.takes_prompts else None
+        prompts = PromptSource(args.lr, teacher.model.prompt) if teacher.takes_prompts else None
         pairs = find_pairs(args.lr, args.hr)[:: args.every]
         report = measure(student, teacher, pairs, args.seeds, show, prompts)
     except (ValueError, OSError, GdposrError) as error:

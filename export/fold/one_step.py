@@ -23,9 +23,10 @@ from export.student.network import bicubic_weight
 from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 from training.model.loading import MODEL_FILE, find_model, load_model, read_model_file
 from training.model.one_step import OneStepModel, base_module
-from training.model.text import DEFAULT_PROMPT
 
 KIND = "gdposr one-step model"
+# What a bundle does about the VAE's colours. The public code takes AdaIN, which was .1 to .2 dB behind (training/EXPERIMENTS.md).
+COLOR_FIX = "wavelet"
 # PSNR of the folded graphs against the model they were folded from, float32.
 FOLD_FLOOR_DB = 80.0
 # Side of a tile in LR pixels. The cost of a UNet's attention grows with its fourth power.
@@ -109,7 +110,7 @@ def fold(model: OneStepModel, prompt: str | None = None) -> tuple[TeacherEncoder
     if model.device.type != "cpu":
         raise FoldError(f"expected the model on the CPU, it is on {model.device}: load it with device='cpu'")
     require(type(model.vae).__name__ in VAES, "vae", " or ".join(VAES), type(model.vae).__name__)
-    condition = model.condition([DEFAULT_PROMPT if prompt is None else prompt], 1)
+    condition = model.condition(None if prompt is None else [prompt], 1)
     vae = model.vae
     encoder, decoder = VAES[type(vae).__name__]
     share_n, share_d = (
@@ -177,7 +178,8 @@ def one_step_source(
         training=training,
         t_n=model.noise_timestep,
         t_d=model.denoise_timestep,
-        prompt=(DEFAULT_PROMPT if prompt is None else prompt) if model.has_cross_attention else None,
+        prompt=(model.default_prompt if prompt is None else prompt) if model.has_cross_attention else None,
+        color_fix=COLOR_FIX,
     )
 
 

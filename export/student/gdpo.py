@@ -187,10 +187,10 @@ class StudentGdpo(StudentStage):
         return normal(self.settings.seed, batch.items, shape, stream).to(features)
 
     @torch.no_grad()
-    def draw(self, features: Tensor, base: Tensor, batch: Batch) -> Group:
-        """Sample and score a group for every LR picture."""
+    def draw(self, features: Tensor, base: Tensor, batch: Batch, sampler: str | None = None) -> Group:
+        """Sample and score a group for every LR picture. sampler: "reference" or "policy"; None for that of the settings."""
         s = self.settings
-        generator = self.reference if s.sampler == "reference" else self.student.generator
+        generator = self.reference if (sampler or s.sampler) == "reference" else self.student.generator
         noise = self.noise(features, batch, "group", s.group)
         means = torch.stack([generator(features, base, noise[:, i]).float() for i in range(s.group)], dim=1)
         candidates = means
@@ -233,9 +233,9 @@ class StudentGdpo(StudentStage):
 
     @torch.no_grad()
     def pictures(self, validation: Validation) -> dict[str, np.ndarray]:
-        """Groups of the first held-out photos with their rewards."""
+        """Groups that the policy draws of the first held-out photos, with their rewards."""
         batch = first_pictures(validation, next(self.student.parameters()).device)
-        group = self.draw(*self.student.encode(batch.lr), batch)
+        group = self.draw(*self.student.encode(batch.lr), batch, "policy")
         return {"groups": group_sheet(group.candidates, batch.hr, group.report)}
 
 

@@ -96,7 +96,7 @@ def drawer(args: argparse.Namespace) -> Draw:
     model = load_model(args.model, base=args.base, device=device)
     prompts = None
     if model.text is not None:
-        prompts = PromptSource(args.lr, args.prompt)
+        prompts = PromptSource(args.lr, args.prompt or model.prompt)
         print(prompts.describe(named_photos(args.lr).values()))
     return lambda path, lr, k: restore(
         model, lr, args.seed, k, None if prompts is None else prompts.prompt_for(path)

@@ -165,7 +165,16 @@ def _load(folder: Path, base: str | Path | None, seen: tuple[Path, ...]) -> OneS
     model.set_timesteps(document["noise_timestep"], document["denoise_timestep"])
     if "noise_channels" in document:  # otherwise those of its base, or as many as the latent has
         model.set_noise_channels(document["noise_channels"])
+    model.prompt = _own_prompt(document.get("provenance", {})) or model.prompt  # or that of its base
     return model
+
+
+def _own_prompt(provenance: Mapping[str, Any]) -> str | None:
+    """The prompt that a stage was given for all photos (`--set prompt=`), also of a merged run; None where it was given none."""
+    for stage in (provenance, *provenance.get("stages", ())):
+        if prompt := stage.get("settings", {}).get("prompt"):
+            return str(prompt)
+    return None
 
 
 def _load_run(

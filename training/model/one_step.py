@@ -70,6 +70,8 @@ class OneStepModel(nn.Module):
         self.set_timesteps(noise_timestep, denoise_timestep)
         self._check_parts()
         self.set_noise_channels(noise_channels or self.latent_channels)
+        self.prompt: str | None = None
+        """The one prompt that it was trained with; None for photos with prompts of their own. It is the default of every call."""
 
     def _check_parts(self) -> None:
         vae, unet = base_config(self.vae), base_config(self.unet)
@@ -99,6 +101,11 @@ class OneStepModel(nn.Module):
                 f"noise_channels must divide the {self.latent_channels} channels of the latent, got {channels}"
             )
         self.noise_channels = channels
+
+    @property
+    def default_prompt(self) -> str:
+        """The prompt of a picture for which none is given."""
+        return self.prompt or DEFAULT_PROMPT
 
     @property
     def latent_channels(self) -> int:
@@ -198,8 +205,8 @@ class OneStepModel(nn.Module):
     def condition(self, prompts: Sequence[str] | Tensor | None, batch: int) -> Tensor | None:
         """The input of the UNet's cross-attention, (batch, L, D); None for a UNet without.
 
-        prompts: one text per image; None for the default prompt; or embeddings (batch, L, D). A model without
-            cross-attention ignores them."""
+        prompts: one text per image; None for `default_prompt`; or embeddings (batch, L, D). A model without cross-attention
+            ignores them."""
         if isinstance(prompts, str):
             raise ValueError(f"expected a list with one prompt for each image, got the text {prompts!r}")
         if prompts is not None and len(prompts) != batch:
@@ -212,7 +219,9 @@ class OneStepModel(nn.Module):
             raise ValueError(
                 "the UNet has cross-attention, but this model has no text encoder: pass embeddings (B, L, D) as prompts"
             )
-        return self.text([DEFAULT_PROMPT] * batch if prompts is None else prompts).to(self.device, self.dtype)
+        return self.text([self.default_prompt] * batch if prompts is None else prompts).to(
+            self.device, self.dtype
+        )
 
     def forward(self, lr: Tensor, noise: Tensor, prompts: Sequence[str] | Tensor | None = None) -> Tensor:
         """lr (B, 3, h, w) in [0, 1], noise (B, *noise_shape(h, w)) -> SR (B, 3, 4h, 4w) in [0, 1], apart from overshoot."""

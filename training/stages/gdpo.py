@@ -160,15 +160,17 @@ class Gdpo(Stage):
         return losses | statistics(group.report, self.settings.sampler), {}
 
     @torch.no_grad()
-    def draw(self, batch: Batch) -> Group:
-        """Sample and score a group for every LR picture. The encoder runs once per picture."""
+    def draw(self, batch: Batch, sampler: str | None = None) -> Group:
+        """Sample and score a group for every LR picture. The encoder runs once per picture.
+
+        sampler: "reference" or "policy"; None for that of the settings."""
         s, model = self.settings, self.model
         condition = model.condition(batch.prompts, len(batch.lr))
         latent = model.encode(batch.lr)
         noise = normal(s.seed, batch.items, (s.group, *model.noise_shape(*batch.lr.shape[-2:])), "group").to(
             latent
         )
-        with disabled(model.unet) if s.sampler == "reference" else contextlib.nullcontext():
+        with disabled(model.unet) if (sampler or s.sampler) == "reference" else contextlib.nullcontext():
             means = torch.stack(
                 [model.restore(latent, noise[:, i], condition) for i in range(s.group)], dim=1
             )
@@ -269,9 +271,9 @@ class Gdpo(Stage):
 
     @torch.no_grad()
     def pictures(self, validation: Validation) -> dict[str, np.ndarray]:
-        """Groups of the first held-out photos with their rewards."""
+        """Groups that the policy draws of the first held-out photos, with their rewards."""
         batch = first_pictures(validation, self.model.device)
-        group = self.draw(batch)
+        group = self.draw(batch, "policy")
         samples = torch.stack([self.model.decode(some).float() for some in group.candidates.unbind(1)], dim=1)
         return {"groups": group_sheet(samples, batch.hr, group.report)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,7 @@ SUMS: Final = ("Add",)
 _PASSIVE: Final = (*LAYOUT, "Relu", "LeakyRelu", "Pad", "Concat", "Identity")
 PRODUCT: Final = "product of attention"
 FIRST: Final = "first convolution"
+LAST: Final = "last convolution"
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def kept_float(model: onnx.ModelProto) -> dict[str, str]:
     - Products of attention, which are the only ones in a folded network: NNCF gives both activations a zero point,
       which ONNX Runtime's integer kernel refuses.
     - First convolutions, which take the picture or an input of the graph: all of the picture passes through them.
+    - Last convolutions of a network that another one follows in the same graph: the UNet's, whose result is the latent.
 
-    Last convolutions give floats, so they stay anyway (`Layer.whole`). Norms are never quantized."""
+    Last convolutions of a graph give floats, so they stay anyway (`Layer.whole`). Norms are never quantized."""
     shuffled = {node.input[0] for node in model.graph.node if node.op_type == "DepthToSpace"}
     kept = {}
     direct = {value.name for value in model.graph.input}  # no convolution of features stands before these
@@ -99,7 +101,19 @@ def kept_float(model: onnx.ModelProto) -> dict[str, str]:
             if node.output[0] not in shuffled:  # else it enlarges the picture, which is a picture again
                 continue
         direct.update(node.output)
-    return kept
+    return kept | dict.fromkeys(_before(model.graph, kept), LAST)
+
+
+def _before(graph: onnx.GraphProto, kept: Mapping[str, str]) -> Iterator[str]:
+    """The convolutions whose results reach a first convolution through sums, products and layout alone."""
+    makers = {output: node for node in graph.node for output in node.output}
+    waiting = [node.input[0] for node in graph.node if kept.get(node.name) == FIRST]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.op_type == "Conv" and node.name not in kept:
+            yield node.name
+        elif node is not None and node.op_type in (*LAYOUT, "Clip", "Add", "Sub", "Mul", "Div"):
+            waiting += node.input
 
 
 def passive(node: onnx.NodeProto) -> bool:
