@@ -27,13 +27,12 @@ from PIL import Image
 
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle import entries as files
-from runtime.bundle.entries import MANIFEST_NAME, GraphFile
+from runtime.bundle.entries import MANIFEST_NAME, GraphFile, Probe
 from runtime.bundle.manifest import (
     FORMAT_VERSION,
     GraphSpec,
     Manifest,
     NoiseSpec,
-    Probe,
     SizeRule,
     TensorSpec,
 )

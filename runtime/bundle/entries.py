@@ -1,4 +1,4 @@
-"""The files of a bundle as its manifest names them: plain files, and graphs with weights beside them."""
+"""The files of a bundle as its manifest names them: plain files, graphs with weights beside them, and the probe's pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
-from ..checks import Plain, arguments, check_mapping, check_whole, fail
+from ..checks import Plain, arguments, check_mapping, check_real, check_whole, fail
 from ..errors import BundleError
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -94,6 +94,33 @@ class Graph(GraphFile):
         values = arguments(cls, where, data)
         if values.get("data") is not None:
             values["data"] = WeightFile.from_dict(values["data"], f"{where}.data")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Probe(Plain):
+    """A small test picture, to see whether a device computes the model rightly. Both pictures are 8-bit RGB PNG files."""
+
+    input: GraphFile
+    output: GraphFile
+    """The fp32 model's output for the input."""
+    seed: int
+    floor_db: dict[str, float]
+    """The least PSNR against the output, by precision."""
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            if not isinstance(getattr(self, name), GraphFile):
+                raise fail(f"probe.{name}", "a file", getattr(self, name))
+        check_whole("probe.seed", self.seed, 0, 2**64 - 1)
+        for precision, floor in check_mapping("probe.floor_db", self.floor_db).items():
+            check_real(f"probe.floor_db.{precision}", floor)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "probe") -> Self:
+        values = arguments(cls, where, data)
+        for name in ("input", "output"):
+            values[name] = GraphFile.from_dict(values[name], f"{where}.{name}")
         return cls(**values)
 
 

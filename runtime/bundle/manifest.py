@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Self
 
 from ..checks import Plain, arguments, check_mapping, check_real, check_text, check_whole, fail
 from ..errors import BundleError
-from .entries import Graph, GraphFile, check_pairs, read_pairs
+from .entries import Graph, GraphFile, Probe, check_pairs, read_pairs
 from .packages import PackageList
 
 FORMAT_VERSION: Final = 1
@@ -130,33 +130,6 @@ class NoiseSpec(Plain):
     @classmethod
     def from_dict(cls, data: object, where: str = "noise") -> Self:
         return cls(**arguments(cls, where, data))
-
-
-@dataclass(frozen=True)
-class Probe(Plain):
-    """A small test picture, to see whether a device computes the model rightly. Both pictures are 8-bit RGB PNG files."""
-
-    input: GraphFile
-    output: GraphFile
-    """The fp32 model's output for the input."""
-    seed: int
-    floor_db: dict[str, float]
-    """The least PSNR against the output, by precision."""
-
-    def __post_init__(self) -> None:
-        for name in ("input", "output"):
-            if not isinstance(getattr(self, name), GraphFile):
-                raise fail(f"probe.{name}", "a file", getattr(self, name))
-        check_whole("probe.seed", self.seed, 0, 2**64 - 1)
-        for precision, floor in check_mapping("probe.floor_db", self.floor_db).items():
-            check_real(f"probe.floor_db.{precision}", floor)
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "probe") -> Self:
-        values = arguments(cls, where, data)
-        for name in ("input", "output"):
-            values[name] = GraphFile.from_dict(values[name], f"{where}.{name}")
-        return cls(**values)
 
 
 @dataclass(frozen=True)
