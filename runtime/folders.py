@@ -21,6 +21,7 @@ class Entry:
     """A photo that was found, or what stands where photos may be missing."""
 
     path: Path
+    """Where it lies, as reached from the item that the caller named."""
     inside: Path
     """The path inside the folder that was named, or below the fixed front part of a pattern."""
     named: bool

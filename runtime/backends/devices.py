@@ -65,6 +65,7 @@ class Device:
     """A device and the library that computes on it."""
 
     name: str
+    """As the caller names it, such as "cuda"."""
     provider: str
     """ONNX Runtime's name of its provider. With another package, the name in reports."""
     remedy: str
@@ -72,6 +73,7 @@ class Device:
     options: dict[str, str] = field(default_factory=dict)
     """Options of ONNX Runtime's provider."""
     package: str = "onnxruntime"
+    """The Python package that runs it."""
     memory: str | None = None
     """ONNX Runtime's name of the memory that holds the features between the two graphs. None: numpy arrays."""
     units: str | None = None

@@ -102,9 +102,11 @@ class Probe(Plain):
     """A small test picture, to see whether a device computes the model rightly. Both pictures are 8-bit RGB PNG files."""
 
     input: GraphFile
+    """The LR picture."""
     output: GraphFile
     """The fp32 model's output for the input."""
     seed: int
+    """Of the noise, 0 to 2**64 - 1. The output is its sample 0."""
     floor_db: dict[str, float]
     """The least PSNR against the output, by precision."""
 

@@ -53,6 +53,7 @@ class External:
     location: str
     """Name of the file."""
     offset: int
+    """First byte of its values in that file."""
     length: int | None
     """Bytes. None: as its shape says."""
 

@@ -26,7 +26,9 @@ class TensorSpec(Plain):
     """A graph input or output: NCHW float32."""
 
     name: str
+    """As in the graph."""
     channels: int
+    """Size of the second axis."""
     scale: float
     """Its height and width relative to those of the LR image."""
     range: tuple[float, float] | None = None
@@ -57,7 +59,9 @@ class GraphSpec(Plain):
     """Inputs and outputs of a graph, by name."""
 
     inputs: tuple[TensorSpec, ...]
+    """What it takes, at least one, under different names."""
     outputs: tuple[TensorSpec, ...]
+    """What it gives, at least one, under different names."""
 
     def __post_init__(self) -> None:
         for where, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -81,7 +85,9 @@ class SizeRule(Plain):
     """The image sizes that the graphs take, and how larger ones are cut. All in LR pixels."""
 
     multiple_of: int
+    """A graph takes heights and widths that are multiples of it."""
     minimum: int
+    """Least height and width that a graph takes."""
     tile: int
     """Best side of a tile's core."""
     context: int
@@ -113,6 +119,7 @@ class NoiseSpec(Plain):
     version: int
     """1: that of `noise.py`."""
     channels: int
+    """Of a field of noise."""
     downscale: int
     """Side of a noise cell in LR pixels."""
 
@@ -137,24 +144,35 @@ class Manifest(Plain):
     """Everything the runtime knows about a bundle."""
 
     format_version: int
+    """1, or 2 where Core ML graphs are in chunks or take several sizes."""
     name: str
+    """The model's, for messages and reports."""
     scale: int
+    """Height and width of SR over those of LR."""
     encoder: GraphSpec
+    """The graph that runs once for each picture."""
     generator: GraphSpec
+    """The graph that runs for each sample, on the encoder's outputs and the noise."""
     graphs: dict[str, dict[str, Graph]]
     """Precision -> {"encoder": ..., "generator": ...}."""
     size: SizeRule
+    """The sizes that the graphs take, and how larger pictures are cut."""
     noise: NoiseSpec
+    """The noise that the generator takes."""
     t_n: int | None
     """Timestep of the added noise. None: the student is trained from photos alone."""
     t_d: int | None
     """Timestep that the network is given."""
     color_fix: str
+    """One of `COLOR_FIXES`, applied unless the caller names another."""
     default_precision: dict[str, str]
     """By device."""
     probe: Probe
+    """A picture with its known result, computed when the model is loaded."""
     provenance: dict[str, Any]
+    """Where the model comes from: kind, hash of its checkpoint, parameters, training, versions of the tools."""
     accuracy: dict[str, Any]
+    """What the export measured, by subject, such as `int8` or `sensitivity`. Running the model needs none of it."""
     coreml: dict[str, dict[str, PackageList]] = field(default_factory=dict)
     """Variant -> {"encoder": ..., "generator": ...}, for Apple's devices. In JSON a package, or a list of chunks."""
     budgets: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -47,9 +47,11 @@ class Package(Plain):
     """A Core ML package: a folder inside the bundle, for fixed sizes of the LR image."""
 
     files: tuple[PackageFile, ...]
+    """Those of `PACKAGE_FILES` that it has; only the weights may be missing."""
     height: int
     """Of the LR image, in pixels."""
     width: int
+    """Of the LR image, in pixels."""
     target: str
     """The oldest system that runs it, such as iOS17."""
     floor_db: float
@@ -124,6 +126,7 @@ class PackageList:
     A chunk takes inputs of the graph and outputs of the chunks before it; the last gives the graph's outputs."""
 
     packages: tuple[Package, ...]
+    """In the order in which they run, at most `MAX_CHUNKS`."""
 
     def __post_init__(self) -> None:
         found = self.packages

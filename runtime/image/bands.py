@@ -50,6 +50,7 @@ class Strips:
     shape: tuple[int, ...]
     """(H, W) or (H, W, C)."""
     dtype: np.dtype[Any]
+    """Of every band."""
     bands: Iterator[NDArray[Any]]
     """Each (n, W) or (n, W, C)."""
 

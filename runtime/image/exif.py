@@ -43,9 +43,11 @@ class Entry:
     """One entry of a directory."""
 
     tag: int
+    """Number that says what the value means, such as `ORIENTATION`."""
     kind: int
     """Type of the value, such as `SHORT`."""
     count: int
+    """How many values of that type."""
     field: bytes
     """4 bytes: the value, or its offset if it is longer."""
 

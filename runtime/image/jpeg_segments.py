@@ -27,9 +27,11 @@ class JpegMetadata:
     """What a JPEG holds besides pixels, EXIF and profile."""
 
     xmp: bytes | None = None
+    """XMP packet, without what is beyond its first segment."""
     iptc: bytes | None = None
     """IPTC-IIM records."""
     comment: bytes | None = None
+    """The first comment, as bytes."""
     lost: list[str] = field(default_factory=list)
     """What is not carried, in words for a message."""
 

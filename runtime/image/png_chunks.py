@@ -40,10 +40,13 @@ class PngMetadata:
     """What a PNG holds besides its pixels."""
 
     icc: bytes | None = None
+    """Colour profile, decompressed."""
     exif: bytes | None = None
     """Without the header that it has in a JPEG."""
     dpi: tuple[float, float] | None = None
+    """Horizontal and vertical resolution. None: not stated, or without a unit."""
     xmp: bytes | None = None
+    """XMP packet."""
     text: dict[str, str] = field(default_factory=dict)
     """Keyword -> text."""
     coding: dict[str, bytes] = field(default_factory=dict)

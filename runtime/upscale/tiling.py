@@ -57,12 +57,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Box:
-    """Rows y0 to y1 and columns x0 to x1, ends not included."""
+    """A rectangle of pixels."""
 
     y0: int
+    """First row."""
     y1: int
+    """The row after the last."""
     x0: int
+    """First column."""
     x1: int
+    """The column after the last."""
 
     @property
     def height(self) -> int:
