@@ -62,7 +62,9 @@ class SampleSets:
     """Samples for calibration and samples for validation; no photo is in both."""
 
     calibration: tuple[Sample, ...]
+    """For the ranges of activations, at least `LEAST_SAMPLES`."""
     validation: tuple[Sample, ...]
+    """To measure the loss by INT8, at least `LEAST_SAMPLES`."""
 
     def __post_init__(self) -> None:
         for name in ("calibration", "validation"):

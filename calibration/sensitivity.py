@@ -25,7 +25,9 @@ class LayerNoise:
     """What one layer alone costs in quality at one width."""
 
     layer: str
+    """Name of its node or of its weights."""
     bits: int
+    """Width at which it was measured."""
     psnr: float
     """PSNR in dB of the whole model's result with this layer alone quantized; inf: no noise at this width."""
     cost: float

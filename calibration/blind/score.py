@@ -64,7 +64,9 @@ class Agreement:
     """How far two voters agree."""
 
     first: str
+    """One voter."""
     second: str
+    """The other voter."""
     equal: float
     """Share of pairs with equal votes, 0..1."""
     kappa: float | None

@@ -61,6 +61,7 @@ class AccuracyReport:
     bundle: dict[str, str]
     """Its "name" and "digest"."""
     scale: int
+    """Of the bundle: HR is so many times LR."""
     pictures: str
     """Where the pictures come from."""
     count: int
@@ -68,6 +69,7 @@ class AccuracyReport:
     groups: int
     """Number of independent pictures: of photos, if several pictures are crops of one photo."""
     seed: int
+    """Of the noise."""
     diversity_images: int
     """Pictures on which diversity was measured."""
     diversity_samples: int
@@ -79,7 +81,9 @@ class AccuracyReport:
     hr_checkerboard: float | None
     """The same for the checkerboard measure, in dB."""
     rows: tuple[Row, ...]
+    """Bicubic first, then folders and other models, then the bundle's own."""
     gates: tuple[GateResult, ...] = field(default=())
+    """Limits that were measured, each with its result; empty: no budgets."""
     extra_metrics: tuple[str, ...] = ()
     """Names of learned metrics."""
     extra_note: str | None = None
@@ -89,6 +93,7 @@ class AccuracyReport:
     sensitivity: dict[str, tuple[LayerNoise, ...]] = field(default_factory=dict)
     """Target -> its layers."""
     machine: dict[str, str] = field(default_factory=dict)
+    """What it was measured on, as text by name: processor, threads, how rows were timed."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version."""
 

@@ -30,8 +30,11 @@ class Gates:
     min_psnr: float | None = None
     """In dB."""
     min_ssim: float | None = None
+    """Of luma, at most 1."""
     max_sqf: float | None = None
+    """Mean of a distance between features, 0 for equal pictures."""
     max_niqe: float | None = None
+    """Mean of the outputs by themselves."""
     max_colour_shift: float | None = None
     """Of `Row.colour_shift_abs`, in 1/255."""
     max_checkerboard: float | None = None
@@ -93,11 +96,15 @@ class GateResult:
     """One limit on one row."""
 
     row: str
+    """Name of the row."""
     gate: str
+    """Name of a field of `Gates`."""
     limit: float
+    """What was allowed, in the unit of the gate."""
     value: float | None
     """None: it could not be measured, so the gate does not pass."""
     ok: bool
+    """Whether the value keeps the limit."""
 
 
 def default_budgets(stated: Mapping[str, Mapping[str, Any]], rows: Iterable[str]) -> dict[str, Gates]:

@@ -32,10 +32,12 @@ _CHUNK = 2_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """Both ends of a confidence interval of the mean over all pictures of this kind, 95 % by default. Unit of the metric."""
+    """A confidence interval of the mean over all pictures of this kind, 95 % by default. Unit of the metric."""
 
     low: float
+    """Lower end."""
     high: float
+    """Upper end."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,11 @@ class Difference:
     """Mean of values - reference over the pictures, with its interval. Unit of the metric."""
 
     mean: float
+    """Above 0: the values are larger than the reference."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
 
     @property
     def real(self) -> bool:

@@ -38,6 +38,7 @@ class Method:
     """One way to enlarge a picture."""
 
     name: str
+    """Of its row."""
     kind: str
     """"bicubic", "model", "folder" or "peer"."""
     upscale: Callable[[str, np.ndarray], np.ndarray]
@@ -45,10 +46,13 @@ class Method:
     samples: Callable[[np.ndarray, int], Sequence[np.ndarray]] | None = None
     """LR picture and a count -> so many samples; None: the method has no randomness."""
     parameters: int | None = None
+    """Number of weights; None: not known."""
     bytes: int | None = None
     """Size of the files with graphs or weights."""
     device: str | None = None
+    """That runs it; None: no model that runs here."""
     notes: tuple[str, ...] = ()
+    """What a report says about it, such as a device that was replaced."""
     target: str = ""
     """"onnx", "coreml", or "torch" for a trained one-step model; empty for everything else."""
     tiled: Callable[[np.ndarray], Tiled] | None = None

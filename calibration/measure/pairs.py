@@ -20,7 +20,9 @@ class Pair:
     name: str
     """Path of the photo below its folder, without suffix; the same for LR and HR."""
     lr: Path
+    """File of the small photo."""
     hr: Path
+    """File of the large one."""
 
 
 def find_pairs(lr_dir: str | Path, hr_dir: str | Path, limit: int | None = None) -> list[Pair]:

@@ -35,12 +35,15 @@ class ImageScore:
     """One picture of one method."""
 
     name: str
+    """As in `Pair`."""
     psnr: float
     """In dB; infinite for equal pictures."""
     ssim: float
+    """Of luma, at most 1."""
     sqf: float | None
     """None: without weights."""
     niqe: float
+    """Of the picture alone; lower is better."""
     colour_shift: tuple[float, float, float]
     """Red, green and blue against bicubic, in 1/255."""
     checkerboard: float | None
@@ -56,24 +59,37 @@ class Row:
     """One method: means over all pictures, and the pictures. None: does not apply or was not measured. Units as in `ImageScore`."""
 
     name: str
+    """Of the method."""
     kind: str
-    """As in `Method`, like parameters, bytes, device, notes and target."""
+    """As in `Method`."""
     psnr: float
+    """Mean in dB; infinite if one picture equals its HR."""
     ssim: float
+    """Mean."""
     sqf: float | None
+    """Mean; None: without weights."""
     niqe: float
+    """Mean."""
     colour_shift: tuple[float, float, float]
+    """Mean of red, green and blue."""
     colour_shift_abs: float
     """Mean of the absolute shift over pictures and channels: tints of opposite sign do not cancel out in it."""
     checkerboard: float | None
+    """Mean over pictures of at least 128 pixels; None: there are none."""
     diversity: float | None
     """Mean RMS distance between two samples, in 1/255."""
     parameters: int | None
+    """Number of weights."""
     bytes: int | None
+    """Of the files with graphs or weights."""
     device: str | None
+    """That ran it."""
     notes: tuple[str, ...]
+    """About the method, for reports."""
     images: tuple[ImageScore, ...]
+    """One for each pair, sorted by name."""
     target: str = ""
+    """"onnx", "coreml", "torch", or empty."""
     seam: float | None = None
     """Step across the borders of small tiles over the steps beside them; 1: no seam."""
     extra: dict[str, float] = field(default_factory=dict)

@@ -68,7 +68,9 @@ class Figure:
     """A plot with what stands above it."""
 
     caption: str
+    """The line above the plot."""
     plot: Markup
+    """SVG, ready for the page."""
     note: str = ""
     """After the caption, in small print."""
 
@@ -166,6 +168,7 @@ class Layers:
     """How much the layers suffer for one target."""
 
     target: str
+    """What was quantized, such as "onnx" or "coreml"."""
     series: list[str]
     """Names of the colours: a number of bits each."""
     plot: Markup

@@ -123,6 +123,7 @@ class Strip:
     """The crops of one picture."""
 
     picture: str
+    """Its name."""
     reason: str
     """Why it is shown."""
     crops: list[tuple[str, str, list[str]]]

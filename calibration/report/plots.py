@@ -32,14 +32,18 @@ class Point:
     """One method in a plot of quality against cost."""
 
     label: str
+    """Name of the method."""
     kind: str
     """Of the row; it picks mark and colour."""
     cost: float
+    """Milliseconds or bytes; drawn on a logarithmic axis, so 0 is left out."""
     quality: float
+    """Value of the metric."""
     low: float | None = None
-    """Ends of the interval of the quality, for the hover text alone: intervals over pictures are far wider than the differences
-    between methods on the same pictures."""
+    """Lower end of the interval of the quality, for the hover text alone: over pictures it is far wider than the differences between
+    methods on the same pictures."""
     high: float | None = None
+    """Upper end of that interval."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,11 @@ class Bar:
     """One bar: the value of one series in one group."""
 
     group: str
+    """Name of the group, such as a layer."""
     series: str
+    """Name of the series, which has the colour."""
     value: float
+    """Its length, in the unit of the plot."""
     note: str = ""
     """The end of its hover text."""
 

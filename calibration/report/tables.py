@@ -16,8 +16,11 @@ class Metric:
     key: str
     """As in `Row.intervals` and `Row.differences`."""
     title: str
+    """Head of its column."""
     meaning: str
+    """What it measures, in a few words."""
     digits: int
+    """Behind the decimal point."""
     higher: bool
     """Whether a larger value is better."""
 
@@ -96,9 +99,13 @@ class Limit:
     """One gate on one row, in words."""
 
     row: str
+    """Name of the row."""
     gate: str
+    """Name of the gate, as in `Gates`."""
     limit: str
+    """"at least" or "at most" and a number."""
     measured: str
+    """A number, "not measured", or "-" where nothing was checked."""
     ok: bool | None
     """None: not checked."""
 

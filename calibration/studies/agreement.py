@@ -37,14 +37,17 @@ class Agreement:
     """How far one score agrees with the votes, over the pairs that both decide."""
 
     score: str
+    """Name of the metric."""
     against: str
     """What it needs: "truth", "input" or "nothing"."""
     pairs: int
+    """Pairs that both decide."""
     agrees: int
     """Pairs in which it names the voters' choice."""
     low: float
-    """Wilson's 95 % interval of that share."""
+    """Lower end of Wilson's 95 % interval of that share."""
     high: float
+    """Upper end of that interval."""
     base: int
     """Pairs that the usual winner of the study won."""
     minority: int

@@ -40,14 +40,19 @@ class Judged:
     """One pair with a winner. Crops are (H, W, 3) uint8 at HR size."""
 
     study: str
+    """Name of the study's folder."""
     number: int
+    """Of the pair in the study, from 1."""
     kind: str
+    """Kind of input, as in the key."""
     a_won: bool
     """Whether most voters chose A."""
     usual_won: bool
     """Whether the winner is the one with more wins in the whole study."""
     a: np.ndarray
+    """A's crop."""
     b: np.ndarray
+    """B's crop."""
     truth: np.ndarray | None
     """None: no HR picture."""
     enlarged: np.ndarray | None
@@ -59,10 +64,15 @@ class Votes:
     """The result of a study: the majority of its voters, pair by pair."""
 
     study: str
+    """Name of the study's folder."""
     names: tuple[str, str]
+    """What A and B are called."""
     voters: int
+    """How many voted."""
     a_wins: int
+    """Pairs in which most chose A."""
     b_wins: int
+    """Pairs in which most chose B."""
     ties: int
     """Pairs without a winner."""
     without_truth: dict[str, int]

@@ -73,6 +73,7 @@ class TestSet:
     """Pictures to measure on."""
 
     name: str
+    """Its name in the table."""
     pairs: list[tuple[np.ndarray, np.ndarray]]
     """LR and HR, (H, W, 3) uint8."""
     paths: list[Path]

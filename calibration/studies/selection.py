@@ -67,7 +67,9 @@ class Estimate:
     """Mean over pictures, with its interval."""
 
     mean: float
+    """Over pictures."""
     interval: Interval
+    """Of that mean, 95 %."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Verdict:
     """How well one candidate chooses, over all pictures unless a field says otherwise."""
 
     name: str
+    """Of the candidate, or `COMBINATION`."""
     sign: int
     """1: lower is better; -1: higher is better. Chosen on one half of the pictures."""
     chosen: float
@@ -82,6 +85,7 @@ class Verdict:
     confirmed: float
     """Tau on the other half."""
     tau: Estimate
+    """Kendall's tau against SQF, with that sign."""
     psnr_tau: float
     """Agreement with PSNR instead of SQF."""
     wins: Estimate
