@@ -30,9 +30,14 @@ def check_report(path: object) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    module: str  # has main(argv) -> int
-    extra: str  # the optional dependencies it needs
+    """A command line with its own parser, in another package."""
+
+    module: str
+    """Its name; it has main(argv) -> int."""
+    extra: str
+    """The optional dependencies that it needs."""
     about: str
+    """What it does, for the help text."""
 
 
 def run_stage(stage: Stage, argv: Sequence[str]) -> int:

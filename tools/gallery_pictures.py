@@ -131,15 +131,21 @@ class Subject:
     name: str
     """Of its file."""
     title: str
+    """Heading on the page."""
     source: Source
+    """The picture that it is a crop of."""
     top: int
+    """First row."""
     left: int
+    """First column."""
     jpeg: int | None
     """Quality with which LR is compressed; None: not compressed."""
     remark: str
     """What to look at."""
     height: int = CROP
+    """Of the crop."""
     width: int = CROP
+    """Of the crop."""
 
 
 SUBJECTS: Final = (

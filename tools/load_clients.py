@@ -26,13 +26,17 @@ class Load:
     """What the clients share."""
 
     port: int
+    """Of the server, on `HOST`."""
     photos: list[tuple[bytes, str, bytes]]
     """File, query, and the command's picture of it."""
     end: float
     """In seconds of time.monotonic."""
     counts: Counter[str] = field(default_factory=Counter)
+    """"kind of client: outcome" -> answers."""
     faults: list[str] = field(default_factory=list)
+    """Answers that the server should not have given, in words."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while counts and faults change."""
 
     def count(self, kind: str, outcome: str) -> None:
         with self.lock:

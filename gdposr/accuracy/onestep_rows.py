@@ -26,14 +26,18 @@ NOTE = "a one-step model in torch, float32; parameters and size are those of UNe
 
 @dataclass(frozen=True)
 class OneStepRow:
-    """A loaded model and what it is called. parameters, bytes: of UNet and VAE; bytes: of the files that they were read from.
-    prompt: for every picture; None for the default."""
+    """A loaded model and what it is called."""
 
     name: str
+    """In the table."""
     model: OneStepModel
+    """The model, on its device."""
     parameters: int
+    """Weights of UNet and VAE."""
     bytes: int
+    """Of the files that UNet and VAE were read from, adapters included."""
     prompt: str | None = None
+    """For every picture; None: the default. A model without cross-attention ignores it."""
 
     def upscale(self, lr: np.ndarray, seed: int, sample: int = 0) -> np.ndarray:
         """One sample of a picture of any size, (h, w, 3) uint8 -> (4h, 4w, 3) uint8."""

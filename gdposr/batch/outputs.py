@@ -33,10 +33,13 @@ class Options:
     """What is to be made of every photo."""
 
     seed: int
+    """Of the noise."""
     samples: int
+    """Samples 0, 1, ... of the seed, so many, unless `only` names one."""
     select: str
     """all, sheet or best."""
     scale: float
+    """Height and width of the output over those of the photo."""
     quality: int
     """1 to 100, for formats with losses."""
     digest: str
@@ -89,11 +92,15 @@ class Outcome:
     """What became of one photo; grows while it is worked on, so that an interrupted run can still tell."""
 
     input: str
+    """Path of the photo, or what messages say instead."""
     status: str = "unfinished"
     """Then "ok", "skipped", "own" (written by gdposr itself, so left out) or "failed"."""
     outputs: list[dict[str, Any]] = field(default_factory=list)
+    """The report's entry of each picture: path, sample, width, height, and what options add."""
     notes: list[str] = field(default_factory=list)
+    """What was lost or replaced on the way, such as 16 bits in a JPEG."""
     error: str | None = None
+    """Why it failed, in one line. None: it did not."""
     seconds: float = 0.0
     """From taking it up to its last file."""
 
@@ -103,7 +110,9 @@ class Task:
     """One photo of a run: where it comes from, where its pictures go, how far it is."""
 
     source: Path
+    """Path of the photo."""
     folder: Path
+    """Of its pictures."""
     stem: str
     """The part of its pictures' names that all samples share."""
     exact: Path | None = None
@@ -113,6 +122,7 @@ class Task:
     begin: float = 0.0
     """Seconds of time.perf_counter, as `end`; 0: not taken up in this run."""
     end: float = 0.0
+    """When its last step so far ended; 0: none has."""
     writes: list[tuple[Future[None], dict[str, Any]]] = field(default_factory=list)
     """With the report's entries."""
     error: Exception | None = None

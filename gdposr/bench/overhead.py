@@ -23,6 +23,7 @@ class Overhead:
     """What a timed call may give back: the share of its time that was not spent in model calls."""
 
     share: float
+    """0 to 1; see `overhead`."""
 
 
 class TimedBackend:

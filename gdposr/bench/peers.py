@@ -43,11 +43,14 @@ WEIGHTLESS = (
 
 @dataclass(frozen=True)
 class Peer:
-    """Another model, called as `Run`. None: not known. bytes: of its files, or of the graph in memory that they became."""
+    """Another model, called as `Run`."""
 
     run: Run
+    """(1, 3, h, w) float32 RGB in [0, 1] -> (1, 3, H, W) float32."""
     parameters: int | None
+    """Number of weights; None: not known."""
     bytes: int | None
+    """Of its files, or of the graph in memory that they became; None: not known."""
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         return self.run(image)

@@ -23,11 +23,14 @@ Times = dict[str, list[float]]  # call -> milliseconds per round; "call overhead
 
 @dataclass(frozen=True)
 class Contender:
-    """A precision on a device. label: the precision's name, with the device's before it where several devices are compared."""
+    """A precision on a device."""
 
     label: str
+    """The precision's name, with the device's before it where several devices are compared."""
     device: str
+    """As `resolve` names it, never "auto"."""
     precision: str
+    """As `resolve` names it, never "auto"."""
 
 
 def choose(bundle: "Bundle", devices: Sequence[str], precisions: Sequence[str]) -> list[Contender]:

@@ -42,6 +42,7 @@ class Settings:
     """What every worker is told, the same for all, so that an archive has one answer."""
 
     options: Options
+    """What is to be made of every photo."""
     out: str
     """The output folder: an absolute path, or an address."""
     shown_out: str
@@ -49,12 +50,19 @@ class Settings:
     bundle: str | None
     """A path that each node has. None: the built-in model."""
     device: str
+    """As `Upscaler` takes it; each node decides what "auto" is."""
     precision: str
+    """As `Upscaler` takes it."""
     threads: int
+    """Of each worker."""
     tile: int | None
+    """Side of a tile in LR pixels. None: the model's own."""
     color_fix: str | None
+    """None: the model's own."""
     max_memory: int | None
+    """Bytes that a worker may take. None: no limit."""
     version: str = __version__
+    """The driver's, which every node must have."""
 
     def open(self) -> "Upscaler":
         """UsageError if this node has another model or another version than the driver. DeviceError, BundleError as of `Upscaler`."""
@@ -86,6 +94,7 @@ class Result:
     number: int
     """Of the photo."""
     outcome: Outcome
+    """As in the report of the plain command."""
     milliseconds: float
     """From its turn to its last file, copies from and to a store included."""
     sha256: list[str] = field(default_factory=list)

@@ -12,6 +12,7 @@ class Order:
     """The pictures to make, as the options of `gdposr upscale` of the same names say it."""
 
     seed: int
+    """Of the noise."""
     scale: float
     """In (0, the model's scale]."""
     samples: int = 1

@@ -29,6 +29,7 @@ class Errand:
     folder: Path
     """The request's own, with the file PHOTO in it. Everything else is written there too."""
     order: Order
+    """The pictures to make."""
 
     @property
     def source(self) -> Path:

@@ -182,10 +182,12 @@ def draw(seed: int, item: int, size: Size, kind: str | None = None) -> Plan:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the degradations of a `PairDataset`, 0 to 1: mild and plain; the rest is the paper's."""
+    """Shares of the degradations of a `PairDataset`, 0 to 1. The rest is the paper's."""
 
     mild: float
+    """Of the milder chain, "camera" in `draw`."""
     plain: float
+    """Of plain reduction, `PLAIN` in `draw`."""
 
     def kind(self, seed: int, item: int) -> str:
         """The kind of an item, as `draw` names it."""
