@@ -208,7 +208,13 @@ def load_sets(path: Path) -> SampleSets:
 
 
 def check_fit(sets: SampleSets, *, multiple: int, channels: int, downscale: int) -> None:
-    """SampleError for a sample that does not fit a model. multiple: of its LR sides; channels, downscale: of its noise."""
+    """SampleError for a sample that does not fit a model.
+
+    sets: the samples.
+    multiple: of which LR sides must be multiples.
+    channels: of the noise.
+    downscale: LR pixels per noise cell.
+    """
     for sample in (*sets.calibration, *sets.validation):
         height, width = sample.lr.shape[1:]
         noise = (channels, height // downscale, width // downscale)

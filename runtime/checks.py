@@ -27,7 +27,13 @@ class Plain:
 
 
 def setting(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """A caller's whole number as int. SettingError unless it lies between low and high. None: no upper bound."""
+    """A caller's whole number as int. SettingError unless it lies within its bounds.
+
+    name: of the setting, for the message.
+    value: whatever the caller gave.
+    low: the least that is allowed.
+    high: the most that is allowed. None: no upper bound.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -78,7 +84,13 @@ def check_json(value: object) -> None:
 
 
 def check_whole(where: str, value: object, low: int, high: int | None = None) -> None:
-    """value must be an integer within its bounds. true and false do not count as integers."""
+    """value must be an integer within its bounds. true and false do not count as integers.
+
+    where: its place in the manifest, for the message.
+    value: as it was read.
+    low: the least that is allowed.
+    high: the most that is allowed. None: no upper bound.
+    """
     if (
         isinstance(value, int)
         and not isinstance(value, bool)

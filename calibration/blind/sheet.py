@@ -12,7 +12,11 @@ INK, PAPER = (30, 30, 30), (238, 238, 236)
 def pair_sheet(number: int, source: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """(h, w, 3) input and two (H, W, 3) enlargements, all uint8 -> one (H', W', 3) uint8 picture.
 
-    The input is shown at (H, W), enlarged by repeating pixels. Labels say INPUT, LEFT, RIGHT and the pair's number, nothing else.
+    number: of the pair, written on the sheet.
+    source: the input, shown at (H, W), enlarged by repeating pixels.
+    left, right: the enlargements.
+
+    Labels say INPUT, LEFT, RIGHT and the pair's number, nothing else.
     """
     height, width = left.shape[:2]
     middle = GAP + 2 * width + GAP // 2

@@ -60,7 +60,13 @@ class Difference:
 def interval(
     values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Interval of the mean of values, one per picture. ValueError for no values and for NaN."""
+    """Interval of the mean of values. ValueError for no values and for NaN.
+
+    values: one per picture.
+    resamples: how often the pictures are drawn anew.
+    seed: of the draws.
+    confidence: share of the resampled means inside the interval, 0 to 1.
+    """
     return intervals({"values": values}, resamples=resamples, seed=seed, confidence=confidence)["values"]
 
 
@@ -72,7 +78,10 @@ def difference(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> Difference:
-    """Mean of values - reference, with its interval. Picture k is the same in both.
+    """Mean of values - reference, with its interval.
+
+    values, reference: one per picture; picture k is the same in both.
+    resamples, seed, confidence: as in `interval`.
 
     ValueError for no values, for unequal numbers, and for differences without a mean (+infinity and -infinity).
     """
@@ -90,7 +99,12 @@ def intervals(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
-    """`interval` for several metrics of the same pictures, on the same resamples. groups: photo of each picture; None: its own."""
+    """`interval` for several metrics of the same pictures, on the same resamples.
+
+    columns: metric -> value of each picture.
+    groups: the photo that each picture is a crop of; None: each is its own.
+    resamples, seed, confidence: as in `interval`.
+    """
     if not columns:
         return {}
     values = _table(columns)
@@ -107,7 +121,11 @@ def differences(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Difference]:
-    """`difference` for the metrics that both have, on the same resamples. groups: as in `intervals`."""
+    """`difference` for the metrics that both have, on the same resamples.
+
+    columns, reference: metric -> value of each picture.
+    groups, resamples, seed, confidence: as in `intervals`.
+    """
     names = [name for name in columns if name in reference]
     if not names:
         return {}

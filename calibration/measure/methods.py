@@ -85,11 +85,24 @@ def peer_method(
     parameters: int | None = None,
     bytes: int | None = None,
 ) -> Method:
-    """Another model as a function from (h, w, 3) uint8 to (H, W, 3) uint8."""
+    """Another model as a method.
+
+    name: of its row.
+    run: (h, w, 3) uint8 -> (H, W, 3) uint8.
+    parameters: number of weights; None: not known.
+    bytes: of its files; None: not known.
+    """
     return Method(name, "peer", lambda picture, lr: run(lr), parameters=parameters, bytes=bytes)
 
 
 def model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) -> Method:
+    """A loaded bundle in one precision.
+
+    precision: the upscaler's, which names the row.
+    upscaler: runs the bundle.
+    bundle: for its size rule, weights and files.
+    seed: of the noise.
+    """
     files = bundle.manifest.graphs[precision].values()
     cut = copy.copy(upscaler)  # shares the loaded model
     cut.tile = SEAM_TILE
@@ -116,7 +129,13 @@ def model_method(precision: str, upscaler: Upscaler, bundle: Bundle, seed: int) 
 def tile_borders(
     height: int, width: int, tile: int, rule: SizeRule, scale: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows and columns of the output at which a tile's core begins, without the picture's own edge. height, width, tile: LR pixels."""
+    """Rows and columns of the output at which a tile's core begins, without the picture's own edge.
+
+    height, width: of the picture, in LR pixels.
+    tile: side of a core, in LR pixels.
+    rule: sizes that the model takes.
+    scale: output pixels for each LR pixel.
+    """
     cores = [planned.core for planned in plan_tiles(height, width, tile, rule)]
     rows, columns = {core.y0 for core in cores}, {core.x0 for core in cores}
     return tuple(scale * y for y in sorted(rows - {0})), tuple(scale * x for x in sorted(columns - {0}))

@@ -25,8 +25,11 @@ def restore(
 ) -> np.ndarray:
     """One sample of an LR picture: (h, w, 3) uint8 -> (4h, 4w, 3) uint8.
 
-    A picture of a size that the model cannot take is padded by mirroring, and the result is cropped. The noise is
-    `runtime.noise.noise_field`, as in the student's bundle. prompt: None for the model's default.
+    model: on its device.
+    lr: of any size. What the model cannot take is padded by mirroring, and the result is cropped.
+    seed: of the noise, `runtime.noise.noise_field`, as in the student's bundle.
+    sample: its number.
+    prompt: None: the model's default.
     """
     import torch
 

@@ -231,7 +231,13 @@ def measure_originals(pairs: Sequence[Pair], observe: Observe | None) -> tuple[f
 
 
 def check_sizes(pair: Pair, lr: np.ndarray, hr: np.ndarray, scale: int) -> None:
-    """ImageError unless HR is exactly scale times LR."""
+    """ImageError unless HR is exactly scale times LR.
+
+    pair: named in the message.
+    lr: (h, w, 3).
+    hr: (H, W, 3).
+    scale: the model's.
+    """
     expected = (lr.shape[0] * scale, lr.shape[1] * scale)
     if hr.shape[:2] != expected:
         raise ImageError(

@@ -95,7 +95,14 @@ def _milliseconds(value: float) -> str:
 
 
 def _trade_off(report: AccuracyReport, metric: Metric, cost: str, label: str, write: Format) -> Figure | None:
-    """None if no row has the cost. cost: attribute of a row; label: of its axis."""
+    """Quality against one cost. None if no row has the cost.
+
+    report: with the rows.
+    metric: the quality.
+    cost: attribute of a row.
+    label: of the cost's axis.
+    write: a cost as text.
+    """
     points, references = [], []
     for row in report.rows:
         quality, price = metric.of(row), getattr(row, cost)

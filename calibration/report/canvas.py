@@ -60,7 +60,12 @@ class Canvas:
             write(_printable(text).replace("$", r"\$"), color=COLOURS["muted"], fontsize=TEXT)
 
     def scale(self, x: Sequence[float], y: Sequence[float], most: int = 6, log: bool = False) -> None:
-        """Axes that hold these finite values with a margin, and round ticks on them. most: ticks of an axis; log: of x."""
+        """Axes that hold finite values with a margin, and round ticks on them.
+
+        x, y: the values.
+        most: ticks of an axis.
+        log: whether the x axis is logarithmic.
+        """
         across, up = self.axes.xaxis, self.axes.yaxis
         self.axes.set_ylim(*_span(y))
         up.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
@@ -79,7 +84,13 @@ class Canvas:
         self.axes.set_xlim(low, high)
 
     def bars(self, low: float, high: float, top: float, bottom: float, mark: Locator, write: Format) -> None:
-        """Axes for horizontal bars: values from low to high with their ticks above, y in SVG units."""
+        """Axes for horizontal bars, with the ticks of the values above.
+
+        low, high: ends of the values.
+        top, bottom: ends of the y axis, in SVG units.
+        mark: places the ticks.
+        write: a value as text.
+        """
         self.axes.set(xlim=(low, high), ylim=(bottom, top), yticks=[])
         self.axes.xaxis.set_major_locator(mark)
         self.axes.xaxis.set_minor_locator(NullLocator())
@@ -93,7 +104,14 @@ class Canvas:
         return float(across), self.size[1] - float(up)
 
     def text(self, x: float, y: float, text: str, kind: str, title: str = "", **style: Any) -> None:
-        """A line of text on the baseline (x, y), in SVG units. kind: CSS class; title: hover text; style: for matplotlib."""
+        """A line of text.
+
+        x, y: a point of its baseline, in SVG units.
+        text: the line.
+        kind: CSS class.
+        title: hover text; empty: none.
+        style: for matplotlib.
+        """
         place = (x / self.size[0], 1 - y / self.size[1])
         self.tip(self.figure.text(*place, _printable(text), parse_math=False, **style), kind, title)
 

@@ -14,7 +14,13 @@ GLYPH = 0.62
 
 
 def text_box(x: float, y: float, text: str, size: float, anchor: str = "start") -> Box:
-    """Estimate of the area of a line of text on the baseline (x, y). anchor: start, middle or end."""
+    """Estimate of the area of a line of text.
+
+    x, y: a point of its baseline, in SVG units.
+    text: the line.
+    size: of the font, in SVG units.
+    anchor: which point x is: start, middle or end.
+    """
     width = len(text) * size * GLYPH
     left = x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
     return left, y - 0.8 * size, left + width, y + 0.25 * size
@@ -43,7 +49,14 @@ def spots_along(left: float, right: float, y: float) -> list[Spot]:
 
 
 def place(text: str, size: float, spots: Sequence[Spot], taken: list[Box], area: Box) -> Spot:
-    """The first spot at which the text is inside the area and covers no taken box, else the one that covers least. It becomes taken."""
+    """The first spot at which a text is inside the area and covers no taken box, else the one that covers least. It becomes taken.
+
+    text: one line.
+    size: of the font, in SVG units.
+    spots: to choose from, the best first.
+    taken: boxes of other texts and marks; the chosen one is appended.
+    area: that the text should not leave.
+    """
 
     def cost(box: Box) -> float:
         whole = (box[2] - box[0]) * (box[3] - box[1])

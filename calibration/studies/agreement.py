@@ -92,7 +92,12 @@ def count(score: str, against: str, named: Sequence[tuple[bool, bool]]) -> Agree
 
 
 def by_chance(right: int, minority: int, names: int, pairs: int) -> float:
-    """Probability that `names` pairs, drawn at random from `pairs`, hold at least `right` of the `minority`.
+    """Probability that pairs drawn at random hold so many of the minority.
+
+    right: at least so many.
+    minority: how many there are in all.
+    names: how many pairs are drawn.
+    pairs: from how many.
 
     Hypergeometric; Fisher 1935, The Design of Experiments, sec. 10.
     """

@@ -87,7 +87,13 @@ def measure_picture(sr: np.ndarray, hr: np.ndarray, second: np.ndarray | None = 
 def measure(
     method: Method, pairs: Sequence[Pair], scale: int, second: Mapping[str, Path] | None = None
 ) -> list[dict[str, float]]:
-    """`measure_picture` for one method on all pairs, in their order. second: picture name -> another sample."""
+    """`measure_picture` for one method on all pairs, in their order.
+
+    method: makes the pictures.
+    pairs: with their HR.
+    scale: HR over LR.
+    second: picture name -> another sample; None: there is none.
+    """
     rows = []
     for pair in pairs:
         lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)

@@ -91,7 +91,12 @@ def held_out_set(paths: Sequence[Path], crop: int) -> TestSet:
 
 
 def folder_set(name: str, lr: Path, hr: Path, every: int) -> TestSet:
-    """Every n-th pair of two folders."""
+    """Every n-th pair of two folders.
+
+    name: of the set.
+    lr, hr: the folders.
+    every: n; 1: all pairs.
+    """
     pairs = find_pairs(lr, hr)[::every]
     return TestSet(
         name, [(read_rgb(pair.lr), read_rgb(pair.hr)) for pair in pairs], [pair.lr for pair in pairs]

@@ -68,7 +68,13 @@ def resolve(bundle: Bundle, device: str = "auto", precision: str = "auto") -> tu
 
 
 def open_backend(bundle: Bundle, device: str, precision: str, threads: int | None = None) -> Backend:
-    """Load a bundle's graphs. device, precision: names, not "auto". threads: None = all processors that this process may use."""
+    """Load a bundle's graphs.
+
+    bundle: with the graphs or Core ML packages.
+    device: its name, not "auto".
+    precision: its name, or that of a variant of Core ML packages; not "auto".
+    threads: None: all processors that this process may use.
+    """
     # imported here to load no library that is not used
     if devices.core_ml_packages(bundle, device, precision) is not None:
         from .coreml import CoreMLBackend

@@ -50,7 +50,12 @@ _PLACES: Final = {
 
 
 class CoreMLBackend:
-    """A variant of a bundle's Core ML packages, compiled from verified bytes. Core ML chooses the number of threads itself.
+    """A variant of a bundle's Core ML packages, compiled from verified bytes.
+
+    bundle: with the packages.
+    device: its name, not "auto".
+    precision: name of the variant.
+    threads: checked, otherwise unused: Core ML chooses their number itself.
 
     Features are whole tiles, in the package's own number format. The height and width of a window follow from its noise.
     """

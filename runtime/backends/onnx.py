@@ -38,7 +38,12 @@ _MEMORY_SIGNS: Final = (
 
 
 class OnnxBackend:
-    """The graphs in ONNX Runtime, loaded from verified bytes. threads: None = all processors that this process may use.
+    """The graphs in ONNX Runtime, loaded from verified bytes.
+
+    bundle: with the graphs.
+    device: its name, not "auto".
+    precision: its name, not "auto".
+    threads: None: all processors that this process may use.
 
     If the device has its own memory, the features stay there between the two graphs, as tensors of ONNX Runtime.
     """
@@ -69,7 +74,13 @@ class OnnxBackend:
         return output if self._memory is None else output.numpy()
 
     def _run(self, session: Any, outputs: list[str], feeds: Features, memory: str | None) -> list[Any]:
-        """Run a graph. memory: the outputs stay there, as tensors of ONNX Runtime. None: they are numpy arrays."""
+        """Run a graph.
+
+        session: the graph.
+        outputs: names of the tensors to give.
+        feeds: input by name.
+        memory: the outputs stay there, as tensors of ONNX Runtime. None: they are numpy arrays.
+        """
         feeds = {
             name: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
             for name, value in feeds.items()

@@ -29,7 +29,12 @@ _NOT_COMPUTED: Final = ("Input", "Output", "Const")
 
 
 class OpenVinoBackend:
-    """The graphs in OpenVINO, read from verified bytes. threads: None = all processors that this process may use.
+    """The graphs in OpenVINO, read from verified bytes.
+
+    bundle: with the graphs.
+    device: "openvino".
+    precision: its name, not "auto".
+    threads: None: all processors that this process may use.
 
     Shapes stay dynamic. A graph compiled for one tile shape was 2 to 8 % faster, but compiling takes 0.1 s for each shape.
     Features are (n, c, h, w), but channels-last in memory, as OpenVINO computes. Turning them back and forth took a fifth of an INT8

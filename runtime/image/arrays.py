@@ -54,7 +54,11 @@ class Picture:
         return np.float32(_LEVELS[self.color.dtype.name])
 
     def rgb(self, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> Floats:
-        """A window as (3, h, w) float32 in [0, 1]; gray is repeated."""
+        """A window as (3, h, w) float32 in [0, 1]; gray is repeated.
+
+        y0, y1: its first row, and the row after the last.
+        x0, x1: its first column, and the column after the last. None: the picture's width.
+        """
         window = self.color[y0:y1, x0:x1]
         planes = np.empty((3, *window.shape[:2]), np.float32)
         for channel in range(3):

@@ -64,7 +64,13 @@ def _row_source(image: np.ndarray) -> RowSource:
 
 
 def adain_rows(source: RowSource, height: int, of_sr: Statistics, of_lr: Statistics) -> Iterator[Floats]:
-    """Adaptive instance normalisation: each channel gets the mean and deviation of LR."""
+    """Adaptive instance normalisation: each channel gets the mean and deviation of LR.
+
+    source: the rows of SR.
+    height: how many there are.
+    of_sr: mean and deviation of each channel of SR.
+    of_lr: the same of LR.
+    """
     (mean_sr, std_sr), (mean_lr, std_lr) = of_sr, of_lr
     gain = np.where(std_sr < STD_FLOOR, 1.0, std_lr / np.maximum(std_sr, STD_FLOOR))
     offset = (mean_lr - mean_sr * gain).astype(np.float32)

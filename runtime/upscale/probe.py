@@ -85,6 +85,11 @@ def _reliable(bundle: Bundle, side: int) -> int:
 def probe_output(bundle: Bundle, backend: Backend, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     """A picture enlarged by a backend as one tile, sample 0: (h, w, 3) uint8 -> (scale h, scale w, 3) uint8.
 
+    bundle: with size rule and noise rule.
+    backend: runs its graphs.
+    image: the LR picture.
+    seed: of the noise.
+
     The exporter writes the probe's expected output with this function too.
     """
     rule, noise, scale = bundle.manifest.size, bundle.manifest.noise, bundle.manifest.scale
@@ -99,7 +104,12 @@ def probe_output(bundle: Bundle, backend: Backend, image: NDArray[np.uint8], see
 
 
 def psnr_db(a: NDArray[Any], b: NDArray[Any], peak: float = 255.0, equal: float = IDENTICAL_DB) -> float:
-    """PSNR in dB of two arrays over all values. `equal` if they are the same, minus infinity if a value is not finite."""
+    """PSNR in dB of two arrays over all values. Minus infinity if a value is not finite.
+
+    a, b: of one shape.
+    peak: the largest value that is possible.
+    equal: the result for equal arrays.
+    """
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return -math.inf
     mse = float(np.mean(np.square(a.astype(np.float64) - b)))

@@ -212,7 +212,12 @@ def ramp(length: int) -> Floats:
 
 
 def paste(canvas: Floats, piece: Floats, start: int, shared: int) -> None:
-    """Put piece (C, H, w) into canvas (C, H, W) at column start. Its first `shared` columns are blended with those of the canvas.
+    """Put a piece of a strip into its place.
+
+    canvas: (C, H, W), written to.
+    piece: (C, H, w).
+    start: column of the canvas at which it begins.
+    shared: its first columns, which are blended with those of the canvas.
 
     The blend a + w (b - a) changes nothing if a and b are equal.
     """
@@ -274,7 +279,12 @@ def choose(
 
 
 def peak(demand: Demand, costs: Costs, rule: SizeRule, tile: tuple[int, int], lanes: int) -> int:
-    """The estimated bytes of the whole process, without kept features."""
+    """The estimated bytes of the whole process, without kept features.
+
+    demand, costs, rule: as for `choose`.
+    tile: height and width of a core.
+    lanes: model calls at once.
+    """
     program = PROGRAM + WRITING + WEIGHT_FACTOR * costs.weights
     if lanes > 1:  # a second backend, see `Engine.for_lanes`
         program += SECOND_CALL + WEIGHT_FACTOR * costs.weights
@@ -293,7 +303,7 @@ def shown(demand: Demand, rule: SizeRule, tile: tuple[int, int]) -> int:
 
 
 def features(demand: Demand, costs: Costs, rule: SizeRule, tile: tuple[int, int]) -> int:
-    """Bytes of the features of all tiles."""
+    """Bytes of the features of all tiles. The parameters are those of `peak`."""
     tiles = plan_tiles(*demand.size, tile, rule)
     return costs.kept * sum(t.padded.height * t.padded.width for t in tiles)
 

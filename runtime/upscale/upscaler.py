@@ -158,7 +158,11 @@ class Upscaler:
         *,
         progress: Progress | None = None,
     ) -> Strips:
-        """One sample as bands of rows, computed while they are taken, for results larger than memory. The same bytes as `up`."""
+        """One sample as bands of rows, computed while they are taken, for results larger than memory. The same bytes as `up`.
+
+        image, seed, scale, progress: as for `samples`.
+        sample: its number.
+        """
         return self.picture(image, seed, scale, 1, progress).strips(sample)
 
     def picture(
@@ -169,8 +173,9 @@ class Upscaler:
         samples: int = 1,
         progress: Progress | None = None,
     ) -> Rendering:
-        """An image ready to be enlarged by `.strips(sample)` or `.sample(sample)`. image, seed, scale, progress: as for `samples`.
+        """An image ready to be enlarged by `.strips(sample)` or `.sample(sample)`.
 
+        image, seed, scale, progress: as for `samples`.
         samples: how many will be asked for. From two on the encoder's features are kept, if they fit.
         """
         engine = self._engine

@@ -197,7 +197,14 @@ def check_still(path: Path, image: Image.Image, max_pixels: int) -> None:
 def decoded(
     path: Path, data: bytes, image: Image.Image, icc: bytes | None, tell: Tell
 ) -> tuple[NDArray[Any], bytes | None]:
-    """Pixels (H, W, 1..4) uint8 or uint16 as the file stores them, and the profile that is right for them. icc: the file's."""
+    """Pixels (H, W, 1..4) uint8 or uint16 as the file stores them, and the profile that is right for them.
+
+    path: names the photo in messages.
+    data: the file.
+    image: opened by Pillow from data, not yet loaded.
+    icc: the file's profile.
+    tell: called with what is lost.
+    """
     pixels = deep_pixels(path, data, image, tell, open_image) if image.format in DEEP_READ else None
     if pixels is None:
         image.load()
@@ -216,7 +223,14 @@ def decoded(
 def to_mode(
     path: Path, image: Image.Image, icc: bytes | None, tell: Tell
 ) -> tuple[Image.Image, bytes | None]:
-    """Any Pillow mode of 8 bits -> L, LA, RGB or RGBA, and the profile that is right for the result."""
+    """Any Pillow mode of 8 bits -> L, LA, RGB or RGBA, and the profile that is right for the result.
+
+    path: names the photo in messages.
+    image: loaded.
+    icc: the file's profile.
+    tell: called with what is lost.
+    ImageError for another mode.
+    """
     mode, has_key = image.mode, "transparency" in image.info
     if mode in ("LA", "RGBA") or (mode in ("L", "RGB") and not has_key):
         return image, icc
