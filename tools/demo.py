@@ -159,7 +159,13 @@ def like_a_phone(original: np.ndarray) -> np.ndarray:
 def side_by_side(
     small: np.ndarray, samples: Sequence[np.ndarray], original: np.ndarray | None, peer: Peer | None = None
 ) -> np.ndarray:
-    """Bicubic, the peer, the samples and the original on one sheet; without the peer or the original if it is None."""
+    """Bicubic, the peer, the samples and the original on one sheet, all but the input of one size.
+
+    small: the input.
+    samples: by seeds 0, 1, ...
+    original: None: it is not known.
+    peer: another model; None: it is not here.
+    """
     named = {f"seed {seed}": sample for seed, sample in enumerate(samples)}
     shown = versions(small, named, original, peer)
     judged = [k for k, label in enumerate(shown) if label in named]

@@ -45,7 +45,13 @@ class Run:
 
 
 def make_photos(folder: Path, count: int, side: int, megapixels: float = 0.0) -> None:
-    """Thumbnails of noise and waves as JPEG, and one large photo among them where megapixels are given."""
+    """Thumbnails of noise and waves as JPEG, and one large photo among them.
+
+    folder: that is created for them.
+    count: of thumbnails.
+    side: of a thumbnail in pixels.
+    megapixels: of the large photo; 0: there is none.
+    """
     rng = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):

@@ -47,7 +47,13 @@ class Load:
             self.faults.append(text)
 
     def judge(self, kind: str, status: int, body: bytes, expected: bytes) -> None:
-        """Count an answer to a good photo: the command's bytes, or refused for want of a place or time."""
+        """Count an answer to a good photo: the command's bytes, or refused for want of a place or time.
+
+        kind: of client.
+        status: of the answer.
+        body: of the answer.
+        expected: the command's picture.
+        """
         if status == 200 and body == expected:
             self.count(kind, "200, the command's bytes")
         elif status in (429, 503, 504):
@@ -195,7 +201,13 @@ def clients(number: int) -> list[str]:
 
 
 def work(load: Load, kind: str, seed: int, files: dict[str, bytes]) -> None:
-    """One client until the time is over."""
+    """One client until the time is over.
+
+    load: what the clients share.
+    kind: of client.
+    seed: of its choices.
+    files: name -> hostile file, for the bomber.
+    """
     acts: dict[str, Callable[[Load, random.Random], None]] = {
         "steady": steady,
         "slow sender": slow_sender,

@@ -123,7 +123,13 @@ class Notes:
 
 
 def core_ml(folder: Path, variants: Sequence[str], side: int, note: Notes) -> None:
-    """Write all packages, with the checks of an export, and list their sizes and what lint finds."""
+    """Write all packages, with the checks of an export, and list their sizes and what lint finds.
+
+    folder: for the packages.
+    variants: of them.
+    side: of a tile in LR pixels.
+    note: takes a line of the report.
+    """
     source = full_size()
     note(f"{source.parameters / 1e6:.0f} million parameters folded")
     _, measured = write_coreml(

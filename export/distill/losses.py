@@ -92,8 +92,10 @@ def _strength(x: Tensor) -> Tensor:
 def grid_loss(samples: Tensor, target: Tensor, period: int = 8, cells: int = 6) -> Tensor:
     """L1 between the `periodic_pattern` of samples and photo. It penalises the checkerboard that pixel shuffles can leave.
 
-    samples: (2n, 3, h, w). target: (n, 3, h, w). h and w are multiples of period.
+    samples: (2n, 3, h, w), h and w multiples of period.
+    target: (n, 3, h, w).
     period: of the pattern, in pixels.
-    cells: side of the averaging windows in periods."""
+    cells: side of the averaging windows in periods.
+    """
     pattern, photo = (periodic_pattern(high_pass(x), period, cells) for x in (samples, target))
     return (pattern - photo.repeat(2, 1, 1, 1)).abs().mean()

@@ -61,8 +61,14 @@ def by_picture(x: Tensor) -> Tensor:
 class Teacher:
     """A one-step model, frozen.
 
+    model: the one-step model, which is changed in place.
+    source: folder or hub name that it was loaded from.
+    precision: one of `PRECISIONS`.
+    device: that runs it.
+
     A call takes LR (n, 3, h, w) in [0, 1], noise (k n, C, 4h/f, 4w/f), the first n fields for the first samples of
-    all pictures, and their n prompts, or none for the default. It returns (k n, 3, 4h, 4w) in [0, 1], float32 on the CPU."""
+    all pictures, and their n prompts, or none for the default. It returns (k n, 3, 4h, 4w) in [0, 1], float32 on the CPU.
+    """
 
     def __init__(
         self,

@@ -28,9 +28,12 @@ def attend_by_head(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Ten
     """The same head by head, in the products that Apple's article on transformers for the Neural Engine names.
 
     Heads are split along the channels, pixels stay in the last axis, and only the keys are transposed, once for all
-    heads ("Deploying Transformers on the Apple Neural Engine", 2022).
+    heads ("Deploying Transformers on the Apple Neural Engine", 2022). The result has the query's shape.
 
-    query: (n, heads d, 1, Q); key, value: (n or 1, heads d, 1, K) -> (n, heads d, 1, Q)."""
+    query: (n, heads d, 1, Q).
+    key, value: (n or 1, heads d, 1, K).
+    heads: how many.
+    """
     depth = query.shape[1] // heads
     queries, values = query.split(depth, dim=1), value.split(depth, dim=1)
     mixed = []

@@ -216,7 +216,13 @@ class StudentStage(Stage):
 class StudentCore(StudentStage):
     """Trains the whole student without noise. Phases: "student", and "adversary" after it has joined.
 
-    `Batch.target` holds the teacher's pictures."""
+    student: to train; the noise's weights are set to zero.
+    settings: of the stage.
+    features: SqueezeNet, for the feature loss; None: without.
+    history: of the stages before.
+
+    `Batch.target` holds the teacher's pictures.
+    """
 
     def __init__(
         self,

@@ -188,7 +188,12 @@ class StudentGdpo(StudentStage):
 
     @torch.no_grad()
     def draw(self, features: Tensor, base: Tensor, batch: Batch, sampler: str | None = None) -> Group:
-        """Sample and score a group for every LR picture. sampler: "reference" or "policy"; None for that of the settings."""
+        """Sample and score a group for every LR picture.
+
+        features, base: of the encoder.
+        batch: the pictures.
+        sampler: "reference" or "policy"; None: that of the settings.
+        """
         s = self.settings
         generator = self.reference if (sampler or s.sampler) == "reference" else self.student.generator
         noise = self.noise(features, batch, "group", s.group)

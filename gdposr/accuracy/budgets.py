@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 def chosen_budgets(
     args: argparse.Namespace, bundle: Bundle, rows: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, Gates]:
-    """The budget of each measured row that has one. Rows and limits that nobody asked for by name and that are not measured are left
-    out and said so. UsageError where `--check` has nothing to compare with."""
+    """The budget of each measured row that has one. UsageError where `--check` has nothing to compare with.
+
+    args: budgets that were asked for by name.
+    bundle: with those of its manifest, for `--check`.
+    rows: that are measured. Others are left out, and that is said.
+    metrics: learned ones that are measured. Limits of others are left out, and that is said.
+    """
     from calibration.measure.gates import LPIPS_GATES, SQF_GATES, Gates, default_budgets
 
     asked = Gates.from_dict(dict(_named_limit(text) for text in args.budget), "--budget")

@@ -54,10 +54,16 @@ def open_rows(
     base: str | None = None,
     prompt: str | None = None,
 ) -> Iterator[list[OneStepRow]]:
-    """The models of --onestep, (row, folder or hub name) each, all in memory at once. Inside the context torch has that many threads.
-    base: source of text encoder and scheduler for those that have none. prompt: the one that the bundle beside them has folded in; None
-    for the default. Models without cross-attention ignore it.
-    UsageError where one cannot be loaded or enlarges by another factor than scale."""
+    """The models of --onestep, all in memory at once.
+
+    named: (row, folder or hub name) of each.
+    scale: by which each must enlarge.
+    threads: of torch, inside the context.
+    base: source of text encoder and scheduler for those that have none.
+    prompt: the one that the bundle beside them has folded in; None: the default. Models without cross-attention ignore it.
+
+    UsageError where one cannot be loaded or enlarges by another factor than scale.
+    """
     if not named:
         yield []
         return

@@ -103,7 +103,10 @@ def page_path(target: Path) -> Path:
 def write_page(path: Path, title: str, before: "Photo", preview: Preview) -> None:
     """Write the page; it appears complete or not at all.
 
-    before: the input. preview: all rows of the result have passed it.
+    path: of the page.
+    title: its heading.
+    before: the input.
+    preview: all rows of the result have passed it.
     """
     from gdposr.batch.sheet import to_rgb8
     from runtime.files import atomic_file

@@ -152,13 +152,15 @@ class Task:
 
 
 def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing: bool = False) -> list[Task]:
-    """Inputs (files, folders, globs) -> photos with their outputs, and as failed what may hide photos.
+    """Photos with their outputs, and as failed what may hide photos.
 
-    Of what is found in folders, pictures that gdposr wrote itself get the status "own". skip_existing: photos whose outputs are all
-    there get the status "skipped".
+    inputs: files, folders and globs. Of what is found in folders, pictures that gdposr wrote itself get the status "own".
+    out: with the suffix of a picture one file, otherwise a folder in which an input folder's tree is kept.
+    options: what is to be made of every photo.
+    skip_existing: whether photos whose outputs are all there get the status "skipped".
 
-    OUT with the suffix of a picture is one file, otherwise a folder in which an input folder's tree is kept. Raises UsageError
-    where two photos of the same name would go to one folder, an output would replace an input, or the request does not fit OUT.
+    UsageError where two photos of the same name would go to one folder, an output would replace an input, or the request does not
+    fit out.
     """
     from runtime.files import SUFFIXES
     from runtime.image.write.encode import WRITE_FORMATS

@@ -29,7 +29,13 @@ def say_failed(outcome: Outcome) -> None:
 
 
 def notes_of(seed: int, sample: str, digest: str, precision: str) -> dict[str, str]:
-    """The texts inside an output that say how it was made. sample: one number, or the first and last of a sheet, "0-3"."""
+    """The texts inside an output that say how it was made.
+
+    seed: of the noise.
+    sample: one number, or the first and last of a sheet, "0-3".
+    digest: of the bundle.
+    precision: of the model.
+    """
     return {
         "Software": f"gdposr {__version__}",
         "gdposr-seed": str(seed),
@@ -47,8 +53,11 @@ AHEAD_PIXELS = 25_000_000
 class Batch:
     """Photos through one Upscaler.
 
-    settled: called with each photo's outcome in the order of the tasks, as soon as the photo is done, always in the thread
-    of `run`. overlap: read ahead and write behind; the files are the same without.
+    options: what is to be made of each.
+    upscaler: loaded.
+    meter: shows the progress.
+    settled: called with each photo's outcome in the order of the tasks, as soon as the photo is done, always in the thread of `run`.
+    overlap: whether to read ahead and write behind; the files are the same without.
     """
 
     def __init__(
@@ -199,7 +208,15 @@ class Batch:
         before: "Photo | None" = None,
         **scores: float,
     ) -> None:
-        """Write a picture that is there. number: None = all samples on one sheet. before: the input; None: no page compares with it."""
+        """Write a picture that is there.
+
+        task: its photo.
+        photo: the picture, with metadata.
+        number: of the sample; None: all samples on one sheet.
+        part: the part of its name that tells pictures of one photo apart.
+        before: the input; None: no page compares with it.
+        scores: for the report.
+        """
         from gdposr.batch.compare import Preview
         from runtime.image.bands import HELD
 

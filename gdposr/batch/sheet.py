@@ -26,8 +26,12 @@ def contact_sheet(
 ) -> np.ndarray:
     """Versions of one photo, all of one size, (H, W, 1..4) uint8 or uint16 -> one (H', W', 3) uint8 picture.
 
-    cell: longest side of a shown picture. columns: None = about a square. detail_by: which
-    pictures decide where the detail is taken (None: all); leave out those that are not samples, such as an interpolated one.
+    pictures: in the order shown.
+    labels: one for each.
+    cell: longest side of a shown picture.
+    columns: None: about a square.
+    detail_by: indices of the pictures that decide where the detail is taken, without those that are no samples, such as an
+    interpolated one. None: all.
     """
     if not pictures or len(pictures) != len(labels):
         raise ValueError(

@@ -53,7 +53,15 @@ def choose(bundle: "Bundle", devices: Sequence[str], precisions: Sequence[str]) 
 def own_calls(
     bundle: "Bundle", device: str, precision: str, threads: int, size: int, label: str | None = None
 ) -> dict[str, Callable[[], object]]:
-    """The timed calls of a contender: each graph alone, and a whole picture through the pipeline (tiles, colour, noise)."""
+    """The timed calls of a contender: each graph alone, and a whole picture through the pipeline (tiles, colour, noise).
+
+    bundle: the model.
+    device, precision: as of a `Contender`.
+    threads: for the model.
+    size: side of the picture in LR pixels.
+    label: first word of the calls' names; None: the precision.
+    UsageError for a size that the model does not take.
+    """
     import numpy as np
 
     from runtime.backends.choice import open_backend
@@ -81,7 +89,13 @@ def own_calls(
 def peer_calls(
     onnx_files: Sequence[Path], param: Path | None, threads: int, size: int
 ) -> dict[str, Callable[[], object]]:
-    """The timed calls of other models, by name."""
+    """The timed calls of other models, by name.
+
+    onnx_files: a model each.
+    param: of an ncnn model, its weights beside it; None: there is none.
+    threads: for each model.
+    size: side of the picture in LR pixels.
+    """
     import numpy as np
 
     from gdposr.bench.peers import load_peers
@@ -95,8 +109,11 @@ def measure(
 ) -> Times:
     """Milliseconds of every call in every round, the calls taking turns; a short one is made twice and timed once.
 
-    limit: seconds after which no further round begins, unless fewer than `LEAST` are done; the first quarter ends the warm-up.
-    A call that gives back an `Overhead` has it noted beside its time.
+    calls: name -> call. One that gives back an `Overhead` has it noted beside its time.
+    rounds: that are timed.
+    warmup: rounds before them.
+    limit: seconds after which no further round begins, unless fewer than `LEAST` are done; the first quarter ends the warm-up. None: no
+    limit.
     """
     times: Times = {name: [] for name in calls}
     took: dict[str, float] = {}
@@ -169,7 +186,13 @@ def ratios(times: Times, contenders: Sequence[Contender], peers: Sequence[str]) 
 def picture_ratios(
     times: Times, calls: Mapping[str, str], contenders: Sequence[Contender], peers: Sequence[str]
 ) -> dict[str, float]:
-    """Of whole pictures: every contender against fp32 on its own device and against the peers. calls: names in `times` by label."""
+    """Of whole pictures: every contender against fp32 on its own device and against the peers.
+
+    times: of every call.
+    calls: label -> name in times.
+    contenders: ours.
+    peers: names in times.
+    """
     fp32 = {one.device: one.label for one in contenders if one.precision == "fp32"}
     result = {}
     for one in contenders:
@@ -182,7 +205,13 @@ def picture_ratios(
 
 
 def peak_memory(bundle: "Bundle", device: str, precision: str, threads: int, size: int) -> float | None:
-    """The most memory a fresh process needs to load the model and upscale one picture, in 10^6 bytes."""
+    """The most memory a fresh process needs to load the model and upscale one picture, in 10^6 bytes. None: the system does not tell.
+
+    bundle: the model.
+    device, precision: as of a `Contender`.
+    threads: for the model.
+    size: side of the picture in LR pixels.
+    """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 

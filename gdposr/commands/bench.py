@@ -134,7 +134,14 @@ def run(args: argparse.Namespace) -> int:
 def large_pictures(
     args: argparse.Namespace, bundle: "Bundle", contenders: Sequence[Contender], threads: int, side: int
 ) -> dict[str, Any]:
-    """Whole pictures of a side: ours in tiles through the whole pipeline, the peers in one piece. overhead: share outside the model."""
+    """Whole pictures: ours in tiles through the whole pipeline, the peers in one piece. "overhead" is the share outside the model.
+
+    args: rounds, warm-up and peers.
+    bundle: the model.
+    contenders: ours.
+    threads: for each model.
+    side: of the picture in LR pixels.
+    """
     picture = test_picture(side)
     calls: dict[str, Callable[[], object]] = {
         one.label: TimedPicture(bundle, one.device, one.precision, threads, picture) for one in contenders

@@ -118,7 +118,14 @@ def enlarged(
 def _round(
     photos: Sequence[Photo], settings: Settings, takes: dict[str, float], avoid: set[str], alone: bool
 ) -> Iterator[Result]:
-    """Each photo once through Ray Data. Those that their worker died at are missing. alone: one photo at a time."""
+    """Each photo once through Ray Data. Those that their worker died at are missing.
+
+    photos: to enlarge.
+    settings: of every worker.
+    takes: what Ray reserves for a worker.
+    avoid: nodes that get none.
+    alone: whether each photo goes by itself, so that no other is lost with it.
+    """
     import ray.data
 
     places = _places(takes, avoid)

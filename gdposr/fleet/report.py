@@ -48,7 +48,9 @@ def columns() -> "pa.Schema":
 class Report:
     """Rows as they come, a file at the end.
 
-    seed, digest, precision: of the run. earlier: whether what the folder holds of runs before is read, for skipped photos.
+    target: the output folder.
+    seed, digest: of the run, like the attribute precision.
+    earlier: whether what the folder holds of runs before is read, for skipped photos.
     """
 
     def __init__(self, target: Target, seed: int, digest: str, earlier: bool) -> None:

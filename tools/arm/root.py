@@ -87,7 +87,14 @@ def download_debian(
     into: Path,
     mirror: str,
 ) -> None:
-    """Download packages of one architecture, with lists of their own, so that the host's apt is left as it is."""
+    """Download packages of one architecture, with lists of their own, so that the host's apt is left as it is.
+
+    folder: for the lists.
+    architecture: Debian's name of it.
+    packages: their names.
+    into: folder for the packages.
+    mirror: address of a Debian mirror.
+    """
     state = folder / "apt" / architecture
     (state / "state/lists/partial").mkdir(parents=True, exist_ok=True)
     (state / "cache/archives/partial").mkdir(parents=True, exist_ok=True)
@@ -138,9 +145,13 @@ def run(command: list[str], purpose: str, folder: Path | None = None) -> None:
 
 
 def emulated(folder: Path, processor: str, arguments: list[str], tree: Path, log: Path) -> list[str]:
-    """The command that runs the ARM Python with `arguments` as a processor of that name.
+    """The command that runs the ARM Python with some arguments.
 
-    tree: the folder of `runtime`. log: QEMU writes there which instructions it translated.
+    folder: with QEMU, the root and the site packages.
+    processor: QEMU's name of the one to emulate.
+    arguments: of Python.
+    tree: the folder of `runtime`.
+    log: QEMU writes there which instructions it translated.
     """
     root, site = (folder / "root").resolve(), (folder / "site").resolve()
     return [

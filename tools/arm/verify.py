@@ -126,7 +126,9 @@ def compare(
 ) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Rows of (what, result, limit), and a sentence for each limit that is not kept.
 
-    arm, host: of `checks.results`. noise, case: noise.json and picture.json.
+    arm, host: of `checks.results`.
+    noise: noise.json of the vectors.
+    case: their picture.json.
     """
     rows, faults = [], []
 

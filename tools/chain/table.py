@@ -52,7 +52,13 @@ def changes(
 
 
 def measure(chain: Path, held: Held, features: SqueezeFeatures | None, core: Path | None = None) -> list[Row]:
-    """A row for bicubic and for each stage of training. chain, core: as in `find_stages`."""
+    """A row for bicubic and for each stage of training.
+
+    chain: as in `find_stages`.
+    held: pictures to measure on.
+    features: for SQF; None: without.
+    core: as in `find_stages`.
+    """
     say(f"measuring {BICUBIC}")
     bicubic = enlarger(BICUBIC)
     before = columns(lambda lr, sample: bicubic(lr), held, features)

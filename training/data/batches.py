@@ -51,8 +51,14 @@ class Batch:
 class ItemSampler(Sampler[list[int]]):
     """Endless lists of item numbers.
 
+    batch: B, items of a list.
+    start: m of the first list.
+    process: r, number of this process.
+    processes: P, how many there are.
+
     Micro-step m of process r of P takes items (m P + r) B to (m P + r + 1) B - 1. A step of P processes therefore
-    uses the same items as one process with P times the batch."""
+    uses the same items as one process with P times the batch.
+    """
 
     def __init__(self, batch: int, start: int = 0, process: int = 0, processes: int = 1) -> None:
         self.batch, self.start, self.process, self.processes = batch, start, process, processes

@@ -52,7 +52,12 @@ def make_accelerator(
 
 
 def vote(accelerator: Accelerator, progress: float, stop: bool, save: bool) -> tuple[float, bool, bool]:
-    """Agree on (progress, stop, save) among processes: the first one's progress; stop or save if any process asks for it."""
+    """Agree on (progress, stop, save) among processes.
+
+    accelerator: of all processes.
+    progress: the first process's holds for all.
+    stop, save: hold for all if any process asks for them.
+    """
     if accelerator.num_processes == 1:
         return progress, stop, save
     shared = [progress]
