@@ -19,6 +19,7 @@ from runtime.text import print_error
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gdposr export", description="Write a bundle from a checkpoint.")
+    # from what, to where
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -33,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "--base", help="for a checkpoint with only unet/ and vae/: the model with the other parts"
     )
     parser.add_argument("--prompt", help="the prompt folded into a one-step model (default: a general one)")
+    # ONNX graphs, and what INT8 is calibrated on and may lose
     parser.add_argument(
         "--precision",
         nargs="+",
@@ -71,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="SqueezeNet 1.1 as .safetensors; INT8 must then also pass the SQF gate",
     )
+    # Core ML packages
     parser.add_argument(
         "--variant",
         nargs="+",
@@ -104,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", action="store_true", help="packages take and return images instead of arrays"
     )
+    # what the manifest tells besides
     parser.add_argument(
         "--accuracy", type=Path, help="JSON report of `gdposr accuracy` to store in the manifest"
     )

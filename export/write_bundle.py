@@ -119,6 +119,7 @@ def write_bundle(
     name: of the bundle; None takes it from `out`.
     accuracy: report of `gdposr accuracy` to store in the bundle.
     say: receives progress messages."""
+    # load, and check the request before any long work
     _check_place(out)
     wanted = wanted or Wanted()
     source = load_source(checkpoint, base=base, prompt=prompt)
@@ -134,10 +135,12 @@ def write_bundle(
         raise ValueError(
             "float layers, SQF weights and a budget apply to INT8 graphs only, and none are wanted: leave them out"
         )
+    # tell how the model was folded
     if source.folded_db is not None:
         say(f"folded: {source.folded_db:.1f} dB against the original model")
     if source.prompt is not None:
         say(f"folded for one prompt, the same for every photo: {source.prompt!r}")
+    # write the graphs: beside the old bundle, which stays until the new one is whole
     metadata = {"model": source.kind, "checkpoint_sha256": source.checkpoint_sha256}
     fresh = out.with_name(f"{out.name}.{os.getpid()}.new")
     fresh.mkdir(parents=True)
@@ -164,6 +167,7 @@ def write_bundle(
             graphs, found = write_onnx(source, fresh, precisions, int8, metadata, say)
             layers = {**measured.pop("sensitivity", {}), **found.pop("sensitivity", {})}
             measured |= found | ({"sensitivity": layers} if layers else {})
+        # describe them in the manifest
         newest = any(chunks.needs_newest for pair in packages.values() for chunks in pair.values())
         manifest = Manifest(
             format_version=NEWEST_VERSION if newest else FORMAT_VERSION,
@@ -194,6 +198,7 @@ def write_bundle(
             accuracy={**(accuracy or {}), **measured},  # export's own values replace older copies in a report
             budgets={row: gates.to_dict() for row, gates in _budgets(graphs, packages, int8).items()},
         )
+        # verify every hash, then put the folder into its place
         (fresh / MANIFEST_NAME).write_text(json.dumps(manifest.to_dict(), indent=2, sort_keys=True) + "\n")
         Bundle.open(fresh).verify()
         replace_folder(fresh, out)

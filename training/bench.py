@@ -148,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch", type=int, default=64, help="pictures that the device degrades at once")
     args = parser.parse_args(argv)
+    # photos: decoded once
     torch.set_num_threads(1)
     try:
         device = torch_device(args.device)
@@ -158,10 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(error)
         return 2
     print(f"decoding {len(photos)} photos once: {1e3 * decoding / len(photos):.1f} ms each")
+    # share of detail
     ours, published = mean_shares(photos, 512, args.pairs)
     print(
         f"share of detail, mean over {args.pairs} crops of 512 HR pixels: {ours:.2f}, as published {published:.2f}"
     )
+    # pairs: the published degradation, in the loader
     for crop in (128, 192, 512):
         for mild_share, name in ((0.0, "the paper's"), (1.0, "mild")):
             each = seconds_per_pair(
@@ -170,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(
                 f"pair of {crop} HR pixels, {name} degradation: {1e3 * each:.1f} ms, {1 / each:.0f} a second"
             )
+    # pairs: the everyday degradation, in the loader and on the device
     crop = 160
     whole, large = seconds_per_everyday_pair(photos, crop, args.pairs)
     degraded = seconds_per_degradation(photos, crop, device, args.batch)
@@ -179,11 +183,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"its degradation on {device}, {args.batch} together: {1e3 * degraded:.2f} ms, {1 / degraded:.0f} a second "
         f"({(whole - large) / degraded:.1f} times the CPU's, one by one)"
     )
+    # step of the VAE, by memory format
     formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
     steps = {name: 1e3 * seconds_per_step(device, each) for name, each in formats.items()}
     print(
         f"step of the pocket VAE on {device}: {', '.join(f'{name} {ms:.0f} ms' for name, ms in steps.items())}"
     )
+    # share of detail, at once and patch by patch
     size = 51 * PATCH
     hr = torch.rand(4, 3, size, size)
     fast, slow = seconds(lambda: detail_share(hr)), seconds(lambda: detail_share_by_loop(hr), 1)

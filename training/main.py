@@ -82,6 +82,7 @@ def run(
     caption: gives captions to photos that have none in a file, such as a tagging network; see `PromptSource`.
     validate: whether to validate at all.
     on_step: called with the step number and the losses after every step."""
+    # model: the stage on its base
     settings, accelerator, training, held_out = begin(settings, data, out, resume=resume)
     built = build_stage(
         settings,
@@ -91,11 +92,13 @@ def run(
         perceptual_net=perceptual_net,
         device=accelerator.device,
     )
+    # data: photos, and captions for a model with text
     photos = photos or PhotoSet(training)
     prompts = None
     if (model := _with_text(built)) is not None:
         prompts = PromptSource(data, settings.prompt or model.prompt, caption=caption)
         log.info("%s", prompts.describe([*photos.paths, *held_out]))
+    # trainer: pairs are degraded by the loader or on the device
     features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
     # pretraining looks at HR pictures alone
     in_loader = settings.degrade != "device" and not isinstance(settings, PretrainSettings)

@@ -93,12 +93,14 @@ def write_study(
     seed, command, version: how the study was made, for the key.
     progress: called with pairs done and in all.
     """
+    # check that nothing is there
     out, key_file = Path(os.path.abspath(out)), key_path(out)
     for path in (out, key_file):
         if path.exists():
             raise StudyError(
                 f"{path}: expected a new study, got one that is there: choose another --out or remove it"
             )
+    # key and study: the study has the key's hash, not its answers
     key = {
         "format": FORMAT,
         "version": version,
@@ -114,6 +116,7 @@ def write_study(
         "question": QUESTION,
         "key_sha256": key_digest(key),
     }
+    # write beside the place, then put the key and the folder into theirs
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(out)
     try:

@@ -28,6 +28,7 @@ def read_votes(path: Path, study: Study) -> Ballot:
 
     A remark `# study: DIGEST`, which the page writes, must name this study.
     """
+    # read
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -40,6 +41,7 @@ def read_votes(path: Path, study: Study) -> Ballot:
         raise StudyError(
             f"{path}: expected text in UTF-8, got something else: save it as CSV in UTF-8"
         ) from None
+    # parse: line by line, so that messages can name the line
     votes: dict[int, str] = {}
     # pair -> line of its vote
     lines: dict[int, int] = {}
@@ -68,6 +70,7 @@ def read_votes(path: Path, study: Study) -> Ballot:
         raise StudyError(
             f"{path}, line {reader.line_num}: expected CSV, got something else ({error}): mend the line"
         ) from None
+    # check: a header, and a vote on each pair
     if columns is None:
         raise StudyError(
             f"{path}, line {end + 1}: expected the header pair,vote, the file ends before it: add it"

@@ -179,6 +179,7 @@ def evaluate(
 
     SettingError for impossible rows, budgets or precisions; ImageError for pictures that cannot be used.
     """
+    # rows: those of the bundle, then everything it is compared with
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
     chosen = measured_precisions(opened, precisions)
@@ -190,6 +191,7 @@ def evaluate(
     others = [folder_method(name, Path(folder), pairs) for name, folder in (folders or {}).items()]
     others += [peer_method(name, run) for name, run in (peers or {}).items()]
     others += [method for method in methods if method.kind != "model"]
+    # names: each row needs its own
     reserved = ["bicubic", "LR", "HR", *chosen]
     names = [method.name for method in (*others, *packages)]
     clash = [name for name in names if name in reserved or names.count(name) > 1]
@@ -197,11 +199,13 @@ def evaluate(
         raise SettingError(
             f"two rows would be called {clash[0]!r}: give the folder or other model another name"
         )
+    # metrics: those whose weights or packages are there
     note = sqf.unavailable(sqf_weights)
     score = None if note or sqf_weights is None else sqf.scorer(sqf_weights)
     extra = perceptual.scorers(extra_metrics)
     total, done = len(pairs) * (1 + len(names) + len(chosen)), 0
 
+    # measure: row by row, each on all pairs
     def tick(row: str) -> None:
         nonlocal done
         done += 1
@@ -221,6 +225,7 @@ def evaluate(
         ) as upscaler:
             rows.append(measure(model_method(precision, upscaler, opened, seed)))
     rows = compared([*rows, *(measure(method) for method in packages)])
+    # report: with budgets applied
     return AccuracyReport(
         bundle={"name": manifest.name, "digest": opened.digest},
         scale=manifest.scale,

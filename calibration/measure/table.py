@@ -142,6 +142,7 @@ def measure_row(
     extra: further metrics by name.
     group: as in `evaluate`.
     """
+    # score: every picture, and some of them for diversity and seams
     images, seams = [], []
     spread: dict[int, float] = {}  # picture -> its diversity
     some = evenly(len(pairs), diversity_images)
@@ -165,6 +166,7 @@ def measure_row(
             observe(method.name, pair.name, sr)
         if tick:
             tick(method.name)
+    # mean: over pictures
     shifts = np.array([image.colour_shift for image in images])
     red, green, blue = shifts.mean(axis=0).tolist()
     row = Row(
@@ -187,6 +189,7 @@ def measure_row(
         seam=mean(seams),
         extra={name: float(np.mean([image.extra[name] for image in images])) for name in extra or {}},
     )
+    # interval: of each mean
     found = intervals(row.columns, groups=row.groups)
     if spread:
         theirs = [row.groups[index] for index in spread]

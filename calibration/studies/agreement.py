@@ -239,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m calibration.studies.agreement", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
+    # studies with their votes
     add(
         "--study",
         action="append",
@@ -256,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="votes.csv",
         help="its files of votes",
     )
+    # pictures
     add(
         "--a",
         action="append",
@@ -281,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="inputs (default: those in the study's folder)",
     )
+    # scores that need a model of their own, and the result
     add("--sqf-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 as safetensors, for SQF")
     add("--critic", type=Path, metavar="FILE", help="a trained critic, compared too")
     add("--json", type=Path, metavar="FILE", help="write the result and every pair's values as JSON, too")

@@ -250,6 +250,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    # resume: rows that are there already
     args.device = torch_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
@@ -260,6 +261,7 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
     photos = PhotoSet(training)
     sets = [held_out_set(held_out, max(256, own.crop)), folder_set("RealSR", args.lr, args.hr, args.every)]
 
+    # rows: measured and kept at once
     def record(
         variant: str, base: str, seed: int, source: str | Path, changes: Sequence[str], steps: int
     ) -> None:
@@ -277,6 +279,7 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
             file.write(json.dumps(row) + "\n")
         log.info("%s, seed %d: %s", variant, seed, row["measured"])
 
+    # starts: the model before tuning, and others to compare with
     done = {_key(row) for row in rows}
     plain = [item.partition("=")[::2] for item in args.also] + [("naosd", args.base)]
     for name, source in plain:

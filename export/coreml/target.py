@@ -75,6 +75,7 @@ def write_coreml(
     from export.coreml.convert import IMAGE_FLOOR_DB, convert
     from export.mil.pair import PackagePair
 
+    # floors: of each variant, as the kind of model has them
     floors = {name: check_variant(name, system).floor_db for name in (FP16, *variants)}
     if source.kind != STUDENT:
         unknown = [name for name in floors if name not in ONE_STEP_FLOOR_DB]
@@ -87,6 +88,7 @@ def write_coreml(
     if images:
         floors = {name: min(floor, IMAGE_FLOOR_DB) for name, floor in floors.items()}
 
+    # fold: a one-step model for the Neural Engine, in chunks that fit
     measured: dict[str, Any] = {}
     made = source
     parts: dict[str, tuple[str, ...]] = {role: (role,) for role in ROLES}
@@ -121,11 +123,13 @@ def write_coreml(
             for part in parts[role]
         }
 
+    # convert: in half precision, from which most variants are compressed
     say(f"converting to Core ML ({system}, tiles of {tile}x{tile})")
     whole = converted(made, FP16)
     written: dict[str, dict[str, PackageList]] = {}
     parity: dict[str, float] = {}
     measured["coreml_parity_db"] = parity
+    # compress or quantize: one variant after the other
     for name in variants:
         pair = whole
         if name == W8A8:
@@ -149,6 +153,7 @@ def write_coreml(
                 )
                 for part, path in whole.items()
             }
+        # evaluate: each chunk, then encoder and generator in a chain
         say(f"evaluating {name} against torch")
         if len(parts["generator"]) > 1:
             floor = CHUNK_FLOOR_DB if name == FP16 else PACKED_CHUNK_FLOOR_DB
@@ -166,6 +171,7 @@ def write_coreml(
         )
         parity[name] = round(worst, 1)
         say(f"  at least {worst:.1f} dB (floor {floors[name]:g} dB)")
+        # list: the files as the manifest names them
         written[name] = {}
         for role, names in parts.items():
             packages = []
@@ -177,6 +183,7 @@ def write_coreml(
                     package = replace(package, inputs=_names(spec.inputs), outputs=_names(spec.outputs))
                 packages.append(package)
             written[name][role] = PackageList(tuple(packages))
+    # remove what nobody asked for
     if FP16 not in variants:
         for path in whole.values():
             shutil.rmtree(path)

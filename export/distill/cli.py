@@ -70,10 +70,12 @@ def run(
     validate_minutes: minutes between validations and saved states.
     caption: gives captions to photos that have none in a file, for a teacher with text; see `PromptSource`.
     on_step: called with the step number and the losses after every step."""
+    # data: photos for training, and those held out
     _check_teacher(config, teacher, cache)
     if cache is not None:
         config = replace(config, degrade="loader")
     config, accelerator, training, held_out = begin(config, data, out, resume=resume)
+    # validation: with captions for a teacher with text
     features = SqueezeFeatures(perceptual_weights)
     prompts = None
     if teacher is not None and teacher.takes_prompts:
@@ -85,9 +87,11 @@ def run(
         "init": None if init is None else str(init.resolve()),
         "data": str(data.resolve()),
     }
+    # pairs: of photos, for training without a teacher
     photos = PhotoSet(training)
     pairs: Pairs = photo_pairs(photos, config)
     notes, comparison, before = {}, None, None
+    # teacher: its samples join the pairs, from the cache or as they are needed
     if teacher is not None:
         about["teacher"], notes["teacher_source"] = teacher.describe(), teacher.source
         if accelerator.is_main_process:
@@ -101,6 +105,7 @@ def run(
         if kept is not None:
             before = partial(fill, kept, pairs, teacher, workers, prompts, main=accelerator.is_main_process)
             prompts = None  # the cache has the samples, and its pairs know no photo
+    # train
     trainer = Trainer(
         StudentDistill(config, features, teacher, comparison, init),
         config,

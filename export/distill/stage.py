@@ -185,6 +185,7 @@ class StudentDistill(StudentStage):
         c = self.config
         n, side = len(hr), hr.shape[-1] - PHASE
 
+        # crops: those of features and adversary
         def shifted(x: Tensor) -> Tensor:
             corners = shifts * (len(x) // n)
             cut = [
@@ -193,10 +194,12 @@ class StudentDistill(StudentStage):
             return torch.stack(cut).contiguous(memory_format=torch.channels_last)
 
         fake, real = shifted(samples), shifted(hr)
+        # targets: the photo, or the photo with the teacher's mean
         leads = teacher is not None and c.teacher > 0
         aim = hr
         if teacher is not None and c.teacher_mean > 0:
             aim = with_mean_of(hr, teacher, c.teacher_mean * photos.to(hr.dtype).view(-1, 1, 1, 1))
+        # near: losses that draw the samples to the target; their gradient is the anchor
         near = {
             "pixel": (samples - aim.repeat(2, 1, 1, 1)).abs().mean(),
             "structure": structure_loss(samples, aim, teacher if leads else None),
@@ -208,6 +211,7 @@ class StudentDistill(StudentStage):
         targets = [real]
         if teacher is not None and c.teacher_feature > 0:
             targets.append(shifted(teacher[:n]))
+        # guards and texture: against patterns, and for detail
         guards = {"grid": grid_loss(samples, aim), "chroma": chroma_loss(samples, aim)}
         # on the first samples only: same expectation, half the cost
         features = dict(
@@ -220,11 +224,13 @@ class StudentDistill(StudentStage):
         }
         if teacher is not None:
             texture["teacher_difference"] = difference_loss(samples, teacher)
+        # sum: drawn pictures count less in features, and nothing in texture
         share = photos.to(samples.dtype).repeat(2).view(-1, 1, 1, 1)
         pull = anchor + _gradient(self._weighted(guards), samples)
         pull = pull + share.clamp_min(c.drawn_feature) * _gradient(self._weighted(features), samples)
         pull = pull + share * _gradient(self._weighted(texture), samples)
         losses = near | guards | features | texture
+        # adversary: at a fixed ratio to the anchor
         real, fake = real[photos], fake[photos.repeat(2)]
         if self.adversary_on:
             losses["adversary"] = samples.new_zeros(())

@@ -54,9 +54,11 @@ def write_onnx(
 
     The measurements are the worst PSNR of each precision. For fp16 there is also the PSNR with values stored in half
     precision, which ONNX Runtime on a CPU does not do, and the nodes kept in fp32."""
+    # fp32: from which all others are made
     say("converting to ONNX")
     paths = {"fp32": export_fp32(source, folder, metadata)}
     measured: dict[str, Any] = {"parity_db": {}}
+    # fp16: half precision, but for islands that stay in fp32
     if "fp16" in precisions:
         say("converting to half precision")
         feeds = _feeds(source, paths["fp32"], samples(source, 2, seed=3))
@@ -69,6 +71,7 @@ def write_onnx(
         islands = {role: list(half.islands) for role, half in halves.items() if half.islands}
         if islands:
             measured["fp32_islands"] = islands
+    # int8: calibrated, within its budget
     if "int8" in precisions:
         if int8 is None:
             raise ValueError("precision int8: expected samples to calibrate with, got none")
@@ -77,8 +80,10 @@ def write_onnx(
         paths["int8"] = made.paths
         measured["int8"] = made.to_dict()
         measured["sensitivity"] = {"onnx": [row.to_dict() for row in made.rows]}
+    # w8, w4: 8 or 4 bits in weights alone
     for precision in sorted(BITS.keys() & set(precisions)):
         paths[precision] = _weight_only(source, folder, paths["fp32"], precision, measured, say)
+    # check: each precision against torch
     kept = {precision: paths[precision] for precision in PRECISIONS if precision in precisions}
     for precision, pair in kept.items():
         say(f"checking {precision} against torch")
@@ -92,6 +97,7 @@ def write_onnx(
         )
         measured["parity_db"][precision] = round(worst, 1)
         say(f"  at least {worst:.1f} dB (floor {floor:g} dB)")
+    # remove what nobody asked for
     if "fp32" not in kept:
         for path in paths["fp32"].values():
             path.unlink()

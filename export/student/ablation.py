@@ -183,12 +183,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
     """All rows that belong to this start; None if a run was stopped by the user."""
+    # resume: rows that are there already
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     settings = with_settings(KINDS["student-gdpo"].presets[args.preset], args.set)
     held_out, start = _held_out(args, settings), load_student(args.init)[0]
 
+    # rows: what identifies an experiment, and how one is kept
     given = {name: getattr(args, name) for name in ("init", "data", "critic", "perceptual_weights")}
 
     def row(variant: str, seed: int) -> dict[str, Any]:
@@ -208,10 +210,12 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
 
+    # start: the model before tuning, measured once
     wanted = [row(START, 0)]
     done = [{name: old.get(name) for name in wanted[0]} for old in rows]
     if wanted[0] not in done:
         record(wanted[0], start, 0.0)
+    # tune and measure: each variant with each seed, unless it is there
     for seed in range(args.seeds):
         for variant in args.variant or VARIANTS:
             wanted.append(row(variant, seed))

@@ -135,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         "--color-fix", choices=COLOR_FIXES, default="none", help="as in gdposr upscale (default none)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
+    # pictures: each drawn as often as asked for
     args = parser.parse_args(argv)
     try:
         if args.samples < 1:

@@ -242,6 +242,7 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
         raise ValueError(f"HR size must be a multiple of {params.scale}, got {tuple(hr.shape[1:])}")
     first, second = params.first, params.second
 
+    # first order: blur, resize, noise, JPEG
     image = hr
     if rng.random() < first.blur_prob:
         image = blur(image, random_kernel(rng, first.kernel))
@@ -256,6 +257,7 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
     image = random_noise(image, rng, first)
     image = random_jpeg(image, rng, first)
 
+    # second order: blur, resize, noise
     if rng.random() < second.blur_prob:
         image = blur(image, random_kernel(rng, second.kernel))
     factor = random_resize_factor(rng, second.resize_prob, second.resize_range)
@@ -267,10 +269,12 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
         params.antialias,
     )
     image = random_noise(image, rng, second)
+    # sharpening, in milder settings
     if params.sharpen_prob > 0 and rng.random() < params.sharpen_prob:
         image = sharpen(image, rng.uniform(*params.sharpen_sigma), rng.uniform(*params.sharpen_amount))
         image = image.clamp(0, 1)
 
+    # end: JPEG, the resize to LR and a sinc filter, in either order
     jpeg_first = rng.random() < 0.5  # the last JPEG comes before or after the last resize and sinc
     if jpeg_first:
         image = random_jpeg(image, rng, second)
@@ -280,6 +284,7 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
     image = image.clamp(0, 1)
     if not jpeg_first:
         image = random_jpeg(image, rng, second)
+    # round to 8 bits
     return (image.clamp(0, 1) * 255.0).round() / 255.0
 
 

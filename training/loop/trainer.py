@@ -107,6 +107,7 @@ class Trainer:
         """Train. Returns the last validation, and `finished`: False if the user stopped the run (continue it with resume=True).
 
         Raises FloatingPointError if a loss or gradient is not finite; the weights of that moment are saved in out/failed."""
+        # open: a fresh run, or where the last one stopped
         self._open(resume)
         if self.before:
             self.before()
@@ -114,6 +115,7 @@ class Trainer:
         next_save = self.budget.seconds() + 60.0  # the first one early, to see soon whether the model learns
         last: dict[str, Any] = {}
         shown, began = time.monotonic(), self.step
+        # data: batches from that step on
         micro_steps = batches(
             self.pairs,
             self.prompts,
@@ -124,19 +126,23 @@ class Trainer:
             workers=self.workers,
             pin=self.accelerator.device.type == "cuda",
         )
+        # steps, until the budget is spent or somebody asks to stop
         with Interrupt() as interrupt:
             while True:
+                # agree: all processes stop and save at the same step
                 due = self.budget.seconds() >= next_save or self._due(began)
                 due = due and last.get("step") != self.step
                 progress = 1.0 if self.best.exhausted else self.budget.progress(self.step)
                 progress, stop, save = vote(self.accelerator, progress, interrupt.asked, due)
                 if stop or progress >= 1.0:
                     break
+                # save, and measure
                 if save:
                     last = self._measure()
                     self._save_state(self.out / "state")
                     next_save = self.budget.seconds() + 60 * self.save_minutes
                     continue  # the validation may have been the last one
+                # train
                 step_batches = [self._prepared(next(micro_steps)) for _ in range(self.settings.accumulate)]
                 losses = self._train_step(step_batches, progress)
                 self.step += 1

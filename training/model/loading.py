@@ -223,6 +223,7 @@ def _load_part(folder: Path, part: str) -> nn.Module:
     """unet/ or vae/ of a diffusers folder in float32. Weights and config must match exactly."""
     import diffusers
 
+    # check: a config of a known class, weights in safetensors
     path = folder / part
     if not (path / "config.json").is_file():
         below = sorted({file.parents[1] for file in folder.glob(f"*/**/{part}/config.json")})
@@ -245,6 +246,7 @@ def _load_part(folder: Path, part: str) -> nn.Module:
             f"{path / WEIGHTS} is missing (weights found: {there or 'none'}). Pickles and half-precision variants are not read: save "
             "the model once with save_pretrained, in float32 and safetensors"
         )
+    # load
     try:
         module, report = getattr(diffusers, name).from_pretrained(
             str(path),
@@ -255,6 +257,7 @@ def _load_part(folder: Path, part: str) -> nn.Module:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"{path}: the weights do not fit the config: {error}") from error
+    # compare: every weight has its place
     for kind in ("missing", "unexpected"):
         keys = sorted(report[f"{kind}_keys"])
         if keys:

@@ -59,6 +59,7 @@ def import_lora(
     alpha: strength is alpha / rank.
 
     Raises ValueError if the file holds anything else, or does not fit base."""
+    # read: the file, and the model that it belongs on
     if alpha < 1:
         raise ValueError(f"lora_alpha must be at least 1, got {alpha}")
     document = _read(file)
@@ -66,6 +67,7 @@ def import_lora(
     if "state_dict_vae" in document:
         parts["vae"] = _lora(document, "vae", file)
     model = load_model(base, base=text_base)
+    # compare: whether it was trained on that model
     remarks = []
     conv_in = parts["unet"].whole.get("weight")
     if "vae" not in parts and conv_in is not None:  # tuning leaves conv_in's own weights as they were
@@ -75,6 +77,7 @@ def import_lora(
                 f"conv_in of {base} differs from that in {file.name} by {distance:.1%}: a LoRA of preference tuning belongs on the "
                 "merged NAOSD model that it was trained on"
             )
+    # attach: each part's factors, without layers that were never trained
     adapters: dict[str, Any] = {"unet": None, "vae": None}
     for part, lora in parts.items():
         idle = [name for name, (_, b) in lora.factors.items() if not b.any()]
@@ -83,6 +86,7 @@ def import_lora(
         config, tensors = _adapter(lora, alpha)
         if tensors:
             adapters[part] = attach(getattr(model, part), config, tensors, file)
+    # write
     save_run_model(
         out,
         base=base,

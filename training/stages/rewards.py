@@ -89,6 +89,7 @@ def group_rewards(
     weighting: "attribute" (rho_d by `detail_share`), "published" (by `published_share`) or "fixed" (both 1/2).
     chunk: pictures that a metric gets at once.
     min_spread: by metric, see `normalise`; 0 for the others."""
+    # check shapes and settings
     check_pictures(hr, "the HR pictures")
     if sr.ndim != 5 or sr.shape[0] != len(hr) or sr.shape[2:] != hr.shape[1:] or sr.shape[1] == 0:
         raise ValueError(
@@ -103,6 +104,7 @@ def group_rewards(
     unknown = sorted(set(min_spread or {}) - set(least))
     if unknown:
         raise ValueError(f"min_spread names {', '.join(unknown)}, expected some of {', '.join(least)}")
+    # score: every sample by every metric
     batch, group = sr.shape[:2]
     flat = sr.detach().flatten(0, 1)  # (B * G, 3, H, W)
     picture = torch.arange(batch * group, device=hr.device) // group
@@ -114,6 +116,7 @@ def group_rewards(
         ]
         scores[metric.name] = torch.cat(parts).view(batch, group)
 
+    # normalise: each metric within its group, then the mean of a family
     def mean_of(family: str) -> tuple[Tensor, Tensor]:
         """Rewards (B, G) and strengths (B,)."""
         chosen = [m for m in metrics if m.family == family]
@@ -123,6 +126,7 @@ def group_rewards(
         strengths = [spread_share(scores[m.name], least[m.name]) for m in chosen]
         return torch.stack(parts).mean(0), torch.stack(strengths).mean(0)
 
+    # weigh: rho_d for each picture
     families = {metric.family for metric in metrics}
     if len(families) == 1:
         detail = torch.full((batch,), float("detail" in families), device=sr.device)
@@ -131,6 +135,7 @@ def group_rewards(
     else:
         share = published_share if weighting == "published" else detail_share
         detail = share(hr).to(sr.device)
+    # sum: both families
     (smooth, smooth_strength), (texture, texture_strength) = mean_of("smooth"), mean_of("detail")
     rewards = (1 - detail[:, None]) * smooth + detail[:, None] * texture
     strength = (1 - detail) * smooth_strength + detail * texture_strength

@@ -135,6 +135,7 @@ def quantize_int8(
 
     Raises QuantizationError, which names the node, if activations are not finite or NNCF or ONNX Runtime rejects a
     node; also if the budget is broken even with half of the work in floating point."""
+    # kept: layers that stay in floating point because they were asked for, or by rule
     bench = Workbench(graphs, request.sets, specs, INT8_PRESETS[request.preset].weight_bits)
     layers = {layer.name: layer for role in ROLES for layer in bench.layers[role]}
     unknown = [name for name in request.keep_float if name not in layers]
@@ -151,14 +152,17 @@ def quantize_int8(
             "  in floating point by rule: "
             + (", ".join(f"{n} x {why}" for why, n in counts.items()) or "nothing")
         )
+    # measure: the noise of every other layer alone
     measured = [name for name in layers if name not in kept]
     say(f"  measuring {len(measured)} layers alone")
     rows = measure(measured, (8,), bench.alone(measured), lambda name, bits: layers[name].cost(bits))
+    # plan: which of them may be quantized
     free = [LayerNoise(name, FLOAT_BITS, math.inf, layers[name].cost(FLOAT_BITS)) for name in measured]
     bits = plan([*rows, *free], PLAN_DB) | dict.fromkeys(kept, FLOAT_BITS)
     expected = predicted_db([*rows, *free], {name: bits[name] for name in measured})
     floats = [name for name, width in bits.items() if width == FLOAT_BITS]
     say(f"  in floating point: {', '.join(floats) or 'nothing'}; expected {expected:.1f} dB")
+    # gates: those that can be judged here
     unchecked = tuple(
         gate
         for gate in request.limits.to_dict()
@@ -168,6 +172,7 @@ def quantize_int8(
         say(
             f"  not checked here: {', '.join(unchecked)} (SQF needs --sqf-weights); `gdposr accuracy --check` does"
         )
+    # quantize and judge: the noisiest layer goes back to floating point until the budget is kept
     samples = request.sets.validation
     reference = judge(bench.reference, samples, request.sqf)
     while True:

@@ -151,6 +151,7 @@ def encode(
     lost = _lost(file_format, photo, text)
     if lost:
         tell(f"{path}: {file_format} has no place for {', '.join(lost)}, which is left out")
+    # PNG and TIFF: written here, in 8 and 16 bits
     if file_format == "PNG":
         said = {"Comment": photo.comment.decode("utf-8", "replace")} if photo.comment else {}
         write_png(
@@ -178,6 +179,7 @@ def encode(
             tell(f"{path}: {name} is too long for JPEG and is left out")
     elif file_format in ("WEBP", "AVIF") and xmp is not None:
         options["xmp"] = xmp
+    # write: what Pillow refuses becomes an ImageError
     try:
         image.save(stream, file_format, **options)
     except (ValueError, RuntimeError, struct.error) as error:

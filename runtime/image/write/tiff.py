@@ -74,10 +74,12 @@ def write_tiff(
 
     The file must stay below LARGEST_FILE, which `raw_bytes` tells beforehand.
     """
+    # shape: as it is stored
     height, width = pixels.shape[:2]
     channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
     deep = pixels.dtype == np.uint16
     stored = 4 if deep and channels == 2 else channels
+    # header: the EXIF block itself, so that nothing in it moves
     body, described = _EMPTY_HEADER, list[Entry]()
     order: Literal["<", ">"] = "<"
     if exif is not None and is_sound(exif):
@@ -86,6 +88,7 @@ def write_tiff(
         entries = directory(body, struct.unpack_from(order + "I", body, 4)[0])[0]
         described = [entry for entry in entries if entry.tag in KEPT_TAGS]
     stream.write(body)
+    # pixels: blocks of rows, deflated side by side
     rows = block_rows(width, stored * pixels.dtype.itemsize)
 
     def deflated(block: NDArray[Any]) -> bytes:
@@ -100,6 +103,7 @@ def write_tiff(
         lengths.append(len(strip))
         stream.write(strip)
 
+    # tags: what the pixels are
     tags = _Tags(stream, order)
     tags.numbers(0x0100, LONG, [width])
     tags.numbers(0x0101, LONG, [height])
@@ -113,6 +117,7 @@ def write_tiff(
     tags.numbers(0x0117, LONG, lengths)
     tags.numbers(0x011C, SHORT, [1])  # channels side by side
     tags.numbers(0x013D, SHORT, [2])  # horizontal predictor
+    # metadata: resolution, alpha, XMP, IPTC, profile
     if dpi is not None:
         for tag, value in ((X_RESOLUTION, dpi[0]), (Y_RESOLUTION, dpi[1])):
             tags.numbers(tag, RATIONAL, Fraction(value).limit_denominator(1000).as_integer_ratio())
@@ -122,6 +127,7 @@ def write_tiff(
     for tag, kind, block in ((XMP, BYTE, xmp), (IPTC, UNDEFINED, iptc), (ICC_PROFILE, UNDEFINED, icc)):
         if block is not None:
             tags.bytes(tag, kind, block)
+    # directory: at the end, with its offset in the header
     _align(stream)
     start = stream.tell()
     stream.write(packed_directory(order, [*tags.entries, *described]))
