@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--peer-ncnn", type=Path, metavar="PARAM", help="another model for the sheets, as ncnn .param"
     )
     args = parser.parse_args(argv)
+    # the photo, its original and the peer
     begin = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Image.fromarray(small).save(photo)
     bundle = args.out / "pocket.gdposr"
 
+    # a bundle from the checkpoint
     say(f"1/3 exporting {args.checkpoint} to {bundle}")
     code = command(["export", "--checkpoint", str(args.checkpoint), "--out", str(bundle)])
     if code != OK:
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = command(["verify", str(bundle)])
     if code != OK:
         return code
+    # a picture for each seed
     say(f"3/3 upscaling {photo} ({small.shape[1]}x{small.shape[0]}) with {args.seeds} seeds")
     pictures = []
     for seed in range(args.seeds):
@@ -77,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code != OK:
             return code
         pictures.append(picture)
+    # sheets that show them side by side
     sheet = args.out / "sheet.png"
     samples = [np.asarray(Image.open(picture)) for picture in pictures]
     Image.fromarray(side_by_side(small, samples, original, peer)).save(sheet)
@@ -84,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.photo:
         Image.fromarray(crops_sheet(bundle, peer)).save(crops)
 
+    # where everything is
     seconds = time.perf_counter() - begin
     lines = [
         "the pictures:",

@@ -164,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         common = ["--bundle", args.bundle]
         ways = {"plain": ["--threads", str(args.processors)], "ray": ["--ray", address]}
 
+        # both ways on the same photos, with the same bytes as the result
         def both(photos: Path, *more: str) -> dict[str, Run]:
             runs = {}
             for way, words in ways.items():
@@ -173,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 faults.append(f"{len(different)} pictures differ, such as {different[0]}")
             return runs
 
+        # speed: thumbnails, several rounds
         make_photos(folder / "small", args.photos, args.side)
         rounds = [both(folder / "small") for _ in range(args.rounds)]
         rows: list[tuple[str, ...]] = [("way", "start, s", "photos/s", "MB")]
@@ -192,14 +194,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(rows))
         ratios = sorted(both_ways["ray"].rate / both_ways["plain"].rate for both_ways in rounds)
         print(f"ray/plain, photos a second: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+        # report: the cluster's run wrote one
         report = folder / "small-ray" / REPORT
         if not report.is_file():
             faults.append("no report")
+        # memory: one large photo among small ones
         if args.large:
             make_photos(folder / "mixed", 20, args.side, args.large)
             mixed = both(folder / "mixed", "--scale", "1")
             told = ", ".join(f"{way} {run.memory / 1e6:.0f} MB" for way, run in mixed.items())
             print(f"one photo of {args.large:g} megapixels among 20, most memory of a process: {told}")
+    # verdict
     for fault in faults:
         print(f"fault: {fault}")
     print(f"{len(faults)} faults")

@@ -24,6 +24,7 @@ def ray_address(text: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # what goes in, and where it comes out
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=place,
         help="a picture's name (one output), a folder, or - for a PNG on stdout; with --ray also an address",
     )
+    # which pictures
     parser.add_argument(
         "--seed",
         type=whole_number(0, 2**64 - 1),
@@ -67,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out photos whose outputs are all there, by name alone: names carry scale, seed and sample, but not the "
         "model, its precision or the colour fix; with --select best any one of the samples counts",
     )
+    # how they are computed: model, device, memory
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, ... (`gdposr info` lists those at hand)"
     )
@@ -97,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MEGAPIXELS",
         help="refuse larger inputs (default: 100 megapixels)",
     )
+    # how they are written, and what is shown
     parser.add_argument(
         "--quality", type=whole_number(1, 100), default=95, help="for a .jpg or .webp OUT (default: 95)"
     )
@@ -115,6 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write no metadata: no EXIF, place, XMP, texts, and no note on how the picture was made; colour profiles stay",
     )
+    # where: here or on a cluster
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -124,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a Ray cluster: HOST:PORT, auto (the one that runs here) or local (this machine alone; the default unless "
         "RAY_ADDRESS names one); --threads and --max-memory are then of each worker (1 thread)",
     )
+    # what is told
     reports = parser.add_mutually_exclusive_group()
     reports.add_argument("--json", action="store_true", help="print a report on stdout")
     reports.add_argument(

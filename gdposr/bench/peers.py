@@ -191,6 +191,7 @@ def ncnn_to_onnx(param: Path) -> bytes:
     """An SRVGG network (a chain of 3x3 convolutions and PReLU, pixel shuffle, plus the enlarged input) as an ONNX model."""
     from onnx import TensorProto, helper, numpy_helper
 
+    # layers: each reads its weights from the .bin in order
     data, offset = _weights_of(param).read_bytes(), 0
     nodes: list[Any] = []
     constants: list[Any] = []
@@ -235,10 +236,12 @@ def ncnn_to_onnx(param: Path) -> bytes:
                 f"{param}: layer {kind} is not part of an SRVGG network: give the peer as --peer-onnx instead"
             )
         tensor = name
+    # check that all weights were read and both ways enlarge alike
     if offset != len(data) or not shuffle or shuffle != enlarge:
         raise UsageError(
             f"{param}: not an SRVGG network, or its .bin belongs to another: use --peer-onnx instead"
         )
+    # model: one input, one output, any size
     side: list[Any] = ["n", 3, "h", "w"]
     graph = helper.make_graph(
         nodes,

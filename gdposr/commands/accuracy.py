@@ -33,6 +33,7 @@ LARGEST = 128  # LR side in pixels of the timed picture
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    # what is measured on which pictures, by which metrics
     add("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
     add(
         "--lr",
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="also lpips, musiq or maniqa of pyiqa, or all of them; may be repeated",
     )
+    # rows: of the bundle, then other models
     add("--precision", action="append", help="measure only this one; may be repeated (default: all)")
     add(
         "--coreml",
@@ -84,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PARAM",
         help="another model, as ncnn .param with its .bin beside it",
     )
+    # gates
     add(
         "--check",
         action="store_true",
@@ -96,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GATE=VALUE",
         help="a limit for every model, such as max_psnr_loss=0.05, in place of its own; exit with 1 when it is broken; may be repeated",
     )
+    # how it is run, and whether it is timed
     add("--limit", type=whole_number(1), help="only the first N pairs")
     add("--seed", type=whole_number(0, 2**64 - 1), default=0, help="seed of the samples (default: 0)")
     add("--device", default="auto", help="where the model runs (default: auto)")
@@ -108,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"timed rounds of one picture (default: {ROUNDS})",
     )
     speed.add_argument("--no-speed", action="store_true", help="leave out the timing")
+    # what is written
     add("--report", type=Path, metavar="FILE.html", help="write a page with the table and crops")
     add("--json", action="store_true", help="print the result as JSON")
 
@@ -191,6 +196,7 @@ def _measured(
     from runtime.bundle.reader import Bundle
     from training.metrics.pyiqa import wanted
 
+    # check: folders, weights, sizes and budgets, before any long work
     folders = {name: Path(folder) for name, folder in (_named("--sr NAME=DIR", text) for text in args.sr)}
     trained = [_named("--onestep NAME=RUN", text) for text in args.onestep]
     for folder in (args.lr, args.hr, *folders.values()):
@@ -200,15 +206,18 @@ def _measured(
         raise UsageError(
             f"{args.sqf_weights}: expected SqueezeNet 1.1 as .safetensors, there is nothing: check the path"
         )
+    # rows: the bundle's own, with their budgets
     bundle = Bundle.open(args.bundle)
     metrics = wanted(args.metric)
     sizes = _checked_sizes(args, bundle.manifest.scale)
     variants = fitting_variants(bundle, args.coreml, sizes)
     names = [*measured_precisions(bundle, args.precision), *(ROW.format(variant) for variant in variants)]
     budgets = chosen_budgets(args, bundle, names, metrics)
+    # rows: other models, loaded once for quality and for speed
     peers = peer_methods(load_peers(args.peer_onnx, args.peer_ncnn, threads))
     prompt = bundle.manifest.provenance.get("prompt")  # of a bundle from a one-step model
     with open_rows(trained, bundle.manifest.scale, threads, args.onestep_base, prompt) as onestep:
+        # measure: quality, row by row
         with open_methods(bundle, variants, args.seed) as packages, progress_bar("measuring") as update:
             report = evaluate(
                 bundle,
@@ -230,6 +239,7 @@ def _measured(
                 progress=lambda done, total, row: update(done, total, f"measuring {row}"),
                 observe=crops,
             )
+        # time: the same rows in turns
         if args.no_speed:
             return report
         return _timed(args, bundle, report, threads, next(iter(sizes.values())), onestep)

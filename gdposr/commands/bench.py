@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
     )
+    # what is timed, how often
     parser.add_argument(
         "--size", type=whole_number(8, 4096), default=128, help="side of the input picture (default: 128)"
     )
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=whole_number(1), help="CPU threads, for all contenders (default: all cores)"
     )
+    # other models
     parser.add_argument(
         "--peer-onnx", type=Path, action="append", default=[], metavar="FILE", help="another model, as ONNX"
     )
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PARAM",
         help="another model, as ncnn .param with its .bin beside it",
     )
+    # whole pictures
     parser.add_argument(
         "--picture",
         type=whole_number(8, 4096),
@@ -76,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIDE",
         help=f"also time whole pictures of this side, for {TIME_LIMIT:.0f} s or {LEAST} rounds; may be repeated",
     )
+    # what is written
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with tables and plots")
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the times of whole pictures")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -88,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime.backends.devices import usable_processors
     from runtime.bundle.reader import Bundle
 
+    # contenders: precisions on devices, and other models
     bundle = Bundle.open(args.bundle)
     threads = args.threads or usable_processors()
     contenders = choose(bundle, args.device or ["auto"], args.precision or list(bundle.manifest.graphs))
@@ -99,10 +104,12 @@ def run(args: argparse.Namespace) -> int:
     say(
         f"{len(calls) + len(peers)} contenders, {args.rounds} rounds of {args.size}x{args.size}, {threads} threads on {devices}"
     )
+    # measure: time in turns, memory in fresh processes
     times = measure(calls | peers, args.rounds, args.warmup)
     memory = {
         one.label: peak_memory(bundle, one.device, one.precision, threads, args.size) for one in contenders
     }
+    # report
     result = {
         "version": __version__,
         "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},

@@ -163,16 +163,20 @@ def _score(args: argparse.Namespace) -> int:
     from calibration.blind.votes import read_votes
     from runtime.files import atomic_file
 
+    # read: study, key and votes
     study = read_study(args.study)
     key = read_key(args.key or key_path(args.study), study)
     ballots = [read_votes(path, study) for path in args.votes]
     voters = [ballot.voter for ballot in ballots]
+    # check: a name for each voter
     for voter in voters:
         if voters.count(voter) > 1 or (voter in ("majority", "votes") and len(voters) > 1):
             raise UsageError(
                 f"{voter}.csv: expected a name of its own for each voter's file, got one that is taken: rename it after its voter"
             )
+    # count
     rows, agreed = score(ballots, key), agreements(ballots, key)
+    # report: as JSON, and for people
     if args.json:
         result = {
             "version": __version__,

@@ -51,6 +51,7 @@ def describe(bundle: "Bundle", runs: dict[str, list[str]]) -> str:
     """A bundle as text for a person. runs: the precisions that each device here runs of it."""
     manifest = bundle.manifest
     size, noise = manifest.size, manifest.noise
+    # facts: a line each
     facts = [
         ("model", manifest.name),
         ("scale", f"x{manifest.scale}"),
@@ -74,6 +75,7 @@ def describe(bundle: "Bundle", runs: dict[str, list[str]]) -> str:
             "; ".join(f"{name}: {', '.join(found) or 'nothing'}" for name, found in runs.items()),
         ),
     ]
+    # tables: files of each precision and variant
     graphs: list[tuple[str, ...]] = [("ONNX", "encoder", "generator", "probe floor")]
     for precision, files in manifest.graphs.items():
         sizes = [_size(files[graph].total_bytes) for graph in ("encoder", "generator")]
@@ -84,10 +86,12 @@ def describe(bundle: "Bundle", runs: dict[str, list[str]]) -> str:
         first = pair["generator"]
         tile = ", ".join(f"{height}x{width}" for height, width in first.every_size)
         packages.append((variant, *sizes, tile, first.target, f"{first.floor_db:g} dB"))
+    # text
     tables = [rows for rows in (graphs, packages) if len(rows) > 1]
     lines = [f"{name:13} {value}" for name, value in facts] + [
         x for rows in tables for x in ("", table(rows))
     ]
+    # outlines of what the export noted
     for title, content in (("accuracy", manifest.accuracy), ("provenance", manifest.provenance)):
         if content:
             lines += ["", title, *_outline(content)]

@@ -128,6 +128,7 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
     """labels: what messages say instead of a path."""
     from runtime.bundle.reader import Bundle
 
+    # plan: every photo with its files, before the model is loaded
     begin = time.perf_counter()
     bundle = Bundle.open(args.bundle)
     options = _options(args, bundle)
@@ -135,6 +136,7 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
     for task in tasks:
         task.labels = labels
         task.outcome.input = labels.get(task.outcome.input, task.outcome.input)
+    # settle: what is no photo, or has all its files
     photos = [task for task in tasks if task.outcome.status in ("unfinished", "skipped")]
     waiting = [task for task in photos if task.outcome.status == "unfinished"]
     facts: dict[str, Any] = {"device": None, "precision": None, "placement": None, "notes": []}
@@ -149,6 +151,7 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
             if task.outcome.status == "failed":
                 say_failed(task.outcome)
             settled(task.outcome)
+    # enlarge
     targets = [task.target(part) for task in photos for part in options.parts]
     if not waiting:
         if photos:
@@ -174,6 +177,7 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
                 "placement": upscaler.placement,
                 "notes": list(upscaler.notes),
             }
+    # report: what became of the photos, also after an interruption
     outcomes = [task.outcome for task in tasks if task.begin or task.outcome.status != "unfinished"]
     counts = {
         status: sum(outcome.status == status for outcome in outcomes)

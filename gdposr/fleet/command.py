@@ -52,6 +52,7 @@ def check_packages() -> None:
 
 def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> int:
     """Plan, leave out what is there, and enlarge the rest on the cluster. args: of `gdposr upscale`, with a text in `ray`."""
+    # plan: check the request, list the photos and what is there already
     begin = time.perf_counter()
     _refuse(args)
     check_packages()
@@ -75,10 +76,12 @@ def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> 
         if args.json_lines:
             emit_line({"type": "file", **vars(outcome)})
 
+    # settle what needs no work
     waiting = list(_begun(photos, target, options, args.skip_existing, settle))
     facts: dict[str, Any] = {"device": None, "precision": None, "placement": None, "notes": []}
     stop: KeyboardInterrupt | None = None
     fault: str | None = None
+    # enlarge the rest; the report names what was done, also after an interruption
     try:
         if waiting:
             settings = _settings(args, options)
@@ -98,6 +101,7 @@ def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> 
             except Exception as error:
                 fault = one_line(error)
                 say(f"failed: the report {target.shown(REPORT)} cannot be written: {fault}")
+    # tell how it went
     seconds = time.perf_counter() - begin
     if args.json_lines:
         told = {**options.described(bundle), **facts, "photos": len(photos), **counts}

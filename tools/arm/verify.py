@@ -137,6 +137,7 @@ def compare(
         if not kept:
             faults.append(f"{what}: expected {limit}, got {result}")
 
+    # noise: the same bits as in the vectors
     bits = [value["bits"] for value in noise["values"]]
     digests = [field["sha256"] for field in noise["fields"]]
     for what, got, expected in (
@@ -145,9 +146,11 @@ def compare(
     ):
         equal = sum(a == b for a, b in zip(got, expected, strict=True))
         row(what, f"{equal} bit-equal", f"{len(expected)} bit-equal", equal == len(expected))
+    # probe: within its floor
     for precision, verdict in arm["probe"].items():
         floor = verdict["floor_db"]
         row(f"probe, {precision}", f"{verdict['psnr_db']:.1f} dB", f"{floor:.1f} dB", verdict["ok"])
+    # picture: within the tolerance of the vectors
     golden = checks.to_pixels(case["fp32"])
     result = checks.to_pixels(arm["picture"]["fp32"])
     off = np.abs(result.astype(int) - golden)
@@ -165,6 +168,7 @@ def compare(
         f"{case['int8_floor_db']:.1f} dB",
         psnr >= case["int8_floor_db"],
     )
+    # both machines: pictures of ARM and x86
     for precision, (least, most) in LIMITS.items():
         for what, a, b in (
             ("probe", arm["probe"][precision]["rows"], host["probe"][precision]["rows"]),
