@@ -101,8 +101,10 @@ def draw_samples(
 ) -> list[Sample]:
     """Samples of the open photos, taken in turn. Sample k has its own crop and noise.
 
+    count: of samples.
     size: side in LR pixels.
     channels, downscale: of the noise: its channels, and LR pixels per noise cell.
+    seed: of crops and noise.
     first: number of the photo to begin with.
     """
     photos = PhotoSet(open_photo_paths())
@@ -134,6 +136,7 @@ def draw_sets(
     seeds: of noise, for each crop.
     size: side of a crop in LR pixels.
     channels, downscale: of the noise: its channels, and LR pixels per noise cell.
+    seed: of crops and noise.
 
     Photos are taken evenly from the sorted list, one for each crop if there are enough. Every fourth of them is for validation.
     Every second crop has the mild degradation. SampleError for fewer than four photos.

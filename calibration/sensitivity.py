@@ -53,6 +53,8 @@ def measure(
 ) -> list[LayerNoise]:
     """Rows of all layers at all widths.
 
+    layers: their names.
+    bits: the widths.
     alone: layer, bits -> PSNR in dB with that layer alone quantized.
     cost: layer, bits -> cost of that width.
     say: called after each layer with layers done and in all.

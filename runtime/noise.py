@@ -62,6 +62,7 @@ def noise_field(
     seed: in [0, 2**64).
     sample: in [0, 2**32).
     height, width: of the window, in noise cells.
+    channels: independent fields, one above the other.
     y0, x0: where the window begins in the whole picture, in noise cells. y0 + height and x0 + width are at most 2**32.
 
     A window equals the same slice of the full field.

@@ -112,8 +112,10 @@ def write_gallery(
     """Write the pictures, then the page.
 
     out: folder of the page; pictures go into a folder inside it.
+    subjects: crops in the order shown.
     bundle: None: the built-in one.
     peer: another model; None: leave it out.
+    metrics: by name, for the figures under each picture.
     command: how the page was made, as it states it.
     """
     from gdposr import Upscaler
@@ -195,6 +197,7 @@ def page(
 ) -> str:
     """The page as Markdown.
 
+    subjects: crops in the order shown.
     figures: of each subject, by its name.
     made: bundle, precision and device.
     command: how the page was made.

@@ -35,7 +35,10 @@ class Pair:
 def choose_pairs(scenes: Sequence[Scene], count: int, crop: int, random: Generator) -> list[Pair]:
     """`count` pairs in random order, spread evenly over kinds and photos. A stands on the left in half of them, also within each kind.
 
+    scenes: to choose from.
+    count: of pairs.
     crop: side in pixels of the input.
+    random: draws positions, order and sides.
 
     A photo is taken again only after every other photo of its kind. The position is one of `CANDIDATES` random ones: among the half
     with more content, the one that overlaps earlier crops of the photo least.

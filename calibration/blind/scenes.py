@@ -37,6 +37,8 @@ class Scene:
 def find_scenes(a_dir: Path, b_dir: Path, lr_dir: Path, *, by_folder: bool = True) -> list[Scene]:
     """All scenes, sorted by name.
 
+    a_dir, b_dir: enlargements of the one and of the other model.
+    lr_dir: their inputs.
     by_folder: the sub-folders of lr_dir are kinds of input; otherwise all inputs are of one kind.
 
     A folder that `gdposr upscale` wrote fits as it is: `photo_x4_seed0.png` belongs to `photo`. ImageError for a picture without its

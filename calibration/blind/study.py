@@ -88,6 +88,8 @@ def write_study(
 ) -> Study:
     """Write the folder and its key. Neither may exist; the folder appears complete or not at all.
 
+    out: folder of the study; the key goes beside it.
+    pairs: in the order in which they are shown.
     crop: side in pixels of the input.
     names: A's and B's.
     seed, command, version: how the study was made, for the key.

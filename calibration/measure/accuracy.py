@@ -165,16 +165,21 @@ def evaluate(
     """Measure a bundle on all pairs of two folders.
 
     bundle: None: the built-in one.
+    lr_dir, hr_dir: folders of photos with the same names.
     precisions: rows of the bundle; None: all that it has.
+    device, threads, color_fix: as for `Upscaler`.
+    seed: of the noise.
     limit: number of pairs, the first by name; None: all.
     folders: name -> folder of pictures that are already enlarged.
     peers: name -> function from (h, w, 3) uint8 to (H, W, 3) uint8.
     methods: further rows. Those of kind "model", such as Core ML packages, come last and take part in gates.
+    sqf_weights: SqueezeNet 1.1 as safetensors; None: no SQF.
     extra_metrics: names of metrics in `training.metrics.pyiqa`.
     diversity_images, diversity_samples: how many pictures diversity is measured on, and samples of each.
     budgets: row -> its limits.
     pictures, machine: what the report says of them; pictures None: the names of both folders.
     group: picture name -> the photo that it is a crop of; None: each picture is a photo of its own.
+    progress: called after every picture of every row.
     observe: called with every picture, for a report's crops.
 
     SettingError for impossible rows, budgets or precisions; ImageError for pictures that cannot be used.

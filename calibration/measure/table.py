@@ -134,6 +134,9 @@ def measure_row(
 ) -> Row:
     """All pictures of one method.
 
+    method: makes the pictures.
+    pairs: LR and HR.
+    scale: HR over LR.
     score: SQF; None: leave it out.
     diversity_images: pictures, spread evenly over the list, on which diversity and seam are measured.
     diversity_samples: samples of each of them.

@@ -82,8 +82,11 @@ def pareto_plot(
 ) -> Markup:
     """Quality against cost on a logarithmic axis; better is always up.
 
+    points: one for each method.
     references: label and quality of what has no cost; drawn as lines.
+    cost_label, quality_label: of the axes.
     higher: whether a larger quality is better.
+    cost_format: a cost as text.
     digits: of the quality in hover texts.
     """
     shown = [p for p in points if math.isfinite(p.quality) and math.isfinite(p.cost) and p.cost > 0]
@@ -124,6 +127,7 @@ def scatter_plot(
     """One value against another per picture, with the line on which they are equal.
 
     pairs: name, first and second value of each picture; infinite ones are left out.
+    x_label, y_label: of the axes.
     higher: whether a larger value is better.
     digits: of the values in hover texts.
     """
@@ -151,6 +155,7 @@ def difference_plot(
 
     pairs, higher, digits: as in `scatter_plot`.
     band: mean of the differences and both ends of its interval.
+    x_label, y_label: of the axes.
     least: the axis reaches at least this far up and down, so that small differences look small.
     """
     known = _finite(pairs)
@@ -182,9 +187,11 @@ def bar_plot(
 ) -> Markup:
     """Horizontal bars in the order given, each group under its name. An infinite bar fills the width.
 
+    bars: those of a group one after the other.
     series: all names of series; each has its colour.
     span: values that the scale holds, at least those of the bars.
     label: what the plot shows, for those who cannot see it.
+    unit: of the values.
     """
     groups = list(dict.fromkeys(bar.group for bar in bars))
     thick, top = 11.0, 26.0

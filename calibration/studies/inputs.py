@@ -54,7 +54,10 @@ def write_inputs(
 ) -> int:
     """Write the inputs and return how many.
 
+    photos: folder of photos that are reduced.
+    out: folder for them, lr/KIND and hr/KIND.
     each: pictures of each kind.
+    seed: of choice and degradation.
     real, camera: folders of those kinds; None: leave the kind out.
     GdposrError if `photos` holds too few.
     """

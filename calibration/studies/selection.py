@@ -113,9 +113,12 @@ def measure(
 ) -> Measured:
     """Measure the samples of every pair.
 
+    upscaler: draws the samples.
+    pairs: LR and HR.
     weights: for SQF.
     samples: of each pair.
     first: number of the first sample.
+    seed: of the noise.
     candidates: None: `CANDIDATES`.
     progress: called with pairs done and in all.
     ImageError if the sizes of a pair do not match.
@@ -164,7 +167,9 @@ def judged(
 ) -> Verdict:
     """A candidate's agreement.
 
+    name: of the candidate.
     scores: (P, S).
+    measured: of the same pictures.
     swapped: the second half chooses instead of the first.
     sign: the direction; None: as that half has it.
     """

@@ -23,6 +23,7 @@ from runtime.text import print_error
 def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:
     """(1 - share) * first + share * second, weight by weight.
 
+    first, second: of one shape.
     share: in [0, 1].
     noise: factor above 0 on the weights that take in the noise; it has the same effect as scaling the noise.
 

@@ -247,6 +247,7 @@ def save_student(
 ) -> None:
     """Write model.safetensors and config.json.
 
+    student: whose weights and shape are written.
     folder: if it holds only those two files, or does not exist, it is replaced as a whole. Other files are kept, and
         the two are then moved in one after the other.
     provenance: JSON that describes how the student was made.

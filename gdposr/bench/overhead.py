@@ -52,7 +52,12 @@ class TimedBackend:
 class TimedPicture:
     """What `Upscaler.up` does with a picture, the same bytes, with every model call timed.
 
-    pixels: (h, w, 3) uint8. Loading the model is no part of a call.
+    bundle: the model.
+    device, precision: as of a `Contender`.
+    threads: for the model.
+    pixels: (h, w, 3) uint8.
+
+    Loading the model is no part of a call.
     """
 
     def __init__(

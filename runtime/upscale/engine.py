@@ -43,6 +43,7 @@ class StartAgain(OutOfMemory):
 class Engine:
     """A loaded backend, its lanes, and the largest tile that fits its memory. Safe to use from several threads.
 
+    backend: the loaded one.
     threads: processors that the calls may use together.
     open: makes a further backend, given the number of threads of one call.
     note: called with messages for the user.
@@ -101,10 +102,12 @@ class Tiles:
     After a call runs out of memory, the tiles are halved and the pass goes on with the next row. Cores that only meet agree exactly
     whatever their size, so the rows already given stay valid. Blended cores depend on the plan, so there the sample starts again.
 
+    engine: runs the model.
     rule: the sizes that the model takes.
     size: height and width of the picture.
     passes: how many will be asked for, to estimate the progress.
     choose: makes a plan, and another one after memory ran out.
+    progress: called with (tiles done, tiles of all passes).
     """
 
     def __init__(

@@ -47,6 +47,10 @@ class Request:
 class Rendering:
     """One photo under way, with its seed and size. Made by `Upscaler.picture`.
 
+    engine: runs the model.
+    manifest: the model's.
+    picture: the LR pixels.
+    request: what is wanted of it.
     progress: called with (tiles done, tiles of all samples).
     """
 

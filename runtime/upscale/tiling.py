@@ -181,6 +181,7 @@ def plan_tiles(
 
     height, width: of the picture.
     tile: core size, or (height, width) of it, rounded up to what the rule allows.
+    rule: the sizes that the model takes.
     top: the first row of the first cores, a multiple of `multiple_of`. With overlap 0, one plan may end there and another go on.
     """
     rows, columns = (tile, tile) if isinstance(tile, int) else tile
@@ -238,6 +239,7 @@ def choose(
 ) -> Plan:  # fmt: skip
     """The plan for a picture. SettingError if the limit is too low for any.
 
+    demand, costs, rule: of the picture, of the bundle, and the sizes that the model takes.
     tile: side of the core that the caller wants.
     lanes: model calls at once that the caller wants.
     largest: side of what one call takes. None: any.

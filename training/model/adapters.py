@@ -168,6 +168,7 @@ def load_adapter(base: nn.Module, folder: str | Path, trainable: bool = False) -
 def attach(base: nn.Module, config: LoraConfig, saved: dict[str, Tensor], source: str | Path) -> PeftModel:
     """Put an adapter with given weights on base, which is changed in place. Raises ValueError if they do not fit base.
 
+    base: UNet or VAE.
     config: of the adapter.
     saved: its weights with the names of `save_adapter`.
     source: where they came from, for errors."""

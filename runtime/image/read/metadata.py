@@ -17,8 +17,11 @@ def metadata(
 ) -> tuple[dict[str, Any], int]:
     """Of an opened picture: the fields of `Photo` besides pixels and profile, and the orientation, 1 to 8, that the file states.
 
+    path: names the picture in messages.
     data: the content of the file.
+    image: opened by Pillow.
     png: what the chunks of a PNG say. None: it is no PNG.
+    tell: called with what is left out.
     Nothing here raises: what cannot be read is left out, and said.
     """
     fields: dict[str, Any] = {}

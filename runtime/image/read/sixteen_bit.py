@@ -33,6 +33,7 @@ def deep_pixels(
 ) -> NDArray[Any] | None:
     """Pixels of a 16-bit picture that Pillow would reduce to 8 bits. None: read it with Pillow.
 
+    path: names the picture in messages.
     data: the content of the file.
     image: the same file, opened with Pillow.
     tell: called with a message if bits are lost.

@@ -66,6 +66,8 @@ def write_photo(
 ) -> None:
     """Write a photo in the format of the suffix. The file appears complete or not at all.
 
+    path: of the file; its suffix names the format.
+    photo: pixels with metadata.
     quality: 1 to 100, for JPEG, WebP and AVIF.
     text: notes such as the seed. PNG keeps them as text chunks. JPEG, TIFF, WebP and AVIF keep "Software" in the EXIF tag of that
         name and the others in UserComment. BMP cannot hold them.
@@ -135,6 +137,8 @@ def encode(
 ) -> None:
     """Write a photo to a seekable stream, in the format of path's suffix.
 
+    path: names the format by its suffix, and the picture in messages.
+    stream: at its beginning.
     photo: rows of its pixels are taken once, from top to bottom.
     quality, text: as for `write_photo`.
     tell: called with a message for each loss.

@@ -42,6 +42,7 @@ def write_png(
 ) -> None:
     """Write a PNG to a stream.
 
+    stream: at its beginning.
     pixels: (H, W) or (H, W, 1..4) uint8 or uint16.
     icc: a colour profile.
     exif: an EXIF block.
