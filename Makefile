@@ -184,9 +184,13 @@ $(CHAIN)/crisp/model/config.json: | $(CHAIN)/core/model/config.json
 $(CHAIN)/letters/model/config.json: | $(CHAIN)/crisp/model/config.json
 	$(call stage,letters,core,0.03,$(ALL_CORE_SET) $(LETTERS_SET)) $(FROM_PICTURES) --init $(CHAIN)/crisp/model
 
-$(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/letters/model/config.json,$(DEV))
+# Halfway between crisp and letters: what letters costs the rest mostly comes back, what it gives to cards mostly stays.
+$(CHAIN)/mean/config.json: | $(CHAIN)/letters/model/config.json
+	$(RUN) -m export.student.interpolate $(CHAIN)/crisp/model $(CHAIN)/letters/model --share 0.5 --out $(CHAIN)/mean
+
+$(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/mean/config.json,$(DEV))
 	@$(if $(PRIOR),,echo "no teacher (PRIOR=): no pictures and no core of its own; the chain begins with the core in $(CORE)")
-	$(call stage,noise,noise,0.08,$(NOISE_SET)) $(FROM_PICTURES) --init $(if $(PRIOR),$(CHAIN)/letters/model,"$(CORE)")
+	$(call stage,noise,noise,0.08,$(NOISE_SET)) $(FROM_PICTURES) --init $(if $(PRIOR),$(CHAIN)/mean,"$(CORE)")
 
 $(CHAIN)/gdpo/model/config.json: | $(CHAIN)/noise/model/config.json
 	$(call stage,gdpo,gdpo,0.02,$(GDPO_SET)) --steps 150 --init $(CHAIN)/noise/model

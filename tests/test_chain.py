@@ -170,7 +170,7 @@ def test_report_has_every_stage_and_every_file(
     assert table.main([*common, "--prior", str(ncnn_network), "--out", str(out)]) == 0
     text = out.read_text()
     assert capsys.readouterr().out == text
-    for name in ("bicubic", "core", "crisp", "letters", "noise", "gdpo", "mix", "fp32", "int8"):
+    for name in ("bicubic", "core", "crisp", "letters", "mean", "noise", "gdpo", "mix", "fp32", "int8"):
         assert f"| {name} |" in text, name
     for stage in STAGES:
         assert f"- **{stage.name}** " in text

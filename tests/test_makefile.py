@@ -94,6 +94,7 @@ def test_export_targets_say_what_to_write(tree: Path, target: str, kinds: str) -
 STAGES = [
     "pictures",
     *3 * ["student-core"],
+    "interpolate",
     "student-noise",
     "student-gdpo",
     "interpolate",
@@ -136,9 +137,9 @@ def test_chain_runs_every_stage_in_order(tree: Path) -> None:
     assert (settings_of(core)["adversary"], settings_of(crisp)["adversary"]) == ("0", "0.5")
     assert float(settings_of(letters)["cards"]) > float(settings_of(crisp)["cards"])
     for line, before in zip(
-        (crisp, letters, noise, gdpo), ("core", "crisp", "letters", "noise"), strict=True
+        (crisp, letters, noise, gdpo), ("core/model", "crisp/model", "mean", "noise/model"), strict=True
     ):
-        assert f"--init runs/chain/{before}/model" in line
+        assert line.partition("--init ")[2].split()[0] == f"runs/chain/{before}"
     assert all("--pictures runs/chain/pictures" in line for line in (core, crisp, letters, noise))
     assert commands[-3].startswith(
         "-m export.student.interpolate runs/chain/gdpo/model runs/chain/noise/model"
@@ -160,7 +161,7 @@ def test_chain_has_settings_that_its_stages_know(tree: Path) -> None:
 
 def test_chain_without_a_teacher_begins_with_the_core_of_the_repository_and_says_so(tree: Path) -> None:
     commands = chain_commands(tree, "PRIOR=")
-    assert [stage_of(command) for command in commands] == STAGES[4:]
+    assert [stage_of(command) for command in commands] == STAGES[5:]
     assert '--init "export/weights/pocket-core"' in commands[0]
     assert "--pictures" not in commands[0]
     assert '--core "export/weights/pocket-core"' in commands[-1]
@@ -179,7 +180,7 @@ def test_chain_leaves_finished_stages_and_resumes_the_one_that_was_stopped(tree:
     (chain / "crisp/state").mkdir(parents=True)
     commands = chain_commands(tree, "PRIOR=my.param")
     assert [stage_of(command) for command in commands] == STAGES[2:]
-    assert ["--resume" in command for command in commands] == [True] + [False] * 6
+    assert ["--resume" in command for command in commands] == [True] + [False] * 7
 
 
 def test_chain_goes_on_from_a_state_that_was_being_replaced(tree: Path) -> None:

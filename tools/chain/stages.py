@@ -50,6 +50,7 @@ STAGES = (
     Stage("core", ("teacher",), "core/model"),
     Stage("crisp", ("sqf",), "crisp/model"),
     Stage("letters", ("cards",), "letters/model"),
+    Stage("mean", ("teacher",), "mean"),
     Stage("noise", ("energy", "seeds"), "noise/model"),
     Stage("gdpo", ("wins",), "gdpo/model"),
     Stage("mix", ("photo", "energy"), "student"),
@@ -60,12 +61,12 @@ def find_stages(chain: Path, core: Path | None) -> list[tuple[Stage, Path]]:
     """The stages of a finished chain with their models' folders.
 
     chain: folder of the chain.
-    core: the core that a chain without a teacher began with; it stands in the place of the three stages before noise.
+    core: the core that a chain without a teacher began with; it stands in the place of the stages before noise.
 
     Raises FileNotFoundError if a model is missing."""
     found = [(stage, chain / stage.model) for stage in STAGES]
     if core is not None:
-        found = [(Stage(GIVEN, STAGES[0].aims, ""), core), *found[3:]]
+        found = [(Stage(GIVEN, STAGES[0].aims, ""), core), *found[4:]]
     for stage, folder in found:
         if not folder.is_dir():
             raise FileNotFoundError(
