@@ -1,4 +1,4 @@
-"""The `gdposr` command: picks the verb and turns what went wrong into one line and an exit code.
+"""The `gdposr` command: picks the verb, and turns an error into one line and an exit code.
 
 Exit codes: 0 all done; 1 some inputs failed (the others are done) or a check did not hold; 2 the command could
 not start (arguments, bundle, device); 130 interrupted. Nothing heavy is imported before a verb runs.
@@ -28,7 +28,7 @@ from gdposr.commands import (
 from gdposr.console import FAILED, INTERRUPTED, OK, USAGE, UsageError, debugging, one_line, say
 from gdposr.streams import lenient_streams
 
-# The stages get their arguments handed on: they have parsers of their own and need an extra.
+# Verbs of this package, and stages with parsers of their own, which need an extra.
 VERBS: dict[str, ModuleType] = {
     "upscale": upscale,
     "serve": serve,
@@ -49,7 +49,7 @@ GDPOSR_DEBUG=1 shows tracebacks instead of one-line errors."""
 
 
 def build_parser(arguments: Sequence[str], complete: bool = False) -> argparse.ArgumentParser:
-    """The parser of a command line. Only a verb that stands in it gets its own arguments, all of them do if complete."""
+    """The parser of a command line. A verb's own arguments are added only if the line names it, or if complete."""
     parser = argparse.ArgumentParser(
         prog="gdposr",
         description="On-device generative super-resolution: a photo in, sharp and believable 4x versions out.",
@@ -60,7 +60,7 @@ def build_parser(arguments: Sequence[str], complete: bool = False) -> argparse.A
         "--print-completion",
         choices=SHELLS,
         metavar="SHELL",
-        help=f"print what completes options in {', '.join(SHELLS)}, and end; needs the extra `completion`",
+        help=f"print a completion script for {', '.join(SHELLS)}; needs the extra `completion`",
     )
     parser.add_argument("--version", action="version", version=f"gdposr {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -77,7 +77,7 @@ def build_parser(arguments: Sequence[str], complete: bool = False) -> argparse.A
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; always returns an exit code and never raises, except with GDPOSR_DEBUG=1."""
+    """Run one verb. Returns an exit code and raises nothing, except with GDPOSR_DEBUG=1."""
     with lenient_streams() as out:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         out.flush()
@@ -110,7 +110,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _print_completion(shell: str) -> int:
-    """The script of the library shtab for one shell."""
+    """Print the completion script of the library shtab for one shell."""
     try:
         import shtab
     except ImportError as error:
@@ -134,7 +134,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def _could_not_start(error: Exception) -> bool:
-    """Arguments, bundle and device problems; a photo's own problem is counted by the verb instead."""
+    """Whether an error is about arguments, bundle or device. The verb counts errors of photos."""
     if isinstance(error, UsageError):
         return True
     from runtime.errors import BundleError, DeviceError, SettingError

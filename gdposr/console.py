@@ -1,4 +1,4 @@
-"""What the command says and where: messages and progress on stderr, results on stdout, errors as one line."""
+"""Output of the command: messages and progress on stderr, results on stdout, errors as one line."""
 
 import contextlib
 import json
@@ -17,7 +17,8 @@ OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 # Number, letter of a power of 1024, and the i of MiB.
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
-Update = Callable[[int, int, str | None], None]  # done, total, text (None: the description)
+# Done, total, text (None: the description).
+Update = Callable[[int, int, str | None], None]
 
 
 class UsageError(Exception):
@@ -29,14 +30,14 @@ class Terminated(KeyboardInterrupt):
 
 
 def say(message: str) -> None:
-    """One message for the person at the terminal, on stderr so that stdout stays a clean result. Without a stderr it goes nowhere."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, taken away, or None
+    """Print a message on stderr, so that stdout holds only the result. Without a stderr it is dropped."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, broken, or None
         sys.stderr.write(f"gdposr: {printable(message)}\n")
         sys.stderr.flush()
 
 
 def printable(text: object) -> str:
-    """`runtime.text.printable`: a text with everything escaped that would steer a terminal."""
+    """`runtime.text.printable`: a text in which control characters are escaped."""
     from runtime.text import printable
 
     return printable(text)
@@ -51,7 +52,7 @@ def on_terminal() -> bool:
 
 
 def emit(result: object) -> None:
-    """A result as JSON on stdout, in UTF-8. Infinite and undefined numbers become null: JSON has no word for them."""
+    """Print a result as JSON on stdout, in UTF-8. Infinity and NaN become null, since JSON lacks them."""
     _print_json(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False))
 
 
@@ -61,9 +62,9 @@ def emit_line(result: object) -> None:
 
 
 def _print_json(text: str) -> None:
-    """Print a JSON text as UTF-8 in any locale. What `printable` would escape stands in JSON's own escapes, so that no name is lost.
+    """Print a JSON text as UTF-8 in any locale. JSON's own escapes replace what `printable` would escape, so that no name is lost.
 
-    A byte that is no text becomes a lone surrogate such as \\udcd5: Python's json gives back a name that `os.fsencode` takes.
+    An invalid byte becomes a lone surrogate such as \\udcd5, which Python's json reads back as a name for `os.fsencode`.
     """
     from runtime.text import is_hidden
 
@@ -81,7 +82,7 @@ def _print_json(text: str) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt. Only the main thread is told of signals."""
+    """Inside this block SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt. No effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -97,7 +98,7 @@ def terminable() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line; kinds that are not ours are named, since their text alone often says little."""
+    """An exception as one line. The type of a foreign exception is named, since its text alone often says little."""
     text = " ".join(str(error).split())
     if not text:
         return type(error).__name__
@@ -111,7 +112,7 @@ def debugging() -> bool:
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text as aligned columns; the first column is left-aligned, the others right-aligned."""
+    """Rows of text as columns. The first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -123,7 +124,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 @contextmanager
 def progress_bar(description: str, enabled: bool = True) -> Iterator[Update]:
-    """A progress bar on stderr: the value is its `Update`. Silent where stderr is no terminal."""
+    """A progress bar on stderr. The value is its `Update`. Silent if stderr is no terminal."""
     if not (enabled and on_terminal()):
         yield _silent
         return
@@ -146,7 +147,7 @@ def progress_bar(description: str, enabled: bool = True) -> Iterator[Update]:
 
 
 def _silent(done: int, total: int, text: str | None = None) -> None:
-    """No terminal, no bar."""
+    """An `Update` without a terminal."""
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -1,4 +1,4 @@
-"""Hands a command line on to a stage with its own parser, and names the extra where its packages are missing."""
+"""Passes a command line to a stage with its own parser, and names the extra if its packages are missing."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from gdposr.console import UsageError
 
 STAGE_PACKAGES = ("runtime", "training", "calibration", "export", "gdposr")
-# Packages that a stage needs for a part of its work only, and the extra that brings them.
+# Packages that only some work of a stage needs, and the extra that installs them.
 EXTRA_OF = {
     "coremltools": "export,coreml",
     "diffusers": "export,train",
@@ -19,7 +19,7 @@ EXTRA_OF = {
 
 
 def check_report(path: object) -> None:
-    """UsageError where a report was asked for, path not None, and the extra `report` is missing: before the long measurement."""
+    """UsageError, before the long measurement, if a report is wanted (path is not None) and the extra `report` is missing."""
     missing = [package for package in ("matplotlib", "jinja2") if find_spec(package) is None]
     if path is not None and missing:
         raise UsageError(
@@ -41,7 +41,7 @@ class Stage:
 
 
 def run_stage(stage: Stage, argv: Sequence[str]) -> int:
-    """Run `stage.module`'s main with argv; a package that is not installed becomes a UsageError with the remedy."""
+    """Run the main of `stage.module` with argv. A missing package becomes a UsageError with the remedy."""
     try:
         return int(import_module(stage.module).main(list(argv)))
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Standard streams that may be missing, closed or taken away: the work goes on, and what cannot be said is dropped.
+"""Standard streams that may be missing or closed: the work goes on, and output that cannot be written is dropped.
 
 A program without a console (pythonw, a frozen app) has None for stderr and stdout. A reader such as `head` leaves in the middle. A
 locale such as cp1252 cannot encode every name.
@@ -16,10 +16,10 @@ _GONE = (errno.EPIPE, errno.EBADF)
 
 
 class Lenient:
-    """A text stream whose `write` and `flush` raise nothing. Everything else is the stream's own.
+    """A text stream whose `write` and `flush` raise nothing. Other attributes are the stream's own.
 
-    lost: the first error of a stream that still has a reader, such as a full disk behind stdout. None: nothing was lost that anybody
-    waits for.
+    lost: the first error of a stream that still has a reader, such as a full disk behind stdout. None: no output was lost that a
+    reader expected.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -64,7 +64,7 @@ class Lenient:
             self._silence()
 
     def _silence(self) -> None:
-        """Send what is still in the buffer nowhere, or Python would fail on it at its end."""
+        """Discard the buffer, because Python would fail on it at exit."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             number = cast(TextIO, self._stream).fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -90,7 +90,7 @@ def lenient_streams() -> Iterator[Lenient]:
 
 
 def _occupy_descriptors() -> None:
-    """Point closed descriptors 0 to 2 nowhere. A photo would get their number otherwise, and a C library's warning would go into it."""
+    """Open closed descriptors 0 to 2 as the null device. Else a photo's file would get such a number, and a C library's warnings."""
     for number in range(3):
         try:
             os.fstat(number)

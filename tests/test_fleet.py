@@ -203,7 +203,7 @@ def test_own_pictures_are_left_out_unless_they_are_named(
     assert gdposr("upscale", archive / "a.png", "-o", archive / "e.png")[0] == 0
     code, _, err = gdposr("upscale", archive, "-o", tmp_path / "out", "--ray")
     assert code == 1
-    assert "1 left out, as gdposr wrote them" in err
+    assert "1 left out, written by gdposr" in err
     assert rows_of(tmp_path / "out")["e.png"]["status"] == "own"
     assert gdposr("upscale", archive / "e.png", "-o", tmp_path / "out", "--ray")[0] == 0
 

@@ -1,4 +1,4 @@
-"""Which limits `gdposr accuracy` holds which row to, and what it says of those that it cannot check."""
+"""Chooses the limits for each row of `gdposr accuracy`, and names those that cannot be checked."""
 
 from __future__ import annotations
 

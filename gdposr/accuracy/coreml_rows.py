@@ -1,7 +1,7 @@
 """A bundle's Core ML packages as methods of an accuracy table, run by the reference evaluator on any machine.
 
-Packages take one size of LR picture: a smaller one is filled up with its last row and column and the result cut again, a larger one
-is refused. Noise, colour fix and rounding are those of the runtime, so a seed means the same sample as in the ONNX rows.
+Packages take one size of LR picture: a smaller one is padded with its last row and column and the result cropped, a larger one is
+refused. Noise, colour fix and rounding are those of the runtime, so a seed gives the same sample as in the ONNX rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOTE = "run by the reference evaluator; a picture below {}x{} is filled up, whic
 
 
 def chosen_variants(bundle: Bundle, wanted: Sequence[str]) -> list[str]:
-    """The variants asked for, each once, in the manifest's order; "all" names every one that is there. UsageError for one it lacks."""
+    """The variants asked for, each once, in the manifest's order. "all" means every variant. UsageError for one that is missing."""
     have = list(bundle.manifest.coreml)
     unknown = [name for name in wanted if name != ALL and name not in have]
     if unknown:
@@ -42,8 +42,8 @@ def chosen_variants(bundle: Bundle, wanted: Sequence[str]) -> list[str]:
 def fitting_variants(
     bundle: Bundle, wanted: Sequence[str], pictures: Mapping[str, tuple[int, int]]
 ) -> list[str]:
-    """`chosen_variants` whose tile holds every LR picture, given by name as (height, width). Of "all" the others are left out and
-    said; ImageError for one asked for by name."""
+    """`chosen_variants` whose tile holds every LR picture. pictures: (height, width) by name. Others among "all" are left out, with a
+    message. ImageError for one asked for by name."""
     from runtime.errors import ImageError
 
     kept, left, reason = [], [], None
@@ -65,8 +65,8 @@ def fitting_variants(
 
 @contextmanager
 def open_methods(bundle: Bundle, variants: Sequence[str], seed: int) -> Iterator[list[Method]]:
-    """One method of kind "model" and target "coreml" per variant. They work inside the context only: their files, each checked by
-    its hash, are kept in a temporary folder, which the evaluator reads weights from."""
+    """One method of kind "model" and target "coreml" per variant. They work only inside the context, because the evaluator reads their
+    weights from a temporary folder. The hash of each file is checked."""
     from calibration.measure.methods import Method, count_parameters
 
     with tempfile.TemporaryDirectory(prefix="gdposr-") as folder:
@@ -138,7 +138,7 @@ class _PackageModel:
         return self.samples(lr, 1)[0]
 
     def samples(self, lr: np.ndarray, count: int) -> list[np.ndarray]:
-        """Samples 0 to count of one picture, encoded once."""
+        """Samples 0 to count - 1 of one picture, which is encoded once."""
         import numpy as np
 
         from runtime.errors import ImageError

@@ -1,4 +1,4 @@
-"""The differences of an accuracy report's rows to fp32 as lines for a terminal."""
+"""Lines for a terminal on how the rows of an accuracy report differ from fp32."""
 
 from typing import TYPE_CHECKING
 
@@ -6,16 +6,17 @@ if TYPE_CHECKING:
     from calibration.measure.accuracy import AccuracyReport
     from calibration.measure.intervals import Difference
 
+# Title, unit, digits.
 SHOWN = {
     "psnr": ("PSNR", " dB", 3),
     "ssim": ("SSIM", "", 5),
     "sqf": ("SQF", "", 5),
     "niqe": ("NIQE", "", 4),
-}  # title, unit, digits
+}
 
 
 def difference_lines(report: "AccuracyReport") -> list[str]:
-    """For each row compared with fp32 a line per real difference, and one that names the metrics without."""
+    """For each row compared with fp32: a line per real difference, and one that names the metrics without a difference."""
     compared = [row for row in report.rows if row.differences]
     lines = []
     for row in compared:

@@ -1,6 +1,6 @@
 """Trained one-step models as rows of an accuracy table: run in torch on the CPU, with the runtime's noise, timed beside the others.
 
-They are what a bundle was made from or is measured against, so they have no budget: a row is compared and no more.
+A bundle was made from them or is measured against them. These rows have no budget; they are only compared.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def open_rows(
 
 
 def onestep_methods(rows: Sequence[OneStepRow], seed: int) -> list[Method]:
-    """One method of kind "peer" and target "torch" for each row; seed and sample mean the noise that they mean in a bundle."""
+    """One method of kind "peer" and target "torch" per row. Seed and sample give the same noise as in a bundle."""
     return [_method(row, seed) for row in rows]
 
 
@@ -115,7 +115,7 @@ def _load(name: str, source: str, scale: int, base: str | None, prompt: str | No
         from training.model.loading import load_model
 
         model = load_model(source, base=base)
-        for part in (model.vae, model.unet):  # a third less time on a CPU, and what a teacher is run with
+        for part in (model.vae, model.unet):  # as for a teacher; a third less time on a CPU
             part.to(memory_format=torch.channels_last)
         size = sum(file.stat().st_size for file in weight_files(source))
     if model.scale != scale:
@@ -128,7 +128,7 @@ def _load(name: str, source: str, scale: int, base: str | None, prompt: str | No
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What hinders loading, as a UsageError that says which row it is about."""
+    """Turns a loading error into a UsageError that names the row."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -141,5 +141,5 @@ def _explained(name: str) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"--onestep {name}: {error}") from error
     except ValueError as error:
-        remedy = "where a base is missing, name it with --onestep-base"
+        remedy = "if a base is missing, name it with --onestep-base"
         raise UsageError(f"--onestep {name}: {error}; {remedy}") from error

@@ -10,12 +10,12 @@ SELECT = ("all", "sheet", "best")
 
 
 def place(text: str) -> Path | str:
-    """An argparse type: a path, or an address such as s3://bucket/folder as it is."""
+    """An argparse type: a path, or the unchanged text of an address such as s3://bucket/folder."""
     return text if "://" in text else Path(text)
 
 
 def ray_address(text: str) -> str:
-    """An argparse type: where a Ray cluster is. "": as `gdposr.fleet.cluster` chooses."""
+    """An argparse type: the address of a Ray cluster. "": `gdposr.fleet.cluster` chooses."""
     if text not in ("", "auto", "local") and not re.fullmatch(r"[^:/\s]+:\d+", text):
         raise argparse.ArgumentTypeError(
             f"expected HOST:PORT, auto or local, got {text!r}; behind the inputs, --ray alone is this machine"
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample",
         type=whole_number(0, 9_999),
         metavar="K",
-        help="only version K of a seed: the file that --samples with more than K versions would write",
+        help="write only version K, as --samples with more than K versions would",
     )
     parser.add_argument(
         "--select",
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-memory",
         type=memory_size,
         metavar="SIZE",
-        help="such as 800M or 1.5G: smaller tiles, and no photo is read before its turn (default: no limit)",
+        help="such as 800M or 1.5G: smaller tiles, and no photo is read ahead (default: no limit)",
     )
     parser.add_argument(
         "--max-pixels",

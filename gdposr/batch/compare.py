@@ -1,4 +1,4 @@
-"""A page beside an output that shows it before and after, with a slider between the two. One file that needs nothing else."""
+"""A page beside an output that shows before and after, with a slider between them, in a single file."""
 
 import base64
 import html
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from runtime.image.bands import Strips
     from runtime.image.photo import Photo
 
-SIDE = 4096  # pixels of the longer side that are shown; a larger result is reduced for the page
-QUALITY = 92  # of the JPEGs in the page
+# Longer side in pixels. A larger result is reduced for the page.
+SIDE = 4096
+# Of the JPEGs in the page.
+QUALITY = 92
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -53,7 +55,7 @@ document.getElementById("whole").onchange = event => frame.classList.toggle("who
 
 
 class Preview:
-    """A result in at most SIDE pixels a side, gathered while its rows pass by, so that it is never whole in memory."""
+    """A result reduced to at most SIDE pixels a side, row by row, so that it is never whole in memory."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.size = shape[1], shape[0]
@@ -62,7 +64,7 @@ class Preview:
         self._rest: NDArray[np.uint8] | None = None  # rows that do not fill a step yet
 
     def passing(self, strips: "Strips") -> "Strips":
-        """The same strips; each band is looked at on its way."""
+        """The same strips. `take` gets each band as it passes."""
         from runtime.image.bands import Strips
 
         def bands() -> "Iterator[NDArray[Any]]":
@@ -73,7 +75,7 @@ class Preview:
         return Strips(strips.shape, strips.dtype, bands())
 
     def take(self, band: "NDArray[Any]") -> None:
-        """The next rows (n, W[, C]), reduced by the mean of squares of `step` pixels."""
+        """Add the next rows (n, W[, C]), reduced to the means of squares of `step` x `step` pixels."""
         from gdposr.batch.sheet import to_rgb8
 
         rows, step = to_rgb8(band), self._step
@@ -87,7 +89,7 @@ class Preview:
         self._rows.append(np.rint(squares.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8))
 
     def pixels(self) -> "NDArray[np.uint8]":
-        """(h, w, 3), when all rows have passed."""
+        """(h, w, 3), after all rows have passed."""
         return np.concatenate(self._rows)
 
     @property
@@ -96,12 +98,12 @@ class Preview:
 
 
 def page_path(target: Path) -> Path:
-    """Where the page of an output goes."""
+    """The page's file for an output."""
     return target.with_name(f"{target.stem}_compare.html")
 
 
 def write_page(path: Path, title: str, before: "Photo", preview: Preview) -> None:
-    """Write the page; it appears complete or not at all.
+    """Write the page. It appears complete or not at all.
 
     path: of the page.
     title: its heading.
@@ -129,7 +131,7 @@ def write_page(path: Path, title: str, before: "Photo", preview: Preview) -> Non
 
 
 def _embedded(pixels: "NDArray[np.uint8]", icc: bytes | None) -> str:
-    """(h, w, 3) as a data URL."""
+    """(h, w, 3) as the data URL of a JPEG."""
     from PIL import Image
 
     image, stream = Image.fromarray(pixels), io.BytesIO()

@@ -1,4 +1,4 @@
-"""Warnings of libraries, such as Pillow's about a photo's metadata: they reach the user with the photo's name, or not at all."""
+"""Warnings of libraries, such as Pillow's about a photo's metadata, get the photo's name. Others are dropped."""
 
 import logging
 import threading
@@ -12,7 +12,7 @@ _HERE = threading.local()
 
 @contextmanager
 def remarks_kept() -> Iterator[None]:
-    """Within it a warning goes to the `about` block of its thread, each time it is given. One outside such blocks is dropped."""
+    """Inside this block every warning goes to the `about` block of its thread. Without one it is dropped."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning | RuntimeWarning):
@@ -24,7 +24,7 @@ def remarks_kept() -> Iterator[None]:
 
     log, handler = logging.getLogger("PIL"), Handler(logging.WARNING)
     propagate = log.propagate
-    with warnings.catch_warnings():  # here alone: entering it in several threads would mix up their filters
+    with warnings.catch_warnings():  # once for all threads: several of these would mix up their filters
         warnings.simplefilter("always")
         warnings.showwarning = show
         log.addHandler(handler)
@@ -38,7 +38,7 @@ def remarks_kept() -> Iterator[None]:
 
 @contextmanager
 def about(name: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Warnings of this thread are of this photo: tell gets them with its name."""
+    """Inside this block `tell` gets the warnings of this thread, with the photo's name."""
     former = getattr(_HERE, "tell", None)
     _HERE.tell = lambda text: tell(text if name in text else f"{name}: {text}")
     try:

@@ -17,20 +17,13 @@ if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
     from runtime.folders import Entry
 
-NOT_WRITTEN = (
-    ".heic",
-    ".heif",
-    ".jp2",
-    ".jxl",
-    ".psd",
-    ".svg",
-    ".tga",
-)  # meant as a picture, not as a folder's name
+# Suffixes of pictures that cannot be written. An OUT with one of them is not meant as a folder.
+NOT_WRITTEN = (".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tga")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be made of every photo."""
+    """What to make from each photo."""
 
     seed: int
     """Of the noise."""
@@ -45,13 +38,13 @@ class Options:
     digest: str
     """Of the bundle."""
     only: int | None = None
-    """This one sample, named as in a run of many; None: samples 0, 1, ..."""
+    """This sample alone, with the name that it has among many. None: samples 0, 1, ..."""
     max_pixels: int | None = None
-    """Of an input; None: the reader's own limit."""
+    """Limit of an input. None: the reader's own limit."""
     compare: bool = False
-    """Whether a page that shows before and after is written beside each output."""
+    """Whether to write a page beside each output that shows before and after."""
     strip: bool = False
-    """Whether outputs are written without metadata, the notes on how they were made included."""
+    """Whether outputs get no metadata, not even the notes on how they were made."""
 
     @property
     def numbers(self) -> list[int]:
@@ -60,7 +53,7 @@ class Options:
 
     @property
     def parts(self) -> list[str]:
-        """Every name part that an output may carry, one per sample unless they share a sheet."""
+        """Name parts that tell outputs of one photo apart: one per sample, or one for a sheet."""
         if self.select == "sheet":
             return ["_sheet"]
         alone = self.samples == 1 and self.only is None
@@ -72,7 +65,7 @@ class Options:
         return len(self.numbers) if self.select == "all" else 1
 
     def described(self, bundle: "Bundle") -> dict[str, Any]:
-        """What a report says of the request."""
+        """The request's fields in a report."""
         from runtime.image.grain import NAME
 
         return {
@@ -89,7 +82,7 @@ class Options:
 
 @dataclass
 class Outcome:
-    """What became of one photo; grows while it is worked on, so that an interrupted run can still tell."""
+    """The result of one photo. It is filled in during the work, so that an interrupted run can report it."""
 
     input: str
     """Path of the photo, or what messages say instead."""
@@ -102,12 +95,12 @@ class Outcome:
     error: str | None = None
     """Why it failed, in one line. None: it did not."""
     seconds: float = 0.0
-    """From taking it up to its last file."""
+    """From its start to its last file."""
 
 
 @dataclass
 class Task:
-    """One photo of a run: where it comes from, where its pictures go, how far it is."""
+    """One photo of a run: its source, its outputs, and its progress."""
 
     source: Path
     """Path of the photo."""
@@ -118,35 +111,35 @@ class Task:
     exact: Path | None = None
     """The one output file the user named; None: names are made from `stem`."""
     pixels: int | None = None
-    """By its header; None: not known."""
+    """From its header. None: not known."""
     begin: float = 0.0
-    """Seconds of time.perf_counter, as `end`; 0: not taken up in this run."""
+    """Seconds of time.perf_counter, as `end`. 0: not begun in this run."""
     end: float = 0.0
     """When its last step so far ended; 0: none has."""
     writes: list[tuple[Future[None], dict[str, Any]]] = field(default_factory=list)
-    """With the report's entries."""
+    """Each write with its entry for the report."""
     error: Exception | None = None
-    """Set before the run where nothing can be read, such as a closed folder."""
+    """Set before the run if it cannot be read, such as a folder without permission."""
     labels: dict[str, str] = field(default_factory=dict)
     """What messages say instead of a path, such as "stdin"."""
     computed: bool = False
-    """Nothing but its last writes can still be missing."""
+    """Whether all its pictures are computed. Some may still be being written."""
 
     def __post_init__(self) -> None:
         self.outcome = Outcome(str(self.source))
 
     def worded(self, text: str) -> str:
-        """A message with the labels in it."""
+        """A message with labels in place of paths."""
         for path, label in self.labels.items():
             text = text.replace(path, label)
         return text
 
     def target(self, part: str = "") -> Path:
-        """The output file; `part` tells pictures of one photo apart, for example "_s2" or "_sheet"."""
+        """The output file. `part` tells pictures of one photo apart, for example "_s2" or "_sheet"."""
         return self.exact if self.exact is not None else self.folder / f"{self.stem}{part}.png"
 
     def finished(self, options: Options) -> list[str]:
-        """The name parts whose files are there, if they are as many as will be written; otherwise none."""
+        """The name parts of the existing outputs if they are complete, otherwise empty."""
         there = [part for part in options.parts if os.path.isfile(self.target(part))]
         return there if len(there) >= options.pictures else []
 
@@ -201,9 +194,9 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing
 
 
 def names_of(entries: "Sequence[Entry]", own: "Callable[[Entry], bool] | None" = None) -> list[str]:
-    """What each entry's outputs begin with: "a" for a.jpg, and "a.jpg" where a.png is there too.
+    """How the names of each entry's outputs begin: "a" for a.jpg, but "a.jpg" if there is an a.png too.
 
-    own: whether gdposr wrote a picture. None: files here, by their headers.
+    own: whether gdposr wrote a picture. None: read the headers of local files.
     """
     from runtime.folders import is_photo_name
 
@@ -222,20 +215,20 @@ def names_of(entries: "Sequence[Entry]", own: "Callable[[Entry], bool] | None" =
 
 
 def _skipped(task: Task, options: Options) -> bool:
-    """Mark a photo whose outputs are all there."""
+    """Mark a photo whose outputs all exist."""
     there = task.finished(options)
     if there:
         task.outcome.status = "skipped"
         named = options.select == "all"
         samples = dict(zip(options.parts, options.numbers, strict=True)) if named else {}
-        # one file may have been named
+        # a dictionary, since all parts share one file if the user named it
         found = {str(task.target(part)): samples.get(part) for part in there}
         task.outcome.outputs = [{"path": path, "sample": sample} for path, sample in found.items()]
     return bool(there)
 
 
 def sources_of(inputs: Sequence[str], out: Path | None) -> "list[Entry]":
-    """Every photo once, and once what may hide photos. A folder without photos is a fault, or a UsageError if there is nothing else."""
+    """Every photo once, and what may hide photos. A folder without photos becomes a fault. UsageError if nothing is found."""
     from runtime.errors import ImageError
     from runtime.folders import Entry, find_entries
 
@@ -277,7 +270,7 @@ def _refuse_clashes(tasks: Sequence[Task], parts: Sequence[str]) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from all others, whatever its name (links included); None where there is none."""
+    """A key of the file itself, the same for all its names and links. None if there is no file."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -286,6 +279,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def path_key(path: Path) -> str:
-    """Paths that are one file on this system compare equal; macOS and Windows do not tell upper from lower case."""
+    """A key of a path that is equal for paths of one file. macOS and Windows ignore case."""
     name = os.path.abspath(path)
     return name.casefold() if sys.platform in ("darwin", "win32") else name

@@ -1,7 +1,7 @@
 """Reading ahead and writing behind: while one photo is computed, the next is read and the last one written.
 
-At most one photo is ahead and one picture behind. Pictures reach their files as bands of rows while they are computed (a `Passage`), in
-the same order and with the same bytes as without threads.
+At most one photo is ahead and one picture behind. Pictures are written as bands of rows while they are computed (a `Passage`), in the
+same order and with the same bytes as without threads.
 """
 
 from collections.abc import Callable
@@ -15,22 +15,22 @@ T = TypeVar("T")
 
 
 class Writer:
-    """Writes pictures in the order they come in, in a thread of its own where `overlap` is true.
+    """Writes pictures in the order they come in. overlap: in a thread of its own.
 
-    Leaving its block waits for pictures that are complete and gives up the one that is not.
+    Leaving its block waits for complete pictures and gives up an incomplete one.
     """
 
     def __init__(self, overlap: bool = True) -> None:
         self._pool = ThreadPoolExecutor(1, "gdposr-write") if overlap else None
         self._pending: set[Future[None]] = set()
-        self._open: Passage | None = None  # of the picture that is being computed
+        self._open: Passage | None = None  # of the picture being computed
 
     def stream(
         self, strips: "Strips", save: Callable[["Strips"], None], meanwhile: Callable[[], None]
     ) -> Future[None]:
-        """Make the bands of a picture here while `save` takes them there. meanwhile: called here after each band.
+        """Compute the bands of a picture in this thread while `save` writes them in the other. meanwhile: called here after each band.
 
-        Errors of making the bands are raised here; those of `save` too where they show in time, else by the Future.
+        Errors of the computation are raised here. Errors of `save` are raised here if they come in time, else by the Future.
         """
         from runtime.image.bands import Passage, Strips
 
@@ -53,7 +53,7 @@ class Writer:
         return future
 
     def whole(self, save: Callable[[], None]) -> Future[None]:
-        """Run `save`, which holds a whole picture, when all earlier ones are written."""
+        """Run `save`, which holds a whole picture, after all earlier pictures are written."""
         if self._pool is None:
             return _done(save)
         self._wait(0)
@@ -74,7 +74,7 @@ class Writer:
                 save()
             finally:
                 if passage is not None:
-                    passage.stop()  # whoever still computes it learns that it is not wanted
+                    passage.stop()  # tell the computing thread to stop
 
         assert self._pool is not None
         future = self._pool.submit(run)
@@ -82,16 +82,16 @@ class Writer:
         return future
 
     def _wait(self, most: int) -> None:
-        """Until at most that many pictures are still to be written."""
+        """Wait until at most that many pictures are unwritten."""
         self._pending = {future for future in self._pending if not future.done()}
         while len(self._pending) > most:
             self._pending = wait(self._pending, return_when=FIRST_COMPLETED).not_done
 
 
 class Reader(Generic[T]):
-    """Reads things in order, each while the one before it is worked on, where `ahead` allows that.
+    """Reads things in order, each while the one before it is worked on.
 
-    read: called with the number of a thing, in a thread of its own or in the caller's. ahead: may this one be read early?
+    read: called with the number of a thing, in another thread or in the caller's. ahead: whether a thing may be read early.
     """
 
     def __init__(self, count: int, read: Callable[[int], T], ahead: Callable[[int], bool]) -> None:
@@ -100,7 +100,7 @@ class Reader(Generic[T]):
         self._next: Future[T] | None = None
 
     def take(self, number: int) -> T:
-        """What read(number) gives or raises; numbers come one after the other. The next one is started."""
+        """Returns or raises what read(number) does, and starts reading the next thing. Numbers must come in order."""
         early, self._next = self._next, None
         try:
             return self._read(number) if early is None else early.result()
@@ -116,7 +116,7 @@ class Reader(Generic[T]):
 
 
 def _done(action: Callable[[], None]) -> Future[None]:
-    """The Future of something done at once, in this thread; raises what it raises."""
+    """Run the action now, in this thread, and return a finished Future. An error is raised at once."""
     action()
     future: Future[None] = Future()
     future.set_result(None)

@@ -1,4 +1,4 @@
-"""A photo from stdin and a picture to stdout. Both are files while they are worked on: nothing incomplete goes down the pipe."""
+"""A photo from stdin and a picture to stdout. Both pass through files, so that no incomplete picture goes down the pipe."""
 
 import contextlib
 import os
@@ -9,12 +9,14 @@ from typing import TextIO
 
 from gdposr.console import UsageError
 
-STANDARD = "-"  # how stdin and stdout are named
-_MOST = 256 << 20  # bytes besides the pixels, as the reader of photos has it
+# The name of stdin and stdout on the command line.
+STANDARD = "-"
+# Bytes allowed besides the pixels, as in the reader of photos.
+_MOST = 256 << 20
 
 
 def from_stdin(folder: Path, max_pixels: int) -> Path:
-    """All of stdin as a file in a folder. UsageError where there is none or it is a terminal, or it is endless."""
+    """Copy stdin to a file in a folder. UsageError if it is missing, a terminal, or too long."""
     stream = sys.stdin
     if stream is None or stream.closed or stream.isatty():
         raise UsageError(
@@ -42,7 +44,7 @@ def check_stdout(stream: TextIO | None) -> None:
 
 
 def to_stdout(path: Path, stream: TextIO) -> str | None:
-    """Copy a whole picture to stdout. What went wrong as a sentence, such as a reader that has gone; None if all was taken."""
+    """Copy a picture to stdout. Returns None, or the error as a sentence, for example if the reader has left."""
     try:
         stream.flush()
         with open(path, "rb") as file:
@@ -51,7 +53,7 @@ def to_stdout(path: Path, stream: TextIO) -> str | None:
     except OSError as error:
         with contextlib.suppress(OSError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())  # what is left in the buffer, which Python writes at its end
+            os.dup2(nowhere, stream.fileno())  # for the rest of the buffer, which Python writes at exit
             os.close(nowhere)
         return f"failed: stdout did not take the whole picture ({error.strerror or error}): try again, or name a file"
     return None

@@ -1,4 +1,4 @@
-"""How far a folder of photos is: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""Progress of a run over photos: a bar with the time left on a terminal, a line now and then elsewhere."""
 
 import sys
 import time
@@ -7,15 +7,18 @@ from contextlib import contextmanager
 
 from gdposr.console import on_terminal, printable, say
 
-Show = Callable[[str, float, str], None]  # what is worked on, share of all work in [0, 1], time left as text
-LINE_SECONDS = 30.0  # between two lines where stderr is no terminal
-FIXED_PIXELS = 20_000  # what opening and closing a file weighs beside its pixels
+# The photo at work, share of all work in [0, 1], time left as text.
+Show = Callable[[str, float, str], None]
+# Time between two lines if stderr is no terminal.
+LINE_SECONDS = 30.0
+# Opening and closing a file takes as long as so many pixels.
+FIXED_PIXELS = 20_000
 
 
 class Meter:
-    """Progress over photos of different sizes; the time left supposes that a photo's work grows with its pixels.
+    """Progress over photos of different sizes. The time left assumes that the work is proportional to the pixels.
 
-    pixels: of each photo, None = not known. show: called with every change. clock: seconds, only differences count.
+    pixels: of each photo; None: not known. show: called at every change. clock: seconds, only differences count.
     """
 
     def __init__(
@@ -26,13 +29,13 @@ class Meter:
         self._index, self._name = -1, ""
 
     def start(self, name: str) -> None:
-        """The next photo is taken up."""
+        """Begin the next photo."""
         self._index += 1
         self._name = name
         self.part(0, 1)
 
     def part(self, done: int, total: int) -> None:
-        """done of total steps of this photo are done."""
+        """Set how many steps of this photo are done."""
         weights = self._weights
         share = (sum(weights[: self._index]) + weights[self._index] * done / total) / sum(weights)
         spent = self._clock() - self._begin
@@ -49,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def occasional_lines(clock: Callable[[], float] = time.monotonic) -> Show:
-    """A `Show` that says a line every LINE_SECONDS at most, none before that."""
+    """A `Show` that prints a line every LINE_SECONDS at most, and none before."""
     last = clock()
 
     def show(name: str, share: float, left: str) -> None:
@@ -77,7 +80,7 @@ def photo_progress(pixels: Sequence[int | None]) -> Iterator[Meter]:
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[left]}"),
     )
-    # stdout is left alone: its lines of JSON would otherwise go to the terminal instead of down the pipe.
+    # rich must not redirect stdout: lines of JSON would go to the terminal instead of down the pipe
     with Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("", total=1.0, left="")
 
@@ -88,11 +91,11 @@ def photo_progress(pixels: Sequence[int | None]) -> Iterator[Meter]:
 
 
 def summary(counts: dict[str, int], total: int, seconds: float) -> str:
-    """One line: what became of the photos."""
+    """The counts in one line."""
     words = {
         "ok": "done",
         "skipped": "skipped, their outputs exist",
-        "own": "left out, as gdposr wrote them (it takes them where they are named one by one)",
+        "own": "left out, written by gdposr; name such a file itself to enlarge it again",
         "failed": "failed",
     }
     parts = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]

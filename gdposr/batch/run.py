@@ -1,4 +1,4 @@
-"""A run over many photos: each is read, computed and written, and whatever goes wrong with one never stops the rest."""
+"""A run over many photos: each is read, computed and written. The error of one photo does not stop the others."""
 
 import time
 from collections import deque
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def say_failed(outcome: Outcome) -> None:
-    """The line of a photo that could not be done, with its name."""
+    """Print the error of a failed photo, with its name."""
     told = outcome.error or ""
     say(f"failed: {told if outcome.input in told else f'{outcome.input}: {told}'}")
 
@@ -45,8 +45,9 @@ def notes_of(seed: int, sample: str, digest: str, precision: str) -> dict[str, s
     }
 
 
-ATTEMPTS = 3  # at a picture whose memory does not suffice
-# A larger photo is not read before its turn, so that memory stays that of one photo.
+# Attempts to make a picture when memory runs out.
+ATTEMPTS = 3
+# A photo of more pixels is not read ahead, so that memory holds one photo.
 AHEAD_PIXELS = 25_000_000
 
 
@@ -71,11 +72,11 @@ class Batch:
         self._options, self._upscaler, self._meter = options, upscaler, meter
         self._settled, self._overlap = settled, overlap
         self._behind: deque[Task] = deque()  # begun and not settled, the oldest first
-        self._deaf: Exception | None = None  # raised by `settled`, for example where stdout is closed
+        self._deaf: Exception | None = None  # raised by `settled`, for example because stdout is closed
         self._writer = Writer(overlap)
 
     def run(self, tasks: Sequence[Task]) -> None:
-        """Every photo. What ends the run early, such as KeyboardInterrupt, is raised when nothing is being written any more."""
+        """Enlarge every photo. An exception that ends the run, such as KeyboardInterrupt, is raised after the last write has ended."""
 
         def read(number: int) -> "Photo":
             return self._read(tasks[number])
@@ -111,7 +112,7 @@ class Batch:
             return read_photo(task.source, **limit, notify=note)
 
     def _attempt(self, task: Task, take: "Callable[[], Photo]") -> None:
-        """One photo; what goes wrong with it is kept for its report."""
+        """Enlarge one photo. An error is kept for its report."""
         self._meter.start(task.source.name)
         try:
             self._upscale(task, take)
@@ -123,7 +124,7 @@ class Batch:
         task.computed = True
 
     def _upscale(self, task: Task, take: "Callable[[], Photo]") -> None:
-        """One photo from its file to its pictures."""
+        """Enlarge one photo, from its file to its pictures."""
         from runtime.image.write.encode import fitting
 
         options = self._options
@@ -163,7 +164,7 @@ class Batch:
             self._whole(task, Photo(sheet), None, "_sheet")
 
     def _best(self, rendering: "Rendering") -> tuple[float, int, "NDArray[Any]"]:
-        """The sample with the lowest score, of the first ones where several have it; no other is kept."""
+        """The first sample with the lowest score. No other is kept in memory."""
         from runtime.image.grain import score
 
         best: tuple[float, int, NDArray[Any]] | None = None
@@ -194,7 +195,7 @@ class Batch:
             try:
                 write = self._writer.stream(strips, save, self._settle)
                 break
-            except OutOfMemory:  # after rows that cannot be taken back; the next attempt has smaller tiles
+            except OutOfMemory:  # after rows that are already written; the next attempt has smaller tiles
                 if attempt + 1 == ATTEMPTS:
                     raise
         task.writes.append((write, self._entry(task, strips.shape, number, part)))
@@ -229,11 +230,11 @@ class Batch:
 
         write = self._writer.whole(save)
         if photo.pixels.nbytes > HELD:
-            write.result()  # not a second one beside the next photo's
+            write.result()  # memory must not hold it beside the next photo's
         task.writes.append((write, self._entry(task, photo.pixels.shape, number, part) | scores))
 
     def _save(self, task: Task, photo: "Photo[Levels | Strips]", number: int | None, part: str) -> None:
-        """Write one picture with what is needed to make it again; in the writer's thread."""
+        """Write one picture with the notes on how it was made. Runs in the writer's thread."""
         from runtime.files import make_folder
         from runtime.image.write.encode import write_photo
 
@@ -253,14 +254,14 @@ class Batch:
         task.end = time.perf_counter()
 
     def _compare(self, task: Task, before: "Photo", preview: "Preview", part: str) -> None:
-        """Write the page that shows before and after; in the writer's thread."""
+        """Write the page that shows before and after. Runs in the writer's thread."""
         from gdposr.batch.compare import page_path, write_page
 
         target = task.target(part)
         write_page(page_path(target), target.name, before, preview)
 
     def _entry(self, task: Task, shape: tuple[int, ...], number: int | None, part: str) -> dict[str, Any]:
-        """What the report says of a picture."""
+        """The report's entry of a picture."""
         from gdposr.batch.compare import page_path
 
         height, width = shape[:2]
@@ -270,7 +271,7 @@ class Batch:
         return entry
 
     def _settle(self) -> None:
-        """Close the oldest photos that have all their files."""
+        """Close the oldest photos whose files are all written."""
         while self._behind and self._behind[0].computed:
             if not all(write.done() for write, _ in self._behind[0].writes):
                 return

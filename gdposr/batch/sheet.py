@@ -1,7 +1,7 @@
 """A labelled contact sheet of several versions of one photo.
 
-Each version is shown whole; where it is too large for its cell, a second row shows a detail of it pixel by pixel, since scaled
-down the versions look alike. The detail is taken where the versions differ most.
+Each version is shown whole. If it must be reduced to fit its cell, the versions look alike, so below it stands a detail pixel by pixel,
+taken where the versions differ most.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ from math import ceil
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-GAP = 8  # pixels between cells
-LABEL = 26  # pixels for the text above a cell
+# Pixels between cells, and for the text above a cell.
+GAP = 8
+LABEL = 26
 INK, PAPER = (30, 30, 30), (246, 246, 244)
 FONT_SIZE = 16
 
@@ -85,9 +86,9 @@ def to_rgb8(picture: np.ndarray) -> np.ndarray:
 
 
 def most_varied(shots: Sequence[np.ndarray], height: int, width: int) -> tuple[int, int, int, int]:
-    """The window (y0, y1, x0, x1) of the given size where pictures (H, W, 3) uint8 differ most.
+    """The window (y0, y1, x0, x1) of the given size in which pictures (H, W, 3) uint8 differ most.
 
-    One picture, or equal ones: where neighbouring pixels differ most.
+    For one picture, or equal ones: the window in which neighbouring pixels differ most.
     """
     gray = np.stack([shot.mean(axis=2, dtype=np.float32) for shot in shots])  # (N, H, W)
     energy = gray.var(axis=0)

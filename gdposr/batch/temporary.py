@@ -1,8 +1,7 @@
-"""Temporary files that a killed run left behind: removed by the next run into the same folder, never while one is alive.
+"""Temporary files of killed runs: the next run into the same folder removes them, but never those of a living run.
 
-Every run holds a shared lock on its output folder; the system lets go of it when the process ends, however it ends. A run
-that gets the folder for itself alone knows that no other is alive and removes at once what carries one of its own outputs'
-names; where locks are not to be had, only what has lain untouched for a day.
+Every run holds a shared lock on its output folder, which the system releases when the process ends. A run that gets the exclusive lock
+is alone, and removes at once the temporary files of its own outputs' names. Without locks, it removes only files unchanged for a day.
 """
 
 import contextlib
@@ -13,13 +12,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-OLD = 24 * 3600.0  # seconds without a change
-TRIES, PAUSE = 20, 0.05  # seconds between two tries for the shared lock
+# Seconds without a change after which a file is removed without a lock.
+OLD = 24 * 3600.0
+# Tries to get the shared lock, and seconds between them.
+TRIES, PAUSE = 20, 0.05
 
 
 @contextmanager
 def claimed(folder: Path, targets: Iterable[Path]) -> Iterator[int]:
-    """Hold the folder while outputs are written there; the value is the number of old temporary files removed before."""
+    """Hold the folder while outputs are written there. The value is the number of old temporary files that were removed first."""
     with contextlib.ExitStack() as stack:
         descriptor = _opened(folder)
         if descriptor is not None:
@@ -29,15 +30,14 @@ def claimed(folder: Path, targets: Iterable[Path]) -> Iterator[int]:
         for _ in range(TRIES if descriptor is not None else 0):
             if _lock(descriptor, exclusive=False):
                 break
-            time.sleep(
-                PAUSE
-            )  # another run has the folder alone, for as long as it takes to look for old files
+            # another run holds the exclusive lock while it looks for old files
+            time.sleep(PAUSE)
         yield removed
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder that is for this process alone, so that `remove_abandoned` leaves it."""
+    """Hold a folder of this process, so that `remove_abandoned` keeps it."""
     descriptor = _opened(folder)
     try:
         _lock(descriptor, exclusive=True)
@@ -48,7 +48,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove the folders of this prefix that no living process holds."""
+    """Remove the folders with this prefix that no living process holds."""
     for folder in parent.glob(f"{prefix}*"):
         descriptor = _opened(folder)
         if descriptor is not None:
@@ -72,9 +72,8 @@ def _remove(targets: Iterable[Path], age: float) -> int:
                 match = TEMPORARY.fullmatch(entry.name)
                 if match is None or match["mark"] not in wanted:
                     continue
-                with contextlib.suppress(
-                    OSError
-                ):  # gone meanwhile, or not ours to remove: no harm either way
+                # it may be gone, or belong to another user
+                with contextlib.suppress(OSError):
                     status = entry.stat(follow_symlinks=False)
                     if time.time() - status.st_mtime >= age:
                         os.unlink(entry.path)
@@ -85,12 +84,12 @@ def _remove(targets: Iterable[Path], age: float) -> int:
 def _opened(folder: Path) -> int | None:
     try:
         return os.open(folder, os.O_RDONLY)
-    except OSError:  # not there yet, or a system that opens no folders
+    except OSError:  # no such folder yet, or a system that cannot open folders
         return None
 
 
 def _lock(descriptor: int | None, *, exclusive: bool) -> bool:
-    """Take or change the lock without waiting; False where that is impossible."""
+    """Take or change the lock without waiting. False if that is impossible."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""Shows a file or folder in the viewer that the system has for it."""
+"""Shows a file or folder in the system's viewer."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def show(path: Path) -> str | None:
-    """Start the system's viewer and go on. What went wrong as a sentence, None if it was started."""
+    """Start the system's viewer without waiting for it. Returns None, or the error as a sentence."""
     place = os.path.abspath(path)
     try:
         if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""What a figure was measured on: processor, the instruction sets that matter for inference, memory, versions."""
+"""Describes the machine of a measurement: processor, instruction sets that matter for inference, memory, versions."""
 
 import os
 import platform
@@ -32,9 +32,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def peak_memory_mb() -> float | None:
-    """The most memory this process has held so far, in 10^6 bytes; None where the system does not tell.
+    """The most memory that this process has held so far, in 10^6 bytes. None if the system does not tell.
 
-    On Linux from /proc, since getrusage there also counts the process that this one was started by.
+    On Linux from /proc, because getrusage there also counts the parent process.
     """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -51,13 +51,13 @@ def peak_memory_mb() -> float | None:
 
 
 def _system() -> str:
-    """The system's name, on a Mac with its version, which decides what Core ML can do."""
+    """The system's name. On a Mac with its version, which decides what Core ML can do."""
     version = platform.mac_ver()[0]
     return f"macOS {version}" if version else platform.system()
 
 
 def _processor() -> tuple[str, set[str]]:
-    """Model name and instruction-set flags, empty where the system does not tell."""
+    """Model name and instruction-set flags. Empty if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

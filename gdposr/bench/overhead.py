@@ -1,4 +1,4 @@
-"""What of a whole picture is spent outside the model: its calls are timed inside the very picture that is timed."""
+"""The share of a picture's time that is spent outside the model. The model's calls are timed inside the timed picture."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from runtime.backends.devices import Backend, Features, Floats
     from runtime.bundle.reader import Bundle
 
-Span = tuple[float, float]  # when a model call began and ended, seconds
+# Begin and end of a model call in seconds.
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a timed call may give back: the share of its time that was not spent in model calls."""
+    """A possible result of a timed call: the share of its time outside model calls."""
 
     share: float
     """0 to 1; see `overhead`."""
 
 
 class TimedBackend:
-    """A backend that notes when each call began and ended. spans: where, shared by all backends of one picture."""
+    """A backend that notes when each call began and ended. spans: the list for the notes, shared by all backends of one picture."""
 
     def __init__(self, backend: "Backend", spans: list[Span]) -> None:
         self._backend, self._spans = backend, spans
@@ -46,11 +47,11 @@ class TimedBackend:
     def _noted(self) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self._spans.append((begin, time.perf_counter()))  # several threads append: that is atomic
+        self._spans.append((begin, time.perf_counter()))  # from several threads; append is atomic
 
 
 class TimedPicture:
-    """What `Upscaler.up` does with a picture, the same bytes, with every model call timed.
+    """Enlarges a picture as `Upscaler.up` does, to the same bytes, and times every model call.
 
     bundle: the model.
     device, precision: as of a `Contender`.
@@ -91,9 +92,9 @@ class TimedPicture:
 
 
 def overhead(spans: Sequence[Span], whole: float) -> float:
-    """1 - time inside model calls / (whole * calls that ever run at once). Seconds.
+    """1 - time inside model calls / (whole * most calls at once). Times in seconds.
 
-    So a lane that prepares, rounds or waits counts, though another one is in the model meanwhile.
+    So the time of a thread that prepares, rounds or waits counts even while another thread is in the model.
     """
     if not spans or whole <= 0:
         return 1.0

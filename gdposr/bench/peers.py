@@ -1,7 +1,7 @@
-"""Other super-resolution models run beside ours, in the benchmark and in accuracy's table: any ONNX file, or a plain ncnn network.
+"""Other super-resolution models for the benchmark and the accuracy table: any ONNX file, or a plain ncnn network.
 
-An ncnn network of the SRVGG kind (realesr-general-x4v3) is timed in ncnn where that package is installed, and, rebuilt from
-the same weights, in ONNX Runtime where `onnx` is installed, so that two models can be compared in one and the same library.
+An ncnn network of the SRVGG kind (realesr-general-x4v3) is timed in ncnn if that package is installed. If `onnx` is installed it is
+also rebuilt from the same weights and timed in ONNX Runtime, so that two models can be compared in the same library.
 """
 
 import math
@@ -18,10 +18,12 @@ from gdposr.console import UsageError
 if TYPE_CHECKING:
     from calibration.measure.methods import Method
 
-Run = Callable[[np.ndarray], np.ndarray]  # (1, 3, h, w) float32 RGB in [0, 1] -> (1, 3, H, W) float32
+# (1, 3, h, w) float32 RGB in [0, 1] -> (1, 3, H, W) float32.
+Run = Callable[[np.ndarray], np.ndarray]
 
-FLOAT16_TAG = 0x01306B47  # ncnn's mark in front of weights stored as float16; 0 = float32
-# Layers of ncnn without weights, of those that networks for pictures are made of.
+# ncnn's mark before weights stored as float16. 0 stands before float32.
+FLOAT16_TAG = 0x01306B47
+# Layers without weights in ncnn's networks for pictures.
 WEIGHTLESS = (
     *(
         "Input",
@@ -57,7 +59,7 @@ class Peer:
 
 
 def load_peers(onnx_files: Sequence[Path], param: Path | None, threads: int) -> dict[str, Peer]:
-    """The models of --peer-onnx and --peer-ncnn by name; the ncnn one in every library that is installed."""
+    """The models of --peer-onnx and --peer-ncnn by name, the ncnn one in every installed library."""
     peers = {f"{file.stem} (onnx)": Peer(onnx_peer(file, threads), *onnx_size(file)) for file in onnx_files}
     if param is not None:
         if find_spec("ncnn") is None and find_spec("onnx") is None:
@@ -96,9 +98,8 @@ def onnx_peer(model: Path | bytes, threads: int) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry(
-        "session.force_spinning_stop", "1"
-    )  # as ours: idle threads let others run
+    # as in our backend: idle threads let others run
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if isinstance(model, Path) and not model.is_file():
         raise UsageError(f"{model}: expected an ONNX file, there is nothing: check the path")
     try:
@@ -119,7 +120,7 @@ def onnx_peer(model: Path | bytes, threads: int) -> Run:
 
 
 def ncnn_peer(param: Path, threads: int) -> Run:
-    """An ncnn network with input blob `data` and output blob `output`; its weights lie beside it as .bin."""
+    """An ncnn network with input blob `data` and output blob `output`. Its weights are in the .bin file beside it."""
     import ncnn
 
     weights = _weights_of(param)
@@ -139,10 +140,10 @@ def ncnn_peer(param: Path, threads: int) -> Run:
 
 
 def onnx_size(file: Path) -> tuple[int | None, int | None]:
-    """(parameters, bytes) of an ONNX file and of the files beside it that its weights lie in; None without the package `onnx`, and for
+    """(parameters, bytes) of an ONNX file with the files beside it that hold its weights. None without the package `onnx`, and for
     ONNX Runtime's own format.
 
-    Parameters are the constants in floating point and the matrices and kernels in 8 bits, but for the factors of a Resize.
+    Parameters are the constants in floating point and the matrices and kernels in 8 bits, except the factors of a Resize.
     """
     if find_spec("onnx") is None or file.suffix == ".ort":
         return None, None
@@ -172,7 +173,7 @@ def onnx_size(file: Path) -> tuple[int | None, int | None]:
 
 
 def count_ncnn(param: Path) -> int | None:
-    """Weights and biases of an ncnn network as its .param states them; None where a layer of an unknown kind has some, perhaps."""
+    """Number of weights and biases of an ncnn network, from its .param file. None if a layer of an unknown kind may have some."""
     count = 0
     for line in filter(None, map(str.split, param.read_text().splitlines()[2:])):
         options = _options(line[4:])
@@ -260,7 +261,7 @@ def _options(words: Sequence[str]) -> dict[int, str]:
 
 
 def _convolution(data: bytes, offset: int, options: dict[int, str]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weight (out, in, k, k), bias (out,), both float32, and where the next layer's numbers begin."""
+    """Weight (out, in, k, k), bias (out,), both float32, and the offset of the next layer's numbers."""
     out, kernel, count = int(options[0]), int(options[1]), int(options[6])
     tag = int.from_bytes(data[offset : offset + 4], "little")
     if tag not in (0, FLOAT16_TAG):

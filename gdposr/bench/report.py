@@ -1,4 +1,4 @@
-"""What `gdposr bench` measured: as text, as a table in Markdown, and as a page with a plot for each size."""
+"""The results of `gdposr bench` as text, as a table in Markdown, and as a page with a plot for each size."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ COLUMNS = {
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """For a terminal."""
+    """The results for a terminal."""
     machine, bundle = result["machine"], result["bundle"]
     flags = " ".join(flag if present else f"no-{flag}" for flag, present in machine["cpu_flags"].items())
     lines = [
@@ -40,8 +40,8 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 
 def whole_pictures(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """By size: whole pictures, ours through the whole pipeline. {"size", "rounds", "ms": {name: median and quartiles},
-    "overhead": {ours: the same}, "ratios"}."""
+    """The times of whole pictures for each size: {"size", "rounds", "ms": {name: median and quartiles}, "overhead": {ours: the same},
+    "ratios"}. Ours go through the whole pipeline."""
     own, peers = result["precisions"], result["peers"]
     ms = {name: row["picture_ms"] for name, row in own.items()}
     ms |= {name: row["ms"] for name, row in peers.items()}
@@ -56,7 +56,7 @@ def whole_pictures(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def all_ratios(result: Mapping[str, Any]) -> dict[str, float]:
-    """Of the model's calls, then of whole pictures of each size."""
+    """Ratios of the model's calls, then of whole pictures of each size."""
     return result["ratios"] | {
         f"{name}, {_sides(block)} picture": value
         for block in whole_pictures(result)
@@ -65,7 +65,7 @@ def all_ratios(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """A table per size: whole pictures, and how many times as fast as each peer."""
+    """A table per size: times of whole pictures, and how many times as fast they are as each peer."""
     lines = []
     for block in whole_pictures(result):
         head, *rows = picture_table(result, block)
@@ -81,7 +81,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def picture_table(result: Mapping[str, Any], block: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of a size's table, header first; a dash where something does not apply."""
+    """Cells of a size's table, header first. A dash where a figure does not apply."""
     peers = list(result["peers"])
     head = ["model", "ms, median [quartiles]", "of fp32's time", "outside the model"]
     rows = [[*head, *(f"times as fast as {peer}" for peer in peers)]]
@@ -95,7 +95,7 @@ def picture_table(result: Mapping[str, Any], block: Mapping[str, Any]) -> list[l
 
 
 def page(result: Mapping[str, Any]) -> str:
-    """The same as one HTML file that needs nothing else."""
+    """The results as a single HTML file."""
     from calibration.report import page as report_page
     from calibration.report.plots import time_plot
 
@@ -125,7 +125,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def _fp32_pairs(label: str) -> tuple[str, ...]:
-    """Possible names of a ratio to fp32 on the same device: labels name the device if there are several."""
+    """Possible names of a ratio to fp32 on the same device. Labels name the device if there are several."""
     device, _, _ = label.rpartition(" ")
     return f"{label} / fp32", f"{label} / {device} fp32"
 

@@ -1,4 +1,4 @@
-"""Timing a bundle and its peers in turns: what is called, how it is measured, and the ratios that hold from machine to machine."""
+"""Times a bundle and its peers in turns: the calls, the measurement, and ratios, which vary less between machines than times."""
 
 import statistics
 import time
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
     from runtime.bundle.reader import Bundle
 
-LEAST = 3  # rounds that a limit of time leaves
-LONG = 1.0  # seconds from which a call is not made twice: it dwarfs what its neighbour left in the caches
+# Rounds that run in spite of a time limit.
+LEAST = 3
+# Calls longer than this (seconds) run once, since the state of the caches hardly matters.
+LONG = 1.0
 
-Times = dict[str, list[float]]  # call -> milliseconds per round; "call overhead" -> share per round
+# Call -> milliseconds per round; "CALL overhead" -> share per round.
+Times = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Contender:
 
 
 def choose(bundle: "Bundle", devices: Sequence[str], precisions: Sequence[str]) -> list[Contender]:
-    """Every precision on every device, each once; notes about the choice are told."""
+    """Every precision on every device, each once. Prints the notes on the choice."""
     from runtime.backends.choice import resolve
 
     chosen: list[tuple[str, str]] = []
@@ -107,7 +110,7 @@ def peer_calls(
 def measure(
     calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int, limit: float | None = None
 ) -> Times:
-    """Milliseconds of every call in every round, the calls taking turns; a short one is made twice and timed once.
+    """Milliseconds of every call in every round. The calls take turns. A short call runs twice, and the second run is timed.
 
     calls: name -> call. One that gives back an `Overhead` has it noted beside its time.
     rounds: that are timed.
@@ -125,7 +128,7 @@ def measure(
     def one_round(update: Callable[[int, int, str | None], None], keep: bool) -> None:
         for name, call in calls.items():
             if took.get(name, 0.0) < LONG:
-                call()  # threads of the one before may still spin, and the caches hold its data
+                call()  # threads of the call before may still spin, and the caches hold its data
             start = time.perf_counter()
             result = call()
             took[name] = time.perf_counter() - start
@@ -150,8 +153,8 @@ def measure(
 
 
 def own_figures(times: Times, label: str) -> dict[str, Any]:
-    """first: encoder and generator; further: the generator alone, since the features are kept; picture: as `Upscaler.up`;
-    overhead: the share of it outside the model."""
+    """Figures of a contender. first: encoder and generator. further: the generator alone, since the features are kept. picture: as
+    `Upscaler.up`. overhead: the picture's share outside the model."""
     encoder, generator = times[f"{label} encoder"], times[f"{label} generator"]
     return {
         "encoder_ms": spread(encoder),
@@ -164,8 +167,8 @@ def own_figures(times: Times, label: str) -> dict[str, Any]:
 
 
 def ratios(times: Times, contenders: Sequence[Contender], peers: Sequence[str]) -> dict[str, float]:
-    """The figures that hold from machine to machine, each the median over the rounds: every contender against fp32 on its own
-    device, against its own precision on the first device, and against the peers."""
+    """Ratios of times, each the median over the rounds: every contender against fp32 on its own device, against its own precision on
+    the first device, and against the peers."""
     first = {
         one.label: added(times[f"{one.label} encoder"], times[f"{one.label} generator"]) for one in contenders
     }

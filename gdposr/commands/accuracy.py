@@ -1,10 +1,9 @@
 """Measure how good a bundle's pictures are, on pairs of small and large photos with the same names.
 
-Reported per precision: PSNR on Y, SSIM, NIQE, SQF where its weights are given, how much samples differ, whether tile borders show, and
-the time of one picture; metrics of pyiqa where they are asked for (--metric). Beside them stand bicubic enlargement, the bundle's Core
-ML packages (--coreml), trained one-step models (--onestep NAME=RUN), other models (--peer-onnx, --peer-ncnn), and any method whose
-pictures lie in a folder (--sr NAME=DIR). Every difference to fp32 has its 95 % interval over the pictures; it is called a difference
-only where that excludes zero.
+Reported per precision: PSNR on Y, SSIM, NIQE, SQF if its weights are given, how much samples differ, whether tile borders show, the
+time of one picture, and metrics of pyiqa if asked for (--metric). Further rows are bicubic enlargement, the bundle's Core ML packages
+(--coreml), trained one-step models (--onestep NAME=RUN), other models (--peer-onnx, --peer-ncnn), and pictures of any method in a
+folder (--sr NAME=DIR). Every difference to fp32 has its 95 % interval over the pictures, and counts only if that excludes zero.
 """
 
 import argparse
@@ -27,8 +26,10 @@ if TYPE_CHECKING:
 
 HELP = "measure quality on pairs of small and large photos"
 ROUNDS, WARMUP = 7, 1
-OPEN_PAIRS = 24  # crops of the open photos, where no folders are given
-LARGEST = 128  # LR side in pixels of the timed picture
+# Crops of the open photos, if no folders are given.
+OPEN_PAIRS = 24
+# Largest LR side of the timed picture in pixels.
+LARGEST = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,14 +136,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _photo(name: str) -> str:
-    """Which open photo a crop is of: its name without the number."""
+    """The open photo of a crop: its name without the number."""
     return name.rpartition("-")[0]
 
 
 def _run(
     args: argparse.Namespace, pictures: str | None = None, group: Callable[[str], str] | None = None
 ) -> int:
-    """Measure, time, show. pictures: what they are; group: picture name -> the photo that it is a crop of."""
+    """Measure, time, show. pictures: a description of them. group: picture name -> the photo that it is a crop of."""
     from calibration.report.crops import CropCollector
     from calibration.report.tables import table_rows
     from gdposr.accuracy.differences import difference_lines
@@ -155,7 +156,7 @@ def _run(
     crops = CropCollector() if args.report else None
     try:
         report = _measured(args, pictures, group, crops, _flat(machine, threads), threads)
-    except ImageError as error:  # no photo is left out of a mean: what cannot be used ends the command
+    except ImageError as error:  # no photo is left out of a mean, so an unusable one ends the command
         raise UsageError(str(error)) from error
     if report.sqf_note:
         say(f"no SQF: {report.sqf_note}")
@@ -187,7 +188,7 @@ def _measured(
     machine: dict[str, str],
     threads: int,
 ) -> "AccuracyReport":
-    """The report, with times unless they were declined. ImageError for pictures that cannot be used."""
+    """The report, with times unless they were declined. ImageError for unusable pictures."""
     from calibration.measure.accuracy import evaluate, measured_precisions
     from gdposr.accuracy.budgets import chosen_budgets
     from gdposr.accuracy.coreml_rows import ROW, fitting_variants, open_methods
@@ -246,7 +247,7 @@ def _measured(
 
 
 def _checked_sizes(args: argparse.Namespace, scale: int) -> dict[str, tuple[int, int]]:
-    """(height, width) of each LR picture by name, before any work. ImageError for a pair that cannot be measured."""
+    """(height, width) of each LR picture by name, read before any work. ImageError for a pair that cannot be measured."""
     from calibration.measure.pairs import find_pairs, read_rgb
     from calibration.measure.table import check_sizes
 
@@ -266,8 +267,8 @@ def _timed(
     size: tuple[int, int],
     onestep: "Sequence[OneStepRow]",
 ) -> "AccuracyReport":
-    """The report with the median time of a whole picture in every ONNX row, every peer's and every one-step model's, all taking turns.
-    size: of an LR picture that the timed one, a square, is not to exceed."""
+    """The report with the median time of a whole picture in the rows of ONNX, peers and one-step models, which take turns.
+    size: (height, width) of an LR picture. The timed square picture does not exceed it."""
     from gdposr.accuracy.onestep_rows import onestep_calls
     from gdposr.bench.timing import measure, own_calls, peer_calls, test_picture
 
@@ -301,7 +302,7 @@ def _flat(machine: dict[str, Any], threads: int) -> dict[str, str]:
 
 
 def _named(option: str, text: str) -> tuple[str, str]:
-    """NAME and what it stands for. option: with its form, such as --sr NAME=DIR."""
+    """NAME and its value. option: with its form, such as --sr NAME=DIR."""
     name, separator, value = text.partition("=")
     if not (name and separator and value):
         flag, form = option.split()

@@ -1,9 +1,8 @@
 """Measure a bundle's speed and memory on this machine, on its own or beside other models.
 
-All contenders take turns in every round, so that a busy moment hits them alike, each once unmeasured and then
-measured, so that none pays for its neighbour's threads; figures are medians with quartiles, and ratios are
-medians over the rounds. Ours is timed from array to array, tiles, noise and rounding included, the peers in their model
-alone and in one piece, which favours them.
+All contenders take turns in every round, so that a busy moment hits them alike. Each runs once unmeasured, so that the threads of the
+one before it do not count, and then measured. Figures are medians with quartiles, and ratios are medians over the rounds. Ours is timed
+from array to array, with tiles, noise and rounding. Of the peers only the model is timed, in one piece, which favours them.
 """
 
 import argparse
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
 
 HELP = "measure speed and memory, also beside other models"
-TIME_LIMIT = 60.0  # seconds for a size given with --picture, but at least `LEAST` rounds
+# Seconds for a size given with --picture. At least `LEAST` rounds run.
+TIME_LIMIT = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +168,7 @@ def large_pictures(
 
 
 def write_reports(args: argparse.Namespace, result: dict[str, Any]) -> None:
-    """The page and the table that were asked for."""
+    """Write the page and the table if they were asked for."""
     from gdposr.bench.report import markdown, page
     from runtime.files import atomic_file
 

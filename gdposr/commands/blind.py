@@ -4,7 +4,7 @@
   page   makes one HTML file of it, to vote on with the arrow keys; it needs no server
   score  counts the votes: A against B with the 95 % interval, by kind of input, and how far voters agree
 
-docs/blind.md tells how to do it and how to read the result.
+docs/blind.md explains the procedure and the result.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind-from",
         choices=["folder", "none"],
         default="folder",
-        help="what tells the kind of input (default: folder)",
+        help="how inputs are sorted into kinds (default: folder)",
     )
     make("--names", nargs=2, metavar=("A", "B"), help="names in the result (default: those of the folders)")
 
@@ -123,7 +123,7 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _command(args: argparse.Namespace, names: "Sequence[str]", seed: int) -> str:
-    """What makes this study again, with all that was left to defaults or drawn."""
+    """The command that makes this study again, with all defaults and drawn values."""
     words = [
         "gdposr",
         "blind",

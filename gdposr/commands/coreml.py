@@ -10,5 +10,5 @@ STAGE = Stage("export.mil.cli", "export,coreml", "every op of a package, and its
 
 
 def forward(argv: Sequence[str]) -> int:
-    """All arguments are the checker's own."""
+    """Pass all arguments to the stage."""
     return run_stage(STAGE, argv)

@@ -10,5 +10,5 @@ STAGE = Stage("export.distill.cli", "train", "the small student, from a teacher 
 
 
 def forward(argv: Sequence[str]) -> int:
-    """All arguments are the distillation's own."""
+    """Pass all arguments to the stage."""
     return run_stage(STAGE, argv)

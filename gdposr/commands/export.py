@@ -10,5 +10,5 @@ STAGE = Stage("export.cli", "export", "merge, convert, quantize and write a bund
 
 
 def forward(argv: Sequence[str]) -> int:
-    """All arguments are the bundle writer's own."""
+    """Pass all arguments to the stage."""
     return run_stage(STAGE, argv)

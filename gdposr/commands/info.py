@@ -1,4 +1,4 @@
-"""Tell what a bundle is, what it was made from, and which devices are at hand here."""
+"""Describe a bundle: its contents, its origin, and the devices here that can run it."""
 
 import argparse
 from pathlib import Path
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from runtime.bundle.packages import PackageList
     from runtime.bundle.reader import Bundle
 
-LEVELS: Final = 2  # of what is free in a manifest; a history of training has hundreds of settings
-HELP = "tell what a bundle is and which devices are at hand"
+# Levels shown of a manifest's free entries. A history of training has hundreds of settings.
+LEVELS: Final = 2
+HELP = "describe a bundle and the devices at hand"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(bundle: "Bundle", runs: dict[str, list[str]]) -> str:
-    """A bundle as text for a person. runs: the precisions that each device here runs of it."""
+    """A bundle as text. runs: by device, the precisions that it can run."""
     manifest = bundle.manifest
     size, noise = manifest.size, manifest.noise
     # facts: a line each
@@ -108,7 +109,7 @@ def _size(size: int) -> str:
 
 
 def _outline(content: dict[str, Any], level: int = 1) -> list[str]:
-    """Two levels of it; of what lies deeper, how much there is."""
+    """Two levels of the content, and the number of entries below them."""
     lines = []
     for key, value in content.items():
         begin = f"{'  ' * level}{key}"

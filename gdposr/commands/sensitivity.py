@@ -1,7 +1,7 @@
-"""Tell which layers of a bundle bear few bits: the quality that is left when one layer alone is quantized.
+"""Tell which layers of a bundle bear few bits: the quality when one layer alone is quantized.
 
-The figures were measured when the bundle was exported; they decided what INT8 leaves in floating point and how many bits each weight of
-a mixed Core ML package has.
+The figures were measured when the bundle was exported. They decided which layers INT8 leaves in floating point, and how many bits each
+weight of a mixed Core ML package has.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def chosen_bits(target: str, rows: "Sequence[LayerNoise]", accuracy: dict[str, Any]) -> dict[str, int]:
-    """Bits that each layer of a target got, by its name; 32 where INT8 left it in floating point."""
+    """Bits of each layer of a target by name. 32: INT8 left it in floating point."""
     layers = [row.layer for row in rows]
     if target == "coreml":
         weights = accuracy.get("mixed_bits", {})
@@ -76,7 +76,7 @@ def chosen_bits(target: str, rows: "Sequence[LayerNoise]", accuracy: dict[str, A
 
 
 def _table(target: str, rows: "Sequence[LayerNoise]", chosen: dict[str, int]) -> str:
-    """The layers of one target, those that suffer most first."""
+    """The layers of one target, the most sensitive first."""
     widths = sorted({row.bits for row in rows})
     psnr = {(row.layer, row.bits): row.psnr for row in rows}
     layers = sorted({row.layer for row in rows}, key=lambda layer: (psnr[layer, widths[0]], layer))

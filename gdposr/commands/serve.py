@@ -1,7 +1,7 @@
 """Serve the web page on this machine and open it in the browser. The photos stay in the browser.
 
 With --api serve programs instead: POST a photo, get pictures. It needs the extra `server`.
-Ctrl-C stops either. Another machine cannot reach them: they listen on 127.0.0.1, unless --host says otherwise.
+Ctrl-C stops both. Other machines cannot reach them, since they listen on 127.0.0.1 unless --host names another address.
 """
 
 import argparse
@@ -17,7 +17,7 @@ HELP = "open the web page, which enlarges photos in the browser; with --api serv
 PORT = 8484
 HOST = "127.0.0.1"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
-# Options of --api that are fields of `Limits`.
+# Options of --api that set fields of `Limits`.
 LIMITS = ("max_bytes", "max_pixels", "max_samples", "timeout", "transfer_timeout", "waiting")
 API_ALONE = ("host", "device", "precision", "threads", "workers", *LIMITS)
 

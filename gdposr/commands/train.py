@@ -18,16 +18,16 @@ STAGES = {
     "student": Stage(
         "export.distill.cli",
         "train",
-        "a small student from photos: what `gdposr distill` does, a teacher is optional",
+        "a small student from photos: same as `gdposr distill`; a teacher is optional",
     ),
     "pictures": Stage(
         "export.student.prior.cli", "train", "a published network's pictures, for the student to learn from"
     ),
     "student-core": Stage(
-        "export.student.cli", "train", "what the student draws without noise, from such pictures"
+        "export.student.cli", "train", "train the student without noise on a published network's pictures"
     ),
     "student-noise": Stage(
-        "export.student.cli", "train", "the texture that its noise draws, on a finished core"
+        "export.student.cli", "train", "train the student's response to noise; needs a finished core"
     ),
     "student-gdpo": Stage(
         "export.student.cli", "train", "preference tuning of a finished student among its own samples"
@@ -42,15 +42,8 @@ STAGES = {
     ),
     "bench": Stage("training.bench", "train", "times of the data and reward code on this machine"),
 }
-NAMED = (
-    "pretrain",
-    "naosd",
-    "gdpo",
-    "student-core",
-    "student-noise",
-    "student-gdpo",
-    "critic",
-)  # stages of one module, which is told the name
+# Stages that share a module, which gets the stage's name as its first argument.
+NAMED = ("pretrain", "naosd", "gdpo", "student-core", "student-noise", "student-gdpo", "critic")
 
 
 def usage() -> str:

@@ -2,9 +2,9 @@
 
 OUT with the suffix of a picture is one file; anything else is a folder, with names that carry the seed:
 photo_x4_seed3.png, and for several samples photo_x4_seed3_s0.png, photo_x4_seed3_s1.png, ...
-An output of the same name is replaced in one step; an input never is. A photo that cannot be done is
-reported and the rest go on. A run that was interrupted or killed leaves whole files only: the same command
-with --skip-existing does the rest. Ctrl-C ends with exit code 130, SIGTERM with 143.
+An output of the same name is replaced in one step, an input never. A photo that fails is reported, and
+the others go on. An interrupted or killed run leaves only complete files, and the same command with
+--skip-existing does the rest. Ctrl-C ends with exit code 130, SIGTERM with 143.
 """
 
 import argparse
@@ -48,7 +48,7 @@ HELP = "upscale photos: files, folders or globs"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, leave out what is there, load the model once, then photo by photo."""
+    """Plan, skip what is done, load the model once, then enlarge photo by photo."""
     with terminable():
         try:
             if args.ray is not None:
@@ -73,7 +73,7 @@ def _on_ray(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace, bundle: "Bundle") -> Options:
-    """What is to be made of every photo. UsageError where two options do not go together."""
+    """What to make from each photo. UsageError if two options do not go together."""
     if args.sample is not None and args.select != "all":
         raise UsageError(f"--sample is one version, got --select {args.select}: leave one of them out")
     if args.compare and args.select == "sheet":
@@ -93,7 +93,7 @@ def _options(args: argparse.Namespace, bundle: "Bundle") -> Options:
 
 
 def _through_pipes(args: argparse.Namespace) -> int:
-    """A run with stdin as its photo, with stdout for its picture, or both."""
+    """A run with a photo from stdin, a picture to stdout, or both."""
     from runtime.image.read.decode import MAX_PIXELS
 
     to_pipe, stdout = str(args.out) == STANDARD, sys.stdout
@@ -125,7 +125,7 @@ def _through_pipes(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
-    """labels: what messages say instead of a path."""
+    """A run over photos. labels: texts that messages show instead of paths."""
     from runtime.bundle.reader import Bundle
 
     # plan: every photo with its files, before the model is loaded
@@ -156,7 +156,7 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
     if not waiting:
         if photos:
             with _folder(photos[0], args.out, targets):
-                pass  # nothing to write, but what a killed run left goes
+                pass  # nothing to write, but files of a killed run are removed
     else:
         with _open(args, bundle) as upscaler:
             say(f"{bundle.manifest.name} ({bundle.digest}) on {upscaler.device} in {upscaler.precision}")
@@ -215,7 +215,7 @@ def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
 
 
 def _refused(waiting: Sequence[Task], out: Path, settled: Callable[[Outcome], None]) -> bool:
-    """Whether nothing can be written into the output folder: said once, and every photo has failed."""
+    """Whether the output folder cannot be made. Then the error is printed once, and every photo has failed."""
     from runtime.errors import ImageError
     from runtime.files import make_folder
 
@@ -232,7 +232,7 @@ def _refused(waiting: Sequence[Task], out: Path, settled: Callable[[Outcome], No
 
 @contextlib.contextmanager
 def _folder(task: Task, out: Path, targets: Sequence[Path]) -> Iterator[None]:
-    """The output folder, free of what killed runs left there."""
+    """Claim the output folder, and tell how many files of killed runs were removed."""
     folder = out if task.exact is None else task.folder
     with claimed(folder, targets) as removed:
         if removed:
@@ -241,7 +241,7 @@ def _folder(task: Task, out: Path, targets: Sequence[Path]) -> Iterator[None]:
 
 
 def _show(outputs: Sequence[dict[str, Any]], out: Path) -> None:
-    """Show the one output, or the folder of several."""
+    """Show the output, or the folder if there are several."""
     if outputs:
         one = Path(outputs[0].get("compare", outputs[0]["path"]))
         problem = show(one if len(outputs) == 1 else out)

@@ -1,6 +1,6 @@
 """Check a bundle: the hash of every file, then its probe on this device in every precision.
 
-The probe is a small picture with a known result: a device that silently computes something else is found here.
+The probe is a small picture with a known result. It finds a device that silently computes something else.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, quiet: bool) -> dict[str, Any]:
-    """Run the probe in one precision. A device or precision that does not exist is the caller's mistake and raises."""
+    """Run the probe in one precision. DeviceError for an unknown device or precision."""
     from runtime.backends.choice import open_backend, placement_note, resolve
     from runtime.errors import GdposrError
     from runtime.upscale.probe import run_probe
@@ -85,7 +85,7 @@ def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, q
     try:
         backend = open_backend(bundle, chosen, precision, threads)
         outcome = run_probe(bundle, backend)
-    except GdposrError as error:  # graphs that cannot be loaded or run here
+    except GdposrError as error:  # the graphs cannot be loaded or run here
         say(f"failed: {one_line(error)}")
         empty = {"placement": None, "psnr_db": None, "floor_db": None}
         return result | empty | {"error": one_line(error)}
@@ -111,7 +111,7 @@ def _here(device: str) -> str:
 
 
 def _nodes(placement: dict[str, int] | None) -> str:
-    """Where the graphs' nodes run, to end a line with."""
+    """The number of the graphs' nodes by provider, for the end of a line."""
     if placement is None:
         return ""
     return "; nodes: " + ", ".join(f"{count} {provider}" for provider, count in placement.items())

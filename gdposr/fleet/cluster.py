@@ -1,7 +1,7 @@
-"""Work on a Ray cluster: a pool of workers by Ray Data, and further rounds for what a node or a dying worker failed at.
+"""Work on a Ray cluster: a pool of Ray Data's workers, and further rounds for photos that failed because of a node or a dead worker.
 
-Ray Data hands out the rows, holds back what nobody can take yet, starts dead workers again and repeats what they were at. A photo
-that takes its worker with it would be repeated without end, so repeats are bounded and what is lost is tried again alone.
+Ray Data hands out the rows, holds back those that no worker can take yet, restarts dead workers and repeats their rows. A photo that
+kills its worker would be repeated without end, so repeats are limited, and later rounds try the lost photos one at a time.
 """
 
 import logging
@@ -18,27 +18,28 @@ from gdposr.fleet.photos import Photo
 from gdposr.fleet.store import is_address
 from gdposr.fleet.worker import Result, Settings, Worker, facts_of
 
-# A row costs Ray about the time of a small thumbnail, so rows go out several at once, up to these.
+# A row costs Ray about the time of a small thumbnail, so rows go out in blocks of at most so many.
 MOST_ROWS = 16
-MOST_BYTES = 4 << 20  # of photos in one block: some seconds of work
-MOST_BLOCKS = 50_000  # of a run: each stands in the memory of the driver
-# Times that a block is begun again after its worker died, in each round.
+# Bytes of the photos in one block: some seconds of work.
+MOST_BYTES = 4 << 20
+# Blocks of a run. The driver holds each in memory.
+MOST_BLOCKS = 50_000
+# How often a round repeats a block after its worker died.
 REPEATS = 2
 ROUNDS = 3
-# Photos that a worker has at hand where they come from stores: one is computed while another is copied.
+# Photos that a worker has at once if they come from stores: one is computed while another is copied.
 OVERLAPPED = 2
 
 
 @contextmanager
 def cluster(address: str) -> Iterator[None]:
-    """Ray, connected to. address: HOST:PORT, auto, local, or "" for the one that RAY_ADDRESS names, else this machine alone.
+    """A connection to Ray. address: HOST:PORT, auto, local, or "" for the one that RAY_ADDRESS names, else this machine alone.
 
     UsageError if there is none.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # Ray Data's own doings are no errors of this command
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
+    # Hide Ray Data's internal messages.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -57,10 +58,10 @@ def cluster(address: str) -> Iterator[None]:
 
 
 def loaded(settings: Settings) -> tuple[dict[str, Any], dict[str, float]]:
-    """What a node loads (see `facts_of`), and what a worker takes of the cluster.
+    """What a node loads (see `facts_of`), and the resources of the cluster that each worker takes.
 
-    With --device auto a GPU is taken if the cluster has one and the model runs there. UsageError, BundleError or DeviceError if no
-    worker could start.
+    With --device auto a worker takes a GPU if the cluster has one and the model runs there. UsageError, BundleError or DeviceError if
+    no worker could start.
     """
     import ray
 
@@ -89,7 +90,7 @@ def loaded(settings: Settings) -> tuple[dict[str, Any], dict[str, float]]:
 def enlarged(
     photos: Sequence[Photo], settings: Settings, takes: dict[str, float]
 ) -> Generator[Result, None, None]:
-    """Every photo's result, in the order in which they are done. Closing the iterator ends the work."""
+    """The result of every photo, as soon as it is done. Closing the iterator ends the work."""
     left = {photo.number: photo for photo in photos}
     bad_nodes: set[str] = set()
     faults: dict[int, Result] = {}
@@ -143,7 +144,7 @@ def _round(
     context.max_errored_blocks = -1  # see `enlarged`
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     rows = [{"photo": photo.packed()} for photo in photos]
-    with warnings.catch_warnings():  # max_task_retries has no other way in yet
+    with warnings.catch_warnings():  # Ray has no other way to pass max_task_retries yet
         warnings.simplefilter("ignore", DeprecationWarning)
         results = ray.data.from_items(rows, override_num_blocks=blocks).map(
             Worker,
@@ -158,7 +159,7 @@ def _round(
 
 
 def _blocks(photos: Sequence[Photo], places: int) -> int:
-    """Into how many blocks the photos go: of a few seconds' work, and several for each worker."""
+    """The number of blocks: each has a few seconds of work, and each worker gets several."""
     known = [photo.size for photo in photos if photo.size is not None]
     size = max(1, sum(known) // len(known)) if known else 1
     rows = max(1, min(MOST_ROWS, MOST_BYTES // size, len(photos) // (4 * max(1, places))))
@@ -166,7 +167,7 @@ def _blocks(photos: Sequence[Photo], places: int) -> int:
 
 
 def _places(takes: dict[str, float], avoid: set[str] | None = None) -> int:
-    """How many workers the living nodes hold at once."""
+    """How many workers the living nodes have room for."""
     import ray
 
     names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}

@@ -64,7 +64,7 @@ def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> 
     report = Report(target, options.seed, bundle.digest, args.skip_existing)
 
     def settle(result: Result) -> None:
-        """A photo is done, in whatever way."""
+        """Count and report a photo that is done, skipped or failed."""
         outcome = result.outcome
         counts[outcome.status] += 1
         settled.add(result.number)
@@ -92,7 +92,7 @@ def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> 
         how = "terminated" if isinstance(stop, Terminated) else "interrupted"
         say(f"{how}; finished files stay, no partial file is left")
     finally:
-        if report.precision is not None or not waiting:  # else nothing was begun, and an older report stays
+        if report.precision is not None or not waiting:  # if no work began, an older report stays
             try:
                 for photo in photos:
                     if photo.number not in settled:
@@ -113,7 +113,7 @@ def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> 
 
 
 def _refuse(args: argparse.Namespace) -> None:
-    """UsageError for what has no meaning on a cluster."""
+    """UsageError for options that have no meaning on a cluster."""
     from runtime.image.write.encode import WRITE_FORMATS
 
     if STANDARD in (*args.inputs, str(args.out)):
@@ -151,7 +151,7 @@ def _settings(args: argparse.Namespace, options: Options) -> Settings:
 def _begun(
     photos: Sequence[Photo], target: Target, options: Options, skip_existing: bool, settle: Settle
 ) -> Iterator[Photo]:
-    """Settle what needs no work, and give the rest."""
+    """Settle the photos that need no work, and yield the others."""
     present = target.present() if skip_existing else lambda name: False
     samples = dict(zip(options.parts, options.numbers, strict=True)) if options.select == "all" else {}
     for photo in photos:
@@ -172,7 +172,7 @@ def _begun(
 
 @contextlib.contextmanager
 def _claimed(target: Target, photos: Sequence[Photo], options: Options) -> Iterator[None]:
-    """A folder here is held against other runs, free of what killed ones left. In a store nothing is left that has a picture's name."""
+    """Claim a local output folder, see `claimed`. A store needs no claim: a killed run leaves no file there with a picture's name."""
     if target.store is not None:
         yield
         return
@@ -194,12 +194,12 @@ def _work(
     report: Report,
     settle: Settle,
 ) -> dict[str, Any]:
-    """The photos on the cluster. What a node loaded, as in the reports of the plain command."""
+    """Enlarge the photos on the cluster. Returns what a node loaded, as in the reports of the plain command."""
     import dataclasses
 
     from gdposr.fleet.cluster import cluster, enlarged, loaded
 
-    with cluster(address), terminable():  # Ray has its own way at SIGTERM, so ours comes after it
+    with cluster(address), terminable():  # Ray sets its own handler of SIGTERM, so ours comes after it
         facts, takes = loaded(settings)
         settings = dataclasses.replace(settings, device=facts["device"], precision=facts["precision"])
         report.precision = facts["precision"]
@@ -215,7 +215,7 @@ def _work(
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
-    """Called with the number of photos done and the newest: a bar on a terminal, a line now and then elsewhere."""
+    """A function to call with the number of photos done and the newest. It shows a bar on a terminal, else a line now and then."""
     if on_terminal():
         with progress_bar("photos") as update:
             yield lambda count, name: update(count, total, None)

@@ -1,7 +1,7 @@
-"""Which photo of an archive goes to which files: named as by the plain command, from folders here and at addresses.
+"""Which photo of an archive goes to which files, from local folders and from addresses. Names are those of the plain command.
 
-Unlike `gdposr.batch.outputs` no photo is opened, so that a million of them are planned in minutes: whether gdposr itself wrote a
-picture shows when its turn comes.
+Unlike `gdposr.batch.outputs` this opens no photo, so that a million of them are planned in minutes. A worker finds out whether gdposr
+itself wrote a picture.
 """
 
 import contextlib
@@ -35,22 +35,22 @@ class Photo:
     address: str | None
     """Of its store. None: a file here."""
     folder: str
-    """Where its pictures go, inside the output folder, "" for that itself."""
+    """Where its pictures go, relative to the output folder; "" is that folder itself."""
     stem: str
-    """What the names of its pictures begin with."""
+    """How the names of its pictures begin."""
     named: bool = False
-    """Whether the user named this very file, so that a picture of gdposr's own is enlarged too."""
+    """Whether the user named this very file. Then it is enlarged even if gdposr wrote it."""
     size: int | None = None
     """Bytes of its file. None: not known."""
     fault: str | None = None
-    """Why nothing can be read here."""
+    """Why it cannot be read."""
 
     def outputs(self, options: Options) -> list[str]:
-        """The names that its pictures may have, inside the output folder."""
+        """The paths that its pictures may have, relative to the output folder."""
         return [os.path.join(self.folder, f"{self.stem}{part}.png") for part in options.parts]
 
     def packed(self) -> str:
-        """As JSON, which keeps names that are no text."""
+        """As JSON, which also keeps names that are not valid text."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -59,27 +59,27 @@ class Photo:
 
 
 class Target:
-    """The output folder, here or at an address."""
+    """The output folder, local or at an address."""
 
     def __init__(self, out: str) -> None:
         self.out = out
         self.store = store_at(out) if is_address(out) else None
 
     def shown(self, name: str) -> str:
-        """How messages and the report name a file of it."""
+        """How messages and the report name a file in it."""
         if self.store is not None:
             return self.store.shown(self.store.below(name))
         return os.path.join(self.out, name)
 
     def present(self) -> Callable[[str], bool]:
-        """Whether a file is there, by its name inside the folder. A store is listed once."""
+        """A function that tells whether a file of this name is in the folder. A store is listed once."""
         if self.store is None:
             return lambda name: os.path.isfile(os.path.join(self.out, name))
         names = self.store.names()
         return lambda name: name in names
 
     def names_in(self, folder: str) -> list[str]:
-        """The files of a folder inside, sorted; none where it is not there."""
+        """The files of a sub-folder, sorted. Empty if there is no such folder."""
         if self.store is not None:
             return sorted(file.path.rpartition("/")[2] for file in self.store.files(folder))
         place = Path(self.out, folder)
@@ -87,7 +87,7 @@ class Target:
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[IO[bytes]]:
-        """A stream that reads a file of it and can be rewound."""
+        """A seekable stream that reads a file in it."""
         if self.store is not None:
             with self.store.opened(self.store.below(name)) as stream:
                 yield stream
@@ -96,7 +96,7 @@ class Target:
                 yield stream
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a file into it, where it appears complete or not at all."""
+        """Copy a file into it. The copy appears complete or not at all."""
         if self.store is not None:
             self.store.put(source, self.store.below(name))
             return
@@ -108,7 +108,7 @@ class Target:
             shutil.copyfileobj(file, stream)
 
     def remove(self, name: str) -> None:
-        """Remove a file of it; no harm if that fails."""
+        """Remove a file in it. Failure is ignored."""
         if self.store is not None:
             self.store.remove(self.store.below(name))
             return
@@ -116,16 +116,16 @@ class Target:
             os.unlink(os.path.join(self.out, name))
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder that is empty; object stores have none."""
+        """Remove an empty folder. Object stores have no folders."""
         if self.store is None:
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.join(self.out, name))
 
 
 def plan_photos(inputs: Sequence[str], target: Target, options: Options) -> list[Photo]:
-    """Files, folders, patterns and addresses -> photos, each once, and with a fault what may hide some.
+    """Files, folders, patterns and addresses -> photos, each once, and what may hide photos, with a `fault`.
 
-    UsageError where nothing is found, two photos would go to one file, or an output would replace an input.
+    UsageError if nothing is found, two photos would go to one file, or an output would replace an input.
     """
     found = _found(inputs, target)
     stores = {id(entry): (address, file) for entry, address, file in found}
@@ -161,13 +161,13 @@ def plan_photos(inputs: Sequence[str], target: Target, options: Options) -> list
 
 
 def finished(photo: Photo, options: Options, present: Callable[[str], bool]) -> list[str]:
-    """The names of its pictures that are there, if they are as many as will be written; otherwise none."""
+    """The names of its existing pictures if they are complete, otherwise empty."""
     there = [name for name in photo.outputs(options) if present(name)]
     return there if len(there) >= options.pictures else []
 
 
 def _found(inputs: Sequence[str], target: Target) -> "list[tuple[Entry, str | None, Found | None]]":
-    """Every photo once, with the address of its store and what that says of it; both None for files here."""
+    """Every photo once, with the address of its store and its entry there; both None for local files."""
     found: dict[str, tuple[Entry, str | None, Found | None]] = {}
     here = [item for item in inputs if not is_address(item)]
     if here:

@@ -1,7 +1,7 @@
-"""The report of an archive: a Parquet file in the output folder with a row per photo, whatever became of it.
+"""The report of an archive: a Parquet file in the output folder with a row for every photo, also a failed one.
 
-While a run goes on its rows reach the output folder in parts, so that a driver that is killed loses seconds of them. The next run into
-the folder takes over what parts and an older report say of pictures that it finds finished.
+During a run the rows are written in parts, so that a killed driver loses only the last seconds. The next run into the folder takes
+what the parts and an older report say of the pictures that it skips.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REPORT = "gdposr-report.parquet"
-# Hidden, so that no listing of photos looks at it.
+# Hidden, so that it is never listed as a folder of photos.
 PARTS = ".gdposr-report"
 PART_SECONDS = 10.0
 PART_ROWS = 10_000
@@ -34,7 +34,7 @@ def columns() -> "pa.Schema":
             "output": texts,  # the pictures, one for each sample that was kept
             "seed": pa.uint64(),
             "sample": pa.list_(pa.int64()),  # of each output; null: all on a sheet, or not known
-            "digest": pa.string(),  # of the bundle that made the pictures; null: not made in a run that the report knows of
+            "digest": pa.string(),  # of the bundle that made the pictures; null: not known
             "precision": pa.string(),
             "sha256": texts,  # of each output
             "milliseconds": pa.float64(),
@@ -46,7 +46,7 @@ def columns() -> "pa.Schema":
 
 
 class Report:
-    """Rows as they come, a file at the end.
+    """Collects rows, and writes one file at the end.
 
     target: the output folder.
     seed, digest: of the run, like the attribute precision.
@@ -63,7 +63,7 @@ class Report:
         self._flushed = time.monotonic()
 
     def add(self, result: Result) -> None:
-        """A photo that is done. A skipped one keeps what was known of its pictures."""
+        """Add the row of a photo. A skipped one keeps what an earlier report says of its pictures."""
         outcome = result.outcome
         row: dict[str, Any] = {
             "source": _text(outcome.input),
@@ -87,7 +87,7 @@ class Report:
             self._flush()
 
     def close(self) -> str:
-        """Write the one file, remove the parts, and return how messages name the report."""
+        """Write the report, remove the parts, and return the report's name for messages."""
         import pyarrow as pa
 
         self._take()
@@ -106,7 +106,7 @@ class Report:
             self._rows = []
 
     def _flush(self) -> None:
-        """The rows since the last part, as a new one."""
+        """Write the rows since the last part as a new part."""
         self._take()
         name = f"{time.time_ns():020d}.parquet"
         self._put(self._tables[-1], f"{PARTS}/{name}")
@@ -122,7 +122,7 @@ class Report:
             self._target.put(file, name)
 
     def _read_earlier(self) -> dict[str, dict[str, Any]]:
-        """By the first output: what runs before tell of its making."""
+        """Rows of earlier runs by their first output."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -132,7 +132,7 @@ class Report:
             try:
                 with self._target.opened(name) as stream:
                     table = pq.read_table(stream, columns=["output", *kept])
-            except (OSError, pa.ArrowException):  # not there, or not a report
+            except (OSError, pa.ArrowException):  # missing, or not a report
                 continue
             for row in table.to_pylist():
                 if row["output"] and row["digest"] is not None:
@@ -141,5 +141,5 @@ class Report:
 
 
 def _text(name: str) -> str:
-    """A name whose bytes are no text has escapes such as \\udcd5, as in the JSON reports."""
+    """A name as valid text: invalid bytes become escapes such as \\udcd5, as in the JSON reports."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Folders that have an address, such as s3://bucket/photos: on any file system of pyarrow, or of fsspec through it."""
+"""Folders at an address, such as s3://bucket/photos, on any file system of pyarrow or of fsspec."""
 
 import contextlib
 import secrets
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
     from runtime.folders import Entry
 
-# Here a file appears when its last byte is there (S3: PutObject, CompleteMultipartUpload; Google: the end of a resumable upload).
-# Elsewhere it gets its name by a move.
+# On these a file appears only when it is complete (S3: PutObject, CompleteMultipartUpload; Google: the end of a resumable upload).
+# On others it is written under a temporary name and moved.
 ATOMIC_PUT = ("s3", "gcs")
-CHUNK = 1 << 20  # bytes
+# Bytes that are copied at once.
+CHUNK = 1 << 20
 
 
 def is_address(text: object) -> bool:
-    """Whether a text names a place by scheme, such as s3://bucket/photos."""
+    """Whether a text is an address with a scheme, such as s3://bucket/photos."""
     return "://" in str(text)
 
 
@@ -39,9 +40,9 @@ class Found:
 
 
 class Store:
-    """A folder, or one file, on a file system with an address. Keys to it come from the environment, on each node its own.
+    """A folder, or one file, on a file system with an address. Its keys come from the environment of each node.
 
-    address: scheme://bucket/path or fsspec+SCHEME://path, with the options of its file system behind a "?", such as
+    address: scheme://bucket/path or fsspec+SCHEME://path; options of the file system follow after a "?", such as
         s3://bucket/photos?region=eu-west-1.
 
     UsageError for an address that cannot be understood.
@@ -52,7 +53,7 @@ class Store:
         self.address = address
         self._files, root = _opened(address)
         self.root = root.rstrip("/") or root
-        # what stands before a path of the file system: no password, no options; a bucket is part of the path already
+        # the part of the address before the path, without password and options; a bucket belongs to the path
         apart = self.root.startswith("/") and not self._files.type_name.startswith("py::")
         host = parts.netloc.rpartition("@")[2] if apart else ""
         self._prefix = f"{parts.scheme}://{host}"
@@ -62,11 +63,11 @@ class Store:
         return f"{self._prefix}{path}"
 
     def below(self, relative: str) -> str:
-        """A path inside the folder."""
+        """The path of a file in the folder, from its relative path."""
         return "/".join(part for part in (self.root.rstrip("/"), relative) if part)
 
     def entries(self, outside: "Store | None" = None) -> "list[tuple[Entry, Found]]":
-        """The photos, sorted. One that the address names itself is `named`. outside: a folder to leave out, for the results."""
+        """The photos, sorted. If the address is that of a file, it is `named`. outside: the results' folder, which is left out."""
         from pyarrow.fs import FileType
 
         from runtime.folders import Entry, is_photo_name
@@ -86,7 +87,7 @@ class Store:
         return sorted(found, key=lambda pair: pair[1].path)
 
     def files(self, folder: str = "") -> list[Found]:
-        """Every file below the folder, or below one inside it; none where that is not there."""
+        """Every file below the folder, or below a sub-folder. Empty if there is no such folder."""
         from pyarrow.fs import FileSelector, FileType
 
         selector = FileSelector(self.below(folder), recursive=True, allow_not_found=True)
@@ -97,12 +98,12 @@ class Store:
         ]
 
     def names(self) -> set[str]:
-        """The paths inside the folder of all files below it."""
+        """The relative paths of all files below the folder."""
         return {self._relative(file.path) for file in self.files()}
 
     @contextlib.contextmanager
     def opened(self, path: str) -> "Iterator[IO[bytes]]":
-        """A stream that reads a file and can be rewound."""
+        """A seekable stream that reads a file."""
         with self._files.open_input_file(path) as stream:
             yield stream
 
@@ -112,7 +113,7 @@ class Store:
             shutil.copyfileobj(source, copy, CHUNK)
 
     def put(self, source: Path, path: str) -> None:
-        """Copy a local file into the store, where it appears complete or not at all and replaces one of its name."""
+        """Copy a local file into the store. It appears complete or not at all, and replaces a file of the same name."""
         if self._files.type_name in ATOMIC_PUT:
             self._copy(source, path)
             return
@@ -129,7 +130,7 @@ class Store:
             raise
 
     def _copy(self, source: Path, path: str) -> None:
-        """Closing a stream completes its file, also after an error: what is cut short is removed."""
+        """Copy a local file. Closing the stream completes the file even after an error, so an incomplete one is removed."""
         try:
             with open(source, "rb") as file, self._files.open_output_stream(path) as stream:
                 shutil.copyfileobj(file, stream, CHUNK)
@@ -138,8 +139,8 @@ class Store:
             raise
 
     def remove(self, path: str) -> None:
-        """Remove a file; no harm if that fails."""
-        with contextlib.suppress(OSError):  # never hides the first error
+        """Remove a file. Failure is ignored."""
+        with contextlib.suppress(OSError):  # it must not hide the first error
             self._files.delete_file(path)
 
     def _relative(self, path: str) -> str:
@@ -148,7 +149,7 @@ class Store:
 
 @cache
 def store_at(address: str) -> Store:
-    """The store of an address, opened once by each process."""
+    """The store at an address. Each process opens it once."""
     return Store(address)
 
 

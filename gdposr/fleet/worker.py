@@ -1,7 +1,7 @@
-"""What a node of the cluster does: photo by photo, in the steps of the plain command and to its bytes.
+"""What a node of the cluster does: enlarge photo by photo, by the steps of the plain command and with the same bytes.
 
-Rows that go through Ray carry names and outcomes alone. The bytes of a photo are read by the worker when its turn comes, so that no
-block of Ray's holds them, and a worker computes one photo at a time: its memory is that of its largest photo.
+The rows that go through Ray hold only names and outcomes. A worker reads the bytes of a photo itself, so that Ray never holds them, and
+computes one photo at a time, so that it needs the memory of its largest photo.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ from gdposr.fleet.store import store_at
 if TYPE_CHECKING:
     from runtime.upscale.upscaler import Upscaler
 
-# What is wrong with a node, not with a photo: the photo may be done elsewhere.
+# Errors of a node, not of a photo: another node may succeed.
 NODE_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS)
-# Of folders for copies from and to stores.
+# Prefix of the temporary folders for copies from and to stores.
 SCRATCH = "gdposr-ray-"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every worker is told, the same for all, so that an archive has one answer."""
+    """The settings of all workers. They are the same for each, so that all photos are enlarged alike."""
 
     options: Options
     """What is to be made of every photo."""
@@ -65,7 +65,7 @@ class Settings:
     """The driver's, which every node must have."""
 
     def open(self) -> "Upscaler":
-        """UsageError if this node has another model or another version than the driver. DeviceError, BundleError as of `Upscaler`."""
+        """UsageError if this node has another model or version than the driver. DeviceError, BundleError: see `Upscaler`."""
         from runtime.upscale.upscaler import Upscaler
 
         upscaler = Upscaler(
@@ -89,7 +89,7 @@ class Settings:
 
 @dataclass
 class Result:
-    """What became of one photo, as a worker tells it."""
+    """A worker's result for one photo."""
 
     number: int
     """Of the photo."""
@@ -100,12 +100,12 @@ class Result:
     sha256: list[str] = field(default_factory=list)
     """Of each picture, hexadecimal, in the order of the outcome's outputs."""
     node: str | None = None
-    """Ray's name of the node. None: no worker came that far."""
+    """Ray's name of the node. None: no worker finished it."""
     node_fault: bool = False
     """Whether it failed for a reason of the node, such as a full disk."""
 
     def packed(self) -> str:
-        """As JSON, which keeps names that are no text."""
+        """As JSON, which also keeps names that are not valid text."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -115,7 +115,7 @@ class Result:
 
 
 def facts_of(settings: Settings) -> dict[str, Any]:
-    """What a node of the cluster loads: device, precision, placement and notes as in the reports of the plain command."""
+    """What this node loads: device, precision, placement and notes, as in the reports of the plain command."""
     with settings.open() as upscaler:
         return {
             "device": upscaler.device,
@@ -126,7 +126,7 @@ def facts_of(settings: Settings) -> dict[str, Any]:
 
 
 class Worker:
-    """An actor of Ray Data: one Upscaler. May be called from several threads: one computes, others copy from and to stores."""
+    """An actor of Ray Data with one Upscaler. Several threads may call it: one computes while others copy from and to stores."""
 
     def __init__(self, settings: Settings) -> None:
         remove_abandoned(Path(tempfile.gettempdir()), SCRATCH)
@@ -136,7 +136,7 @@ class Worker:
         self._node = _node_id()
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        """A row with a packed `Photo` -> a row with a packed `Result`. Never raises for what is wrong with a photo or a node."""
+        """A row with a packed `Photo` -> a row with a packed `Result`. Errors of a photo or a node are in the result, not raised."""
         return {"result": self.enlarge(Photo.unpacked(row["photo"])).packed()}
 
     def enlarge(self, photo: Photo) -> Result:
@@ -149,7 +149,7 @@ class Worker:
             outcome = result.outcome
             outcome.status, outcome.error, outcome.outputs = "failed", one_line(error), []
             result.sha256 = []
-            # what a store refuses has no number where pyarrow tells it
+            # pyarrow's errors of stores have no errno
             result.node_fault = is_node_fault(error) or (isinstance(error, OSError) and error.errno is None)
         result.milliseconds = round((time.perf_counter() - begin) * 1000, 1)
         result.outcome.seconds = round(result.milliseconds / 1000, 3)
@@ -158,7 +158,7 @@ class Worker:
     def _enlarge(self, photo: Photo, result: Result, stack: contextlib.ExitStack) -> None:
         store = self._target.store
         scratch = stack.enter_context(_scratch()) if photo.address or store else None
-        # read: a file here at once, one of a store by a copy on the disk
+        # read: a local file directly, one of a store through a local copy
         source, labels = Path(photo.path), {photo.path: photo.source}
         if photo.address is not None:
             assert scratch is not None
@@ -190,9 +190,9 @@ class Worker:
         result.node_fault = task.error is not None and is_node_fault(task.error)
         if result.outcome.status != "ok":
             if store is not None:
-                result.outcome.outputs = []  # of several pictures some may be done, but none has left the node
+                result.outcome.outputs = []  # some pictures may be finished, but none has been copied to the store
             return
-        # write: to a store what is complete, pages before the pictures that count as done
+        # write: a store gets complete files, and pages before pictures, since a picture marks the photo as done
         for output in result.outcome.outputs:
             result.sha256.append(_sha256(Path(output["path"])))
         for output in result.outcome.outputs:
@@ -201,7 +201,7 @@ class Worker:
                     output[name] = self._placed(photo, Path(output[name]))
 
     def _placed(self, photo: Photo, path: Path) -> str:
-        """How the report names a finished file, after it has gone to its store."""
+        """Copy a finished file to its store, if there is one, and return its name for the report."""
         name = os.path.join(photo.folder, path.name)
         store = self._target.store
         if store is None:
@@ -210,14 +210,14 @@ class Worker:
         return store.shown(store.below(name))
 
     def _check_size(self, photo: Photo) -> None:
-        """ImageError for a file that no photo within the limit can be, before it is copied."""
+        """ImageError, before a file is copied, if it is too large for a photo within the pixel limit."""
         from runtime.image.read.decode import MAX_PIXELS, check_size
 
         check_size(photo.source, photo.size or 0, self._settings.options.max_pixels or MAX_PIXELS)
 
 
 def is_node_fault(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that this node or its line is at fault."""
+    """Whether an error, or a cause of it, lies with this node or its network."""
     from runtime.errors import OutOfMemory
 
     while error is not None:
@@ -231,12 +231,12 @@ def is_node_fault(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder of the node for one photo. What a killed worker leaves there goes when another worker starts on the node."""
+    """A temporary folder for one photo. If the worker is killed, the next one on this node removes it."""
     made = Path(tempfile.mkdtemp(prefix=f"new-{SCRATCH}"))
     folder = made.with_name(made.name.removeprefix("new-"))
     try:
         with held(made):
-            made.rename(folder)  # held before it has the name that others look for
+            made.rename(folder)  # it is held before it gets the name that others look for
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The HTTP interface: requests to orders, orders through the queue, what comes of them to answers."""
+"""The HTTP interface: turns requests into orders, puts them in the queue, and answers with the pictures."""
 
 import asyncio
 import json
@@ -28,12 +28,12 @@ from gdposr.server.upload import receive_photo
 from gdposr.server.work import Answer, Errand
 
 PATH = "/v1/upscale"
-# Characters of all notes in an answer's header.
+# Most characters of the notes in an answer's header.
 MOST_NOTES = 2000
 
 
 class Wanted(BaseModel):
-    """The query of a request. Each has the name and the meaning of an option of `gdposr upscale`."""
+    """The query of a request. Each parameter has the name and the meaning of an option of `gdposr upscale`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,7 +48,7 @@ class Wanted(BaseModel):
     strip: bool = Field(False, description="no metadata in the pictures; what their colours depend on stays")
 
     def order(self, limits: Limits, scale: float) -> Order:
-        """Refusal where the values do not go together. scale: the model's."""
+        """Refusal if the values do not go together. scale: the model's."""
         if self.samples is not None and self.sample is not None:
             raise Refusal(422, "sample is one version, got samples too: leave one of them out")
         if (self.samples or 1) > limits.max_samples:
@@ -61,7 +61,7 @@ class Wanted(BaseModel):
 
 
 class Desk:
-    """Takes photos in, waits for their pictures, and counts. folder: where requests get folders of their own."""
+    """Receives photos, waits for their pictures, and counts. folder: each request gets a folder in it."""
 
     def __init__(self, queue: JobQueue[Errand, Answer], limits: Limits, folder: Path) -> None:
         self.queue, self.limits, self.folder = queue, limits, folder
@@ -69,8 +69,8 @@ class Desk:
         self._uploads = 0
 
     async def answer(self, request: Request, order: Order) -> Response:
-        """The pictures of a request's body. Refusal where there are none."""
-        self.queue.admit()  # before the photo has come, so that a client need not send it in vain
+        """The pictures of the photo in a request's body. Refusal if there are none."""
+        self.queue.admit()  # before the photo is received, so that a client does not send it in vain
         if self._uploads >= self.limits.uploads:
             raise Refusal(
                 429,
@@ -94,12 +94,12 @@ class Desk:
         except BaseException:
             if job is None or job.future is None:
                 _remove(errand.folder)
-            else:  # at once, or when the worker has let go of it
+            else:  # at once, or when the worker has finished with it
                 job.future.add_done_callback(lambda _: _remove(errand.folder))
             raise
 
     async def _pictures(self, request: Request, job: Job[Errand, Answer]) -> Answer:
-        """Wait for a job, until its time is up or the client leaves. In both cases it is stopped."""
+        """Wait for a job until its time is up or the client leaves, and then stop it."""
         assert job.future is not None
         done = asyncio.wrap_future(job.future)
         gone = asyncio.ensure_future(_disconnected(request))
@@ -135,7 +135,7 @@ class Desk:
 
 
 class Pictures(FileResponse):
-    """The file of an answer. It is removed with its folder when it is sent, or when the client takes too long."""
+    """The file of an answer. It is removed with its folder once it is sent, or if the client takes too long."""
 
     def __init__(self, answer: Answer, folder: Path, timeout: float) -> None:
         notes = {"Gdposr-Notes": in_header(answer.notes)} if answer.notes else {}
@@ -149,7 +149,7 @@ class Pictures(FileResponse):
             async with asyncio.timeout(self._timeout):
                 await super().__call__(scope, receive, send)
         except TimeoutError:
-            say("an answer was not taken in time; its connection is closed")  # by uvicorn
+            say("an answer was not taken in time; its connection is closed")  # uvicorn closes it
         finally:
             _remove(self._folder)
 
@@ -160,7 +160,7 @@ def create_app(desk: Desk, scale: float, facts: dict[str, str]) -> FastAPI:
         title="gdposr",
         version=__version__,
         description=ABOUT,
-        docs_url=None,  # they load scripts from elsewhere; `page` is our own
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; `page` needs none
         redoc_url=None,
     )
 
@@ -219,7 +219,7 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _worded(fault: dict[str, Any]) -> str:
-    """One complaint of pydantic, with the name of the parameter and what came."""
+    """One error of pydantic, with the name of the parameter and the value that came."""
     name, got = fault["loc"][-1], repr(fault.get("input"))[:80]
     if fault["type"] == "extra_forbidden":
         return f"unknown parameter {repr(name)[:80]}: expected some of {', '.join(Wanted.model_fields)}"
@@ -227,7 +227,7 @@ def _worded(fault: dict[str, Any]) -> str:
 
 
 def in_header(notes: list[str]) -> str:
-    """Notes as a JSON list in ASCII. The last ones are left away where they are too long for a header."""
+    """Notes as a JSON list in ASCII. If they are too long for a header, the last ones are left out."""
     while len(text := json.dumps(notes)) > MOST_NOTES:
         notes = notes[:-1]
     return text

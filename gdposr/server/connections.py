@@ -1,4 +1,4 @@
-"""What stands before the routes: a bound on connections, and a count of all answers, those included that no route gives."""
+"""Limits the number of connections, and counts all answers, also those that no route gives."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The interface in words: what goes into its OpenAPI description, and that description as a page without scripts."""
+"""The texts of the OpenAPI description, and that description as a page without scripts."""
 
 from collections.abc import Sequence
 from html import escape
@@ -22,7 +22,7 @@ _ERROR: Final[dict[str, Any]] = {
         "schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     }
 }
-# By status: what the answer means.
+# What each status means.
 _ERRORS: Final = {
     408: "The photo came too slowly",
     413: "The photo has too many bytes",

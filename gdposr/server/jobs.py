@@ -1,6 +1,6 @@
-"""Photos in a bounded queue before a few worker threads, each with a deadline, each to be stopped at any time.
+"""A bounded queue of jobs for a few worker threads. Each job has a deadline and can be stopped at any time.
 
-Knows nothing of HTTP and of pictures: what is done with a job is a function given to the queue.
+It is independent of HTTP and of pictures: the queue gets the function that does a job.
 """
 
 import math
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Generic, TypeVar
 
-# Seconds a client is told to stay away at most.
+# The longest time to wait that a client is told, in seconds.
 LONGEST_RETRY: Final = 120
-# Share of the newest job in the mean time of a job.
+# Weight of the newest job in the mean time of a job.
 NEWEST: Final = 0.2
 
 Wanted = TypeVar("Wanted")
@@ -20,11 +20,11 @@ Result = TypeVar("Result")
 
 
 class Stopped(Exception):
-    """Raised inside the work on a job that nobody waits for any more, or whose time is up."""
+    """Raised inside the work on a job that was given up, or whose time is up."""
 
 
 class Full(Exception):
-    """The queue takes no more jobs now. retry_after: seconds until it is likely to."""
+    """The queue is full. retry_after: seconds until it probably has a free place."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"the queue is full, try again in {retry_after} s")
@@ -32,7 +32,7 @@ class Full(Exception):
 
 
 class Closed(Exception):
-    """The queue takes no more jobs at all."""
+    """The queue is closed: it takes no more jobs."""
 
 
 class Job(Generic[Wanted, Result]):
@@ -45,12 +45,12 @@ class Job(Generic[Wanted, Result]):
         self._stop = threading.Event()
 
     def stop(self) -> bool:
-        """Give the job up. True: it was waiting and never begins. False: it is done, or ends at its next `check`."""
+        """Give the job up. True: it was waiting and will not begin. False: it is done, or ends at its next `check`."""
         self._stop.set()
         return self.future is not None and self.future.cancel()
 
     def check(self, *_: object) -> None:
-        """Stopped if the job was given up or its time is up. Takes what a progress function of the runtime takes."""
+        """Stopped if the job was given up or its time is up. It can serve as a progress function of the runtime."""
         if self._stop.is_set():
             raise Stopped("the job was given up")
         if time.monotonic() > self.deadline:
@@ -69,9 +69,9 @@ class JobQueue(Generic[Wanted, Result]):
         self._work, self._workers, self._places = work, workers, workers + waiting
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="upscale")
         self._lock = threading.RLock()
-        self._jobs: set[Job[Wanted, Result]] = set()  # neither done nor given up while waiting
+        self._jobs: set[Job[Wanted, Result]] = set()  # waiting or at work
         self._at_work, self._closed = 0, False
-        self._mean = 1.0  # seconds a job takes, the newest ones count most
+        self._mean = 1.0  # seconds that a job takes; the newest ones count most
 
     @property
     def at_work(self) -> int:
@@ -104,13 +104,13 @@ class JobQueue(Generic[Wanted, Result]):
         return job.future
 
     def retry_after(self) -> int:
-        """Seconds until a place is likely to be free: the time of the jobs at hand, shared among the workers."""
+        """Seconds until a place is probably free: the time of all jobs, divided among the workers."""
         with self._lock:
             seconds = self._mean * max(1, len(self._jobs)) / self._workers
         return min(LONGEST_RETRY, max(1, math.ceil(seconds)))
 
     def close(self) -> None:
-        """Refuse new jobs and those that wait. Jobs at work go on."""
+        """Refuse new jobs and cancel waiting ones. Jobs at work go on."""
         with self._lock:
             self._closed = True
             jobs = list(self._jobs)
@@ -138,9 +138,8 @@ class JobQueue(Generic[Wanted, Result]):
         finally:
             with self._lock:
                 self._at_work -= 1
-                self._jobs.discard(
-                    job
-                )  # in one step with the line above, so that `waiting` is right at any moment
+                # under the same lock as the line above, so that `waiting` is right at any moment
+                self._jobs.discard(job)
                 self._mean += NEWEST * (time.monotonic() - begin - self._mean)
 
     def _leave(self, job: Job[Wanted, Result]) -> None:

@@ -1,11 +1,11 @@
-"""What the server for apps takes at most."""
+"""Limits of the server for apps."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on requests. All but the last two are options of `gdposr serve --api`."""
+    """Limits on requests. All but the last two are options of `gdposr serve --api`."""
 
     max_bytes: int = 32 << 20
     """Of a photo's file."""
@@ -16,10 +16,10 @@ class Limits:
     timeout: float = 60.0
     """Seconds from the whole photo to the finished pictures, the time in the queue included."""
     transfer_timeout: float = 120.0
-    """Seconds for a photo to come in, and again for the answer to go out."""
+    """Seconds for receiving a photo, and again for sending the answer."""
     waiting: int = 16
     """Photos in the queue, besides those at work."""
     uploads: int = 64
-    """Photos that may come in at once. Each is a temporary file."""
+    """Photos that may be received at once. Each is a temporary file."""
     connections: int = 400
-    """At once. Beyond it every request gets 503. Below the usual limit of 1024 open files."""
+    """At once. Above it every request gets 503. It stays below the usual limit of 1024 open files."""

@@ -13,7 +13,7 @@ TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """The server's own registry, so that two servers in one process do not mix their counts."""
+    """Counts of one server, in a registry of its own, so that two servers in one process do not mix them."""
 
     def __init__(self, queue: JobQueue[Errand, Answer]) -> None:
         self._registry = CollectorRegistry()
@@ -46,5 +46,5 @@ class Metrics:
         self.pixels.inc(answer.pixels)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format, of the media type TYPE."""
+        """All figures in Prometheus' text format, whose media type is TYPE."""
         return generate_latest(self._registry)

@@ -1,15 +1,15 @@
-"""What one request wants of its photo."""
+"""What one request asks for."""
 
 from dataclasses import dataclass
 from typing import Final
 
-# The suffix by the name of a format in a request.
+# File suffix of each format that a request can name.
 SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
 @dataclass(frozen=True)
 class Order:
-    """The pictures to make, as the options of `gdposr upscale` of the same names say it."""
+    """The pictures to make. The fields mean what the options of `gdposr upscale` mean."""
 
     seed: int
     """Of the noise."""
@@ -24,7 +24,7 @@ class Order:
     quality: int = 95
     """1 to 100, for formats with losses."""
     strip: bool = False
-    """Whether pictures go without metadata, the notes on how they were made included."""
+    """Whether the pictures get no metadata, not even the notes on how they were made."""
 
     @property
     def numbers(self) -> list[int]:
@@ -32,7 +32,7 @@ class Order:
         return list(range(self.samples)) if self.only is None else [self.only]
 
     def name(self, number: int) -> str:
-        """The file of a version, as the command names the one of a photo.jpg."""
+        """File name of a version, as the command would name it for photo.jpg."""
         alone = self.samples == 1 and self.only is None
         part = "" if alone else f"_s{number}"
         return f"photo_x{self.scale:g}_seed{self.seed}{part}{SUFFIXES[self.format]}"

@@ -1,7 +1,7 @@
-"""HTTP for clients that stall: whoever leaves the server waiting for long loses the connection.
+"""HTTP/1.1 that closes the connection of a client that keeps the server waiting.
 
 uvicorn waits for ever for the headers of a request, for the rest of a body that was refused, and for a client that does not take its
-answer. The time of a body that is wanted is the business of `upload.py`.
+answer. `upload.py` limits the time of a body that is accepted.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ STALLED: Final = 30.0
 
 
 class Countdown:
-    """Calls a function after some seconds, unless it is stopped before."""
+    """Calls a function after some seconds, unless it is stopped before that."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop, seconds: float, action: Callable[[], None]) -> None:
-        """One that runs already goes on."""
+        """Start the time. No effect while it runs."""
         if self._timer is None:
             self._timer = loop.call_later(seconds, action)
 
@@ -35,7 +35,7 @@ class Countdown:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, with an end to its patience."""
+    """uvicorn's HTTP/1.1 with time limits."""
 
     patience, stalled = PATIENCE, STALLED
 
@@ -66,7 +66,7 @@ class PatientProtocol(H11Protocol):
         self._untaken.stop()
 
     def _watch(self) -> None:
-        """The time runs while the client has a request to finish that nobody reads."""
+        """The time limit counts while the client still owes a part of a request that no handler reads."""
         unread = self.cycle is None or self.cycle.response_complete
         if unread and self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
             self._owed.start(self.loop, self.patience, self.transport.abort)

@@ -1,4 +1,4 @@
-"""What the server says instead of a picture: a status and one sentence with the remedy."""
+"""The server's errors: a status and one sentence with the remedy."""
 
 import os
 import re
@@ -7,12 +7,14 @@ from pathlib import Path
 from gdposr.console import one_line
 from gdposr.server.jobs import Closed, Full
 
-GONE = 499  # the client has left; nobody reads it, it is counted
-RETRY = 5  # seconds, where nothing better is known
+# The client has left. Used for counting only.
+GONE = 499
+# Seconds to wait, if no better estimate is known.
+RETRY = 5
 
 
 class Refusal(Exception):
-    """An answer without a picture. retry_after: seconds, where trying again makes sense."""
+    """An answer without a picture. retry_after: seconds, if trying again makes sense."""
 
     def __init__(self, status: int, sentence: str, retry_after: int | None = None) -> None:
         super().__init__(sentence)
@@ -20,9 +22,9 @@ class Refusal(Exception):
 
 
 def refusal_of(error: Exception, folder: Path) -> Refusal | None:
-    """The answer for what went wrong with a photo. None: a fault of the server, which is no business of the client.
+    """The answer for a failed photo. None: an internal error, whose details are not sent to the client.
 
-    folder: that of the requests, whose names are left out of the sentence.
+    folder: holds the requests' folders. Their names are left out of the sentence.
     """
     from runtime.errors import ImageError, OutOfMemory, SettingError
 
@@ -32,7 +34,7 @@ def refusal_of(error: Exception, folder: Path) -> Refusal | None:
         return Refusal(429, f"expected a free place in the queue, got a full one: {error}", error.retry_after)
     if isinstance(error, Closed):
         return Refusal(503, "the server is being stopped: try again later", RETRY)
-    # a full or broken disk, whatever it has become on its way
+    # a full or broken disk, also behind another exception
     causes = (error, error.__cause__)
     if any(isinstance(cause, OSError) and cause.errno is not None for cause in causes):
         return Refusal(503, "the server has no space for this photo now: try again later", RETRY)

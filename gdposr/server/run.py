@@ -1,4 +1,4 @@
-"""The server from its socket to its end: the model loaded, signals obeyed, nothing left behind."""
+"""Runs the server: opens its socket, stops at a signal, and removes its files."""
 
 import errno
 import socket
@@ -22,12 +22,12 @@ from gdposr.server.work import Answer, Errand, Work
 if TYPE_CHECKING:
     from runtime.upscale.upscaler import Upscaler
 
-# Where no other machine reaches the server.
+# Hosts that no other machine can reach.
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 class ApiServer(uvicorn.Server):
-    """uvicorn, told to refuse at its end what waits in the queue."""
+    """uvicorn that refuses all queued photos when it stops."""
 
     def __init__(self, config: uvicorn.Config, queue: JobQueue[Errand, Answer]) -> None:
         super().__init__(config)
@@ -82,9 +82,9 @@ def api_server(upscaler: "Upscaler", limits: Limits, workers: int = 1) -> Iterat
             lifespan="off",
             access_log=False,
             log_config=None,
-            log_level="critical",  # what goes wrong is told by the app; strangers' broken requests are no news
+            log_level="critical",  # the app logs its own errors; malformed requests are not logged
             server_header=False,
-            # photos at work and answers on their way may take their time; a second Ctrl-C ends them
+            # photos at work and answers being sent get this long to finish; a second Ctrl-C ends them
             timeout_graceful_shutdown=round(limits.timeout + limits.transfer_timeout),
         )
         server = ApiServer(config, queue)

@@ -1,4 +1,4 @@
-"""A photo on its way in: the body of a request, counted and timed while it goes to a file."""
+"""Receives a photo: writes the body of a request to a file, within limits on bytes and time."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a worker does: from the file of a photo to the file of the answer, in the steps of `gdposr upscale` and to its bytes."""
+"""A worker's task: from the file of a photo to the file of the answer, by the steps of `gdposr upscale` and with the same bytes."""
 
 import os
 import shutil
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from runtime.upscale.rendering import Rendering
     from runtime.upscale.upscaler import Upscaler
 
-PHOTO = "photo"  # the name of the uploaded file
+# The name of the uploaded file.
+PHOTO = "photo"
 ARCHIVE = "photo.zip"
 
 
 @dataclass(frozen=True)
 class Errand:
-    """A photo with what is wanted of it."""
+    """A photo and the order for it."""
 
     folder: Path
     """The request's own, with the file PHOTO in it. Everything else is written there too."""
@@ -36,30 +37,30 @@ class Errand:
         return self.folder / PHOTO
 
     def worded(self, text: str) -> str:
-        """A message without the folder's name, which is no business of the client."""
+        """A message without the folder's name, which the client must not see."""
         return text.replace(f"{self.folder}{os.sep}", "")
 
 
 @dataclass
 class Answer:
-    """What goes back."""
+    """The result of an errand."""
 
     path: Path
     """A picture, or a zip of several."""
     pixels: int
     """Of the photo."""
     notes: list[str] = field(default_factory=list)
-    """What was lost on the way, such as 16 bits in a JPEG."""
+    """Losses, such as 16 bits in a JPEG."""
 
 
 class Work:
-    """Enlarges photos by one Upscaler; to be called from several threads, as the work of a `JobQueue`."""
+    """Enlarges photos with one Upscaler. It is the work of a `JobQueue` and may be called from several threads."""
 
     def __init__(self, upscaler: "Upscaler", max_pixels: int) -> None:
         self._upscaler, self._max_pixels = upscaler, max_pixels
 
     def __call__(self, job: Job[Errand, Answer]) -> Answer:
-        """ImageError for a photo that cannot be read or written as asked, Stopped soon after the job was given up."""
+        """ImageError if the photo cannot be read or written as asked, Stopped soon after the job was given up."""
         from runtime.image.read.decode import read_photo
         from runtime.image.write.encode import fitting
 
@@ -103,7 +104,7 @@ class Work:
         target: Path,
         note: Callable[[str], None],
     ) -> None:
-        """Compute and write one version; begun again with smaller tiles after memory ran out in the middle."""
+        """Compute and write one version. If memory runs out, begin again with smaller tiles."""
         from runtime.errors import OutOfMemory
         from runtime.image.write.encode import write_photo
 
@@ -125,7 +126,7 @@ def packed(archive: Path, paths: list[Path]) -> Path:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as pack:
         for path in paths:
             entry = zipfile.ZipInfo(path.name)
-            entry.file_size = path.stat().st_size  # so that a large one is written as such
+            entry.file_size = path.stat().st_size  # a large one needs a zip64 header
             with path.open("rb") as source, pack.open(entry, "w") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
             path.unlink()

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_site(files: dict[str, bytes], out: Path) -> None:
-    """Write the files in place of an earlier page. UsageError if the folder holds something else."""
+    """Write the files, replacing an earlier page. UsageError if the folder holds something else."""
     if out.exists() and not (out / SERVICE_WORKER).exists() and any(out.iterdir()):
         raise UsageError(
             f"--out: expected a new folder or one with an earlier page, got {out}; choose another"

@@ -12,7 +12,7 @@ from gdposr.console import UsageError
 from gdposr.web.site import TYPES
 
 ADDRESS: Final = "127.0.0.1"
-# Nothing from elsewhere may be loaded, and the page is isolated, so that WebAssembly may use threads.
+# The page may load only its own files, and is isolated, which WebAssembly needs for threads.
 HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; img-src 'self' blob:; "
@@ -28,7 +28,7 @@ HEADERS: Final = {
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves files from memory, each with these headers. port 0: any free one, see `url`. UsageError if the port is taken."""
+    """Serves files from memory, each with the headers. port 0: any free one, see `url`. UsageError if the port is taken."""
 
     daemon_threads = True
     # Windows would let two servers share a port.
@@ -88,4 +88,4 @@ class PageHandler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the page tells what goes wrong."""
+        """Log nothing. The page shows errors."""

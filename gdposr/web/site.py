@@ -1,6 +1,6 @@
-"""The files of the web page: the sources in runtime/web as they are, a bundle's graphs, and the service worker with the list of all.
+"""The files of the web page: the sources in runtime/web, a bundle's graphs, and the service worker with the list of all files.
 
-Nothing is compiled, so the page in the package is its own source and cannot fall behind it.
+Nothing is compiled: the sources are the page.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
 
 SERVICE_WORKER: Final = "sw.js"
-# Where ONNX Runtime and the bundle stand in the page.
+# Folders of ONNX Runtime and the bundle in the page.
 ENGINE, MODEL = "ort/", "bundle/"
 # Precisions whose graphs a browser can use.
 PRECISIONS: Final = ("fp32", "fp16", "int8")
