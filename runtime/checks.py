@@ -13,7 +13,7 @@ from .errors import BundleError, SettingError
 MAX_DEPTH: Final = 32
 # Characters of a key.
 MAX_KEY: Final = 256
-# Characters that a terminal obeys instead of showing: control characters, lone surrogates, changes of the writing direction.
+# Characters that control a terminal: control characters, lone surrogates, changes of the writing direction.
 _OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 

@@ -36,7 +36,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     temporary = temporary_beside(path)
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # a name that is too long shows now, before anything is computed
+            os.lstat(path)  # fails now if the name is too long, before anything is computed
         with open(temporary, "xb") as stream:
             yield stream
             stream.flush()
@@ -45,12 +45,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        with contextlib.suppress(OSError):  # never hides the first error
+        with contextlib.suppress(OSError):  # it must not hide the first error
             temporary.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder with those above it. ImageError where that is impossible, or where nothing may be created in it."""
+    """Create a folder with its parents. ImageError if that is impossible, or if no file can be created in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

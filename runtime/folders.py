@@ -1,4 +1,4 @@
-"""Photos in folders and by patterns: each entry once, links followed, and what cannot be looked into is named, never left out."""
+"""Finds photos in folders and by patterns: each once, through links too. A folder that cannot be read becomes an entry with a fault."""
 
 import fnmatch
 import glob
@@ -12,13 +12,13 @@ from pathlib import Path
 from .errors import ImageError
 from .files import SUFFIXES
 
-# A name that ends so is a file. Another name may be that of a folder, such as "2019" or "St. Ives".
+# The end of a file's name. Other names may be those of folders, such as "2019" or "St. Ives".
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A photo that was found, or what stands where photos may be missing."""
+    """A photo that was found, or something that may hide photos, with a fault."""
 
     path: Path
     """Where it lies, as reached from the item that the caller named."""
@@ -27,11 +27,11 @@ class Entry:
     named: bool
     """Whether the caller named this very file."""
     fault: ImageError | None = None
-    """Why nothing can be read here. None: nothing is known against it."""
+    """Why it cannot be read. None: no reason is known."""
 
     @property
     def key(self) -> str:
-        """Equal for two ways to one photo. Two links that lead nowhere are two faults, although they may lead to the same place."""
+        """Equal for two paths of one photo. Two broken links are two faults, even if they name the same place."""
         return os.path.realpath(self.path) if self.fault is None else os.path.abspath(self.path)
 
 
@@ -40,8 +40,8 @@ def find_entries(
 ) -> list[Entry]:
     """A file, a folder or a pattern -> its photos, sorted, and an entry with a fault for each thing that hides photos.
 
-    A folder gives its files with a known suffix, except hidden ones. Linked folders are followed. Each folder is looked into once,
-    and a real folder goes before a link to it. A file that is named is kept whatever its suffix. So is a name that is not there.
+    A folder gives its files with a known suffix, except hidden ones. Linked folders are followed. Each folder is read once, and a real
+    folder goes before a link to it. A named file is kept whatever its suffix, also if it does not exist.
     exclude: folders to leave out, such as the output folder.
     """
     path, text = Path(item), os.fspath(item)
@@ -70,7 +70,7 @@ def find_photos(
     recursive: bool = True,
     exclude: Sequence[str | os.PathLike[str]] = (),
 ) -> list[Path]:
-    """As `find_entries` for several inputs: one sorted list without duplicates. Reading what has a fault reports it."""
+    """As `find_entries` for several inputs: one sorted list without duplicates. Reading an entry with a fault reports it."""
     found: dict[str, Path] = {}
     for item in inputs:
         for entry in find_entries(item, recursive=recursive, exclude=exclude):
@@ -86,7 +86,7 @@ def _entries(pairs: Iterable[tuple[Path, ImageError | None]], root: Path) -> lis
 
 
 def _below(top: Path, recursive: bool, excluded: set[str]) -> Iterator[tuple[Path, ImageError | None]]:
-    """Photos below a folder, and with a fault what may hide some."""
+    """Photos below a folder, and faults of what may hide some."""
     for here, entries, fault in _walk(top, recursive, excluded):
         if fault is not None:
             yield here, fault
@@ -136,9 +136,9 @@ def _matches(
 def _walk(
     top: Path, recursive: bool, excluded: set[str]
 ) -> Iterator[tuple[Path, list[os.DirEntry[str]], ImageError | None]]:
-    """A folder and all folders below it, each once, with its entries that are not hidden, or with a fault if it cannot be looked into.
+    """A folder and all folders below it, each once, with its entries that are not hidden, or with a fault if it cannot be read.
 
-    Links to folders wait until all real folders have been seen, so that loops and second ways end there.
+    Links to folders come after all real folders, so that loops and second paths end there.
     """
     seen, folders, links = set(excluded), [top], deque[Path]()
     while folders or links:

@@ -11,9 +11,9 @@ _HIDDEN: Final = ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
 
 
 def printable(text: object) -> str:
-    """A text with every character escaped that would steer a terminal, turn the direction or cannot be encoded.
+    """A text in which characters are escaped that control a terminal, change the writing direction or cannot be encoded.
 
-    A byte of a name that is no text, which Python keeps as a lone surrogate, becomes \\xNN.
+    An invalid byte of a name, which Python keeps as a lone surrogate, becomes \\xNN.
     """
     plain = str(text)
     if plain.isascii() and plain.isprintable():

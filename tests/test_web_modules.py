@@ -339,9 +339,9 @@ const cases = [
   [{{}}, machineOf(NONE, {{ wasm: "int8" }}, fast8)], [{{}}, machineOf(NONE, {{ wasm: "wrong" }}, fast8)],
 ];
 const found = [];
-for (const [wish, machine] of cases) {{
+for (const [request, machine] of cases) {{
   const notes = [];
-  const chosen = chooseEngine(bundle, wish, (text) => notes.push(text), machine);
+  const chosen = chooseEngine(bundle, request, (text) => notes.push(text), machine);
   const result = await chosen.then(({{ engine }}) => engine.label, (error) => error.message);
   found.push([result, notes]);
 }}

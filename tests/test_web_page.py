@@ -119,7 +119,7 @@ def test_fp32_is_python_to_one_level_for_every_tile_size(page: Page, picture: Pa
     found = page.run("""
 const { Client } = await import("./client.js");
 const client = new Client(), bundle = new URL("bundle/", location.href).href;
-await client.call("load", { bundle, wish: { backend: "wasm", precision: "fp32", threads: 1, tile: 40 } });
+await client.call("load", { bundle, request: { backend: "wasm", precision: "fp32", threads: 1, tile: 40 } });
 const photo = new OffscreenCanvas(110, 75);
 photo.getContext("2d").drawImage(document.getElementById("before"), 0, 0, 110, 75);
 const blob = await photo.convertToBlob({ type: "image/png" });

@@ -1,9 +1,9 @@
 """A bundle's Core ML packages on a Mac, through coremltools. A graph that is cut into chunks runs chunk after chunk.
 
 A package takes one tile size or a few. A smaller window is filled up with its last row and column to the smallest of them that holds
-it, and the result is cut to its size. The
-filling changes the result up to `context` pixels inside the window. Between tiles of a picture, these pixels are context and are cut
-away. At the right and lower edge of a picture, the filling replaces the zeros that a convolution would otherwise see there.
+it, and the result is cut to its size. The filling changes the result up to `context` pixels inside the window. Between tiles of a
+picture, these pixels are context and are cut away. At the right and lower edge of a picture, the filling replaces the zeros that a
+convolution would otherwise see there.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class CoreMLBackend:
                 f"as many samples of features as of noise, and at most {cells} cells of noise",
                 "features of this backend",
             )
-        # The noise beyond the window matters as little as the filling of the image there. So its mean, 0, is good enough.
+        # The noise beyond the window does not matter, just as the filling of the image there. So its mean, 0, is good enough.
         feeds[self._noise] = _filled(noise, cells, "constant")
         runs = [
             self._run(
@@ -131,7 +131,7 @@ class CoreMLBackend:
         """Run the packages of a graph on one tile. Arrays in, arrays out. Pictures are in [0, 1]."""
         values: dict[str, Any] = dict(feeds)
         for index, model in enumerate(models):
-            # What no later chunk takes is let go: the skips of a UNet are large.
+            # Values that no later chunk takes are released: the skips of a UNet are large.
             later = {name for other in models[index + 1 :] for name in other.inputs}
             found = self._predict(model, values, model.outputs or outputs)
             values = {name: value for name, value in (values | found).items() if name in later.union(outputs)}
@@ -163,7 +163,7 @@ class CoreMLBackend:
 
 
 class _Model:
-    """A loaded model, one call at a time, with the path it was loaded from and, of a chunk, the names that it takes and gives."""
+    """A loaded model with its path and, for a chunk, the names of its inputs and outputs. It runs one call at a time."""
 
     def __init__(self, model: Any, path: Path, package: Package) -> None:
         self._model, self.path, self._turn = model, path, threading.Lock()

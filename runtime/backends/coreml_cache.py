@@ -18,7 +18,7 @@ from typing import Final
 MODEL: Final = "model.mlmodelc"
 INDEX: Final = "index.json"
 CACHE_VARIABLE: Final = "GDPOSR_CACHE"
-# Of all entries together. Beyond it the least recently used are removed.
+# Bytes of all entries together. Above it the least recently used are removed.
 MAX_BYTES: Final = 2 << 30
 # Seconds since the last use before an entry may be removed, because a running program may still read it.
 MIN_AGE: Final = 24 * 3600.0
@@ -69,7 +69,7 @@ def store(key: str, compiled: Path) -> Path | None:
         (fresh / INDEX).write_text(json.dumps(_index(fresh / MODEL)), encoding="utf-8")
         drop(key)
         os.rename(fresh, folder / key)
-    except OSError:  # a full disk, or another process has just stored the same model, which is as good
+    except OSError:  # a full disk, or another process has just stored the same model
         return find(key)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

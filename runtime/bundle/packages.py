@@ -21,7 +21,7 @@ MAX_SIDE: Final = 65536
 # Chunks of a graph, and values that one takes or gives.
 MAX_CHUNKS: Final = 64
 MAX_VALUES: Final = 256
-# What only some packages have. Left out of the manifest where it is empty.
+# Keys that only some packages have. They are left out of the manifest if empty.
 PACKAGE_EXTRAS: Final = frozenset(("sizes", "inputs", "outputs"))
 _PACKAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,116}\.mlpackage")
 
@@ -61,9 +61,9 @@ class Package(Plain):
     sizes: tuple[tuple[int, int], ...] = ()
     """Further heights and widths that it takes."""
     inputs: tuple[str, ...] = ()
-    """Names of what it takes, if it is one of several chunks of a graph."""
+    """Names of its inputs, if it is one of several chunks of a graph."""
     outputs: tuple[str, ...] = ()
-    """Names of what it gives, if it is one of several chunks of a graph."""
+    """Names of its outputs, if it is one of several chunks of a graph."""
 
     def __post_init__(self) -> None:
         files = self.files
@@ -144,7 +144,7 @@ class PackageList:
                 raise fail(package.name, "inputs and outputs in chunks, and in nothing else", package.inputs)
 
     def check_flow(self, where: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """BundleError unless every chunk finds what it takes, and the graph's outputs are given at the end."""
+        """BundleError unless every chunk's inputs are available, and the graph's outputs are available at the end."""
         known = set(inputs)
         for package in self.packages if len(self.packages) > 1 else ():
             if not known.issuperset(package.inputs):
@@ -155,7 +155,7 @@ class PackageList:
                 f"{where}: {self.packages[-1].name}: outputs", f"also {sorted(outputs)}", sorted(known)
             )
 
-    # What all chunks have in common. Each promises the same.
+    # Properties that all chunks share.
     @property
     def name(self) -> str:
         return self.packages[0].name

@@ -36,7 +36,7 @@ class Bundle:
         self.path = path
         self._read = read
         content = read(MANIFEST_NAME, None)
-        # As they were read, for whoever passes the bundle on.
+        # As they were read, for passing the bundle on.
         self.manifest_bytes = content
         self.manifest = Manifest.from_dict(_parse(content, path))
         _check_demand(path, self.manifest)
@@ -110,7 +110,7 @@ def _parse(content: bytes, path: Path) -> object:
 
 
 def _check_demand(path: Path, manifest: Manifest) -> None:
-    """BundleError if the model would compute far more pixels than a picture has, through its minimum or its context."""
+    """BundleError if, because of its minimum or context, the model would compute far more pixels than a picture has."""
     rule = manifest.size
     least = -(-rule.minimum // rule.multiple_of) * rule.multiple_of
     if least > MAX_LEAST_SIDE:
@@ -136,7 +136,7 @@ def _folder_reader(folder: Path) -> _Reader:
             with open_plain(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 check_size(str(path), expected, size)
-                # One byte more, so that a file that grows meanwhile is noticed.
+                # One byte more, to notice a file that grows.
                 return io.BufferedReader(file).read(size + 1)
         except FileNotFoundError:
             remedy = "is this a bundle folder?" if name == MANIFEST_NAME else "get the bundle again"

@@ -21,11 +21,12 @@ ORIENTATION = 0x0112
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003
 IMAGE_WIDTH, IMAGE_HEIGHT = 0x0100, 0x0101
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
-# Not taken over from a TIFF. The first is an offset into the file that it comes from.
+# Tags not copied from a TIFF. The first is an offset into the file that it comes from.
 _LEFT_OUT: Final = (0xA005, ORIENTATION)
 SOFTWARE, USER_COMMENT = 0x0131, 0x9286
-XMP, IPTC = 0x02BC, 0x83BB  # in the directory of a TIFF
-# Worth carrying out of a TIFF: ImageDescription, Make, Model, Software, DateTime, Artist, Copyright.
+# Tags in the directory of a TIFF.
+XMP, IPTC = 0x02BC, 0x83BB
+# Tags copied from a TIFF: ImageDescription, Make, Model, Software, DateTime, Artist, Copyright.
 TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
@@ -106,10 +107,9 @@ def upright_exif(exif: bytes) -> tuple[bytes, int]:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Orientation 1 to 8 that a Pillow image states. 1 if it states none, or nothing that can be read.
+    """Orientation 1 to 8 that a Pillow image states. 1 if it states none, or none that can be read.
 
-    Every other reader of the orientation would be a second answer to the same question: Pillow's `exif_transpose` writes all tags
-    again and raises for a mistyped one.
+    Use this function only: Pillow's `exif_transpose` rewrites all tags and raises for a mistyped one.
     """
     try:
         stated = image.getexif().get(ORIENTATION, 1)

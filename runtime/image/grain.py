@@ -1,7 +1,7 @@
 """The no-reference score that picks one of several samples (`--select best`): the least grain. Lower is better.
 
-The samples of a picture differ in drawn texture. Whether it is the true texture cannot be seen without the truth, but how much was
-drawn can. The score was chosen by measurement among about ninety candidates (`python -m calibration.studies.selection` prints the main
+The samples of a picture differ in drawn texture. Without the original one can measure how much was drawn, but not whether it is true.
+The score was chosen by measurement among about ninety candidates (`python -m calibration.studies.selection` prints the main
 ones), by how well it ranks samples as SQF to the ground truth does. Measured on the 100 RealSR pairs with an earlier bundle (2b090b2a)
 in INT8, seed 0, within the samples of a picture: Kendall's tau with its 95 % bootstrap interval over pictures; chance is 0:
 

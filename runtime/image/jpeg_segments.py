@@ -1,7 +1,4 @@
-"""The metadata of a JPEG that Pillow does not hand on whole: XMP, IPTC, a comment, and whether there is a gain map.
-
-Both ways are here: reading the segments, and packing them.
-"""
+"""Reads and packs the metadata of a JPEG that Pillow does not fully give: XMP, IPTC, a comment, and whether there is a gain map."""
 
 import struct
 from collections.abc import Iterator
@@ -24,7 +21,7 @@ _APP1, _APP2, _APP13, _COMMENT, _SCAN = 0xE1, 0xE2, 0xED, 0xFE, 0xDA
 
 @dataclass
 class JpegMetadata:
-    """What a JPEG holds besides pixels, EXIF and profile."""
+    """The metadata of a JPEG besides EXIF and profile."""
 
     xmp: bytes | None = None
     """XMP packet, without what is beyond its first segment."""
@@ -37,7 +34,7 @@ class JpegMetadata:
 
 
 def jpeg_metadata(data: bytes) -> JpegMetadata:
-    """What the segments in front of the pixels say. Stops at damage."""
+    """The metadata in the segments before the pixels. Stops at damage."""
     found, gain_map, extended = JpegMetadata(), False, False
     for marker, content in _segments(data):
         if marker == _APP1 and content.startswith(XMP_HEADER) and found.xmp is None:
@@ -59,7 +56,7 @@ def jpeg_metadata(data: bytes) -> JpegMetadata:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, content) of the segments in front of the first scan (ITU-T T.81, annex B)."""
+    """(marker, content) of the segments before the first scan (ITU-T T.81, annex B)."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -95,7 +92,7 @@ def _resource(content: bytes, wanted: int) -> bytes | None:
 def packed_segments(
     xmp: bytes | None, iptc: bytes | None, comment: bytes | None
 ) -> tuple[bytes, tuple[str, ...]]:
-    """Segments for the front of a JPEG, and the names of what is too long for one."""
+    """Segments for the beginning of a JPEG, and the names of entries that are too long for one."""
     resource = b""
     if iptc is not None:
         resource = b"8BIM" + struct.pack(">HHI", IPTC_RESOURCE, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)

@@ -23,7 +23,7 @@ else:
         return _TypeVar(name, **options)
 
 
-# Pixels as an array, and what a photo has: an array unless something else is said.
+# Pixels as an array, and the type of a photo's pixels, which is an array by default.
 Levels = NDArray[np.uint8 | np.uint16]
 OtherT = TypeVar("OtherT", bound=Levels | Strips, default=Levels)
 PixelsT = TypeVar("PixelsT", bound=Levels | Strips, default=Levels, covariant=True)
@@ -50,7 +50,7 @@ class Photo(Generic[PixelsT]):
     text: Mapping[str, str] = field(default_factory=dict)
     """Texts of a PNG by keyword."""
     coding: Mapping[str, bytes] = field(default_factory=dict)
-    """What a PNG says of its colours instead of a profile: content of the chunks cICP, gAMA and cHRM."""
+    """Colours of a PNG without a profile: content of the chunks cICP, gAMA and cHRM."""
 
     def __post_init__(self) -> None:
         shape, dtype = self.pixels.shape, self.pixels.dtype

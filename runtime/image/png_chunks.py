@@ -1,7 +1,7 @@
-"""The chunks of a PNG, also of one that is damaged beside its pixels.
+"""The chunks of a PNG, also of one whose metadata is damaged.
 
-Pillow gives up a picture for a wrong checksum behind its pixels, for a missing end, for text above a limit. So it gets the chunks
-that make the pixels and no others; metadata is read here.
+Pillow refuses a picture for a wrong checksum after its pixels, for a missing end, and for text above a limit. So it gets only the
+chunks of the pixels, and metadata is read here.
 """
 
 import struct
@@ -11,38 +11,39 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-# What makes the pixels. With the last three, Pillow counts the frames of an animation.
+# Chunks of the pixels. With the last three, Pillow counts the frames of an animation.
 _PIXELS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _FRAMES: Final = (b"acTL", b"fcTL", b"fdAT")
-# What a viewer needs to show the right colours, besides a profile: kind -> bytes. (PNG, third edition, Sec. 11.3.2)
+# Chunks that a viewer needs for the right colours, besides a profile: kind -> bytes (PNG, third edition, Sec. 11.3.2).
 _COLOUR_BYTES: Final = {b"cICP": 4, b"gAMA": 4, b"cHRM": 32}
 # Bytes of metadata after decompression, of one chunk and in all.
 _MOST_OF_ONE: Final = 8 << 20
 _MOST_OF_ALL: Final = 64 << 20
 XMP_KEYWORD: Final = "XML:com.adobe.xmp"
 _RAW_EXIF: Final = ("Raw profile type exif", "Raw profile type APP1")
-INCH: Final = 0.0254  # metres
+# In metres.
+INCH: Final = 0.0254
 
 
 class Chunk(NamedTuple):
-    """A chunk as it stands in the file."""
+    """A chunk of the file."""
 
     kind: bytes
     content: bytes
     sound: bool
     """Whether it is whole and its checksum is right."""
     cut: bool = False
-    """Whether the file ends inside of it."""
+    """Whether the file ends inside it."""
 
 
 @dataclass
 class PngMetadata:
-    """What a PNG holds besides its pixels."""
+    """The metadata of a PNG."""
 
     icc: bytes | None = None
     """Colour profile, decompressed."""
     exif: bytes | None = None
-    """Without the header that it has in a JPEG."""
+    """Without the header that precedes it in a JPEG."""
     dpi: tuple[float, float] | None = None
     """Horizontal and vertical resolution. None: not stated, or without a unit."""
     xmp: bytes | None = None
@@ -76,10 +77,10 @@ def png_chunks(data: bytes) -> Iterator[Chunk]:
 
 
 def pixels_alone(data: bytes) -> tuple[bytes, PngMetadata]:
-    """A PNG of the chunks that make the pixels, and what the others say.
+    """A PNG reduced to its pixel chunks, and the metadata of the others.
 
-    Raises ValueError if such a chunk has a wrong checksum. One at which the file ends is taken as far as it goes: whether
-    pixels are missing is for the decoder to find out.
+    Raises ValueError if a pixel chunk has a wrong checksum. If the file ends inside one, its part is kept, and the decoder finds out
+    whether pixels are missing.
     """
     kept, others, broken = list[Chunk](), list[Chunk](), list[str]()
     for chunk in png_chunks(data):
@@ -110,7 +111,7 @@ def pixels_alone(data: bytes) -> tuple[bytes, PngMetadata]:
 
 
 def _read(chunk: Chunk, metadata: PngMetadata, most: int) -> int:
-    """Take over what a chunk says; returns the bytes that it takes. ValueError if it is damaged or takes more than `most`."""
+    """Read a chunk into metadata, and return its bytes after decompression. ValueError if it is damaged or has more than `most`."""
     kind, content = chunk.kind, chunk.content
     if kind in (b"tEXt", b"zTXt", b"iTXt"):
         keyword, text = _text(kind, content, most)

@@ -1,4 +1,4 @@
-"""XMP packets: what they say of size and orientation is made true for the enlarged picture, the rest stays byte for byte."""
+"""XMP packets: size and orientation are corrected for the enlarged picture. The rest stays byte for byte."""
 
 import re
 from typing import Final
@@ -46,7 +46,7 @@ def revised_xmp(xmp: bytes, width: int, height: int) -> bytes:
 
 
 def _without(xmp: bytes, name: bytes) -> bytes:
-    """The packet without its elements of a name. What has no end stays. Takes time in proportion to the length, whatever it holds."""
+    """The packet without its elements of a name. An element without an end stays. The time is always proportional to the length."""
     kept, position = list[bytes](), 0
     while (start := xmp.find(b"<" + name, position)) >= 0:
         end = xmp.find(b"</" + name + b">", start)

@@ -16,11 +16,11 @@ from ..errors import DeviceError, OutOfMemory
 from ..image.bands import in_order
 from .tiling import Plan, Tile, least_tile, plan_tiles, tile_rows, tile_size
 
-# Two threads with a model call each, every call on one thread, are faster than one call on two: 1000x1000 pixels in tiles of 256 with
-# an earlier built-in bundle on two cores of an AMD EPYC, alternating with a training run beside, median of 7: INT8 1.01 s against
-# 1.50 s, fp32 1.84 s against 2.25 s; tiles of 128 in INT8 0.90 s against 1.07 s. Two calls at once that each use two threads lie
-# between (1.07 s, 2.11 s), and two tiles in one batch gain nothing (1.45 s, 2.42 s). The processor time tells the same: 1.00 s a
-# megapixel in INT8 on one thread, 1.58 s on two.
+# Two model calls at once, each on one thread, are faster than one call on two threads: 1000x1000 pixels in tiles of 256 with an earlier
+# built-in bundle on two cores of an AMD EPYC, alternating, beside a training run, median of 7: INT8 1.01 s against 1.50 s, fp32 1.84 s
+# against 2.25 s; tiles of 128 in INT8 0.90 s against 1.07 s. Two calls at once with two threads each are in between (1.07 s, 2.11 s),
+# and two tiles in one batch gain nothing (1.45 s, 2.42 s). Processor time agrees: 1.00 s a megapixel in INT8 on one thread, 1.58 s on
+# two.
 # An accelerator gets two lanes: one tile is prepared or rounded while the other is in the model.
 OVERLAPPED: Final = 2
 
@@ -61,13 +61,13 @@ class Engine:
 
     @property
     def lanes(self) -> int:
-        """How many tiles are best computed at once, if memory allows."""
+        """The best number of tiles to compute at once, if memory allows."""
         if self.threads == 1:
             return 1
         return self.threads if self.backend.device == "cpu" else OVERLAPPED
 
     def for_lanes(self, lanes: int) -> tuple[Backend, Gate]:
-        """The backend for so many lanes, and what to hold during its calls. An accelerator computes one tile at a time."""
+        """The backend for so many lanes, and the lock to hold during its calls. An accelerator computes one tile at a time."""
         if lanes == 1:
             return self.backend, nullcontext()
         if self.backend.device != "cpu":

@@ -1,6 +1,6 @@
 """The probe: run a bundle's small test picture on a device, and compare the result with the one that the exporter stored.
 
-Accelerators sometimes compute wrong values without an error. A device that fails the probe must not be used without a word.
+Accelerators sometimes compute wrong values without an error. A device that fails the probe must not be used silently.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One photo under way: from the pixels of a picture, through the model, to the rows of its enlarged samples."""
+"""The enlargement of one photo: from its pixels, through the model, to the rows of its samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Core = Callable[[Tile, Backend, Gate], Floats]
 
 @dataclass(frozen=True)
 class Request:
-    """What one call wants of a picture."""
+    """What one call asks for."""
 
     seed: int
     """Which texture is drawn, in [0, 2**64)."""
@@ -45,7 +45,7 @@ class Request:
 
 
 class Rendering:
-    """One photo under way, with its seed and size. Made by `Upscaler.picture`.
+    """The enlargement of one photo, with its seed and size. Made by `Upscaler.picture`.
 
     engine: runs the model.
     manifest: the model's.
@@ -108,7 +108,7 @@ class Rendering:
         return result[..., 0] if self._picture.flat else result
 
     def _bands(self, sample: int, result: NDArray[Any] | None) -> Iterator[NDArray[Any]]:
-        """`_enlarged` in the shape that the caller wants, from the start again if that is needed and possible."""
+        """`_enlarged` in the shape that the caller wants. It starts again if that is needed and possible."""
         given = False
         while True:
             try:
@@ -124,7 +124,7 @@ class Rendering:
                 given = False
 
     def _enlarged(self, sample: int, result: NDArray[Any] | None) -> Iterator[NDArray[Any]]:
-        """The way of a photo, from its pixels to bands (n, W, C) of one sample. The bands are rows of result, or own arrays if None."""
+        """One sample, from the photo's pixels to bands (n, W, C). The bands are rows of result, or new arrays if it is None."""
         picture, request, scale = self._picture, self._request, self._manifest.scale
         noise, tiles = self._manifest.noise, self._tiles
 
@@ -141,7 +141,7 @@ class Rendering:
                 with gate:
                     features = backend.encode(window[None])
                 tiles.keep(tile, features)
-            # sample: with the noise of these very pixels, whatever the tiles are
+            # sample: with the noise of these pixels, which does not depend on the tiles
             box = (padded.height, padded.width, padded.y0, padded.x0)
             rows, columns, y0, x0 = (length // noise.downscale for length in box)
             field = noise_field(request.seed, sample, rows, columns, channels=noise.channels, y0=y0, x0=x0)

@@ -39,12 +39,12 @@ LANE_BUDGET: Final = 512 << 20
 # 98, 124, 177, 354 MB. Along these a pixel shown takes at most 2690 bytes, 4.5 times the 604 bytes of its image, features, noise and
 # output. The built-in bundle before it, whose cells were 2x2 pixels, took up to 5.1 times its 480 bytes.
 CALL_FACTOR: Final = 5.2
-# What these lines have at no pixel, without the weights: INT8 73 MB with 0.4 MB of graph files, fp32 74 MB with 1.2 MB.
+# These lines extrapolated to no pixels, without the weights: INT8 73 MB with 0.4 MB of graph files, fp32 74 MB with 1.2 MB.
 PROGRAM: Final = 74_000_000
 # The second of two calls at once: its thread and what ONNX Runtime keeps for it. INT8 9 MB, fp32 8 MB.
 SECOND_CALL: Final = 9_000_000
-# The command besides, with the blocks of a PNG on their way through its filters and deflate: `gdposr upscale` of noise of 400x600
-# pixels took 10 MB more than the estimate without this, with --max-memory 120M.
+# For the command itself, with the blocks of a PNG in its filters and deflate: `gdposr upscale` of noise of 400x600 pixels took 10 MB
+# more than the estimate without this, with --max-memory 120M.
 WRITING: Final = 12_000_000
 WEIGHT_FACTOR: Final = 4
 # Rows of float32 output that colour fix and scaling hold at most: windows, differences, temporaries.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # context. Processor time per megapixel on one thread with an earlier built-in bundle, whose context was 26 pixels, INT8: tiles of 256
 # 1.2 s, 384 0.93 s, 512 0.88 s; fp32: 256 2.9 s, 512 2.3 s.
 ROOMY: Final = 2
-# Of the levels of an array: the result has the same.
+# The dtype of an array and of its result.
 PixelT = TypeVar("PixelT", bound=np.uint8 | np.uint16 | np.float32)
 
 

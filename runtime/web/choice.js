@@ -1,7 +1,7 @@
 /**
  * Which device and precision run the model: WebGPU if it passes the probe, else WebAssembly in the faster of INT8 and fp32.
  *
- * @typedef {{backend?: "auto" | "webgpu" | "wasm", precision?: string, threads?: number}} Wish
+ * @typedef {{backend?: "auto" | "webgpu" | "wasm", precision?: string, threads?: number}} Request
  * @typedef {{engine: import("./engine.js").Engine, probe: import("./probe.js").ProbeResult}} Choice
  */
 
@@ -9,34 +9,34 @@ import { BundleError, DeviceError, firstLine } from "./errors.js";
 import { Engine, findWebgpu } from "./engine.js";
 import { runProbe } from "./probe.js";
 
-/** What a choice asks of the machine. Tests give their own. */
+/** The functions that a choice calls. Tests give their own. */
 export const MACHINE = { create: Engine.create, probe: runProbe, findWebgpu };
 
 /**
  * @param {import("./bundle.js").Bundle} bundle
- * @param {Wish} wish
- * @param {(text: string) => void} note told of every device that is passed over for a fault
+ * @param {Request} request
+ * @param {(text: string) => void} note called with a message for every device that is skipped because of an error
  * @returns {Promise<Choice>}
  */
-export async function chooseEngine(bundle, wish, note, machine = MACHINE) {
-  if (wish.precision && !bundle.precisions.includes(wish.precision)) {
-    throw new BundleError(`precision: expected one of ${bundle.precisions.join(", ")}, got ${wish.precision}.`);
+export async function chooseEngine(bundle, request, note, machine = MACHINE) {
+  if (request.precision && !bundle.precisions.includes(request.precision)) {
+    throw new BundleError(`precision: expected one of ${bundle.precisions.join(", ")}, got ${request.precision}.`);
   }
-  const backend = wish.backend ?? "auto";
+  const backend = request.backend ?? "auto";
   if (backend !== "wasm") {
     const found = await machine.findWebgpu();
     if ("missing" in found) {
       if (backend === "webgpu") note(`${sentence(found.missing)}; using WASM instead.`);
     } else if (backend === "webgpu" || !found.slow) {
-      const precision = wish.precision ?? ["fp16", "fp32"].find((name) => bundle.precisions.includes(name) && (name !== "fp16" || found.half));
-      const choice = precision && (await attempt(bundle, "webgpu", precision, wish, note, machine));
+      const precision = request.precision ?? ["fp16", "fp32"].find((name) => bundle.precisions.includes(name) && (name !== "fp16" || found.half));
+      const choice = precision && (await attempt(bundle, "webgpu", precision, request, note, machine));
       if (choice) return choice;
     }
   }
   const offered = bundle.precisions.filter((name) => name !== "fp16" || bundle.precisions.length === 1);
   let best = null;
-  for (const precision of wish.precision ? [wish.precision] : offered) {
-    const choice = await attempt(bundle, "wasm", precision, wish, note, machine);
+  for (const precision of request.precision ? [request.precision] : offered) {
+    const choice = await attempt(bundle, "wasm", precision, request, note, machine);
     if (!choice) continue;
     const slower = best && best.probe.milliseconds <= choice.probe.milliseconds ? choice : best;
     best = slower === choice ? best : choice;
@@ -47,10 +47,10 @@ export async function chooseEngine(bundle, wish, note, machine = MACHINE) {
 }
 
 /** A loaded engine that passes the probe, or null after a note. A damaged bundle is raised. */
-async function attempt(bundle, device, precision, wish, note, machine) {
+async function attempt(bundle, device, precision, request, note, machine) {
   let engine = null;
   try {
-    engine = await machine.create(bundle, device, precision, wish.threads);
+    engine = await machine.create(bundle, device, precision, request.threads);
     const probe = await machine.probe(bundle, engine);
     if (probe.ok) return { engine, probe };
     note(

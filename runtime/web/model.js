@@ -11,18 +11,18 @@ import { Rendering } from "./rendering.js";
 export class Model {
   /**
    * @param {Bundle} bundle
-   * @param {import("./choice.js").Wish & {tile?: number}} wish
+   * @param {import("./choice.js").Request & {tile?: number}} request
    * @param {(text: string) => void} note
    */
-  static async load(bundle, wish, note, machine = MACHINE) {
-    const model = new Model(bundle, wish, note, machine);
-    await model._choose(wish);
+  static async load(bundle, request, note, machine = MACHINE) {
+    const model = new Model(bundle, request, note, machine);
+    await model._choose(request);
     return model;
   }
 
-  constructor(bundle, wish, note, machine) {
+  constructor(bundle, request, note, machine) {
     this.bundle = bundle;
-    this._wish = wish;
+    this._request = request;
     this._note = note;
     this._machine = machine;
     this._key = null;
@@ -47,7 +47,7 @@ export class Model {
     this.close();
     this._photo = await Photo.open(blob);
     this._key = key;
-    this._rendering = new Rendering(this._photo, this.bundle.manifest, this._engine, { tile: this._wish.tile, note: this._note });
+    this._rendering = new Rendering(this._photo, this.bundle.manifest, this._engine, { tile: this._request.tile, note: this._note });
     return this._photo;
   }
 
@@ -95,7 +95,7 @@ export class Model {
     } catch (error) {
       if (!(error instanceof DeviceLost)) throw error;
       const lost = this._engine;
-      await this._choose({ ...this._wish, backend: "wasm", precision: undefined });
+      await this._choose({ ...this._request, backend: "wasm", precision: undefined });
       this._rendering.use(this._engine);
       await lost.close();
       this._note(`WebGPU was lost: ${error.message}. Going on with ${this._engine.label}.`);
@@ -103,8 +103,8 @@ export class Model {
     }
   }
 
-  async _choose(wish) {
-    const { engine, probe } = await chooseEngine(this.bundle, wish, this._note, this._machine);
+  async _choose(request) {
+    const { engine, probe } = await chooseEngine(this.bundle, request, this._note, this._machine);
     this._engine = engine;
     this.probe = probe;
   }

@@ -20,18 +20,18 @@ let current = null;
 let job = null;
 
 /** Settings in the address, such as ?backend=wasm&precision=fp32&threads=1&tile=64&seed=7. */
-function wishOf(query) {
-  const wish = {};
-  for (const key of ["backend", "precision"]) if (query.get(key)) wish[key] = query.get(key);
-  for (const key of ["threads", "tile"]) if (/^[1-9]\d{0,4}$/.test(query.get(key) ?? "")) wish[key] = Number(query.get(key));
-  return wish;
+function requestOf(query) {
+  const request = {};
+  for (const key of ["backend", "precision"]) if (query.get(key)) request[key] = query.get(key);
+  for (const key of ["threads", "tile"]) if (/^[1-9]\d{0,4}$/.test(query.get(key) ?? "")) request[key] = Number(query.get(key));
+  return request;
 }
 
 async function start() {
   listen();
   try {
-    const wish = wishOf(new URLSearchParams(location.search));
-    facts = await client.call("load", { bundle: new URL("bundle/", location.href).href, wish });
+    const request = requestOf(new URLSearchParams(location.search));
+    facts = await client.call("load", { bundle: new URL("bundle/", location.href).href, request });
   } catch (error) {
     find("facts").textContent = "The model could not be loaded.";
     say(error.message);

@@ -15,9 +15,9 @@ let queue = Promise.resolve();
 const cancelled = new Set();
 
 const METHODS = {
-  async load({ bundle, wish }) {
+  async load({ bundle, request }) {
     const note = (text) => postMessage({ kind: "note", text });
-    model = await Model.load(await Bundle.open(bundle), wish, note);
+    model = await Model.load(await Bundle.open(bundle), request, note);
     return model.facts;
   },
 

@@ -80,13 +80,13 @@ def check_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> N
 
 
 def _pixels_alone(data: bytes) -> tuple[bytes, PngMetadata | None]:
-    """A PNG without what Pillow could stumble over, and what that said. Any other file as it is, and None."""
+    """A PNG reduced to its pixel chunks, and its metadata. Any other file unchanged, and None."""
     return pixels_alone(data) if data.startswith(SIGNATURE) else (data, None)
 
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turns whatever a decoder raises into ImageError."""
+    """Turns every error of a decoder into ImageError."""
     try:
         yield
     except ImageError:

@@ -1,4 +1,4 @@
-"""What a file says besides its pixels, read so that nothing in it can stop a photo: what cannot be read is left out, and said."""
+"""Reads the metadata of a file. Damage never stops a photo: an entry that cannot be read is left out with a message."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..xmp import xmp_orientation
 def metadata(
     path: Path, data: bytes, image: Image.Image, png: PngMetadata | None, tell: Callable[[str], None]
 ) -> tuple[dict[str, Any], int]:
-    """Of an opened picture: the fields of `Photo` besides pixels and profile, and the orientation, 1 to 8, that the file states.
+    """The fields of `Photo` besides pixels and profile, and the orientation, 1 to 8, that the file states.
 
     path: names the picture in messages.
     data: the content of the file.

@@ -1,7 +1,7 @@
-"""Writing photos: what each format can hold, checked before anything is computed, and its pixels and metadata in a file.
+"""Writing photos to files with their metadata. What a format cannot hold is found before anything is computed.
 
-PNG and TIFF are written with 8 or 16 bits per channel, as the pixels have. The other formats hold 8 bits: a loss is announced
-through `notify`, never silent.
+PNG and TIFF are written with 8 or 16 bits per channel, as the pixels have. The other formats hold 8 bits. Every loss is announced
+through `notify`.
 """
 
 import os
@@ -44,8 +44,8 @@ LARGEST_SIDE: Final = {
 _BMP_LARGEST: Final = 2**32 - 1024
 # Bytes of a JPEG segment.
 _JPEG_EXIF: Final = 65533
-# What the colour chunks of a PNG say of an sRGB picture, which every format is taken for: cICP's code points, gAMA and cHRM in units
-# of 1/100000 (PNG, third edition, Sec. 11.3.2).
+# Colour chunks of an sRGB PNG: cICP's code points, gAMA and cHRM in units of 1/100000 (PNG, third edition, Sec. 11.3.2). Other formats
+# are read as sRGB, so these may be dropped.
 _SRGB_CODING: Final = {
     "cICP": bytes((1, 13, 0, 1)),
     "gAMA": struct.pack(">I", 45455),
@@ -83,9 +83,9 @@ def write_photo(
 
 
 def fitting(path: Path, photo: Photo) -> Photo:
-    """The photo without its channel of alpha, if path's format has no place for that and every pixel is opaque.
+    """The photo without its alpha channel, if path's format cannot hold one and every pixel is opaque.
 
-    The pixels of `Strips` are not known yet: give their source to this function before it is enlarged.
+    The pixels of `Strips` are not known yet, so call this with their source before it is enlarged.
     """
     if WRITE_FORMATS.get(path.suffix.lower()) not in OPAQUE_FORMATS:
         return photo
@@ -95,7 +95,7 @@ def fitting(path: Path, photo: Photo) -> Photo:
 def check_output(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
     """The format that a path's suffix names. ImageError if it cannot hold a picture of this shape (H, W, C) and dtype.
 
-    Depends on no pixels, so that it can be asked before they are computed.
+    It needs no pixels, so it can be called before they are computed.
     """
     file_format = WRITE_FORMATS.get(path.suffix.lower())
     if file_format is None:
@@ -195,7 +195,7 @@ def encode(
 
 
 def _lost(file_format: str, photo: Photo[Levels | Strips], text: Mapping[str, str]) -> list[str]:
-    """What a photo holds and a format does not, in words. Notes that are written anew are not lost."""
+    """The metadata of a photo that a format cannot hold, in words. Notes that are written anew are not lost."""
     lost = []
     if photo.xmp is not None and file_format == "BMP":
         lost.append("XMP")
