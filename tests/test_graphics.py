@@ -78,8 +78,8 @@ def test_shares_decide_how_many_pictures_are_no_plain_photos(tmp_path: Path) -> 
 
     drawn: list[float] = []
     assert plain(Variety()) == 1.0
-    assert plain(Variety(graphics=1.0)) == 0.0
-    assert 0.3 < plain(Variety(graphics=0.5)) < 0.7
+    assert plain(Variety(cards=1.0)) == 0.0
+    assert 0.3 < plain(Variety(cards=0.5)) < 0.7
     assert plain(Variety(recolour=1.0)) < 0.2  # exchanged channels may stay in their places
     assert drawn[:2] == [0.0, 1.0]
     assert 0.3 < drawn[2] < 0.7
@@ -88,4 +88,4 @@ def test_shares_decide_how_many_pictures_are_no_plain_photos(tmp_path: Path) -> 
 
 def test_wrong_shares_are_refused() -> None:
     with pytest.raises(ValueError, match="graphics_share must be from 0 to 1, got 2"):
-        Variety(graphics=2.0)
+        Variety(cards=2.0)

@@ -41,7 +41,7 @@ log = logging.getLogger("train")
 
 # Type of frozen weights, by precision.
 FROZEN_DTYPE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Side of a crop's latent relative to the base's, outside of which it is said to be far.
+# Sides of a crop's latent relative to the base's. Outside this range a warning is logged.
 SIZE_RATIO = (0.75, 1.5)
 
 

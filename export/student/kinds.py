@@ -73,7 +73,7 @@ class Kind:
 TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 
 
-def photo_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
+def photo_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.cards) -> Pairs:
     """Photos degraded as users' photos are, here or on the device; a tenth of them are recoloured.
 
     cards: share of drawn pairs, 0 to 1."""
@@ -81,7 +81,7 @@ def photo_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.
         sources.photos,
         CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
         reduce=unreduced if sources.on_device(settings) else degrade_everyday,
-        variety=replace(VARIETY, graphics=cards),
+        variety=replace(VARIETY, cards=cards),
         seed=settings.seed,
     )
 
@@ -91,7 +91,7 @@ def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | 
     return DevicePreparation(settings.seed, sources.prior) if sources.on_device(settings) else None
 
 
-def cached_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.graphics) -> Pairs:
+def cached_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.cards) -> Pairs:
     """Pairs from a teacher's stored pictures, and drawn cards. cards: share of drawn pairs, 0 to 1."""
     caches = [PictureCache(folder) for folder in sources.pictures]
     return CachedPairs(caches, settings.crop, settings.seed, cards=cards)

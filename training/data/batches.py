@@ -38,7 +38,7 @@ class Batch:
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
         """The batch on a device, its pictures in a memory format.
 
-        What lies in pinned memory is copied while the device computes."""
+        Tensors in pinned memory are copied while the device computes."""
 
         def moved(x: Tensor) -> Tensor:
             x = x.to(device, non_blocking=x.is_pinned())

@@ -1,6 +1,6 @@
-"""Training pictures that photos lack: drawn cards (text, patterns, shapes in any colour), and recoloured or gray photos.
+"""Training pictures besides plain photos: drawn cards (text, patterns, shapes in any colour), and recoloured or gray photos.
 
-A student trained on photos alone tints black and white print and shifts saturated colours. Every choice is drawn from
+A student trained on plain photos alone tints black and white print and shifts saturated colours. Every choice is drawn from
 the `numpy.random.Generator` that is passed in."""
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ LETTERS = string.ascii_letters + string.digits + ".,:;-+/()%&!?"
 class Variety:
     """Shares of the training pictures that are not plain photos."""
 
-    graphics: float = 0.0
+    cards: float = 0.0
     """Share of drawn cards, 0 to 1."""
     recolour: float = 0.0
     """Share of the photos, 0 to 1, that become gray or get other colours."""
 
     def __post_init__(self) -> None:
-        for name, share in (("graphics", self.graphics), ("recolour", self.recolour)):
+        for name, share in (("graphics_share", self.cards), ("recolour_share", self.recolour)):
             if not 0 <= share <= 1:
-                raise ValueError(f"{name}_share must be from 0 to 1, got {share}")
+                raise ValueError(f"{name} must be from 0 to 1, got {share}")
 
 
 def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -84,9 +84,8 @@ def _text(rng: np.random.Generator, size: int) -> np.ndarray:
     side = 2 * FINE * size  # room to turn
     image = Image.new("L", (side, side))
     draw = ImageDraw.Draw(image)
-    em = int(
-        FINE * SMALLEST_TEXT * (64 / SMALLEST_TEXT) ** (rng.uniform() ** 2)
-    )  # mostly small ones, which are harder
+    # mostly small ones, which are harder
+    em = int(FINE * SMALLEST_TEXT * (64 / SMALLEST_TEXT) ** (rng.uniform() ** 2))
     step = round(em * rng.uniform(1.0, 1.6))
     for top in range(0, side, step):
         letters = rng.choice(list(LETTERS + 12 * " "), size=4 * side // em)

@@ -97,7 +97,7 @@ def noise_strength(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def sensor_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shot and read noise as a camera's processing leaves it: coarser than a pixel, weaker in colour, sometimes sharpened."""
+    """Shot and read noise after a camera's processing: coarser than a pixel, weaker in colour, sometimes sharpened."""
     shot, read = noise_strength(rng)
     deviation = (shot * lr.clamp(0, 1) + read**2).sqrt()
     noise = torch.from_numpy(rng.standard_normal(tuple(lr.shape), dtype=np.float32))

@@ -1,7 +1,7 @@
 """Artificial flaws of reconstructions: grain, mesh, coloured ripples, ghost outlines, JPEG blocks.
 
-A critic that has never seen grain marked as wrong takes it for detail. Images are float32 tensors (3, H, W), RGB in
-[0, 1]. Every choice is drawn from the generator that is passed in."""
+Without them in training, a critic takes grain for detail. Images are float32 tensors (3, H, W), RGB in [0, 1]. Every choice
+is drawn from the generator that is passed in."""
 
 from __future__ import annotations
 

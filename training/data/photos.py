@@ -30,7 +30,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """All images below folder, sorted by path; linked folders are followed. What cannot be looked into is logged and left out.
+    """All images below folder, sorted by path. Linked folders are followed. Folders that cannot be read are logged and left out.
 
     Raises FileNotFoundError if there is no folder or no image in it."""
     root = Path(folder)
@@ -224,7 +224,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def _varied(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         """The picture, and whether it is a drawn card."""
-        if self.variety.graphics > 0 and rng.random() < self.variety.graphics:
+        if self.variety.cards > 0 and rng.random() < self.variety.cards:
             return draw_card(rng, self.crop.size), True
         if self.variety.recolour > 0 and rng.random() < self.variety.recolour:
             return recoloured(pixels, rng), False

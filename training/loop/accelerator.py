@@ -1,4 +1,4 @@
-"""The accelerate object of a run: device, precision and processes, and what the processes agree on."""
+"""The accelerate object of a run: device, precision and processes, and agreement among the processes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Trained:
         return {name: p for name, p in self.parameters.items() if id(p) in wanted}
 
     def state_dict(self) -> dict[str, Tensor]:
-        # several processes: torch puts other tensors in the place of a stage's buffers
+        # with several processes, torch replaces a stage's buffers by other tensors
         found = self.parameters | dict(self.stage.named_buffers())
         return {name: value.detach() for name, value in found.items()}
 

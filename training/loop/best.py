@@ -20,7 +20,7 @@ class Best:
         self.since = 0  # validations after the best one
 
     def update(self, row: Mapping[str, Any]) -> bool:
-        """Take a validation into account; returns whether it is the best so far. NaN never is.
+        """Record a validation. Returns whether it is the best so far. NaN never is.
 
         Raises ValueError if the validation lacks the value."""
         if not self.name:

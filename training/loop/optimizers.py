@@ -77,7 +77,7 @@ def learning_rate(peak: float, final: float, warmup: int, step: int, progress: f
 
 
 class Optimizers:
-    """AdamW for each phase of a stage, with Muon for the kernels where `Stage.muon` says so. Call `prepare` before the first update."""
+    """AdamW for each phase of a stage, with Muon for the kernels of phases in `Stage.muon`. Call `prepare` before the first update."""
 
     def __init__(self, stage: Stage, settings: RunSettings) -> None:
         self.stage, self.settings = stage, settings

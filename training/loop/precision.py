@@ -1,4 +1,4 @@
-"""The number format that a run computes in, if its settings leave the choice to the machine."""
+"""Chooses the number format of a run, if its settings leave that to the machine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whether a run may go on: the settings it was begun with must be those it gets, but it may go on with another number of processes.
+"""Checks whether a run may be resumed: its settings must be the same, but the number of processes may change.
 
-A step then still trains on the same pairs, since their numbers depend on the step alone (`training.data.batches`): what
-more processes take at once, fewer take one after the other."""
+A step still trains on the same pairs, since their numbers depend on the step alone (`training.data.batches`): fewer processes
+take several batches one after the other."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ log = logging.getLogger("train")
 
 S = TypeVar("S", bound=RunSettings)
 
-# Settings that a machine resolves, from this value.
+# Value of settings that are resolved for each machine.
 RESOLVED = "auto"
 
 
 def keep_step(settings: S, state: Path, processes: int) -> S:
-    """The settings with which a run goes on: `accumulate` such that a step trains on as many pairs as before.
+    """The settings of a resumed run, with `accumulate` set so that a step trains on as many pairs as before.
 
     settings: as given now.
-    state: folder of the run's state; without one the settings stay.
-    processes: that run now.
+    state: folder of the run's state; without one the settings stay as they are.
+    processes: number of processes now.
 
     Raises ValueError if they take more pairs at once than a step has, or a number that does not divide it."""
     if not has_state(state):
@@ -51,7 +51,7 @@ def keep_step(settings: S, state: Path, processes: int) -> S:
 
 
 def check(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any], default: RunSettings) -> None:
-    """Raise ValueError if a run was begun with other settings than it would go on with.
+    """Raise ValueError if a run was begun with other settings.
 
     folder: the run's.
     saved: its facts when the state was saved, with `settings` and `processes`.

@@ -1,4 +1,4 @@
-"""What a run writes down about itself: config.json, log.jsonl and TensorBoard curves."""
+"""The records of a run: config.json, log.jsonl and TensorBoard curves."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ class RunSettings:
     tf32: bool = True
     """On a GPU: multiply float32 in TF32, several times as fast, with float16's mantissa."""
     memory_format: str = "auto"
-    """How pictures and kernels lie in memory: "channels_last", "contiguous", or "auto" (channels_last on a GPU). On one
-    thread of a CPU with AVX2 the pocket VAE took a quarter more time channels last (`gdposr train bench`)."""
+    """Memory format of pictures and kernels: "channels_last", "contiguous", or "auto" (channels_last on a GPU). On one
+    thread of a CPU with AVX2 the pocket VAE took a quarter more time in channels_last (`gdposr train bench`)."""
     degrade: str = "auto"
     """Where LR pictures are made: "loader", one by one in the processes of --workers; "device", in batches beside the
     model, from the same distributions; or "auto" (device on a GPU, else loader)."""

@@ -227,9 +227,8 @@ class Trainer:
         means: its losses, mean over batches and processes.
         norm: of its gradient.
         step_batches: batches of the step, whose photos the error names."""
-        scaler = (
-            self.accelerator.scaler
-        )  # skips overflowing steps and halves its scale, so a tiny scale means that every step overflows
+        # A scaler skips overflowing steps and halves its scale, so a tiny scale means that every step overflows.
+        scaler = self.accelerator.scaler
         if math.isfinite(means["loss"]) and (
             math.isfinite(norm) if scaler is None else scaler.get_scale() >= SMALLEST_SCALE
         ):

@@ -22,7 +22,7 @@ from training.metrics.squeezenet import SqueezeFeatures, sqf
 from training.model.one_step import enlarge
 from training.model.text import PromptSource
 
-# Side in pixels of the cells over which samples are averaged. What then still differs is structure, not texture.
+# Side in pixels of the cells over which samples are averaged. The means differ in structure, not in texture.
 CELL = 8
 
 
@@ -108,7 +108,7 @@ class Validation:
         return self.prompts[numbers.start : numbers.stop]
 
     def _all(self, function: Callable[..., Tensor]) -> Tensor:
-        """What function(lr, hr, prompts=...) gives for all pictures, (n, 3, H, W)."""
+        """Results of function(lr, hr, prompts=...) for all pictures, (n, 3, H, W)."""
         made = []
         for first in range(0, len(self.lr), self.batch):
             part = range(first, min(first + self.batch, len(self.lr)))

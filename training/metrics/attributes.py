@@ -107,7 +107,7 @@ def published_share(hr: Tensor) -> Tensor:
 
 
 def _parts(size: int) -> list[slice]:
-    """Whole patches along a side, and what the border leaves of the last one."""
+    """Whole patches along a side, and the rest at the border."""
     whole = size - size % PATCH
     return [part for part in (slice(0, whole), slice(whole, size)) if part.stop > part.start]
 

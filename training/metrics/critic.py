@@ -74,8 +74,8 @@ class Critic(nn.Module):
 def paired_loss(real: Tensor, fake: Tensor, penalty: float = 0.0) -> Tensor:
     """Logistic loss for ranking a photo above its reconstruction, place by place (RankNet, Burges et al. 2005). Scalar.
 
-    What both share, such as the content, cancels out. penalty: weight of the logits' mean square, which keeps the
-    scale of the score from growing."""
+    Anything that both share, such as the content, cancels out. penalty: weight of the logits' mean square, which keeps
+    the scale of the score from growing."""
     loss = F.softplus(fake - real).mean()
     return loss + penalty * (real.square().mean() + fake.square().mean()) / 2
 
@@ -98,7 +98,7 @@ def save_critic(critic: Critic, folder: str | Path, provenance: dict[str, Any] |
 
 
 def load_critic(source: str | Path) -> Critic:
-    """Read what `save_critic` wrote, frozen. source: the folder, a finished run, or the weights file itself.
+    """Load a critic written by `save_critic`, frozen. source: the folder, a finished run, or the weights file itself.
 
     Raises FileNotFoundError if a file is missing, and ValueError if it is damaged or belongs to another model."""
     path = Path(source)

@@ -1,4 +1,4 @@
-"""Metrics for what the eye sees and PSNR does not: grain and colour noise on flat parts, edges, detail by size, diversity.
+"""Metrics of visible faults that PSNR misses: grain and colour noise on flat parts, edges, detail by size, diversity.
 
 Pure functions of pictures (n, 3, h, w), RGB float in [0, 1] (clamp a model's output first), with one value per
 picture, (n,) float32. Distances and deviations are in levels of 1/255. A value over no pixels, such as grain in a
@@ -104,9 +104,8 @@ def wavelet_distance(sr: Tensor, hr: Tensor) -> Tensor:
     The bands are Haar's without decimation (stationary wavelet transform, Nason & Silverman 1995), at the places
     where they fit: half the difference across columns, across rows and across both, in `OCTAVES` octaves. The result
     is the mean over places, bands and octaves. Constant shifts and wide ramps hardly count."""
-    low = _luma_difference(
-        *_checked(1 << OCTAVES, sr, hr)
-    )  # the bands are linear, so those of the difference suffice
+    # the bands are linear, so the bands of the difference suffice
+    low = _luma_difference(*_checked(1 << OCTAVES, sr, hr))
     bands = []
     for octave in range(OCTAVES):
         step = 1 << octave

@@ -1,4 +1,4 @@
-"""Two scores that follow the eye: clean smooth parts, and texture of the right kind and amount on detailed parts.
+"""Two scores of visible quality: clean smooth parts, and texture of the right kind and amount on detailed parts.
 
 Both compare with the HR picture and are 0 at best. Pictures are (n, 3, H, W), RGB in [0, 1]; distances are in levels of 1/255."""
 
@@ -42,9 +42,8 @@ def texture_likeness(sr: Tensor, hr: Tensor) -> Tensor:
         band_energies(luma(image[..., :height, :width].float())).add(QUIET).log() for image in (sr, hr)
     )
     apart = (ours - theirs).abs().mean(1, keepdim=True)  # (n, 1, H / 16, W / 16)
-    detailed = F.avg_pool2d(
-        texture_mask(hr)[..., :height, :width].float(), ENERGY_WINDOW
-    )  # detailed share of each window
+    # share of detail in each window
+    detailed = F.avg_pool2d(texture_mask(hr)[..., :height, :width].float(), ENERGY_WINDOW)
     return -_weighted_mean(apart, detailed)
 
 

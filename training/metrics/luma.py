@@ -49,7 +49,7 @@ def rounded_luma(image: np.ndarray) -> np.ndarray:
     weights = np.array(FULL_RANGE) * 255.0 * scale
     if pixels.shape[2] < 3:
         weights = weights.sum(keepdims=True)
-    # said to be float64, because NumPy 1 multiplies float32 by a float64 number in float32
+    # float64 is stated, because NumPy 1 multiplies float32 by a float64 number in float32
     gray = sum(np.multiply(pixels[..., k], weight, dtype=np.float64) for k, weight in enumerate(weights))
     return np.round(gray)
 

@@ -93,9 +93,8 @@ def _scorer(metric: PerceptualMetric) -> Score:
             value = float(
                 network(to_tensor(sr, device), to_tensor(hr, device) if metric.reference else None)[0]
             )
-        except (
-            Exception
-        ) as error:  # third-party models raise various exceptions, for example on small pictures
+        except Exception as error:
+            # third-party models raise various exceptions, for example on small pictures
             raise ImageError(
                 f"{metric.name} cannot judge a picture of {size} ({type(error).__name__}: {error}): use larger pictures or leave it out"
             ) from error

@@ -1,7 +1,7 @@
 """Metrics by name. `psnr`, `ssim`, `niqe`, `smooth` and `texture` are built in; `sqf` and `critic` too, but they need
 weights. Any other name is looked up in pyiqa.
 
-Every metric gets what the user would get: the picture clamped to [0, 1] and rounded to 8-bit levels, in float32 under any autocast."""
+Every metric gets the picture as a user would: clamped to [0, 1] and rounded to 8-bit levels, in float32 under any autocast."""
 
 from __future__ import annotations
 
@@ -143,9 +143,8 @@ def _from_pyiqa(name: str, device: torch.device) -> Metric:
         with fixed_random_state(device):
             network = library.create_metric(name, device=device, as_loss=False)
         mode, lower_is_better = network.metric_mode, network.lower_better
-    except (
-        Exception
-    ) as error:  # third-party models raise various exceptions while being downloaded and loaded
+    except Exception as error:
+        # third-party models raise various exceptions while being downloaded and loaded
         raise MetricError(
             f"pyiqa cannot make the metric {name!r} ({type(error).__name__}: {error}): check the name against "
             f"pyiqa.list_models() and its weights, or use {', '.join(BUILT_IN)}"

@@ -99,9 +99,9 @@ def find_model(source: str | Path) -> Path:
 
 
 def hub_name(source: str | Path) -> re.Match[str] | None:
-    """The match of `HUB_NAME`, or None where `source` names no model of the hub.
+    """The match of `HUB_NAME`, or None if `source` names no model of the hub.
 
-    A name of three parts or more whose parent folder is here is a path: nothing is looked up for it."""
+    A name of three parts or more whose parent folder exists is a path, and is not looked up."""
     name = HUB_NAME.fullmatch(source.as_posix() if isinstance(source, Path) else source)
     return None if name is not None and name[2] and Path(source).parent.is_dir() else name
 

@@ -89,7 +89,7 @@ class OneStepModel(nn.Module):
             )
 
     def set_timesteps(self, noise_timestep: int, denoise_timestep: int) -> None:
-        """Set the timestep at which noise is added and the one that the UNet is given."""
+        """Set the timestep of the added noise and the one for the UNet."""
         for timestep in (noise_timestep, denoise_timestep):
             self.schedule.check_timestep(timestep)
         self.noise_timestep, self.denoise_timestep = noise_timestep, denoise_timestep

@@ -30,7 +30,8 @@ from training.model.saving import save_run_model
 ALPHA = 8
 FACTOR = re.compile(r"(.+)\.lora_([AB])\.\w+\.weight")
 WHOLE = re.compile(r"conv_in\.(?:base_layer\.)?(weight|bias)")
-PREFIX = "base_model.model."  # of peft's names in its own files
+# Prefix of the names in peft's files.
+PREFIX = "base_model.model."
 # Relative RMS difference of conv_in from which a base counts as another one; half precision differs by 3e-4.
 OTHER_BASE = 3e-3
 
@@ -54,7 +55,7 @@ def import_lora(
 
     file: of the public code.
     out: new or empty folder.
-    base: what it was trained on, as `load_model` reads it: Stable Diffusion for NAOSD, the merged NAOSD model for GDPO.
+    base: the model it was trained on, as `load_model` reads it: Stable Diffusion for NAOSD, the merged NAOSD model for GDPO.
     text_base: source of text encoder and scheduler if base has none.
     alpha: strength is alpha / rank.
 
@@ -70,7 +71,7 @@ def import_lora(
     # compare: whether it was trained on that model
     remarks = []
     conv_in = parts["unet"].whole.get("weight")
-    if "vae" not in parts and conv_in is not None:  # tuning leaves conv_in's own weights as they were
+    if "vae" not in parts and conv_in is not None:  # tuning does not change conv_in's own weights
         distance = _relative(conv_in, model.unet.conv_in.weight)
         if distance > OTHER_BASE:
             remarks.append(
@@ -112,9 +113,8 @@ def _read(file: Path) -> dict[str, Any]:
         document = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # a damaged pickle can fail in any way; torch's own text advises to run its code
+    except Exception as error:
+        # a damaged pickle can fail in any way; torch's own message advises to run its code
         raise ValueError(
             f"{file} cannot be read as tensors, names and numbers alone ({type(error).__name__}): it is damaged, or it holds objects "
             "whose code would run on loading, which never happens here. Expected a LoRA file as the public code saves it"

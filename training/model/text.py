@@ -34,7 +34,7 @@ class PromptSource:
     4. `caption`, a function of the path, such as a tagging network
     5. `default`
 
-    Empty captions are ignored. `describe` tells how many of each kind there are, so that a misplaced file is noticed."""
+    Empty captions are ignored. `describe` counts each kind, so that a misplaced file is noticed."""
 
     root: Path
     """Folder of the photos."""
@@ -45,7 +45,7 @@ class PromptSource:
     caption: Callable[[Path], str] | None = None
     """Gives the caption of an image that has none in a file; "" for none. Each image is asked for once in a process."""
     _made: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What `caption` gave, by image path."""
+    """Results of `caption` by image path."""
     _tables: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Captions by folder and image path, filled as needed."""
 
@@ -56,7 +56,7 @@ class PromptSource:
     def prompts_for(
         self, paths: Sequence[str | Path], drawn: Sequence[bool] | None = None
     ) -> tuple[str, ...]:
-        """The prompts of several images. drawn: True for a drawn card, which stands in for the photo and has no caption of its."""
+        """The prompts of several images. drawn: True for a drawn card, which replaces the photo and has no caption."""
         general = self.default if self.fixed is None else self.fixed
         cards = drawn or [False] * len(paths)
         return tuple(
@@ -182,9 +182,8 @@ class TextConditioner(nn.Module):
                 [text], padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
             )
             with torch.no_grad():
-                self._cache[key] = self.encoder(tokens.input_ids.to(device))[0][
-                    0
-                ]  # (L, D), last hidden state
+                # last hidden state, (L, D)
+                self._cache[key] = self.encoder(tokens.input_ids.to(device))[0][0]
         self._cache.move_to_end(key)
         return self._cache[key]
 

@@ -1,4 +1,4 @@
-"""How far a policy has come: it and its reference on the held-out photos, each pair of pictures from one noise."""
+"""Compares a policy with its reference on the held-out photos. Both pictures of a pair have the same noise."""
 
 from __future__ import annotations
 

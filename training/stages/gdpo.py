@@ -205,15 +205,14 @@ class Gdpo(Stage):
         return {"loss": loss, **logged}
 
     def _outputs(self, group: Group, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the network gives and what it should give for each candidate: (B, 1 or G, C, h, w), (B, G, C, h, w).
+        """The network's output and its target for each candidate: (B, 1 or G, C, h, w), (B, G, C, h, w).
 
-        That is the noise in the noised candidates, or the result for the noised LR latent against the candidates."""
+        The target is the noise in the noised candidates, or, from the noised LR latent, the candidates themselves."""
         s, model = self.settings, self.model
         repeats = 1 if s.shared_noise else s.group
         shape = (repeats, *model.noise_shape(*batch.lr.shape[-2:]))
-        noise = normal(s.seed, batch.items, shape, "loss").to(
-            group.latent
-        )  # (B, 1 or G, noise channels, h, w)
+        # (B, 1 or G, noise channels, h, w)
+        noise = normal(s.seed, batch.items, shape, "loss").to(group.latent)
         if s.condition == "candidate":
             candidates = group.candidates.flatten(0, 1)
             noise = noise.expand(-1, s.group, -1, -1, -1).flatten(0, 1)

@@ -10,7 +10,7 @@ from training.model.adapters import INITS, LoraSpec
 
 @dataclass(frozen=True)
 class LoraSettings(RunSettings):
-    """Settings of the LoRA in addition to `RunSettings`. The published values stand in the preset sd21."""
+    """Settings of the LoRA in addition to `RunSettings`. The preset sd21 has the published values."""
 
     rank: int = 4
     """Rank of the LoRA."""

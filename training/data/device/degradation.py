@@ -2,12 +2,12 @@
 distributions as on the CPU.
 
 Parameters are drawn on the CPU, picture by picture (`training.data.device.parameters`). Pixels are computed together on the
-device. Both are functions of (seed, item), so a resumed run gets the same. Batches that are cut otherwise give the same
-up to rounding, which JPEG and Poisson noise make large in single pictures.
+device. Both are functions of (seed, item), so a resumed run gets the same. Other batches give the same pictures up to
+rounding, which JPEG and Poisson noise make large in single pictures.
 
 Differences from the CPU: the random numbers, which also depend on the type of device; JPEG in float32 instead of
-libjpeg's integers (`training.data.device.jpeg`); and Pillow's filters in float32 instead of fixed point, which differ
-by a level now and then."""
+libjpeg's integers (`training.data.device.jpeg`); and Pillow's filters in float32 instead of fixed point, which sometimes
+differ by a level."""
 
 from __future__ import annotations
 

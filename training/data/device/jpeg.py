@@ -2,8 +2,8 @@
 
 Full-range YCbCr, chroma at half the resolution (4:2:0), 8x8 cosine transforms, the standard's tables scaled by
 quality, and libjpeg's smooth ("fancy") upsampling of chroma. Entropy coding is lossless and therefore left out.
-libjpeg's transforms use integers and these float32: many pixels differ by a level, and now and then a frequency
-between two quantization steps falls to the other one."""
+libjpeg's transforms use integers and these float32: many pixels differ by a level, and sometimes a frequency between two
+quantization steps is rounded to the other one."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from training.data.everyday import KINDS
 from training.data.kernels import gaussian_kernel, random_kernel, sinc_kernel
 from training.randomness import generator
 
-# Kind of `training.data.degradation.reduce_plainly`, which is none of the everyday kinds.
+# Kind of `training.data.degradation.reduce_plainly`, besides the everyday kinds.
 PLAIN = "plain"
 # Names of Pillow's filters, in the order of `FILTERS`.
 PILLOW = tuple(SUPPORT)
