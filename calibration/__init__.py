@@ -1,1 +1,1 @@
-"""Calibration stage: is the small model still as good? Metrics, accuracy tables and reports."""
+"""Calibration: metrics, accuracy tables and reports that tell whether the small model is still as good."""

@@ -40,7 +40,7 @@ FORMAT: Final = "gdposr samples 1"
 
 
 class SampleError(GdposrError):
-    """A folder or file from which no samples can be drawn."""
+    """No samples can be drawn from a folder or file."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def save_sets(sets: SampleSets, path: Path) -> None:
 
 
 def load_sets(path: Path) -> SampleSets:
-    """Read what `save_sets` wrote. SampleError for any other file."""
+    """Read a file of `save_sets`. SampleError for any other file."""
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get("gdposr", "{}"))

@@ -1,4 +1,4 @@
-"""Which layers bear few bits: the noise of each layer alone, and a plan that spends bits on the layers that need them.
+"""Which layers bear few bits: the noise of each layer alone, and a plan that gives bits to the layers that need them.
 
 Each layer's noise is small and unrelated to the others', so the noise of a model with all layers quantized is close to their sum. It is
 therefore enough to measure each layer once at each width. From the same rows come the layers that INT8 leaves in floating point and
@@ -17,12 +17,12 @@ from runtime.errors import GdposrError
 
 
 class PlanError(GdposrError):
-    """No choice of widths keeps what was asked for."""
+    """No choice of widths reaches the floor."""
 
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """What one layer alone costs in quality at one width."""
+    """Quality with one layer alone quantized at one width."""
 
     layer: str
     """Name of its node or of its weights."""
@@ -31,7 +31,7 @@ class LayerNoise:
     psnr: float
     """PSNR in dB of the whole model's result with this layer alone quantized; inf: no noise at this width."""
     cost: float
-    """Cost of this width in what a plan is to save, such as bytes or bit operations."""
+    """Cost of this width in the unit that a plan saves, such as bytes or bit operations."""
 
     def __post_init__(self) -> None:
         if math.isnan(self.psnr) or self.psnr == -math.inf:
@@ -117,7 +117,7 @@ def predicted_db(
 
 
 def noisiest(rows: Sequence[LayerNoise], chosen: Mapping[str, int]) -> str | None:
-    """The layer with most noise at its chosen width; None if no layer has any. If a plan misses its floor, it is the first to go."""
+    """The layer with most noise at its chosen width, to be left out first if a plan misses its floor. None if no layer has noise."""
     now = [row for row in rows if chosen.get(row.layer) == row.bits and math.isfinite(row.psnr)]
     return min(now, key=lambda row: (row.psnr, row.layer)).layer if now else None
 

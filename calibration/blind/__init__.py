@@ -1,1 +1,1 @@
-"""Blind comparison of two models by people: pairs of crops without names, a page to vote on, votes to counts."""
+"""Blind comparison of two models by people: pairs of crops without names, a page to vote on, counts of the votes."""

@@ -1,4 +1,4 @@
-"""Which crops are compared, and on which side A stands: pure functions of the scenes and a random generator."""
+"""Chooses the crops of a study and the side of A: pure functions of the scenes and a random generator."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ class Pair:
     """One question to a voter."""
 
     scene: Scene
-    """What is cropped."""
+    """The pictures."""
     y: int
     """Top of the crop in pixels of the input."""
     x: int
     """Left of the crop in pixels of the input."""
     a_left: bool
-    """A stands on the left."""
+    """Whether A is on the left."""
 
 
 def choose_pairs(scenes: Sequence[Scene], count: int, crop: int, random: Generator) -> list[Pair]:
-    """`count` pairs in random order, spread evenly over kinds and photos. A stands on the left in half of them, also within each kind.
+    """`count` pairs in random order, spread evenly over kinds and photos. A is on the left in half of them, also within each kind.
 
     scenes: to choose from.
     count: of pairs.
@@ -112,7 +112,7 @@ def _position(
 
 
 def _sides(kinds: Sequence[str], random: Generator) -> list[bool]:
-    """Whether A stands left, for each pair: in half of each kind, and in half of what is left over from kinds of odd number."""
+    """Whether A is on the left, for each pair: in half of each kind, and in half of the odd pairs left over."""
     sides = [False] * len(kinds)
     start = bool(random.integers(2))
     for kind in sorted(set(kinds)):

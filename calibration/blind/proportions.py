@@ -36,10 +36,10 @@ def agreement(first: Sequence[str], second: Sequence[str]) -> float:
 
 
 def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
-    """Agreement beyond chance: 1 full, 0 as much as by chance, below 0 less. None if both always gave one and the same vote.
+    """Agreement beyond chance: 1 full, 0 as much as by chance, below 0 less. None if both gave the same vote on every item.
 
-    Cohen 1960, A coefficient of agreement for nominal scales, Educ. Psychol. Meas. 20:37-46: (p_o - p_e) / (1 - p_e), where p_e is
-    the agreement of two voters who vote independently, each with the shares of votes that he gave.
+    Cohen 1960, A coefficient of agreement for nominal scales, Educ. Psychol. Meas. 20:37-46: (p_o - p_e) / (1 - p_e). p_e is the
+    agreement of two independent voters with the same shares of votes.
     """
     observed = agreement(first, second)
     one, other = Counter(first), Counter(second)

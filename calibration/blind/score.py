@@ -1,4 +1,4 @@
-"""From votes to counts: how often A, B and neither was chosen, by voter, majority and kind of input, and how far voters agree."""
+"""Counts votes: how often A, B and neither was chosen, by voter, majority and kind of input, and how far voters agree."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Row:
     kind: str
     """Kind of input, or "all"."""
     tally: Tally
-    """What was chosen."""
+    """The counts."""
     interval: bool
     """Whether the tally has an interval: it counts pairs, not votes."""
 
@@ -70,14 +70,14 @@ class Agreement:
     equal: float
     """Share of pairs with equal votes, 0..1."""
     kappa: float | None
-    """Cohen's kappa; None if both always chose one and the same."""
+    """Cohen's kappa; None if both always made the same choice."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"voters": [self.first, self.second], "equal": self.equal, "kappa": self.kappa}
 
 
 def choices(ballot: Ballot, key: Key) -> list[str]:
-    """What a voter chose for each pair: "a", "b" or "tie"."""
+    """A voter's choice for each pair: "a", "b" or "tie"."""
     sides = {True: {"left": A, "right": B}, False: {"left": B, "right": A}}
     return [
         TIE if vote == "tie" else sides[a_left][vote]

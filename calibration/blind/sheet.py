@@ -1,4 +1,4 @@
-"""A pair as one picture: on top the input, below the two enlargements as they are, then at twice their size."""
+"""A pair as one picture: the input, below it the two enlargements, and below these both again at twice the size."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

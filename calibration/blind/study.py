@@ -1,4 +1,4 @@
-"""A study on disk: a folder that a voter may see, and beside it the key that tells which side is which.
+"""A study on disk: a folder for the voters, and beside it the key, which tells which side is which.
 
     STUDY/study.json           number of pairs, question, version, digest of the key
     STUDY/pairs/001.png        the pair as one picture, for looking at it without a page
@@ -41,14 +41,14 @@ class StudyError(GdposrError):
 
 @dataclass(frozen=True)
 class Study:
-    """What a voter may know."""
+    """The part of a study that a voter may see."""
 
     folder: Path
-    """Where it lies."""
+    """The folder of the study."""
     pairs: int
     """Number of pairs, which are numbered from 1."""
     question: str
-    """What is asked about each pair."""
+    """The question about each pair."""
     digest: str
     """SHA-256 of the key, in hex; names the study in files of votes."""
 
@@ -59,14 +59,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Key:
-    """What a voter may not know, pair k at index k - 1."""
+    """The part of a study that a voter must not see. Pair k is at index k - 1."""
 
     names: tuple[str, str]
-    """A's and B's."""
+    """Names of A and B."""
     kinds: tuple[str, ...]
     """Kind of input of each pair."""
     a_left: tuple[bool, ...]
-    """Whether A stands on the left."""
+    """Whether A is on the left."""
 
 
 def key_path(study: Path) -> Path:
@@ -86,12 +86,12 @@ def write_study(
     version: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Study:
-    """Write the folder and its key. Neither may exist; the folder appears complete or not at all.
+    """Write the folder and its key. Neither may exist. The folder appears complete or not at all.
 
     out: folder of the study; the key goes beside it.
     pairs: in the order in which they are shown.
     crop: side in pixels of the input.
-    names: A's and B's.
+    names: of A and B.
     seed, command, version: how the study was made, for the key.
     progress: called with pairs done and in all.
     """
@@ -175,7 +175,7 @@ def read_key(path: Path, study: Study) -> Key:
 
 
 def key_digest(key: Any) -> str:
-    """SHA-256 in hex of a key's content, whatever the layout of its file."""
+    """SHA-256 in hex of a key's content. It does not depend on the layout of the file."""
     text = json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

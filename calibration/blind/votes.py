@@ -24,7 +24,7 @@ class Ballot:
 
 
 def read_votes(path: Path, study: Study) -> Ballot:
-    """A voter's file, which must have one vote on each pair. StudyError names file and line of what is wrong.
+    """A voter's file, which must have one vote on each pair. StudyError names file and line of a mistake.
 
     A remark `# study: DIGEST`, which the page writes, must name this study.
     """

@@ -1,7 +1,7 @@
 """Accuracy of a bundle on pairs of small and large photos: one row per method, measured alike.
 
 Rows: bicubic, folders of pictures made elsewhere, other models given as functions or methods, the bundle in each
-precision, and whatever else it holds, given as methods. Everything is deterministic: seeds are arguments.
+precision, and its Core ML packages given as methods. Everything is deterministic: seeds are arguments.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What was measured, on which pictures, and whether it is good enough."""
+    """The measured rows, the pictures, and the verdict of the gates."""
 
     bundle: dict[str, str]
     """Its "name" and "digest"."""
@@ -75,11 +75,11 @@ class AccuracyReport:
     diversity_samples: int
     """Samples of each of them."""
     sqf_note: str | None
-    """Why there is no SQF; None: there is."""
+    """Why there is no SQF. None: there is SQF."""
     hr_niqe: float
     """NIQE of the HR photos themselves, for comparison."""
     hr_checkerboard: float | None
-    """The same for the checkerboard measure, in dB."""
+    """Checkerboard measure of the HR photos in dB."""
     rows: tuple[Row, ...]
     """Bicubic first, then folders and other models, then the bundle's own."""
     gates: tuple[GateResult, ...] = field(default=())
@@ -87,7 +87,7 @@ class AccuracyReport:
     extra_metrics: tuple[str, ...] = ()
     """Names of learned metrics."""
     extra_note: str | None = None
-    """Why there are no learned metrics; None: there are."""
+    """Why there are no learned metrics. None: there are some."""
     budgets: dict[str, dict[str, float]] = field(default_factory=dict)
     """Row -> gate -> limit that was applied."""
     sensitivity: dict[str, tuple[LayerNoise, ...]] = field(default_factory=dict)
@@ -177,12 +177,12 @@ def evaluate(
     extra_metrics: names of metrics in `training.metrics.pyiqa`.
     diversity_images, diversity_samples: how many pictures diversity is measured on, and samples of each.
     budgets: row -> its limits.
-    pictures, machine: what the report says of them; pictures None: the names of both folders.
+    pictures, machine: texts for the report; pictures None: the names of both folders.
     group: picture name -> the photo that it is a crop of; None: each picture is a photo of its own.
     progress: called after every picture of every row.
     observe: called with every picture, for a report's crops.
 
-    SettingError for impossible rows, budgets or precisions; ImageError for pictures that cannot be used.
+    SettingError for impossible rows, budgets or precisions; ImageError for unusable pictures.
     """
     # rows: those of the bundle, then everything it is compared with
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)

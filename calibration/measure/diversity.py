@@ -17,7 +17,7 @@ from runtime.upscale.probe import psnr_db
 HIGHEST_PSNR = 100.0
 # Share of the teacher's diversity that a distillation must keep.
 DIVERSITY_FLOOR = 0.9
-# Side in pixels of a mean filter. What the filter removes is texture.
+# Side in pixels of a mean filter. The part that it removes counts as texture.
 WINDOW = 5
 
 
@@ -76,7 +76,7 @@ def agreement(pictures: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray
 
 
 def high_pass(image: np.ndarray) -> np.ndarray:
-    """What a 5x5 mean filter removes, without the borders: (H, W, 3) -> (H - 4, W - 4, 3)."""
+    """The picture minus its 5x5 mean, without the borders: (H, W, 3) -> (H - 4, W - 4, 3)."""
     edge = WINDOW // 2
     windows = np.lib.stride_tricks.sliding_window_view(image, (WINDOW, WINDOW), axis=(0, 1))
     return image[edge:-edge, edge:-edge] - windows.mean(axis=(-2, -1))

@@ -78,16 +78,16 @@ class Gates:
         return cls(**{name: float(limit) for name, limit in data.items()})
 
     def without(self, names: Iterable[str]) -> Gates:
-        """The same without these limits."""
+        """These gates without some limits."""
         return replace(self, **dict.fromkeys(names))
 
     def overridden(self, other: Gates) -> Gates:
-        """The same, but with the limits that `other` sets."""
+        """These gates, with the limits of `other` in place of their own."""
         return replace(self, **other.to_dict())
 
 
 GATE_NAMES: Final = tuple(item.name for item in fields(Gates))
-# What INT8 may lose against fp32: a small share of the model's gain over bicubic.
+# Limits of INT8 against fp32: a small share of the model's gain over bicubic.
 INT8_GATES: Final = Gates(max_psnr_loss=0.1, max_sqf_rise=0.01, min_diversity_ratio=0.95)
 
 

@@ -1,4 +1,4 @@
-"""Bootstrap over pictures: how sure a mean is, and whether a difference between two methods is one.
+"""Bootstrap over pictures: the interval of a mean, and whether two methods differ.
 
 The percentile bootstrap of the mean (Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 13): the pictures are drawn
 with replacement `RESAMPLES` times, and the interval runs between the tails of the resampled means. Two methods are compared on the
@@ -134,7 +134,7 @@ def differences(
         raise ValueError(
             f"expected values of the same pictures, got {len(ours)} and {len(theirs)}: compare rows of one run"
         )
-    same = ours == theirs  # also where both are infinite
+    same = ours == theirs  # true also if both are infinite
     change = np.where(same, 0.0, ours - np.where(same, 0.0, theirs))
     torn = [
         n for k, n in enumerate(names) if np.isposinf(change[:, k]).any() and np.isneginf(change[:, k]).any()
@@ -194,7 +194,7 @@ def _resampled_means(values: np.ndarray, members: np.ndarray, resamples: int, se
     """(pictures, metrics) -> (resamples, metrics). A resample is a count for each group, so one product gives all metrics."""
     count = int(members.max()) + 1
     rng = np.random.Generator(np.random.PCG64(seed))
-    # A metric's offset cancels in its means; taking it away first makes a constant metric's interval exact.
+    # Subtracting an offset first makes the interval of a constant metric exact.
     offset = np.where(np.isfinite(values[0]), values[0], 0.0)
     sums = _added(np.where(np.isfinite(values), values - offset, 0.0), members)
     infinite = {sign: _added(values == sign, members) for sign in (np.inf, -np.inf)}

@@ -1,6 +1,6 @@
-"""The trained one-step model as a function of pictures, so that it is measured like any other method, and what it costs.
+"""The trained one-step model as a function of pictures, with the runtime's noise, so that it is measured like any other method.
 
-Its noise is the runtime's. Its cost: the files that hold its weights, and the number of weights.
+Also its files and its number of weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from runtime.noise import noise_field
 if TYPE_CHECKING:
     from training.model.one_step import OneStepModel
 
-# What counts as the model. The text encoder turns one prompt into a constant, so it is left out.
+# Parts that count as the model. The text encoder turns one prompt into a constant, so it is left out.
 PARTS = ("unet", "vae")
 
 

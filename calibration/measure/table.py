@@ -73,7 +73,7 @@ class Row:
     colour_shift: tuple[float, float, float]
     """Mean of red, green and blue."""
     colour_shift_abs: float
-    """Mean of the absolute shift over pictures and channels: tints of opposite sign do not cancel out in it."""
+    """Mean of the absolute shift over pictures and channels, so that tints of opposite sign do not cancel out."""
     checkerboard: float | None
     """Mean over pictures of at least 128 pixels; None: there are none."""
     diversity: float | None
@@ -224,7 +224,7 @@ def compared(rows: Sequence[Row]) -> list[Row]:
 
 
 def measure_originals(pairs: Sequence[Pair], observe: Observe | None) -> tuple[float, float | None]:
-    """NIQE and checkerboard of the HR photos themselves; observe is handed LR and HR."""
+    """NIQE and checkerboard of the HR photos themselves. observe: called with LR and HR."""
     natural, patterns = [], []
     for pair in pairs:
         hr = read_rgb(pair.hr)

@@ -65,7 +65,7 @@ def sensitivity_page(name: str, rows: Mapping[str, Sequence[LayerNoise]]) -> str
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with what stands above it."""
+    """A plot with its caption."""
 
     caption: str
     """The line above the plot."""
@@ -79,7 +79,7 @@ class Figure:
 
 
 def _trade_offs(report: AccuracyReport) -> list[Figure]:
-    """Quality against time and against size; without SQF by PSNR."""
+    """Quality against time and against size, by SQF, or by PSNR if there is no SQF."""
     metric = SQF if any(row.sqf is not None for row in report.rows) else PSNR
     figures = [
         _trade_off(report, metric, "milliseconds", "milliseconds per picture", _milliseconds),
@@ -172,14 +172,14 @@ def _scatter(row: Row, reference: Row, metric: Metric) -> list[Figure]:
 
 @dataclass(frozen=True)
 class Layers:
-    """How much the layers suffer for one target."""
+    """How sensitive the layers are for one target."""
 
     target: str
     """What was quantized, such as "onnx" or "coreml"."""
     series: list[str]
     """Names of the colours: a number of bits each."""
     plot: Markup
-    """The layers that suffer most."""
+    """The most sensitive layers."""
     rest: Markup | None
     """The others, on the same scale."""
     folded: int

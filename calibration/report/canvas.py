@@ -27,7 +27,7 @@ Format = Callable[[float], str]
 
 # Font size of every label.
 TEXT = 12
-# What matplotlib is told -> the page's variable that replaces it. Any colours do that differ from each other.
+# The page's variables by the colour that stands for each in matplotlib. The colours only have to differ.
 _VARIABLES = ("ink", "muted", "grid", "card", "gray", "blue", "orange", "green", "pink", "yellow")
 COLOURS = {name: f"#0{index:x}1e5{index:x}" for index, name in enumerate(_VARIABLES)}
 
@@ -134,13 +134,13 @@ class Canvas:
                 self.tip(self.axes.scatter(x, y, 49, COLOURS[hue], **style), f"dot {side}", *titles)
 
     def tip(self, artist: Artist, kind: str, *titles: str) -> None:
-        """Give what is drawn a CSS class and its hover text: one for all of it, or one for each of its marks."""
+        """Give an artist a CSS class and its hover text: one for all of it, or one for each of its marks."""
         name = f"tip-{len(self.tips)}"
         artist.set_gid(name)
         self.tips[name] = (kind, [_printable(title) for title in titles if title])
 
     def svg(self, label: str) -> Markup:
-        """One `<svg>` element without namespace. label: what it shows, for those who cannot see it."""
+        """One `<svg>` element without namespace. label: describes it for screen readers."""
         stream = io.StringIO()
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": "gdposr"}):
             no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -186,12 +186,12 @@ def _themed(style: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text without the characters that XML forbids: a file may be called anything."""
+    """The text without the characters that XML forbids, which a file's name may contain."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _span(values: Sequence[float], margin: float = 0.07) -> tuple[float, float]:
-    """Ends of an axis that holds the values; a single one gets room around it."""
+    """Ends of an axis that holds the values. A single value gets room around it."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     room = (high - low) * margin or max(abs(high) * 0.02, 1e-3)
     return low - room, high + room

@@ -1,4 +1,4 @@
-"""Crops for an accuracy report: where to cut, which pictures to show, and what is shown of each."""
+"""Crops for an accuracy report: the place to cut, the pictures to show, and the scores beside each."""
 
 from __future__ import annotations
 

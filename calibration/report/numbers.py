@@ -1,4 +1,4 @@
-"""How a report writes its numbers."""
+"""Formats numbers for reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MINUS, INFINITY = "\N{MINUS SIGN}", "\N{INFINITY}"
 
 
 def number(value: float | None, digits: int) -> str:
-    """With so many digits after the point; a dash for None."""
+    """A number with so many digits after the point. A dash for None."""
     if value is None:
         return "-"
     if math.isinf(value):
@@ -18,7 +18,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """With its sign; in powers of ten if so few digits would show nothing but zeros."""
+    """A number with its sign. In powers of ten if so few digits would show only zeros."""
     text = f"{value:+.{digits}f}"
     if value and not float(text):
         text = f"{value:+.0e}"

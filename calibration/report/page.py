@@ -1,6 +1,6 @@
 """The pages of reports, made of the templates in `templates/`.
 
-A page needs nothing else: style and script stand in it, and its content security policy forbids to load anything.
+A page is a single file: it contains style and script, and its content security policy forbids to load anything.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ _PAGES.tests["finite"] = lambda value: value is not None and math.isfinite(value
 
 
 def page(template: str, **values: Any) -> str:
-    """A whole HTML page. template: its file in `templates/`; values: what it writes, escaped unless it is a plot."""
+    """A whole HTML page. template: a file in `templates/`. values: for the template, escaped unless they are plots."""
     return _PAGES.get_template(template).render(values)

@@ -1,6 +1,6 @@
 """The plots of a report: quality against cost, picture against picture, sensitivity of layers, times.
 
-Each function gives inline SVG. Its colours are the page's, and what a mark stands for is shown on hover.
+Each function gives inline SVG in the page's colours. The meaning of a mark is shown on hover.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def pareto_plot(
     for _, value in lines:
         plot.tip(plot.axes.axhline(value, color=COLOURS["gray"], ls=(0, (2, 4)), lw=1), "reference")
     best = frontier(shown, higher)
-    if best:  # a staircase to the right edge: what any cost buys at most
+    if best:  # a staircase to the right edge: the best quality for each cost
         costs = [*(p.cost for p in best), plot.axes.get_xlim()[1]]
         levels = [*(p.quality for p in best), best[-1].quality]
         (steps,) = plot.axes.step(

@@ -1,4 +1,4 @@
-"""What the tables of an accuracy report say: the quality figures and the gates; and the table for a terminal."""
+"""The tables of an accuracy report: the quality figures, the gates, and the table for a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.metrics.pyiqa import METRICS as LEARNED
 
 @dataclass(frozen=True)
 class Metric:
-    """How a quality figure is named and written."""
+    """Name and format of a quality figure."""
 
     key: str
     """As in `Row.intervals` and `Row.differences`."""
@@ -35,7 +35,7 @@ class Metric:
 
     @property
     def way(self) -> str:
-        """Which way is better."""
+        """The better direction, in words."""
         return "higher" if self.higher else "lower"
 
 
@@ -60,7 +60,7 @@ def metrics_of(report: AccuracyReport) -> list[Metric]:
 
 
 def table_rows(report: AccuracyReport) -> list[list[str]]:
-    """The table as text for a terminal, header first; a dash for what does not apply or was not measured.
+    """The table as text for a terminal, header first. A dash where a figure does not apply or was not measured.
 
     Figures are plain ASCII, because not every terminal has more.
     """
@@ -88,7 +88,7 @@ def table_rows(report: AccuracyReport) -> list[list[str]]:
 
 
 def _shift(row: Row) -> str:
-    """Of red, green and blue; a dash for bicubic, from which the shift is measured."""
+    """Colour shift of red, green and blue. A dash for bicubic, against which it is measured."""
     if row.kind == "bicubic":
         return "-"
     return " ".join(f"{value:+.2f}" for value in row.colour_shift)
@@ -111,7 +111,7 @@ class Limit:
 
 
 def limits(report: AccuracyReport) -> list[Limit]:
-    """Every gate with what was measured, then the limits of budgets that were not checked."""
+    """Every gate with its measured value, then the limits of budgets that were not checked."""
     found: dict[tuple[str, str], tuple[float, str, bool | None]] = {}
     for gate in report.gates:
         value = "not measured" if gate.value is None else number(gate.value, 4)
@@ -126,7 +126,7 @@ def limits(report: AccuracyReport) -> list[Limit]:
 
 
 def gate_name(gate: str) -> str:
-    """As people write it: max_psnr_loss is PSNR loss."""
+    """The name of a gate in words: PSNR loss for max_psnr_loss."""
     words = [
         word.upper() if word in ("psnr", "ssim", "sqf", "niqe", "lpips") else word for word in gate.split("_")
     ]

@@ -1,1 +1,1 @@
-"""Studies over finished pictures: which score agrees with people's votes, and what the scores that do say about candidates."""
+"""Studies of finished pictures: which scores agree with people's votes, and the values of these scores for candidates."""

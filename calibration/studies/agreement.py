@@ -6,9 +6,9 @@ Each score is asked which crop is better, for every pair that the voters (or mos
 those in the study's folder. Several studies are pooled: repeat --study and the other options in the same order; a folder given once is
 used for all.
 
-A score that always names the usual winner reaches the base rate but tells nothing. The last columns show what a score knows beyond
-that: how many of the usual loser's wins it predicts, and how probable that number is for a score that names the loser as often, but at
-random (Fisher's exact test, one-sided). Pairs count as independent, and the tests are not corrected for the number of scores.
+A score that always names the usual winner reaches the base rate but has no information. The last columns show how much a score knows
+beyond that: how many of the usual loser's wins it predicts, and how probable that number is for a score that names the loser as often,
+but at random (Fisher's exact test, one-sided). Pairs count as independent, and the tests are not corrected for the number of scores.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Agreement:
     score: str
     """Name of the metric."""
     against: str
-    """What it needs: "truth", "input" or "nothing"."""
+    """The picture that it compares with: "truth", "input" or "nothing"."""
     pairs: int
     """Pairs that both decide."""
     agrees: int
@@ -109,7 +109,7 @@ def by_chance(right: int, minority: int, names: int, pairs: int) -> float:
 
 
 def values(score: Score, pair: Judged) -> tuple[float, float] | None:
-    """Values of A and B; None if what the score needs is missing."""
+    """Values of A and B; None if the picture to compare with is missing."""
     reference = {TRUTH: pair.truth, INPUT: pair.enlarged}.get(score.against)
     if score.against in (TRUTH, INPUT) and reference is None:
         return None

@@ -1,4 +1,4 @@
-"""Scores without reference that might tell the better of several samples; `calibration.studies.selection` measures whether they do.
+"""No-reference scores that may find the best of several samples. `calibration.studies.selection` measures whether they do.
 
 Each takes the samples of one picture, (H, W, 3) uint8, and its LR, (h, w, 3) uint8, and gives one number per sample. The measurement
 shows whether lower or higher is better.
@@ -31,7 +31,7 @@ def each(measure: Callable[[np.ndarray], float]) -> Candidate:
 
 
 def fine_energy(plane: np.ndarray) -> float:
-    """Variance of what the finest filter of `runtime.image.grain` removes."""
+    """Variance of the part that the finest filter of `runtime.image.grain` removes."""
     return float(np.mean((plane[FINE:-FINE, FINE:-FINE] - binomial(plane, FINE)) ** 2))
 
 

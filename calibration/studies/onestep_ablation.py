@@ -3,12 +3,12 @@
     python -m calibration.studies.onestep_ablation --base runs/naosd --data PHOTOS --lr DIR --hr DIR --sqf-weights FILE \
         --out runs/ablation --steps 100
 
-At the paper's size add `--preset sd21 --device cuda`, and `--text-base` where the run's base has no text encoder.
+At the paper's size add `--preset sd21 --device cuda`, and `--text-base` if the run's base has no text encoder.
 
-Every row is written to OUT/results.jsonl as soon as it is measured; rows that are there are not run again. "grpo" has to draw its
+Every row is written to OUT/results.jsonl as soon as it is measured, and existing rows are not run again. "grpo" has to draw its
 samples from the policy, so compare it with "policy samples". `python -m export.student.ablation` does the same for the student.
 
-In training/EXPERIMENTS.md it goes by its earlier name, `calibration.studies.ablation`.
+training/EXPERIMENTS.md uses its earlier name, `calibration.studies.ablation`.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells one experiment from another. A row without a preset is older than the option."""
+    """The key of an experiment. A row without a preset is older than the option."""
     preset = row.get("preset", "pocket")
     return row["variant"], preset, row["base"], row["seed"], row["steps"], tuple(row["changes"])
 

@@ -25,7 +25,7 @@ class Score:
     metric: Metric
     """How it is computed and which way is better."""
     against: str
-    """What the crop is compared with: the HR picture ("truth"), the enlarged input ("input") or "nothing"."""
+    """The picture to compare with: the HR picture ("truth"), the enlarged input ("input") or "nothing"."""
 
     def of(self, sr: np.ndarray, reference: np.ndarray | None) -> float:
         """sr, reference: (H, W, 3) uint8; reference None for "nothing". NaN if the picture lacks the parts that the score needs."""
