@@ -25,9 +25,8 @@ def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str
         from export.fold.one_step import load_one_step  # needs diffusers, which a student does not
 
         return load_one_step(checkpoint, base, prompt)
-    folder = (
-        checkpoint / "student" if (checkpoint / "student").is_dir() else checkpoint
-    )  # a distillation run keeps the student in a subfolder
+    # a distillation run keeps the student in a subfolder
+    folder = checkpoint / "student" if (checkpoint / "student").is_dir() else checkpoint
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"{checkpoint} is not a student checkpoint ({CONFIG_FILE}, {WEIGHTS_FILE}), and not a one-step model (a training run with "
@@ -40,7 +39,7 @@ def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str
 
 
 def _on_the_hub(checkpoint: Path) -> bool:
-    """Whether a checkpoint that is not here is a hub name, such as owner/name/folder."""
+    """Whether a checkpoint that does not exist here is a hub name, such as owner/name/folder."""
     if checkpoint.exists() or checkpoint.is_absolute():
         return False
     from training.model.loading import hub_name

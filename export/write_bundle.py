@@ -236,7 +236,7 @@ def _int8_request(source: Source, sets: SampleSets, wanted: Wanted) -> Int8Reque
 def _budgets(
     graphs: Mapping[str, Any], packages: Mapping[str, Any], int8: Int8Request | None
 ) -> dict[str, Gates]:
-    """What each row of an accuracy table may lose against fp32.
+    """The limits of each row of an accuracy table against fp32.
 
     INT8 was judged by its own limits at export; `gdposr accuracy` judges all rows."""
     rows = [name for name in graphs if name != REFERENCE] + [f"coreml {name}" for name in packages]

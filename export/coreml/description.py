@@ -1,4 +1,4 @@
-"""What a Core ML package tells about itself, in Xcode and to programs: description, inputs and outputs, metadata."""
+"""The texts in a Core ML package for Xcode and programs: description, inputs and outputs, metadata."""
 
 from __future__ import annotations
 

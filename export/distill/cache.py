@@ -178,7 +178,7 @@ class TeacherCache:
                     self._append(pending)
 
     def _append(self, parts: Sequence[tuple[list[int], dict[str, Tensor]]]) -> None:
-        """Write batches of one shard after those that it holds before the first of them."""
+        """Write batches of one shard, after the earlier batches that it already holds."""
         shard, begin = divmod(parts[0][0][0], SHARD)
         columns = [values for _, values in parts]
         if begin:

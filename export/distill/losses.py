@@ -29,8 +29,8 @@ def with_mean_of(target: Tensor, teacher: Tensor, share: Tensor) -> Tensor:
 
     share: (n, 1, 1, 1) in [0, 1], how far.
 
-    What a tuned teacher changes in all of its samples alike cancels in their difference. As a target of the photo's losses,
-    which outweigh the distance to a sample, it reaches the student."""
+    A tuned teacher's change that all its samples share cancels in their difference. It reaches the student through this target
+    of the photo's losses, which outweigh the distance to a sample."""
     first, second = teacher.chunk(2)
     return torch.lerp(target, (first + second) / 2, share)
 
@@ -44,7 +44,7 @@ def colour_loss(samples: Tensor, target: Tensor) -> Tensor:
 def chroma_loss(samples: Tensor, target: Tensor) -> Tensor:
     """L1 between colours without brightness.
 
-    An L1 on RGB weighs a colour fringe no more than an equal error of brightness, and those are larger nearly everywhere."""
+    An L1 on RGB weighs a colour fringe no more than an equal error of brightness, and errors of brightness are mostly larger."""
     return (chroma(samples) - chroma(target).repeat(2, 1, 1, 1)).abs().mean()
 
 
@@ -70,7 +70,7 @@ def difference_loss(samples: Tensor, teacher: Tensor) -> Tensor:
 def spread_loss(samples: Tensor, teacher: Tensor) -> Tensor:
     """How far two samples differ less than the teacher's do, place by place, as a whole and in their texture.
 
-    An L1 loss learns the median of what it cannot predict, so samples that follow the teacher by L1 alone differ too little."""
+    An L1 loss learns the median of anything unpredictable, so samples that follow the teacher by L1 alone differ too little."""
     ours, theirs = _difference(samples), _difference(teacher)
     short = [
         F.relu(_strength(t) - _strength(s)).mean()

@@ -30,7 +30,7 @@ class DistillConfig(RunSettings):
     plain_share: float = 0.35
     """Share of the pairs, 0 to 1, that are only downscaled (`training.data.degradation.reduce_plainly`)."""
     graphics_share: float = 0.25
-    """Share of the pictures, 0 to 1, that are drawn text and patterns (`training.data.cards`)."""
+    """Share of the pictures, 0 to 1, that are drawn cards: text and patterns (`training.data.cards`)."""
     recolour_share: float = 0.3
     """Share of the photos, 0 to 1, that become gray or get other colours."""
     lr: float = 2.5e-4
@@ -50,7 +50,7 @@ class DistillConfig(RunSettings):
     feature: float = 4.0
     """Weight of the squared distance of SqueezeNet features to the photo's."""
     drawn_feature: float = 0.1
-    """Factor on the feature losses, 0 to 1, for drawn pictures. These losses make up letters."""
+    """Factor on the feature losses, 0 to 1, for drawn cards. These losses make up letters."""
     feature_layers: tuple[float, ...] = (1.0,) * len(LAYERS)
     """Weights of the layers conv1, fire3, fire5, fire7 and fire9 in the feature losses."""
     structure: float = 2.0
@@ -74,8 +74,8 @@ class DistillConfig(RunSettings):
     teacher_difference: float = 0.0
     """Weight of the L1 distance between the student's and the teacher's difference of two samples, in texture."""
     teacher_mean: float = 0.0
-    """Share, 0 to 1, of the mean of the teacher's samples in what the photo is to pixel, structure, colour, chroma and grid.
-    At 0 they hold the student's mean to the photo, against a shift of the teacher's mean too, whatever `teacher` is."""
+    """Share, 0 to 1, of the mean of the teacher's samples in the target of pixel, structure, colour, chroma and grid. The rest is the
+    photo. At 0 these losses hold the student's mean to the photo, even if the teacher's mean differs and whatever `teacher` is."""
     fresh: int = 0
     """Batches of new pairs without the teacher after each batch with it."""
     cache_turns: bool = False

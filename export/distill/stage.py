@@ -151,7 +151,7 @@ class StudentDistill(StudentStage):
         return by_sample(normal(self.config.seed, batch.items, shape, "noise")).to(batch.lr)
 
     def _discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        if not len(real):  # the batch has drawn pictures only
+        if not len(real):  # the batch has drawn cards only
             return 0.0 * torch.stack([p.sum() for p in self.discriminator.parameters()]).sum()
         return discriminator_loss(self.discriminator(real).float(), self.discriminator(fake).float())
 
@@ -173,12 +173,12 @@ class StudentDistill(StudentStage):
 
         samples: (2n, 3, H, W), first samples first.
         hr: (n, 3, H, W).
-        photos: (n,) bool, False for drawn pictures. These have one right answer, so adversary and diversity leave
-            them out, and the feature losses count less.
+        photos: (n,) bool, False for drawn cards. These have one right answer, so adversary and diversity leave them out,
+            and the feature losses count less.
         shifts: for each picture, rows and columns below 8 that feature losses and adversary skip at the upper and left border.
         teacher: (2n, 3, H, W), its samples from the same noise. If `config.teacher` is 0, only its texture is
             followed; structure and diversity then follow the photo. With `config.teacher_mean`, the photo of all
-            losses but features, diversity and adversary is moved to its mean; a drawn picture stays its own target.
+            losses but features, diversity and adversary is moved to its mean; a drawn card stays its own target.
 
         Returns losses, gradient, and the photos and samples for the discriminator. The adversary's gradient is scaled
         to a fixed ratio to that of pixel, structure, colour and teacher, so it does not depend on how steep the discriminator is."""

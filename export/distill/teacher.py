@@ -1,8 +1,8 @@
 """The teacher of distillation: a frozen one-step model that gets the same noise as the student.
 
 The student can follow the teacher's samples only if both come from the same noise field. The student's noise
-therefore has the teacher's cells, and all of its channels or the first ones. What the missing channels decide, the
-student can learn only on average. The teacher's samples are 8-bit pictures, whether they are computed now or read from a cache."""
+therefore has the teacher's cells, and all of its channels or the first ones. The effect of missing channels can be
+learned only on average. The teacher's samples are 8-bit pictures, whether they are computed now or read from a cache."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Teacher:
         self.source, self.precision = source, precision
         self.digest = model_digest(model.freeze())
         self.model = model.to(device=device, dtype=PRECISIONS[precision])
-        for name in ("vae", "unet"):  # convolutions on a CPU take half the time channels last
+        for name in ("vae", "unet"):  # convolutions on a CPU take half the time in channels_last
             getattr(self.model, name).to(memory_format=torch.channels_last)
 
     @classmethod

@@ -3,7 +3,7 @@
 A linear layer over tokens becomes a 1x1 convolution over the map. One reshape splits the heads, and no tensor has
 more than four dimensions. A folded network has one fixed prompt, so the prompt's keys and values are constants.
 
-`export.fold.neural_engine` switches attention and norms to the form that the Neural Engine wants."""
+`export.fold.neural_engine` switches attention and norms to the form for the Neural Engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attend_by_head(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """The same head by head, in the products that Apple's article on transformers for the Neural Engine names.
+    """`attend` head by head, by the products in Apple's article on transformers for the Neural Engine.
 
     Heads are split along the channels, pixels stay in the last axis, and only the keys are transposed, once for all
     heads ("Deploying Transformers on the Apple Neural Engine", 2022). The result has the query's shape.

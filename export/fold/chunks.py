@@ -148,7 +148,7 @@ def generator_steps(source: Source) -> list[Step]:
 
 
 class _Block(nn.Module):
-    """A residual block and its attention."""
+    """A residual block with its attention."""
 
     def __init__(self, resnet: nn.Module, attention: nn.Module) -> None:
         super().__init__()
@@ -160,14 +160,14 @@ class _Block(nn.Module):
 
 
 class _Joined(_Block):
-    """The same in a UNet's decoder, which joins a skip to the map."""
+    """A block of a UNet's decoder, which joins a skip to the map."""
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(torch.cat([x, skip], dim=1))
 
 
 def _parts(level: Level, kind: type[_Block]) -> list[nn.Module]:
-    """A level's blocks, each of that kind, and its change of size."""
+    """A level's blocks, each as an instance of `kind`, and its change of size."""
     blocks: list[nn.Module] = [
         kind(resnet, attention) for resnet, attention in zip(level.resnets, level.attentions, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Convolutions and norms of a folded network on maps (n, C, H, W), with diffusers' weights, and the error of what cannot be folded."""
+"""Convolutions and norms of a folded network on maps (n, C, H, W), with diffusers' weights, and the error for an unsupported part."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def pointwise(layer: Any, name: str, factor: float = 1.0) -> nn.Conv2d:
 
 
 class Norm(nn.Module):
-    """What both norms have in common: squares that stay within half precision.
+    """Base of both norms: keeps squares within half precision.
 
     A norm divides by the root of a mean of squares. In half precision the square of 256 is infinity already. `rescale`
-    lets a norm square its values times a power of two; what it computes stays the same, since it divides by the root
-    of the scaled squares."""
+    lets a norm square its values times a power of two. Its result stays the same, since it divides by the root of the
+    scaled squares."""
 
     eps: float
 
@@ -90,7 +90,7 @@ class Norm(nn.Module):
         largest: largest magnitude of a centred value. Below SQUARED_MAX nothing changes."""
         if largest > SQUARED_MAX:
             self.shrink = 2.0 ** -math.ceil(math.log2(largest / SQUARED_MAX))
-            # what half precision rounds to zero would divide a flat part by zero
+            # an epsilon that half precision rounds to zero would divide a flat part by zero
             self.eps = max(self.eps * self.shrink**2, LEAST_EPS)
 
     def scaled(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A one-step model in the form for the Neural Engine: attention by head, and norms whose squares fit half precision.
 
-Weights are shared with the source, whose own form stays as it is for ONNX."""
+Weights are shared with the source, whose modules do not change and serve for ONNX."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from export.source import Source
 
 
 def for_engine(source: Source, photos: Sequence[Sample]) -> tuple[Source, dict[str, float]]:
-    """The same model in that form, and by the name of each rescaled norm the factor on what it squares.
+    """The same model in that form, and for each rescaled norm the factor on its squared values, by name.
 
     source: a folded one-step model.
     photos: real inputs, on which the norms are measured."""
@@ -39,13 +39,13 @@ def for_engine(source: Source, photos: Sequence[Sample]) -> tuple[Source, dict[s
 
 
 def shared_copy(module: nn.Module) -> nn.Module:
-    """A copy with modules of its own and the same parameters and buffers."""
+    """A copy with new modules that share parameters and buffers."""
     kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, kept)
 
 
 def _largest(source: Source, norms: Mapping[str, Norm], photos: Sequence[Sample]) -> dict[str, float]:
-    """Largest magnitude of what each norm squares, over the photos."""
+    """Largest magnitude of the values that each norm squares, over the photos."""
     found = dict.fromkeys(norms, 0.0)
 
     def watch(name: str, norm: Norm) -> torch.utils.hooks.RemovableHandle:

@@ -52,9 +52,8 @@ class Enlarge(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         picture = F.pixel_shuffle(F.conv2d(image, self.weight, padding=2), self.scale)
         ones = torch.ones_like(image[:, :1])
-        share = F.conv2d(
-            ones, self.weight[: self.scale**2, :1], padding=2
-        )  # share of the kernel inside the image
+        # share of the kernel inside the image
+        share = F.conv2d(ones, self.weight[: self.scale**2, :1], padding=2)
         return (picture / F.pixel_shuffle(share, self.scale)).clamp(0.0, 1.0)
 
 
@@ -189,7 +188,7 @@ def _rounded(pixels: int, multiple: int) -> int:
 
 
 def load_one_step(checkpoint: Path, base: str | Path | None, prompt: str | None) -> Source:
-    """Load what `training.model.loading.load_model` reads as a source, with adapters merged.
+    """Load a model of `training.model.loading.load_model` as a source, with adapters merged.
 
     checkpoint: folder or run of the model.
     base: source of the parts that it lacks.

@@ -93,10 +93,8 @@ class KlEncoder(nn.Module):
             weight = torch.einsum("oc,cihw->oihw", mix, weight)
             bias = mix @ bias + vae.quant_conv.bias.double()
         scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-        weight, bias = (
-            weight[:channels] * scale,
-            (bias[:channels] - shift) * scale,
-        )  # only the channels of the mean, not of the variance
+        # only the channels of the mean, not of the variance
+        weight, bias = weight[:channels] * scale, (bias[:channels] - shift) * scale
         self.out = _norm_and_conv(
             coder.conv_norm_out, coder.conv_act, conv_from(weight, bias, padding=1), "vae.encoder"
         )

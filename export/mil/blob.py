@@ -22,7 +22,7 @@ _ALIGNMENT: Final = 64
 
 
 class WeightFile:
-    """An open weight file. Reading a blob copies only what must be unpacked."""
+    """An open weight file. Reading a blob copies it only if it must be unpacked."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

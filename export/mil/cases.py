@@ -1,4 +1,4 @@
-"""What packages are compared on: photos with noise, and what the reference makes of them."""
+"""The cases on which packages are compared: photos with noise, and the reference's results."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def load_model(path: Path, units: str) -> Any:
 
 
 def _open_coreml(program: Program, device: str) -> CoreMLRunner:
-    """Load a copy of the package, since coremltools rewrites the manifest of what it opens. The copy is deleted with the runner."""
+    """Load a copy of the package, since coremltools rewrites the manifest of a package. The copy is deleted with the runner."""
     folder = tempfile.mkdtemp(prefix="gdposr-")
     try:
         copy = Path(folder) / program.path.name

@@ -1,4 +1,4 @@
-"""What a package consists of, and what may keep parts of it off the Apple Neural Engine.
+"""Lists the parts of a package, and those that may not run on the Apple Neural Engine.
 
 Apple documents little about the engine, so each rule names its source, and none of them is proof. The device decides
 when it compiles the package, and generations differ. Only Xcode's performance report or `MLComputePlan` on a device

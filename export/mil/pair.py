@@ -17,7 +17,7 @@ CHUNK_KEY = "gdposr.chunk"
 
 
 def grouped(programs: Sequence[Program]) -> list[tuple[Program, ...]]:
-    """The chunks of one graph together, in order; every other package alone."""
+    """Packages by graph: the chunks of a graph together and in order, every other package alone."""
     groups: dict[tuple[Path, str], list[Program]] = {}
     for program in programs:
         path, number = program.path, program.metadata.get(CHUNK_KEY)

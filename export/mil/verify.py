@@ -1,4 +1,4 @@
-"""Checks what packages compute, against the float32 ONNX graphs of a bundle in ONNX Runtime on the CPU.
+"""Compares packages with the float32 ONNX graphs of a bundle in ONNX Runtime on the CPU.
 
 The measure is PSNR over photos with the standard degradation, each with its own noise, at the package's own size. The
 worst photo counts. The peak is 1 for images and the reference's largest magnitude for other outputs.
@@ -96,7 +96,7 @@ class _Opened:
 
     @property
     def partner(self) -> tuple[Path, str, tuple[int, int]]:
-        """What encoder and generator of one model have in common: folder, rest of the name, size."""
+        """Equal for encoder and generator of one model: folder, rest of the name, size."""
         path = self.programs[0].path
         return path.parent, re.sub(rf"^{self.role}(-\d+)?", "", path.name), self.size
 

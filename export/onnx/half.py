@@ -162,9 +162,8 @@ def write_half(
     # A large graph is read by its path, so that its shapes can be inferred.
     model = str(source) if data_file(source).exists() else onnx.load(source)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # one warning for each tiny weight that is raised to the smallest half
+        # one warning for each tiny weight that is raised to the smallest half
+        warnings.simplefilter("ignore")
         converted = OnnxModel(
             convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(islands))
         )

@@ -36,8 +36,7 @@ def _module(node: onnx.NodeProto) -> list[str]:
     for entry in node.metadata_props:
         if entry.key == SCOPES:
             scopes = ast.literal_eval(entry.value)[:-1]  # the last is the node's own name
-            paths = [
-                path for path in scopes if path and not path.startswith("_")
-            ]  # a leading _ marks a scope without a module
+            # a leading _ marks a scope without a module
+            paths = [path for path in scopes if path and not path.startswith("_")]
             return paths[-1].split(".") if paths else []
     return []

@@ -55,9 +55,8 @@ class Packed:
     def nodes(self, name: str) -> list[onnx.NodeProto]:
         """The nodes that compute the float32 weight NAME from those tensors."""
         nodes, scale = [], f"{name}/scale"
-        if (
-            self.scale.dtype == np.float16
-        ):  # folded when loaded; DequantizeLinear's result has the scale's type
+        # DequantizeLinear's result has the scale's type. The cast is folded when the graph is loaded.
+        if self.scale.dtype == np.float16:
             cast = helper.make_node("Cast", [scale], [f"{scale}/Cast"], f"{scale}/Cast", to=TensorProto.FLOAT)
             nodes, scale = [cast], cast.output[0]
         inputs = [f"{name}/values", scale] + ([] if self.zero is None else [f"{name}/zero"])

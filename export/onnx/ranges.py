@@ -21,7 +21,7 @@ Feed = Mapping[str, np.ndarray]
 
 
 def watched(graph: onnx.ModelProto, names: Sequence[str]) -> Callable[[Feed], dict[str, np.ndarray]]:
-    """A function from the graph's inputs to the values of the named float tensors, wherever in the graph they are."""
+    """A function from the graph's inputs to the values of any float tensors by name."""
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
     del changed.graph.output[:]

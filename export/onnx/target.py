@@ -143,9 +143,8 @@ def _weight_only(
     if precision == "w4":
         measured["w4"] = made.to_dict()
     if made.rows:
-        rows = [
-            row.to_dict() for row in made.rows if row.bits < 8
-        ]  # the rows at 8 bits are the reference, not a measurement
+        # the rows at 8 bits are the reference, not a measurement
+        rows = [row.to_dict() for row in made.rows if row.bits < 8]
         measured.setdefault("sensitivity", {})[precision] = rows
     return made.paths
 

@@ -240,9 +240,8 @@ def compress_onnx(
         model.ir_version = max(model.ir_version, IR_VERSION)
     before: dict[str, list[onnx.NodeProto]] = {}  # by weight
     beside: list[onnx.TensorProto] = []
-    for (
-        tensor
-    ) in model.graph.initializer:  # one at a time, so that a large graph is never fully in memory as float32
+    # one at a time, so that a large graph is never fully in memory as float32
+    for tensor in model.graph.initializer:
         value = numpy_helper.to_array(tensor, base_dir=str(source.parent))
         name = tensor.name
         if name not in weights:
@@ -269,7 +268,7 @@ def find_weights(model: onnx.ModelProto) -> dict[str, Weight]:
     """The weights of convolutions and linear layers that may be compressed, by name, in order of first use."""
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     found: dict[str, Weight] = {}
-    others: set[str] = set()  # those also used in another way
+    others: set[str] = set()  # weights also used in another way
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name not in shapes:

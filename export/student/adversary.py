@@ -67,7 +67,7 @@ class Adversary(nn.Module):
         """The generator's adversarial loss, raw and rescaled to match another loss.
 
         pictures: (n, 3, h, w), the generator's output, with gradient.
-        condition: (n, 3, h, w), what the discriminator sees beside each picture.
+        condition: (n, 3, h, w), shown to the discriminator beside each picture.
         other: scalar loss that depends on `pictures`. The rescaled loss has a gradient of the same norm at the judged
             pictures. The rest do not count: one drawn card can weigh as much as all photos of a batch together.
         part: which of the pictures are judged; all by default.

@@ -28,13 +28,12 @@ from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings, Stage
 from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature_distance
 
+# Default shape, at LR resolution. It costs as much as 96 channels at half that resolution, with a quarter of the weights, and trains in
+# less than half the steps (training/EXPERIMENTS.md, "The shape was the brake").
 SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
-"""Default shape, at LR resolution. It costs as much as 96 channels at half that resolution, with a quarter of the weights, and
-trains in less than half the steps (training/EXPERIMENTS.md, "The shape was the brake")."""
-
+# Scale of the gate's initial weights. The features have a standard deviation of about 0.1, so the gate's values have about 1. Gate
+# weights that start at zero stay small, and the gate is then the same everywhere.
 GATE_START = 10.0
-"""Scale of the gate's initial weights. The features have a standard deviation of about 0.1, so the gate's values then have one of
-about 1. Gate weights that start at zero stay small, and the gate is then the same everywhere."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class CoreSettings(RunSettings):
     final_lr: float = 2e-6
     warmup_steps: int = 100
     optimizer: str = "muon"
-    """Of the student's kernels: "muon" or "adamw"; all other weights have AdamW."""
+    """Optimizer of the student's kernels: "muon" or "adamw". All other weights have AdamW."""
     clip: float = 0.5
     ema: float = 0.999
     crispness: float = 1.15
@@ -109,7 +108,7 @@ def deepened(student: Student, config: StudentConfig) -> Student:
     """A student of a larger shape that gives the same pictures (Net2Net, Chen et al. 2016).
 
     The last convolution of every added block starts at zero. Raises ValueError if the new shape has fewer blocks or channels,
-    or more blocks in front of dilated ones, which have their places."""
+    or more blocks before the dilated ones."""
     have = student.config
     counts = ("encoder_blocks", "far_blocks", "generator_blocks")
     if any(getattr(config, name) < getattr(have, name) for name in counts):

@@ -79,7 +79,7 @@ class CriticStage(Stage):
 
     @torch.no_grad()
     def versions(self, batch: Batch) -> dict[str, Tensor]:
-        """What each photo is compared with, three times (B, 3, H, W).
+        """The pictures to compare each photo with, three times (B, 3, H, W).
 
         plain: a reconstruction by the student, by bicubic upscaling or, if the batch has targets, by the teacher.
         spoilt: the student's reconstruction with a flaw.

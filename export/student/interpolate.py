@@ -3,8 +3,8 @@
     python -m export.student.interpolate FIRST SECOND --share 0.5 [--noise 1.4] --out STUDENT
 
 Both students must descend from the same weights, such as a faithful one and one richer in texture. The mixture
-behaves like something between the two, except for its response to noise, which is weaker than either's: where the two
-respond differently, their responses partly cancel. `--noise` compensates for that."""
+behaves like something between the two, except for its response to noise, which is weaker than either's, because
+different responses partly cancel. `--noise` compensates for that."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def interpolate(first: Student, second: Student, share: float, noise: float = 1.
 
     first, second: of one shape.
     share: in [0, 1].
-    noise: factor above 0 on the weights that take in the noise; it has the same effect as scaling the noise.
+    noise: factor above 0 on the weights of the noise's convolution, with the same effect as scaling the noise.
 
     Raises ValueError if the shapes differ."""
     if not 0 <= share <= 1:
@@ -52,7 +52,7 @@ def mix(
     first, second: folders of the students.
     share: of the second, 0 to 1.
     out: folder of the new checkpoint; its provenance describes both students.
-    noise: factor on the weights that take in the noise.
+    noise: factor on the weights of the noise's convolution.
     half: store the weights as float16."""
     (one, before), (two, after) = load_student(first), load_student(second)
     save_student(interpolate(one, two, share, noise), out, told(before, after, share, noise), half=half)

@@ -1,4 +1,4 @@
-"""The student's stages by name: their presets, and how each is built from what the command was given."""
+"""The student's stages by name: their presets, and how each is built from the command's arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VARIETY = Variety(0.1, 0.1)
 
 @dataclass(frozen=True)
 class Sources:
-    """What a stage is built from, in addition to its settings."""
+    """The inputs of a stage in addition to its settings."""
 
     init: Path | None
     """Student checkpoint to start from; None starts from random weights."""

@@ -75,7 +75,7 @@ def told_by(lr: Tensor, photo: Tensor, error: float) -> Tensor:
     error: RMS distance between the two, in [0, 1], at which the result is 1/2.
 
     Typical distances in levels of 1/255: 1 to 4 for a clean reduction, 10 for a JPEG of quality 40, up to 30 for blur
-    and noise. For what an input does not determine, an L1 loss learns the median, which is dull and soft. A teacher's
+    and noise. If an input does not determine the photo, an L1 loss learns the median, which is dull and soft. A teacher's
     picture, a function of the input, is then the better target."""
     apart = (F.avg_pool2d(photo, 4) - lr).square().mean((1, 2, 3), keepdim=True)
     return error**2 / (error**2 + apart)

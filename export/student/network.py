@@ -33,8 +33,8 @@ class StudentConfig:
     encoder_blocks: int = 3
     """Residual blocks that run once per photo."""
     far_blocks: int = 0
-    """Residual blocks after those, also once per photo, whose convolutions are dilated by 2, 4, 8, ...: they see further at the
-    price of any other block."""
+    """Residual blocks after those, also once per photo, with convolutions dilated by 2, 4, 8, ...: they see further at the
+    cost of any other block."""
     generator_blocks: int = 2
     """Residual blocks that run once per sample."""
     detail: int = 32
@@ -63,9 +63,8 @@ class StudentConfig:
         """Radius of the receptive field of an output pixel, in LR pixels."""
         cells = 1 + 2 * self.encoder_blocks + 2 * self.generator_blocks + 1  # stem, blocks, expansion
         cells += sum(2 * 2 ** (k + 1) for k in range(self.far_blocks))
-        return (
-            self.fold * cells + 1 + (self.fold - 1)
-        )  # the last convolution; an LR pixel's place inside its cell
+        # 1 for the last convolution, fold - 1 for an LR pixel's place inside its cell
+        return self.fold * cells + 1 + (self.fold - 1)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -175,7 +174,7 @@ class Generator(nn.Module):
                 self.gate.bias.fill_(1.0)
 
     def residual(self, features: Tensor, noise: Tensor) -> Tensor:
-        """What is added to the base, (n, 48, h, w)."""
+        """The residual, which is added to the base, (n, 48, h, w)."""
         entering = self.noise(noise)
         if self.gate is not None:  # a sum alone cannot suppress the noise in flat places
             entering = entering * F.relu(self.gate(features))
@@ -183,9 +182,8 @@ class Generator(nn.Module):
         detail, fold = self.expand(x), self.config.fold
         if fold > 1:
             detail = F.pixel_shuffle(detail, fold)
-        return self.last(
-            F.leaky_relu(detail, 0.1)
-        )  # leaky: without a skip connection here, dead units would stop the residual from learning
+        # leaky: without a skip connection here, dead units would stop the residual from learning
+        return self.last(F.leaky_relu(detail, 0.1))
 
     def forward(self, features: Tensor, base: Tensor, noise: Tensor) -> Tensor:
         return F.pixel_shuffle(base + self.residual(features, noise), self.config.scale).clamp(0.0, 1.0)
@@ -263,9 +261,8 @@ def save_student(
     text = json.dumps(document, indent=2) + "\n"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        fresh = (
-            Path(scratch) / target.name
-        )  # a folder of its own, since other users cannot read the temporary one
+        # a folder inside the temporary one, which other users cannot read
+        fresh = Path(scratch) / target.name
         fresh.mkdir()
         try:
             save_file(state, fresh / WEIGHTS_FILE, metadata={"format": "pt", "model": "gdposr student"})
@@ -282,7 +279,7 @@ def save_student(
 
 
 def load_student(folder: str | Path) -> tuple[Student, dict[str, Any]]:
-    """Read what `save_student` wrote. Returns the student in eval mode and its provenance.
+    """Load a checkpoint of `save_student`. Returns the student in eval mode and its provenance.
 
     Raises FileNotFoundError if a file is missing, and ValueError if it is damaged or belongs to another model."""
     source = Path(folder)

@@ -3,7 +3,7 @@
 Many textures fit one input, so the core cannot regress them. This stage draws several samples of each input and
 scores their fine parts against the photo's by the energy score, away from strong edges. The score is smallest if the
 samples are distributed as the truth is, so the noise neither dies out nor becomes too strong. Edges, structure and
-colour stay those of the core. An adversary may join later for what the score does not see.
+colour stay those of the core. An adversary may join later for faults that the score misses.
 
 In flat parts of a photo the target is the core's picture, so camera grain is not imitated. For inputs that determine
 little of the photo, the target is also close to the core's picture: on a blotchy JPEG any texture looks like compression artefacts.
@@ -36,9 +36,9 @@ from training.loop.stage import Carry, Losses, RunSettings
 from training.metrics.detail import flat_mask
 from training.randomness import normal
 
+# Factor on the usual initial weights of the noise convolution. Samples then differ by a few levels of 1/255. At zero, all samples would
+# be equal and would stay so.
 NOISE_START = 0.1
-"""Factor on the usual initial weights of the noise convolution. Samples then differ by a few levels of 1/255. At zero, all samples
-would be equal and would stay so."""
 
 
 @dataclass(frozen=True)

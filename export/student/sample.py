@@ -31,8 +31,10 @@ from training.devices import torch_device
 
 BICUBIC = "bicubic"
 
-Enlarge = Callable[[Tensor], Tensor]  # (3, h, w) in [0, 1] -> (3, 4h, 4w) in [0, 1]
-Draw = Callable[[Path, np.ndarray, int], np.ndarray]  # path, (h, w, 3) uint8, sample -> (4h, 4w, 3) uint8
+# (3, h, w) in [0, 1] -> (3, 4h, 4w) in [0, 1].
+Enlarge = Callable[[Tensor], Tensor]
+# Path, (h, w, 3) uint8, sample -> (4h, 4w, 3) uint8.
+Draw = Callable[[Path, np.ndarray, int], np.ndarray]
 
 
 def enlarger(model: str, seed: int = 0, sample: int = 0, device: str = "cpu") -> Enlarge:

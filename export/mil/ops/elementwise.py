@@ -159,9 +159,8 @@ ACTIVATIONS: Final[Mapping[str, Compute]] = {
     "sigmoid_hard": lambda call: (call.tensor("x") * call.number("alpha") + call.number("beta")).clamp(0, 1),
     "silu": unary(F.silu),
     "softmax": _softmax,
-    "softplus": unary(
-        lambda x: F.softplus(x, threshold=60)
-    ),  # torch's own threshold of 20 is less exact than float32
+    # torch's own threshold of 20 is less exact than float32
+    "softplus": unary(lambda x: F.softplus(x, threshold=60)),
     "softplus_parametric": _softplus_parametric,
     "softsign": unary(F.softsign),
     "thresholded_relu": _thresholded_relu,

@@ -85,7 +85,7 @@ def _conv_transpose(call: Call) -> Tensor:
 
 
 def _windows(call: Call) -> tuple[Tensor, list[int], list[int], list[tuple[int, int]], list[tuple[int, int]]]:
-    """x, kernel, strides, padding, and what `ceil_mode` adds at the end to include the last, partial window."""
+    """x, kernel, strides, padding, and the extra padding of `ceil_mode` at the end for the last, partial window."""
     x, kernel = call.tensor("x"), call.ints("kernel_sizes")
     strides = call.ints("strides", [1] * len(kernel))
     sizes = list(x.shape[2:])

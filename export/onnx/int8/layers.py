@@ -80,7 +80,7 @@ def _leaves(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
 
 
 def kept_float(model: onnx.ModelProto) -> dict[str, str]:
-    """Nodes of a diffusion network that stay in floating point whatever they measure, each with the reason.
+    """Nodes of a diffusion network that always stay in floating point, each with the reason.
 
     - Products of attention, which are the only ones in a folded network: NNCF gives both activations a zero point,
       which ONNX Runtime's integer kernel refuses.
@@ -98,7 +98,9 @@ def kept_float(model: onnx.ModelProto) -> dict[str, str]:
             continue
         if node.op_type == "Conv":
             kept[node.name] = FIRST
-            if node.output[0] not in shuffled:  # else it enlarges the picture, which is a picture again
+            if (
+                node.output[0] not in shuffled
+            ):  # otherwise it enlarges the picture, and the result is a picture too
                 continue
         direct.update(node.output)
     return kept | dict.fromkeys(_before(model.graph, kept), LAST)

@@ -5,8 +5,8 @@ kernel returns floats. `calibration.sensitivity.plan` keeps further layers in fl
 work per noise first, until the predicted noise is small enough. The result is judged on photos that calibration never
 saw. While it breaks its budget, the noisiest layer returns to floating point.
 
-A hybrid pair is for one-step models, whose layers differ more: some nodes stay in floating point whatever they
-measure (`export.onnx.int8.layers.kept_float`), and all layers in floating point have weights of 8 bits."""
+A hybrid pair is for one-step models, whose layers differ more: some nodes always stay in floating point
+(`export.onnx.int8.layers.kept_float`), and all layers in floating point have weights of 8 bits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LEAST_SHARE: Final = 0.5
 
 @dataclass(frozen=True)
 class Int8Preset:
-    """How INT8 graphs are made."""
+    """A way to make INT8 graphs."""
 
     weight_bits: int
     """Bits of a weight; 7 leaves half of the range free, so that the sum of two products fits 16 bits."""
@@ -58,7 +58,7 @@ INT8_PRESETS: Final[Mapping[str, Int8Preset]] = {
 
 @dataclass(frozen=True)
 class Int8Request:
-    """What INT8 graphs are calibrated on and judged by."""
+    """Samples, preset and budget of INT8 graphs."""
 
     sets: SampleSets
     """Calibration and validation samples."""

@@ -1,1 +1,4 @@
-"""A published network as the student's teacher, and its pictures on disk."""
+"""A published network as the student's teacher, and its pictures on disk.
+
+Folder, class and option are called `prior`. Sentences say "teacher".
+"""

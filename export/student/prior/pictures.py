@@ -155,13 +155,15 @@ def make_pictures(
 ) -> int:
     """Make the missing items of a cache. Returns how many it then holds.
 
-    photos, prior, params: what the pictures are made of, by and like.
+    photos: sources of the pictures.
+    prior: the teacher.
+    params: settings of the pictures.
     folder: of the cache.
     items: how many it should hold.
     device: that runs the teacher.
     on_progress: called after each new item with its number, `items`, and items per second.
 
-    Ctrl-C stops after the current item and keeps what was made. Raises ValueError if the folder holds pictures of
+    Ctrl-C stops after the current item and keeps all finished ones. Raises ValueError if the folder holds pictures of
     another teacher, other photos or other settings."""
     _open(folder, photos, prior, params)
     prior = prior.to(device=device, memory_format=torch.channels_last)
