@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_peer(param: Path | None) -> Peer | None:
-    """The model in an ncnn file as a function of pictures; None without a file."""
+    """The model in an ncnn file as a function of pictures. None without a file."""
     if param is None:
         return None
     from gdposr.bench.peers import load_peers, on_pictures
@@ -135,7 +135,7 @@ def sample_photo() -> tuple[np.ndarray, np.ndarray]:
 
 
 def own_photo(path: Path) -> tuple[np.ndarray, None]:
-    """The user's photo, (H, W, 3) uint8; only its middle if it is large. There is no original."""
+    """The user's photo, (H, W, 3) uint8, or only its middle if it is large. There is no original."""
     from runtime.errors import ImageError
     from runtime.image.read.decode import read_photo
 

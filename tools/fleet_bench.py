@@ -1,8 +1,8 @@
 """`gdposr upscale --ray` beside the plain command on the same processors, in one run: `make bench-fleet`.
 
-Thumbnails are enlarged by both in turn: photos per second from the first to the last, and the seconds before the first, in which the
-command starts and loads. Then one large photo among thumbnails: the most memory of a worker and of the plain command. Outputs are
-compared. The ratio says what Ray costs; the photos per second are this machine's.
+Both enlarge thumbnails in turn: measured are photos per second from the first to the last, and the seconds before the first, in which
+the command starts and loads. Then one large photo among thumbnails: the most memory of a worker and of the plain command. Outputs are
+compared. The ratio shows the cost of Ray; the photos per second hold for this machine only.
 """
 
 import argparse
@@ -26,10 +26,12 @@ from PIL import Image
 from gdposr.console import FAILED, OK, table, whole_number
 from gdposr.fleet.report import REPORT
 
-# Ray's own habit is to give way to all else; the plain command beside it does not.
+# By default Ray gives its workers a low priority, which the plain command does not have.
 ENVIRONMENT = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-PERIOD = 0.1  # seconds between looks at memory
-BAND = 500  # rows of a large photo that are made at once
+# Seconds between readings of memory.
+PERIOD = 0.1
+# Rows of a large photo that are made at once.
+BAND = 500
 
 
 @dataclass
@@ -72,7 +74,7 @@ def _picture(rng: np.random.Generator, height: int, width: int, phase: int) -> I
 
 
 def peak(pid: int) -> int:
-    """The most bytes of memory that a process has held; 0 where it is gone."""
+    """The most bytes of memory that a process has held. 0 if it has ended."""
     with contextlib.suppress(OSError):
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         return int(found[1]) * 1024 if found else 0
@@ -80,7 +82,7 @@ def peak(pid: int) -> int:
 
 
 def ray_workers() -> list[int]:
-    """The processes of Ray on this machine that enlarge."""
+    """Ray's worker processes on this machine."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -140,7 +142,7 @@ def ray_cluster(processors: int) -> Iterator[str]:
 
 
 def differing(one: Path, other: Path) -> list[str]:
-    """The pictures that two folders do not have in common, byte by byte."""
+    """The pictures that differ between two folders or are only in one."""
     first, second = (
         {path.name: path.read_bytes() for path in folder.glob("*.png")} for folder in (one, other)
     )

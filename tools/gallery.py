@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gdposr import Upscaler
 
 SEEDS = (0, 1)
-# The same on every machine, because the result may depend on the number of threads.
+# Fixed, because the result may depend on the number of threads.
 THREADS = 2
 # Of the gallery's JPEG files.
 QUALITY = 88
@@ -176,7 +176,7 @@ def reduced(picture: np.ndarray, jpeg: int | None) -> np.ndarray:
 
 
 def figures_line(figures: Figures) -> str:
-    """The measures of one crop as a sentence: `PSNR: bicubic 27.11 dB, ...; SQF: ...`."""
+    """The measures of one crop in a line: `PSNR: bicubic 27.11 dB, ...; SQF: ...`."""
     parts = []
     for metric, values in figures.items():
         digits, unit = (2, " dB") if metric == "PSNR" else (3, "")

@@ -1,4 +1,4 @@
-"""What the gallery shows: open pictures, crops of them, and verdicts by a person who looked at the results.
+"""The content of the gallery: open pictures, crops of them, and verdicts by a person who looked at the results.
 
 The photographs are read from two installed packages and never downloaded. The test card is drawn here, so its letters are known.
 After a new model: run `make gallery`, look at the pictures, then rewrite `JUDGED`, `FAILURES` and `VERDICTS`.

@@ -17,13 +17,13 @@ HOST = "127.0.0.1"
 BOMB_BYTES = 64 << 20
 # Bytes of a photo's file that the server is started with.
 MAX_BYTES = 1 << 20
-# Seconds after which a client gives an answer up; more than the server takes for any.
+# Seconds after which a client gives up. No answer of the server takes as long.
 PATIENCE = 90.0
 
 
 @dataclass
 class Load:
-    """What the clients share."""
+    """State that the clients share."""
 
     port: int
     """Of the server, on `HOST`."""
@@ -67,7 +67,7 @@ def connected(load: Load) -> HTTPConnection:
 
 
 def steady(load: Load, draw: random.Random) -> None:
-    """Sends a photo, takes the answer, and stays away when told to, though not for as long."""
+    """Sends a photo and takes the answer. After Retry-After it waits, but not as long as told."""
     photo, query, expected = draw.choice(load.photos)
     with contextlib.closing(connected(load)) as line:
         line.request("POST", f"/v1/upscale?{query}", photo)
@@ -137,7 +137,7 @@ def cut_while_waiting(load: Load, draw: random.Random) -> None:
 
 
 def bombs() -> dict[str, bytes]:
-    """Name -> a file or body that asks for much."""
+    """Name -> a file or body that would cost much memory or time."""
     zeros = zlib.compress(bytes(BOMB_BYTES), 1)
 
     def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
@@ -163,7 +163,7 @@ def bombs() -> dict[str, bytes]:
 
 
 def bomber(load: Load, draw: random.Random, files: dict[str, bytes]) -> None:
-    """Sends what must be refused, or read for no more than its stated size."""
+    """Sends bombs, which must be refused, or read up to their stated size at most."""
     name, content = draw.choice(sorted(files.items()))
     with contextlib.closing(connected(load)) as line:
         line.request("POST", "/v1/upscale?scale=1", content)

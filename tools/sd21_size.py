@@ -56,7 +56,7 @@ TOKENS, WIDTH = 77, 1024
 
 
 class Prompt(nn.Module):
-    """In the place of the text encoder: one random embedding, (n, 77, 1024), for every prompt."""
+    """Stands in for the text encoder: one random embedding, (n, 77, 1024), for every prompt."""
 
     width = WIDTH
 
@@ -70,7 +70,7 @@ class Prompt(nn.Module):
 
 @contextmanager
 def bfloat16() -> Iterator[None]:
-    """New tensors take half of the memory."""
+    """Inside this block new tensors are bfloat16, which takes half of the memory."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -1,9 +1,8 @@
 """Load on the server for apps, for a bounded time on this machine: `make bench-server`.
 
-Clients of seven kinds at once: ones that behave, slow senders, slow readers, ones that cut the line while they send and while they
-wait, senders of bombs, and ones that speak no HTTP. Counts what came back, compares every picture with the command's, and watches the
-server's memory. What counts is that nothing crashes, differs or stays behind; times here say nothing, since clients and server share
-the processors.
+Clients of seven kinds at once: steady ones, slow senders, slow readers, ones that disconnect while they send and while they wait,
+senders of bombs, and ones that speak no HTTP. Counts the answers, compares every picture with the command's, and watches the server's
+memory. Nothing may crash, differ or stay behind. Times mean nothing here, since clients and server share the processors.
 """
 
 import argparse
@@ -36,9 +35,9 @@ PHOTOS = (
 )
 OPTIONS = ("--seed 3", "--seed 1", "--seed 0", "--seed 5 --scale 2")
 SUFFIXES = (".png", ".jpg", ".webp", ".png")
-# Bytes of memory that the server may take more in the last third of the time than in the one before.
+# Bytes of memory by which the server may grow from the second to the last third of the time.
 GROWTH = 24 << 20
-# Seconds between looks at the server's memory.
+# Seconds between readings of the server's memory.
 PERIOD = 0.25
 
 
@@ -50,7 +49,7 @@ def resident(pid: int) -> int:
 
 
 def made(folder: Path, bundle: str) -> list[tuple[bytes, str, bytes]]:
-    """Photos of noise and waves, with what the command makes of them."""
+    """Photos of noise and waves, with the command's pictures of them."""
     rng, found = np.random.default_rng(0), []
     for number, (height, width, query) in enumerate(PHOTOS):
         waves = 128 + 60 * np.sin(np.arange(width) / (3 + number))[None, :, None]
@@ -69,7 +68,7 @@ def made(folder: Path, bundle: str) -> list[tuple[bytes, str, bytes]]:
 
 @contextlib.contextmanager
 def server(folder: Path, bundle: str, workers: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The command in a process of its own, and its port. Its files lie in the folder."""
+    """The command in a process of its own, and its port. folder: for its files."""
     options = (
         f"--api --port 0 --max-bytes {MAX_BYTES} --max-pixels 0.1 --timeout 60 --workers {workers}".split()
     )
@@ -106,7 +105,7 @@ def watched(load: Load, pid: int, threads: list[threading.Thread], begin: float)
 
 
 def in_sixths(samples: list[tuple[float, int]], seconds: float) -> list[int]:
-    """The most bytes in each sixth of the time; what comes after it counts to the last."""
+    """The most bytes in each sixth of the time. Later samples count to the last sixth."""
     peaks = [0] * 6
     for at, memory in samples:
         sixth = min(5, int(6 * at / seconds))
@@ -115,7 +114,7 @@ def in_sixths(samples: list[tuple[float, int]], seconds: float) -> list[int]:
 
 
 def quiet(load: Load, folder: Path) -> None:
-    """Faults if the server is not at rest and empty soon after its clients have gone."""
+    """Record a fault unless the server is idle and its folder empty soon after the clients have gone."""
     for _ in range(100):
         with contextlib.closing(connected(load)) as line:
             line.request("GET", "/healthz")

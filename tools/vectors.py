@@ -1,7 +1,7 @@
 """Test vectors for runtimes in other languages, behind `make vectors`: examples/vectors/*.json.
 
-The Kotlin and Swift examples read these files in their tests, so that every runtime is held to what the Python runtime computes.
-Whole numbers that JSON readers may round, seeds, are decimal strings. Bits, pixels and digests are hex.
+The Kotlin and Swift examples read these files in their tests, so that every runtime must compute what the Python runtime does. Seeds
+are decimal strings, since JSON readers may round them. Bits, pixels and digests are hex.
 """
 
 import argparse
@@ -57,7 +57,7 @@ FIELDS: Final = (
     (2**63 + 5, 1, 16, 16, WORD - 16, WORD - 16, 9),
     (0, 0, 1, 1, 0, 0, 1),
 )
-# What a runtime must refuse: name of the setting, value.
+# Settings that a runtime must refuse: name, value.
 REFUSED: Final = (
     ("seed", -1),
     ("seed", 2**64),
@@ -111,7 +111,7 @@ def every() -> dict[str, dict[str, Any]]:
 
 
 def noise_vectors() -> dict[str, Any]:
-    """Philox, single values, SHA-256 of whole fields, and what is refused; see docs/noise.md."""
+    """Philox, single values, SHA-256 of whole fields, and refused settings; see docs/noise.md."""
     return {
         "about": "The noise of docs/noise.md. sha256: of a field as little-endian float32, (channel, y, x).",
         "version": NOISE_VERSION,
@@ -171,7 +171,7 @@ def window_spans(length: int, window: int, rule: SizeRule) -> list[list[int]]:
 
 
 def picture_case() -> dict[str, Any]:
-    """A small picture and what the built-in bundle makes of it in fp32, pixels as rows of RGB in hex."""
+    """A small picture and the built-in bundle's result in fp32, pixels as rows of RGB in hex."""
     bundle, image = Bundle.open(), picture()
     with Upscaler(bundle, device="cpu", precision="fp32", threads=1) as upscaler:
         result = upscaler.up(image, SEED, first=SAMPLE)[0]

@@ -30,7 +30,7 @@ FLAGS: Final = (
     "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
     "disable-component-update", "disable-sync", "disable-dev-shm-usage",
 )  # fmt: skip
-# TensorFlow.js starts with code from strings and has its threads as blobs, which the policy of the page itself forbids.
+# TensorFlow.js runs code from strings and starts its threads from blobs, which the page's own policy forbids.
 POLICY: Final = (
     "default-src 'self' data: blob:; script-src 'self' blob: 'unsafe-eval'; worker-src 'self' blob:"
 )
@@ -41,7 +41,7 @@ import(new URL("bench.js", location.href).href)
   .then(({ bench }) => bench(arguments[0]))
   .then((times) => (globalThis.answer = { times }), (error) => (globalThis.answer = { failed: String(error.stack || error) }));
 """
-# What the others are compared with.
+# The row that the others are compared with.
 REFERENCE: Final = "Chromium, gdposr int8"
 
 
@@ -144,7 +144,7 @@ def _in_browser(args: argparse.Namespace, photo: np.ndarray) -> Iterator[tuple[s
 
 
 def _answer(driver: Any, wish: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """Names with their milliseconds. Asked for again and again, since a single call to the driver may take two minutes at most."""
+    """Names with their milliseconds. The driver is polled, since one call to it may take two minutes at most."""
     driver.execute_script(BENCH, wish)
     while (answer := driver.execute_script("return globalThis.answer")) is None:
         time.sleep(0.5)

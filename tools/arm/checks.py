@@ -1,6 +1,6 @@
-"""What `make verify-arm` computes on both machines: run by the emulated ARM Python, and imported by tools/arm/verify.py on the host.
+"""The computations that `make verify-arm` compares: run by the emulated ARM Python, and imported by tools/arm/verify.py on the host.
 
-It imports `runtime` and what that needs, no more: the emulated Python has nothing else.
+It imports only `runtime` and its dependencies, since the emulated Python has nothing else.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def results(vectors: Path, bundle: Path | None = None) -> dict[str, Any]:
-    """What this machine makes of the vectors and of the bundle's probe. Pixels are rows of RGB in hex, as in picture.json."""
+    """This machine's results for the vectors and the bundle's probe. Pixels are rows of RGB in hex, as in picture.json."""
     noise = json.loads((vectors / "noise.json").read_text(encoding="utf-8"))
     case = json.loads((vectors / "picture.json").read_text(encoding="utf-8"))
     opened = Bundle.open() if bundle is None else Bundle.open(bundle)
@@ -72,7 +72,7 @@ def field_digest(field: dict[str, Any]) -> str:
 
 
 def probe(bundle: Bundle, precision: str) -> dict[str, Any]:
-    """The probe's verdict, and the pixels that it is about."""
+    """The probe's verdict, and its pixels."""
     backend = open_backend(bundle, "cpu", precision, threads=1)
     verdict = run_probe(bundle, backend)
     image = read_rgb(bundle, bundle.manifest.probe.input)

@@ -1,6 +1,6 @@
 """An ARM64 Python without an ARM machine, for `make verify-arm`: Debian's packages and PyPI's wheels unpacked into one folder.
 
-Nothing is installed and no right of root is needed. apt-get and pip only download; the emulator is started by its path.
+Nothing is installed, and no root rights are needed. apt-get and pip only download, and the emulator is started by its path.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from typing import Final
 
 from runtime.errors import GdposrError
 
+# Debian's release: its Python is 3.11, the oldest that the runtime supports.
 SUITE: Final = "bookworm"
-"""Debian's release: its Python is 3.11, the oldest that the runtime takes."""
 MIRROR: Final = "http://deb.debian.org/debian"
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 DEBIAN: Final = (
@@ -29,7 +29,7 @@ PLATFORMS: Final = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylin
 
 
 class RootError(GdposrError):
-    """The ARM root cannot be made here: what was expected, what came, the remedy."""
+    """The ARM root cannot be made here."""
 
 
 def prepare(folder: Path, machine: str, mirror: str = MIRROR) -> None:
@@ -63,7 +63,7 @@ def prepare(folder: Path, machine: str, mirror: str = MIRROR) -> None:
 
 
 def digest(mirror: str) -> str:
-    """Changes with everything that the root is made of, so that an older root is made anew."""
+    """A digest of everything that goes into the root, so that an outdated root is made anew."""
     parts = [SUITE, mirror, *DEBIAN, EMULATOR, *WHEELS, *PLATFORMS]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -108,7 +108,7 @@ def download_debian(
 
 
 def apt_options(state: Path, architecture: str) -> list[str]:
-    """Options by which apt-get uses the lists and the sources in `state` alone."""
+    """Options that make apt-get use only the lists and sources in `state`."""
     options = {
         "APT::Architecture": architecture,
         "APT::Architectures": architecture,
@@ -125,7 +125,7 @@ def apt_options(state: Path, architecture: str) -> list[str]:
 
 
 def pip_command(into: Path) -> list[str]:
-    """pip, as a downloader of wheels for another machine."""
+    """The pip command that downloads wheels for another machine."""
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     return [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",

@@ -1,8 +1,8 @@
 """The runtime on ARM64 without an ARM machine, behind `make verify-arm`: noise, probe and golden picture under QEMU, against x86.
 
 ONNX Runtime has INT8 kernels for matrix products of bytes (MMLA), for dot products (SDOT, UDOT) and for processors without either.
-Three processors are emulated, one for each. That the kernel was taken is read from the instructions that QEMU translated. The time
-under emulation says nothing and is not shown.
+Three processors are emulated, one for each. The instructions that QEMU translated show which kernel was used. The time under emulation
+means nothing and is not shown.
 """
 
 import argparse
@@ -25,22 +25,20 @@ from tools.arm.root import MIRROR, RootError, emulated, prepare
 
 FOLDER: Final = Path("build/arm")
 VECTORS: Final = Path("examples/vectors")
+# QEMU's name of a processor -> the INT8 instructions that ONNX Runtime uses there.
 PROCESSORS: Final = {"max": "matrix products", "neoverse-n1": "dot products", "cortex-a53": "neither"}
-"""QEMU's name -> the INT8 instructions that ONNX Runtime takes there."""
+# By precision: the least PSNR of ARM's result against that of x86 in dB, and the most levels by which a value may differ. Measured: no
+# difference at all, on each of the three against x86-64 with AVX2. The limits leave room for another processor as host.
 LIMITS: Final = {"fp32": (60.0, 1), "int8": (50.0, 8)}
-"""By precision: the least PSNR of ARM's result against that of x86 in dB, and the most levels that a value may differ.
-
-Measured: no difference at all, on each of the three against x86-64 with AVX2. A limit leaves room for another processor as host.
-"""
-# mask and bits of an instruction: "Arm Architecture Reference Manual", Advanced SIMD three registers, and vector by element.
+# Mask and bits of an instruction: "Arm Architecture Reference Manual", Advanced SIMD three registers, and vector by element.
 INSTRUCTIONS: Final = (
     ("matrix products", 0xDFE0F400, 0x4E80A400),  # SMMLA, UMMLA, USMMLA
     ("dot products", 0x9FE0FC00, 0x0E809400),  # SDOT, UDOT
     ("dot products", 0x9FC0F400, 0x0F80E000),  # the same by element
 )
 _LINE = re.compile(r"0x[0-9a-f]+:\s+([0-9a-f]{8})\b")
+# Time after which an emulated run counts as hung and is stopped.
 SECONDS: Final = 3600
-"""After which an emulated run is stopped: it stands still."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

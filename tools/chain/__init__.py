@@ -1,1 +1,1 @@
-"""What each stage of `make chain` brought, measured on photos that no stage has trained on."""
+"""The effect of each stage of `make chain`, measured on photos that no stage has trained on."""

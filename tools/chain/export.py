@@ -1,4 +1,4 @@
-"""What the files of a chain's bundle cost: dB to the photo against fp32, and the time of a picture."""
+"""The cost of each precision and variant in a chain's bundle: dB to the photo against fp32, and the time of a picture."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Exported:
     loss: Difference | None
     """PSNR to the photos against fp32's in dB; None for fp32 itself."""
     milliseconds: float | None = None
-    """Median time of a picture; None where it was not timed."""
+    """Median time of a picture; None if it was not timed."""
     slower: Difference | None = None
     """Milliseconds against fp32's."""
 
@@ -55,7 +55,7 @@ class Exported:
         return [self.name, f"{self.photo:.2f}", loss, f"{self.seeds:.2f}", f"{self.size:,}", time]
 
     def verdict(self) -> str:
-        """In words: what it costs, and whether it is faster."""
+        """In words: the loss, and whether it is faster."""
         assert self.loss is not None
         costs = f"costs {_interval(self.loss, 3)} dB" if self.loss.high < 0 else "costs no dB"
         costs += "" if self.loss.high < 0 else f" that these pictures show: {_interval(self.loss, 3)}"
@@ -68,8 +68,8 @@ class Exported:
 def exported(folder: Path, held: Held) -> list[Exported]:
     """A row per precision and per Core ML variant of a bundle.
 
-    ONNX graphs run in ONNX Runtime on the CPU and are timed. Packages are run by the reference evaluator, which is slow and
-    says nothing of time: they are compared on the first crop of each photo."""
+    ONNX graphs run in ONNX Runtime on the CPU and are timed. Packages run in the slow reference evaluator, so they are not timed,
+    and are compared on the first crop of each photo."""
     bundle = Bundle.open(folder)
     say(f"measuring the graphs of {folder}")
     names = sorted(bundle.manifest.graphs, key=lambda name: name != PRECISE)
@@ -124,7 +124,7 @@ def _times(bundle: Bundle, names: Sequence[str]) -> dict[str, list[float]]:
 
 
 def _plain(held: Held) -> Held:
-    """Without cards and teacher, which the files are not measured on."""
+    """The pictures without cards and teacher, which are not used for the files."""
     return Held(held.lr, held.hr, held.names, ())
 
 

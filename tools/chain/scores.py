@@ -25,13 +25,13 @@ SAMPLES = 2
 # Drawn cards that are measured.
 CARDS = 24
 
+# A model: LR (3, h, w) in [0, 1] and the number of a sample -> (3, 4h, 4w).
 Draw = Callable[[Tensor, int], Tensor]
-"""A model: LR (3, h, w) in [0, 1] and the number of a sample -> (3, 4h, 4w)."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """What is measured on, in [0, 1]; LR pictures have 8-bit levels."""
+    """The pictures to measure on, in [0, 1]. LR pictures have 8-bit levels."""
 
     lr: tuple[Tensor, ...]
     """(3, h, w) each."""

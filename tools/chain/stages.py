@@ -1,11 +1,11 @@
-"""The stages of `make chain` in order: where each leaves its model, and what it is there for."""
+"""The stages of `make chain` in order, with the folder of each model and the aims of each stage."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-# The stage that every chain begins to measure with, and the one that stands for the core where no teacher was given.
+# The first row of every chain, and the stage that replaces those of the core if no teacher was given.
 BICUBIC, GIVEN = "bicubic", "given core"
 
 
@@ -18,9 +18,11 @@ class Measure:
     up: bool
     """Whether more is better."""
     digits: int
-    """Digits behind the point."""
+    """Digits after the point."""
 
 
+# Energy score: of two samples (`export.student.losses.energy_score`), smallest if samples are distributed as the photos are.
+# Wins: share of samples with the higher reward of `student-gdpo`, each against the noise stage's of the same noise.
 MEASURES = {
     "photo": Measure("PSNR to the photo, dB", True, 2),
     "teacher": Measure("PSNR to the teacher's picture, dB", True, 2),
@@ -30,8 +32,6 @@ MEASURES = {
     "seeds": Measure("seeds differ, 1/255", True, 2),
     "wins": Measure("wins over the noise stage", True, 3),
 }
-"""Energy score: of two samples (`export.student.losses.energy_score`), smallest where samples are distributed as the photos are.
-Wins: share of samples with the higher reward of `student-gdpo`, each against the noise stage's of the same noise."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Stage:
     """One stage of the student's training."""
 
     name: str
-    """As in the table, and of the run's folder in the chain's."""
+    """Name in the table, and of the run's folder in the chain's."""
     aims: tuple[str, ...]
-    """Keys of `MEASURES` that it is there to improve."""
+    """Keys of `MEASURES` that it should improve."""
     model: str
     """Folder of its model inside the chain's folder."""
 

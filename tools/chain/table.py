@@ -1,9 +1,9 @@
-"""The table of `make chain`: what each stage brought over the stage before it, in figures with intervals and in words.
+"""The table of `make chain`: the change by each stage against the stage before it, in figures with intervals and in words.
 
     python -m tools.chain.table --chain runs/chain --data photos/ --prior general.param
 
-A difference counts where its 95 % interval (bootstrap over photos) excludes zero. A stage none of whose aims changed for the
-better that way is said to add nothing."""
+A difference counts if its 95 % interval (bootstrap over photos) excludes zero. If no aim of a stage improved in this sense, the table
+says that the stage adds nothing."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Row:
     name: str
     """Of the stage."""
     aims: tuple[str, ...]
-    """What it is there to improve, keys of `MEASURES`."""
+    """Keys of `MEASURES` that it should improve."""
     values: Mapping[str, Sequence[float]]
     """By measure, one value per picture."""
     change: Mapping[str, Difference]
-    """By measure, against the stage before; of wins, against one half."""
+    """By measure, against the stage before. Wins are compared with one half."""
 
 
 def changes(
@@ -78,7 +78,7 @@ def measure(chain: Path, held: Held, features: SqueezeFeatures | None, core: Pat
 
 
 def verdict(row: Row) -> str:
-    """A stage in words: what it added, or that it added nothing, and what it took away."""
+    """A stage in words: its gains, or that it adds nothing, and its losses."""
     measured = [key for key in row.aims if key in row.change]
     better = [key for key in measured if _gain(key, row.change[key]) > 0]
     worse = [key for key in row.change if _gain(key, row.change[key]) < 0]
@@ -99,7 +99,7 @@ def verdict(row: Row) -> str:
 
 
 def markdown(rows: Sequence[Row], files: Sequence[Exported], notes: Sequence[str]) -> str:
-    """The whole report. files: rows of the bundle. notes: paragraphs in front of the tables."""
+    """The whole report. files: rows of the bundle. notes: paragraphs before the tables."""
     keys = [key for key in MEASURES if any(key in row.values for row in rows)]
     lines = ["# What each stage brought", "", *(line for note in notes for line in (note, ""))]
     lines += [_line(["stage", *(MEASURES[key].about for key in keys)]), _line(["---"] * (len(keys) + 1))]
@@ -127,7 +127,7 @@ def _gain(key: str, change: Difference) -> int:
 
 
 def _told(keys: Sequence[str], row: Row) -> str:
-    """Measures with their changes, "SQF -0.0123 (-0.0150 to -0.0090)"; of wins the share itself."""
+    """Measures with their changes, such as "SQF -0.0123 (-0.0150 to -0.0090)". For wins it is the share itself."""
     parts = []
     for key in keys:
         change, digits = row.change[key], MEASURES[key].digits
