@@ -83,7 +83,7 @@ def pareto_plot(
     """Quality against cost on a logarithmic axis; better is always up.
 
     points: one for each method.
-    references: label and quality of what has no cost; drawn as lines.
+    references: label and quality of methods without a cost; drawn as lines.
     cost_label, quality_label: of the axes.
     higher: whether a larger quality is better.
     cost_format: a cost as text.

@@ -104,7 +104,7 @@ def run(
         pairs = TaughtPairs(photo_pairs(photos, config), config, teacher.noise_channels, kept, step)
         if kept is not None:
             before = partial(fill, kept, pairs, teacher, workers, prompts, main=accelerator.is_main_process)
-            prompts = None  # the cache has the samples, and its pairs know no photo
+            prompts = None  # the cache has the samples, and its pairs have no photo
     # train
     trainer = Trainer(
         StudentDistill(config, features, teacher, comparison, init),

@@ -51,7 +51,7 @@ def check_packages() -> None:
 
 
 def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> int:
-    """Plan, leave out what is there, and enlarge the rest on the cluster. args: of `gdposr upscale`, with a text in `ray`."""
+    """Plan, skip what is done, and enlarge the rest on the cluster. args: of `gdposr upscale`, with a text in `ray`."""
     # plan: check the request, list the photos and what is there already
     begin = time.perf_counter()
     _refuse(args)
