@@ -19,7 +19,7 @@ from runtime.text import print_error
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gdposr export", description="Write a bundle from a checkpoint.")
-    # from what, to where
+    # inputs and output
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "--base", help="for a checkpoint with only unet/ and vae/: the model with the other parts"
     )
     parser.add_argument("--prompt", help="the prompt folded into a one-step model (default: a general one)")
-    # ONNX graphs, and what INT8 is calibrated on and may lose
+    # ONNX graphs, and INT8's calibration and limits
     parser.add_argument(
         "--precision",
         nargs="+",
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", action="store_true", help="packages take and return images instead of arrays"
     )
-    # what the manifest tells besides
+    # other parts of the manifest
     parser.add_argument(
         "--accuracy", type=Path, help="JSON report of `gdposr accuracy` to store in the manifest"
     )

@@ -37,7 +37,7 @@ class Stage:
     extra: str
     """The optional dependencies that it needs."""
     about: str
-    """What it does, for the help text."""
+    """Description for the help text."""
 
 
 def run_stage(stage: Stage, argv: Sequence[str]) -> int:

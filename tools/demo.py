@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.photo:
         Image.fromarray(crops_sheet(bundle, peer)).save(crops)
 
-    # where everything is
+    # paths
     seconds = time.perf_counter() - begin
     lines = [
         "the pictures:",
@@ -168,8 +168,8 @@ def side_by_side(
 
     small: the input.
     samples: by seeds 0, 1, ...
-    original: None: it is not known.
-    peer: another model; None: it is not here.
+    original: None: leave it out.
+    peer: another model; None: leave it out.
     """
     named = {f"seed {seed}": sample for seed, sample in enumerate(samples)}
     shown = versions(small, named, original, peer)

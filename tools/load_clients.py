@@ -47,7 +47,7 @@ class Load:
             self.faults.append(text)
 
     def judge(self, kind: str, status: int, body: bytes, expected: bytes) -> None:
-        """Count an answer to a good photo: the command's bytes, or refused for want of a place or time.
+        """Count an answer to a good photo. It must be the command's bytes, or a refusal for lack of a place or of time.
 
         kind: of client.
         status: of the answer.

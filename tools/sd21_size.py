@@ -123,7 +123,7 @@ class Notes:
 
 
 def core_ml(folder: Path, variants: Sequence[str], side: int, note: Notes) -> None:
-    """Write all packages, with the checks of an export, and list their sizes and what lint finds.
+    """Write all packages, with the checks of an export, and list their sizes and lint's findings.
 
     folder: for the packages.
     variants: of them.

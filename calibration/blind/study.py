@@ -95,7 +95,7 @@ def write_study(
     seed, command, version: how the study was made, for the key.
     progress: called with pairs done and in all.
     """
-    # check that nothing is there
+    # check that the target does not exist
     out, key_file = Path(os.path.abspath(out)), key_path(out)
     for path in (out, key_file):
         if path.exists():

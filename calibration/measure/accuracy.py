@@ -93,7 +93,7 @@ class AccuracyReport:
     sensitivity: dict[str, tuple[LayerNoise, ...]] = field(default_factory=dict)
     """Target -> its layers."""
     machine: dict[str, str] = field(default_factory=dict)
-    """What it was measured on, as text by name: processor, threads, how rows were timed."""
+    """The machine as text by name: processor, threads, how rows were timed."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version."""
 

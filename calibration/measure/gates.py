@@ -100,7 +100,7 @@ class GateResult:
     gate: str
     """Name of a field of `Gates`."""
     limit: float
-    """What was allowed, in the unit of the gate."""
+    """The limit in the unit of the gate."""
     value: float | None
     """None: it could not be measured, so the gate does not pass."""
     ok: bool

@@ -52,7 +52,7 @@ class Method:
     device: str | None = None
     """That runs it; None: no model that runs here."""
     notes: tuple[str, ...] = ()
-    """What a report says about it, such as a device that was replaced."""
+    """Notes for the report, such as a device that was replaced."""
     target: str = ""
     """"onnx", "coreml", or "torch" for a trained one-step model; empty for everything else."""
     tiled: Callable[[np.ndarray], Tiled] | None = None

@@ -26,7 +26,7 @@ def restore(
     """One sample of an LR picture: (h, w, 3) uint8 -> (4h, 4w, 3) uint8.
 
     model: on its device.
-    lr: of any size. What the model cannot take is padded by mirroring, and the result is cropped.
+    lr: of any size. If the model cannot take it, it is padded by mirroring, and the result is cropped.
     seed: of the noise, `runtime.noise.noise_field`, as in the student's bundle.
     sample: its number.
     prompt: None: the model's default.

@@ -175,7 +175,7 @@ class Layers:
     """How sensitive the layers are for one target."""
 
     target: str
-    """What was quantized, such as "onnx" or "coreml"."""
+    """The quantized target, such as "onnx" or "coreml"."""
     series: list[str]
     """Names of the colours: a number of bits each."""
     plot: Markup

@@ -18,7 +18,7 @@ class Metric:
     title: str
     """Head of its column."""
     meaning: str
-    """What it measures, in a few words."""
+    """Its meaning in a few words."""
     digits: int
     """Behind the decimal point."""
     higher: bool
@@ -105,7 +105,7 @@ class Limit:
     limit: str
     """"at least" or "at most" and a number."""
     measured: str
-    """A number, "not measured", or "-" where nothing was checked."""
+    """A number, "not measured", or "-" if nothing was checked."""
     ok: bool | None
     """None: not checked."""
 

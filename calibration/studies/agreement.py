@@ -94,10 +94,10 @@ def count(score: str, against: str, named: Sequence[tuple[bool, bool]]) -> Agree
 def by_chance(right: int, minority: int, names: int, pairs: int) -> float:
     """Probability that pairs drawn at random hold so many of the minority.
 
-    right: at least so many.
-    minority: how many there are in all.
-    names: how many pairs are drawn.
-    pairs: from how many.
+    right: at least so many of the minority.
+    minority: size of the minority.
+    names: number of pairs drawn.
+    pairs: number of pairs to draw from.
 
     Hypergeometric; Fisher 1935, The Design of Experiments, sec. 10.
     """

@@ -66,7 +66,7 @@ class Votes:
     study: str
     """Name of the study's folder."""
     names: tuple[str, str]
-    """What A and B are called."""
+    """Names of A and B."""
     voters: int
     """How many voted."""
     a_wins: int

@@ -183,7 +183,7 @@ def write_coreml(
                     package = replace(package, inputs=_names(spec.inputs), outputs=_names(spec.outputs))
                 packages.append(package)
             written[name][role] = PackageList(tuple(packages))
-    # remove what nobody asked for
+    # remove the parts that nobody asked for
     if FP16 not in variants:
         for path in whole.values():
             shutil.rmtree(path)

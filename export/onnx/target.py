@@ -97,7 +97,7 @@ def write_onnx(
         )
         measured["parity_db"][precision] = round(worst, 1)
         say(f"  at least {worst:.1f} dB (floor {floor:g} dB)")
-    # remove what nobody asked for
+    # remove the parts that nobody asked for
     if "fp32" not in kept:
         for path in paths["fp32"].values():
             path.unlink()

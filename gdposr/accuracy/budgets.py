@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def chosen_budgets(
     args: argparse.Namespace, bundle: Bundle, rows: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, Gates]:
-    """The budget of each measured row that has one. UsageError where `--check` has nothing to compare with.
+    """The budget of each measured row that has one. UsageError if `--check` has nothing to compare with.
 
-    args: budgets that were asked for by name.
-    bundle: with those of its manifest, for `--check`.
-    rows: that are measured. Others are left out, and that is said.
-    metrics: learned ones that are measured. Limits of others are left out, and that is said.
+    args: of the command, with its --budget and --check.
+    bundle: its manifest has the budgets for --check.
+    rows: the measured rows. Others are left out, with a message.
+    metrics: the measured learned metrics. Limits of others are left out, with a message unless --budget names them.
     """
     from calibration.measure.gates import LPIPS_GATES, SQF_GATES, Gates, default_budgets
 

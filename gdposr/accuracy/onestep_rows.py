@@ -26,16 +26,16 @@ NOTE = "a one-step model in torch, float32; parameters and size are those of UNe
 
 @dataclass(frozen=True)
 class OneStepRow:
-    """A loaded model and what it is called."""
+    """A loaded model and its name."""
 
     name: str
-    """In the table."""
+    """Name in the table."""
     model: OneStepModel
     """The model, on its device."""
     parameters: int
     """Weights of UNet and VAE."""
     bytes: int
-    """Of the files that UNet and VAE were read from, adapters included."""
+    """Size of the files of UNet and VAE, adapters included."""
     prompt: str | None = None
     """For every picture; None: the default. A model without cross-attention ignores it."""
 
@@ -57,12 +57,12 @@ def open_rows(
     """The models of --onestep, all in memory at once.
 
     named: (row, folder or hub name) of each.
-    scale: by which each must enlarge.
+    scale: factor by which each must enlarge.
     threads: of torch, inside the context.
-    base: source of text encoder and scheduler for those that have none.
-    prompt: the one that the bundle beside them has folded in; None: the default. Models without cross-attention ignore it.
+    base: source of text encoder and scheduler for models that have none.
+    prompt: the prompt folded into the bundle; None: the default. Models without cross-attention ignore it.
 
-    UsageError where one cannot be loaded or enlarges by another factor than scale.
+    UsageError if one cannot be loaded or enlarges by another factor.
     """
     if not named:
         yield []

@@ -24,7 +24,7 @@ def ray_address(text: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # what goes in, and where it comes out
+    # inputs and output
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MEGAPIXELS",
         help="refuse larger inputs (default: 100 megapixels)",
     )
-    # how they are written, and what is shown
+    # format of the outputs, and what is shown
     parser.add_argument(
         "--quality", type=whole_number(1, 100), default=95, help="for a .jpg or .webp OUT (default: 95)"
     )
@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write no metadata: no EXIF, place, XMP, texts, and no note on how the picture was made; colour profiles stay",
     )
-    # where: here or on a cluster
+    # choose: this machine or a cluster
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a Ray cluster: HOST:PORT, auto (the one that runs here) or local (this machine alone; the default unless "
         "RAY_ADDRESS names one); --threads and --max-memory are then of each worker (1 thread)",
     )
-    # what is told
+    # messages
     reports = parser.add_mutually_exclusive_group()
     reports.add_argument("--json", action="store_true", help="print a report on stdout")
     reports.add_argument(

@@ -108,7 +108,7 @@ def write_page(path: Path, title: str, before: "Photo", preview: Preview) -> Non
     path: of the page.
     title: its heading.
     before: the input.
-    preview: all rows of the result have passed it.
+    preview: of the result, after all its rows have passed.
     """
     from gdposr.batch.sheet import to_rgb8
     from runtime.files import atomic_file

@@ -85,13 +85,13 @@ class Outcome:
     """The result of one photo. It is filled in during the work, so that an interrupted run can report it."""
 
     input: str
-    """Path of the photo, or what messages say instead."""
+    """Path of the photo, or its label in messages."""
     status: str = "unfinished"
     """Then "ok", "skipped", "own" (written by gdposr itself, so left out) or "failed"."""
     outputs: list[dict[str, Any]] = field(default_factory=list)
-    """The report's entry of each picture: path, sample, width, height, and what options add."""
+    """The report's entry of each picture: path, sample, width, height, and fields that options add."""
     notes: list[str] = field(default_factory=list)
-    """What was lost or replaced on the way, such as 16 bits in a JPEG."""
+    """Losses and replacements, such as 16 bits in a JPEG."""
     error: str | None = None
     """Why it failed, in one line. None: it did not."""
     seconds: float = 0.0
@@ -115,7 +115,7 @@ class Task:
     begin: float = 0.0
     """Seconds of time.perf_counter, as `end`. 0: not begun in this run."""
     end: float = 0.0
-    """When its last step so far ended; 0: none has."""
+    """Time of its last finished step; 0: no step has ended."""
     writes: list[tuple[Future[None], dict[str, Any]]] = field(default_factory=list)
     """Each write with its entry for the report."""
     error: Exception | None = None
@@ -145,15 +145,15 @@ class Task:
 
 
 def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing: bool = False) -> list[Task]:
-    """Photos with their outputs, and as failed what may hide photos.
+    """Photos with their outputs. What may hide photos becomes a failed task.
 
-    inputs: files, folders and globs. Of what is found in folders, pictures that gdposr wrote itself get the status "own".
+    inputs: files, folders and globs. Pictures in folders that gdposr wrote itself get the status "own".
     out: with the suffix of a picture one file, otherwise a folder in which an input folder's tree is kept.
-    options: what is to be made of every photo.
-    skip_existing: whether photos whose outputs are all there get the status "skipped".
+    options: what to make from each photo.
+    skip_existing: whether photos whose outputs all exist get the status "skipped".
 
-    UsageError where two photos of the same name would go to one folder, an output would replace an input, or the request does not
-    fit out.
+    UsageError if two photos of the same name would go to one folder, an output would replace an input, or the request does not fit
+    out.
     """
     from runtime.files import SUFFIXES
     from runtime.image.write.encode import WRITE_FORMATS

@@ -29,7 +29,7 @@ def say_failed(outcome: Outcome) -> None:
 
 
 def notes_of(seed: int, sample: str, digest: str, precision: str) -> dict[str, str]:
-    """The texts inside an output that say how it was made.
+    """The notes inside an output on how it was made.
 
     seed: of the noise.
     sample: one number, or the first and last of a sheet, "0-3".
@@ -54,11 +54,11 @@ AHEAD_PIXELS = 25_000_000
 class Batch:
     """Photos through one Upscaler.
 
-    options: what is to be made of each.
+    options: what to make from each.
     upscaler: loaded.
     meter: shows the progress.
-    settled: called with each photo's outcome in the order of the tasks, as soon as the photo is done, always in the thread of `run`.
-    overlap: whether to read ahead and write behind; the files are the same without.
+    settled: called with each photo's outcome as soon as the photo is done, in the order of the tasks and in the thread of `run`.
+    overlap: whether to read ahead and write behind. It does not change the files.
     """
 
     def __init__(
@@ -209,13 +209,13 @@ class Batch:
         before: "Photo | None" = None,
         **scores: float,
     ) -> None:
-        """Write a picture that is there.
+        """Write a computed picture.
 
         task: its photo.
         photo: the picture, with metadata.
-        number: of the sample; None: all samples on one sheet.
+        number: of the sample; None: a sheet of all samples.
         part: the part of its name that tells pictures of one photo apart.
-        before: the input; None: no page compares with it.
+        before: the input, for the page; None: no page.
         scores: for the report.
         """
         from gdposr.batch.compare import Preview

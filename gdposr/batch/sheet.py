@@ -31,8 +31,8 @@ def contact_sheet(
     labels: one for each.
     cell: longest side of a shown picture.
     columns: None: about a square.
-    detail_by: indices of the pictures that decide where the detail is taken, without those that are no samples, such as an
-    interpolated one. None: all.
+    detail_by: indices of the pictures that decide where the detail is taken. Leave out those that are not samples, such as an
+        interpolated one. None: all.
     """
     if not pictures or len(pictures) != len(labels):
         raise ValueError(

@@ -58,7 +58,7 @@ class TimedPicture:
     threads: for the model.
     pixels: (h, w, 3) uint8.
 
-    Loading the model is no part of a call.
+    A call does not include loading the model.
     """
 
     def __init__(

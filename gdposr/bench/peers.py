@@ -52,7 +52,7 @@ class Peer:
     parameters: int | None
     """Number of weights; None: not known."""
     bytes: int | None
-    """Of its files, or of the graph in memory that they became; None: not known."""
+    """Size of its files, or of the graph rebuilt from them; None: not known."""
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         return self.run(image)

@@ -29,7 +29,7 @@ class Contender:
     """A precision on a device."""
 
     label: str
-    """The precision's name, with the device's before it where several devices are compared."""
+    """The precision's name, after the device's name if several devices are compared."""
     device: str
     """As `resolve` names it, never "auto"."""
     precision: str
@@ -112,11 +112,11 @@ def measure(
 ) -> Times:
     """Milliseconds of every call in every round. The calls take turns. A short call runs twice, and the second run is timed.
 
-    calls: name -> call. One that gives back an `Overhead` has it noted beside its time.
-    rounds: that are timed.
+    calls: name -> call. If one returns an `Overhead`, it is noted beside the time.
+    rounds: timed rounds.
     warmup: rounds before them.
-    limit: seconds after which no further round begins, unless fewer than `LEAST` are done; the first quarter ends the warm-up. None: no
-    limit.
+    limit: seconds after which no further round begins, unless fewer than `LEAST` are done. After a quarter of it the warm-up ends.
+        None: no limit.
     """
     times: Times = {name: [] for name in calls}
     took: dict[str, float] = {}
@@ -189,7 +189,7 @@ def ratios(times: Times, contenders: Sequence[Contender], peers: Sequence[str]) 
 def picture_ratios(
     times: Times, calls: Mapping[str, str], contenders: Sequence[Contender], peers: Sequence[str]
 ) -> dict[str, float]:
-    """Of whole pictures: every contender against fp32 on its own device and against the peers.
+    """Ratios for whole pictures: every contender against fp32 on its own device and against the peers.
 
     times: of every call.
     calls: label -> name in times.
@@ -208,7 +208,7 @@ def picture_ratios(
 
 
 def peak_memory(bundle: "Bundle", device: str, precision: str, threads: int, size: int) -> float | None:
-    """The most memory a fresh process needs to load the model and upscale one picture, in 10^6 bytes. None: the system does not tell.
+    """Peak memory of a fresh process that loads the model and upscales one picture, in 10^6 bytes. None: the system does not tell.
 
     bundle: the model.
     device, precision: as of a `Contender`.

@@ -34,7 +34,7 @@ LARGEST = 128
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    # what is measured on which pictures, by which metrics
+    # pictures and metrics
     add("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
     add(
         "--lr",
@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"timed rounds of one picture (default: {ROUNDS})",
     )
     speed.add_argument("--no-speed", action="store_true", help="leave out the timing")
-    # what is written
+    # outputs
     add("--report", type=Path, metavar="FILE.html", help="write a page with the table and crops")
     add("--json", action="store_true", help="print the result as JSON")
 

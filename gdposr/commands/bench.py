@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
     )
-    # what is timed, how often
+    # timed calls and rounds
     parser.add_argument(
         "--size", type=whole_number(8, 4096), default=128, help="side of the input picture (default: 128)"
     )
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIDE",
         help=f"also time whole pictures of this side, for {TIME_LIMIT:.0f} s or {LEAST} rounds; may be repeated",
     )
-    # what is written
+    # outputs
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with tables and plots")
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the times of whole pictures")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -92,7 +92,7 @@ def describe(bundle: "Bundle", runs: dict[str, list[str]]) -> str:
     lines = [f"{name:13} {value}" for name, value in facts] + [
         x for rows in tables for x in ("", table(rows))
     ]
-    # outlines of what the export noted
+    # outlines of the export's notes
     for title, content in (("accuracy", manifest.accuracy), ("provenance", manifest.provenance)):
         if content:
             lines += ["", title, *_outline(content)]

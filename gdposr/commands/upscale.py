@@ -136,7 +136,7 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
     for task in tasks:
         task.labels = labels
         task.outcome.input = labels.get(task.outcome.input, task.outcome.input)
-    # settle: what is no photo, or has all its files
+    # settle: entries that are no photos, and photos with all their files
     photos = [task for task in tasks if task.outcome.status in ("unfinished", "skipped")]
     waiting = [task for task in photos if task.outcome.status == "unfinished"]
     facts: dict[str, Any] = {"device": None, "precision": None, "placement": None, "notes": []}

@@ -119,13 +119,13 @@ def enlarged(
 def _round(
     photos: Sequence[Photo], settings: Settings, takes: dict[str, float], avoid: set[str], alone: bool
 ) -> Iterator[Result]:
-    """Each photo once through Ray Data. Those that their worker died at are missing.
+    """Results of one pass of Ray Data over the photos. Photos that killed their worker are missing.
 
     photos: to enlarge.
     settings: of every worker.
-    takes: what Ray reserves for a worker.
-    avoid: nodes that get none.
-    alone: whether each photo goes by itself, so that no other is lost with it.
+    takes: resources that Ray reserves for a worker.
+    avoid: nodes that get no photo.
+    alone: whether each photo is a block of its own, so that no other is lost with it.
     """
     import ray.data
 

@@ -50,7 +50,7 @@ class Report:
 
     target: the output folder.
     seed, digest: of the run, like the attribute precision.
-    earlier: whether what the folder holds of runs before is read, for skipped photos.
+    earlier: whether to read reports of earlier runs, for skipped photos.
     """
 
     def __init__(self, target: Target, seed: int, digest: str, earlier: bool) -> None:

@@ -12,11 +12,11 @@ from gdposr.server.refusals import RETRY
 class Front:
     """An ASGI app around another one.
 
-    app: the other one.
-    path: answers there are counted by their status.
-    metrics: where they are counted.
-    connections: how many there are now. Beyond `most` every request gets 503 at once.
-    most: how many may be there.
+    app: the inner app.
+    path: its answers are counted by status.
+    metrics: the counts.
+    connections: tells how many there are now. Above `most` every request gets 503 at once.
+    most: limit on connections.
     """
 
     def __init__(

@@ -59,9 +59,9 @@ class GraphSpec(Plain):
     """Inputs and outputs of a graph, by name."""
 
     inputs: tuple[TensorSpec, ...]
-    """What it takes, at least one, under different names."""
+    """Its inputs, at least one, under different names."""
     outputs: tuple[TensorSpec, ...]
-    """What it gives, at least one, under different names."""
+    """Its outputs, at least one, under different names."""
 
     def __post_init__(self) -> None:
         for where, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -144,7 +144,7 @@ class Manifest(Plain):
     """Everything the runtime knows about a bundle."""
 
     format_version: int
-    """1, or 2 where Core ML graphs are in chunks or take several sizes."""
+    """1, or 2 if Core ML graphs are in chunks or take several sizes."""
     name: str
     """The model's, for messages and reports."""
     scale: int
@@ -172,7 +172,7 @@ class Manifest(Plain):
     provenance: dict[str, Any]
     """Where the model comes from: kind, hash of its checkpoint, parameters, training, versions of the tools."""
     accuracy: dict[str, Any]
-    """What the export measured, by subject, such as `int8` or `sensitivity`. Running the model needs none of it."""
+    """Measurements of the export by subject, such as `int8` or `sensitivity`. The runtime does not need them."""
     coreml: dict[str, dict[str, PackageList]] = field(default_factory=dict)
     """Variant -> {"encoder": ..., "generator": ...}, for Apple's devices. In JSON a package, or a list of chunks."""
     budgets: dict[str, dict[str, float]] = field(default_factory=dict)

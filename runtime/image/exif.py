@@ -44,7 +44,7 @@ class Entry:
     """One entry of a directory."""
 
     tag: int
-    """Number that says what the value means, such as `ORIENTATION`."""
+    """Number of the tag, such as `ORIENTATION`."""
     kind: int
     """Type of the value, such as `SHORT`."""
     count: int

@@ -67,7 +67,7 @@ def adain_rows(source: RowSource, height: int, of_sr: Statistics, of_lr: Statist
     """Adaptive instance normalisation: each channel gets the mean and deviation of LR.
 
     source: the rows of SR.
-    height: how many there are.
+    height: their number.
     of_sr: mean and deviation of each channel of SR.
     of_lr: the same of LR.
     """

@@ -50,7 +50,7 @@ class Rendering:
     engine: runs the model.
     manifest: the model's.
     picture: the LR pixels.
-    request: what is wanted of it.
+    request: seed, scale and the other settings of the call.
     progress: called with (tiles done, tiles of all samples).
     """
 

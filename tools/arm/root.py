@@ -87,10 +87,10 @@ def download_debian(
     into: Path,
     mirror: str,
 ) -> None:
-    """Download packages of one architecture, with lists of their own, so that the host's apt is left as it is.
+    """Download packages of one architecture, with separate lists, so that the host's apt does not change.
 
     folder: for the lists.
-    architecture: Debian's name of it.
+    architecture: Debian's name of the architecture.
     packages: their names.
     into: folder for the packages.
     mirror: address of a Debian mirror.
@@ -151,7 +151,7 @@ def emulated(folder: Path, processor: str, arguments: list[str], tree: Path, log
     processor: QEMU's name of the one to emulate.
     arguments: of Python.
     tree: the folder of `runtime`.
-    log: QEMU writes there which instructions it translated.
+    log: file in which QEMU writes the translated instructions.
     """
     root, site = (folder / "root").resolve(), (folder / "site").resolve()
     return [

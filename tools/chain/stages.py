@@ -61,7 +61,7 @@ def find_stages(chain: Path, core: Path | None) -> list[tuple[Stage, Path]]:
     """The stages of a finished chain with their models' folders.
 
     chain: folder of the chain.
-    core: the core that a chain without a teacher began with; it stands in the place of the stages before noise.
+    core: the core that a chain without a teacher began with. It replaces the stages before noise.
 
     Raises FileNotFoundError if a model is missing."""
     found = [(stage, chain / stage.model) for stage in STAGES]

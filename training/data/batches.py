@@ -54,7 +54,7 @@ class ItemSampler(Sampler[list[int]]):
     batch: B, items of a list.
     start: m of the first list.
     process: r, number of this process.
-    processes: P, how many there are.
+    processes: their number, P.
 
     Micro-step m of process r of P takes items (m P + r) B to (m P + r + 1) B - 1. A step of P processes therefore
     uses the same items as one process with P times the batch.

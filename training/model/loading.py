@@ -170,7 +170,7 @@ def _load(folder: Path, base: str | Path | None, seen: tuple[Path, ...]) -> OneS
 
 
 def _own_prompt(provenance: Mapping[str, Any]) -> str | None:
-    """The prompt that a stage was given for all photos (`--set prompt=`), also of a merged run; None where it was given none."""
+    """The prompt that a stage was given for all photos (`--set prompt=`), also of a merged run; None if it was given none."""
     for stage in (provenance, *provenance.get("stages", ())):
         if prompt := stage.get("settings", {}).get("prompt"):
             return str(prompt)

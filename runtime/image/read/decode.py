@@ -203,7 +203,7 @@ def decoded(
     data: the file.
     image: opened by Pillow from data, not yet loaded.
     icc: the file's profile.
-    tell: called with what is lost.
+    tell: called with a message for each loss.
     """
     pixels = deep_pixels(path, data, image, tell, open_image) if image.format in DEEP_READ else None
     if pixels is None:
@@ -228,7 +228,7 @@ def to_mode(
     path: names the photo in messages.
     image: loaded.
     icc: the file's profile.
-    tell: called with what is lost.
+    tell: called with a message for each loss.
     ImageError for another mode.
     """
     mode, has_key = image.mode, "transparency" in image.info

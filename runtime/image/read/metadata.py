@@ -20,9 +20,9 @@ def metadata(
     path: names the picture in messages.
     data: the content of the file.
     image: opened by Pillow.
-    png: what the chunks of a PNG say. None: it is no PNG.
-    tell: called with what is left out.
-    Nothing here raises: what cannot be read is left out, and said.
+    png: metadata of a PNG's chunks. None: the file is no PNG.
+    tell: called with a message for each entry that is left out.
+    Raises nothing: an entry that cannot be read is left out.
     """
     fields: dict[str, Any] = {}
     orientation, lost = 1, list[str]()

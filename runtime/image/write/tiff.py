@@ -103,7 +103,7 @@ def write_tiff(
         lengths.append(len(strip))
         stream.write(strip)
 
-    # tags: what the pixels are
+    # tags: the kind of pixels
     tags = _Tags(stream, order)
     tags.numbers(0x0100, LONG, [width])
     tags.numbers(0x0101, LONG, [height])
