@@ -98,7 +98,7 @@ def test_first_convolutions_and_last_ones_stay_float_and_most_of_the_work_is_in_
             "generator/decoder/layers/0/Conv",
         ),
         FIRST,
-    ) | {"generator/unet/conv_out/Conv": LAST}
+    ) | {"generator/unet/out/2/Conv": LAST}
     floats = set(made.to_dict()["float_layers"])
     assert floats >= {*rules, "encoder/vae/layers/8/Conv", "generator/decoder/layers/12/Conv"}
     assert {row.layer for row in made.rows} == made.bits.keys() - rules.keys()

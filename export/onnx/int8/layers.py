@@ -107,14 +107,14 @@ def kept_float(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _before(graph: onnx.GraphProto, kept: Mapping[str, str]) -> Iterator[str]:
-    """The convolutions whose results reach a first convolution through sums, products and layout alone."""
+    """The convolutions whose results reach a first convolution through sums, products, bounds and layout alone."""
     makers = {output: node for node in graph.node for output in node.output}
     waiting = [node.input[0] for node in graph.node if kept.get(node.name) == FIRST]
     while waiting:
         node = makers.get(waiting.pop())
         if node is not None and node.op_type == "Conv" and node.name not in kept:
             yield node.name
-        elif node is not None and node.op_type in (*LAYOUT, "Clip", "Add", "Sub", "Mul", "Div"):
+        elif node is not None and node.op_type in (*LAYOUT, "Clip", "Tanh", "Add", "Sub", "Mul", "Div"):
             waiting += node.input
 
 
