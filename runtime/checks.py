@@ -30,7 +30,7 @@ def setting(name: str, value: Any, low: int, high: int | None = None) -> int:
     """A caller's whole number as int. SettingError unless it lies within its bounds.
 
     name: of the setting, for the message.
-    value: whatever the caller gave.
+    value: the caller's.
     low: the least that is allowed.
     high: the most that is allowed. None: no upper bound.
     """

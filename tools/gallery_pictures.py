@@ -126,7 +126,7 @@ TEST_CARD = Source("drawn by the command with Pillow's own font")
 
 @dataclass(frozen=True)
 class Subject:
-    """A crop of a picture and what to look at in it. Lengths in HR pixels."""
+    """A crop of a picture and a remark on it. Lengths in HR pixels."""
 
     name: str
     """Of its file."""

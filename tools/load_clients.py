@@ -203,7 +203,7 @@ def clients(number: int) -> list[str]:
 def work(load: Load, kind: str, seed: int, files: dict[str, bytes]) -> None:
     """One client until the time is over.
 
-    load: what the clients share.
+    load: the clients' shared state.
     kind: of client.
     seed: of its choices.
     files: name -> hostile file, for the bomber.

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
 VARIANTS: Final = ("fp16", "palette8", "palette6")
-# Side in LR pixels of what is computed: the smallest that the model takes. Weights, not pixels, make the files.
+# Side in LR pixels of all pictures: the smallest that the model takes. Weights, not pixels, make the files.
 SIDE: Final = 16
 # Most bytes, in half precision, of a part that NNCF gets: it holds several copies in float32.
 PART_BYTES: Final = 250_000_000

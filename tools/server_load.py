@@ -91,7 +91,7 @@ def server(folder: Path, bundle: str, workers: int) -> Iterator[tuple[subprocess
 def watched(load: Load, pid: int, threads: list[threading.Thread], begin: float) -> list[tuple[float, int]]:
     """(second, bytes of memory) of the server until all clients are done.
 
-    load: what the clients share.
+    load: the clients' shared state.
     pid: of the server.
     threads: of the clients.
     begin: second 0, in seconds of time.monotonic.

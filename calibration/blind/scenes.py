@@ -8,7 +8,7 @@ from calibration.measure.pairs import SHOWN, named_photos, read_rgb
 from runtime.errors import ImageError
 
 NO_KIND = "all"
-# What `gdposr upscale` appends to a photo's name.
+# Suffix that `gdposr upscale` appends to a photo's name.
 UPSCALED = re.compile(r"_x[\d.]+_seed\d+(_s\d+)?$")
 
 

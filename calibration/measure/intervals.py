@@ -2,7 +2,7 @@
 
 The percentile bootstrap of the mean (Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 13): the pictures are drawn
 with replacement `RESAMPLES` times, and the interval runs between the tails of the resampled means. Two methods are compared on the
-same pictures: their difference is taken per picture and then resampled (paired), so that what all pictures share cancels out.
+same pictures: their difference is taken per picture and then resampled (paired), so that differences between pictures cancel out.
 
 Crops of one photo resemble each other and are not independent. If groups are given, whole groups are drawn (the cluster bootstrap;
 Davison & Hinkley 1997, Bootstrap Methods and their Application, sec. 3.8).

@@ -190,7 +190,7 @@ def bar_plot(
     bars: those of a group one after the other.
     series: all names of series; each has its colour.
     span: values that the scale holds, at least those of the bars.
-    label: what the plot shows, for those who cannot see it.
+    label: describes the plot for screen readers.
     unit: of the values.
     """
     groups = list(dict.fromkeys(bar.group for bar in bars))
@@ -228,7 +228,7 @@ def time_plot(ms: Mapping[str, Mapping[str, float]], ours: Sequence[str], label:
 
     ms: name -> median, low and high in milliseconds.
     ours: the names drawn in blue.
-    label: what the plot shows, for those who cannot see it.
+    label: describes the plot for screen readers.
     """
     width, row, left = 760, 26, 250.0
     height = 30 + row * len(ms)

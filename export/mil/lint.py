@@ -75,7 +75,7 @@ class Flag:
     name: str
     """Name of the operation or input."""
     detail: str
-    """What breaks the rule, such as a shape."""
+    """The property that breaks the rule, such as a shape."""
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
     settings = with_settings(KINDS["student-gdpo"].presets[args.preset], args.set)
     held_out, start = _held_out(args, settings), load_student(args.init)[0]
 
-    # rows: what identifies an experiment, and how one is kept
+    # rows: the key of an experiment, and its file
     given = {name: getattr(args, name) for name in ("init", "data", "critic", "perceptual_weights")}
 
     def row(variant: str, seed: int) -> dict[str, Any]:

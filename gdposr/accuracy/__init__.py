@@ -1,1 +1,1 @@
-"""What `gdposr accuracy` compares, and the limits that it checks."""
+"""The rows of `gdposr accuracy`, and the limits that it checks."""

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
                 "path": str(bundle.path),
                 "digest": bundle.digest,
                 "devices": list(runs),
-                "runs": runs,  # what each device here runs of this bundle
+                "runs": runs,  # by device here, its precisions of this bundle
                 "manifest": manifest,
             }
         )

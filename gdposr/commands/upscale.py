@@ -177,7 +177,7 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
                 "placement": upscaler.placement,
                 "notes": list(upscaler.notes),
             }
-    # report: what became of the photos, also after an interruption
+    # report: the result of each photo, also after an interruption
     outcomes = [task.outcome for task in tasks if task.begin or task.outcome.status != "unfinished"]
     counts = {
         status: sum(outcome.status == status for outcome in outcomes)

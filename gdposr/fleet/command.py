@@ -52,7 +52,7 @@ def check_packages() -> None:
 
 def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> int:
     """Plan, skip what is done, and enlarge the rest on the cluster. args: of `gdposr upscale`, with a text in `ray`."""
-    # plan: check the request, list the photos and what is there already
+    # plan: check the request, list the photos and their existing outputs
     begin = time.perf_counter()
     _refuse(args)
     check_packages()
@@ -76,12 +76,12 @@ def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> 
         if args.json_lines:
             emit_line({"type": "file", **vars(outcome)})
 
-    # settle what needs no work
+    # settle photos that need no work
     waiting = list(_begun(photos, target, options, args.skip_existing, settle))
     facts: dict[str, Any] = {"device": None, "precision": None, "placement": None, "notes": []}
     stop: KeyboardInterrupt | None = None
     fault: str | None = None
-    # enlarge the rest; the report names what was done, also after an interruption
+    # enlarge the rest; the report lists the finished photos, also after an interruption
     try:
         if waiting:
             settings = _settings(args, options)

@@ -42,7 +42,7 @@ class Settings:
     """The settings of all workers. They are the same for each, so that all photos are enlarged alike."""
 
     options: Options
-    """What is to be made of every photo."""
+    """What to make from each photo."""
     out: str
     """The output folder: an absolute path, or an address."""
     shown_out: str

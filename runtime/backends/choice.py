@@ -1,4 +1,4 @@
-"""Which backend runs a bundle: what a device offers, what "auto" chooses, and opening it.
+"""Chooses and opens the backend for a bundle: the precisions that a device offers, and the choice of "auto".
 
 A device that is asked for by name is used or refused. Only "auto" chooses, and the choice is reported.
 """

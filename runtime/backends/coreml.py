@@ -149,7 +149,7 @@ class CoreMLBackend:
                 name: _planes(found[name]) if name in self._pictures else np.asarray(found[name])
                 for name in outputs
             }
-        except Exception as error:  # whatever coremltools and the system raise
+        except Exception as error:  # coremltools and the system raise many kinds of errors
             raise DeviceError(
                 f"{self.device} ({self.precision}) failed on inputs {shapes_of(feeds)}: {_first_line(error)}; "
                 "try another precision or the device cpu"
@@ -207,7 +207,9 @@ def _load(
     if kept is not None:
         try:
             return _Model(tools.models.CompiledMLModel(str(kept), units), kept, package)
-        except Exception:  # whatever coremltools and the system raise: the model is compiled again
+        except (
+            Exception
+        ):  # coremltools and the system raise many kinds of errors; the model is compiled again
             compiled.drop(key)
     contents = {file.file: bundle.read(file) for file in package.files}
     source, made = work / package.name, work / f"{package.name}.mlmodelc"
@@ -221,7 +223,7 @@ def _load(
             shutil.rmtree(made, ignore_errors=True)
         place = place or made
         return _Model(tools.models.CompiledMLModel(str(place), units), place, package)
-    except Exception as error:  # whatever coremltools and the system's compiler raise
+    except Exception as error:  # coremltools and the system's compiler raise many kinds of errors
         compiled.drop(key)
         raise DeviceError(
             f"{bundle.path}: {package.name} cannot be loaded on {backend.device}: {_first_line(error)}; "
@@ -242,7 +244,7 @@ def _placement(tools: Any, units: Any, *paths: Path) -> dict[str, int] | None:
                     usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
                     if usage is not None:  # None for a constant
                         counts[_place(usage.preferred_compute_device)] += 1
-    except Exception:  # whatever coremltools and the system raise: a plan is for information only
+    except Exception:  # coremltools and the system raise many kinds of errors; a plan is for information only
         return None
     return dict(counts) or None
 

@@ -1,4 +1,4 @@
-"""What every backend offers, and the devices by name: package and provider of each, and what to do if they are missing."""
+"""The interface of all backends, and the devices by name: package and provider of each, and the remedy if they are missing."""
 
 from __future__ import annotations
 

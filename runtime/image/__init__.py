@@ -1,1 +1,1 @@
-"""What a picture is: arrays of pixels, bands of rows, EXIF. `read` and `write` are the ways from and to a file."""
+"""Pictures: arrays of pixels, bands of rows, EXIF. `read` reads them from files, `write` writes them."""

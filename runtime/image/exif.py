@@ -113,7 +113,7 @@ def orientation_of(image: Image.Image) -> int:
     """
     try:
         stated = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # struct.error, TypeError, SyntaxError and others, by what is wrong
+    except Exception:  # struct.error, TypeError, SyntaxError and others, depending on the damage
         stored = image.info.get("exif")
         stated = upright_exif(bytes(stored))[1] if isinstance(stored, bytes) else 1
     return stated if isinstance(stated, int) and 1 <= stated <= 8 else 1
@@ -199,7 +199,7 @@ def tiff_exif(tags: Image.Exif) -> tuple[bytes | None, bool]:
                 # text in UTF-8 comes as Latin-1 letters, which Pillow would write as question marks
                 value = tags[tag]
                 whole &= _add(kept, tag, value.encode("latin-1") if isinstance(value, str) else value)
-        except Exception:  # struct.error, TypeError, UnicodeError and others, by what is wrong
+        except Exception:  # struct.error, TypeError, UnicodeError and others, depending on the damage
             whole = False
     for name in (EXIF_DIRECTORY, GPS_DIRECTORY):
         try:

@@ -11,7 +11,7 @@ in INT8, seed 0, within the samples of a picture: Kendall's tau with its 95 % bo
     pick beats another    56.7 %                   59.1 %                   52.3 %
     NIQE, less is better  -0.048 [-0.102, +0.007]  -0.041 [-0.097, +0.013]  -0.025 [-0.084, +0.034]
 
-So it is only a little better than chance. Its pick gains 11, 13 and 2 % of what choosing by SQF itself would gain, which is 0.6 % of
+So it is only a little better than chance. Its pick gains 11, 13 and 2 % of the gain of choosing by SQF itself, which is 0.6 % of
 SQF with 8 samples. For a model with larger differences between samples it should be measured again.
 """
 

@@ -24,13 +24,13 @@ class JpegMetadata:
     """The metadata of a JPEG besides EXIF and profile."""
 
     xmp: bytes | None = None
-    """XMP packet, without what is beyond its first segment."""
+    """XMP packet, only the part in its first segment."""
     iptc: bytes | None = None
     """IPTC-IIM records."""
     comment: bytes | None = None
     """The first comment, as bytes."""
     lost: list[str] = field(default_factory=list)
-    """What is not carried, in words for a message."""
+    """Parts that are not carried over, in words for a message."""
 
 
 def jpeg_metadata(data: bytes) -> JpegMetadata:

@@ -53,7 +53,7 @@ class PngMetadata:
     coding: dict[str, bytes] = field(default_factory=dict)
     """Content of the chunks cICP, gAMA and cHRM."""
     lost: list[str] = field(default_factory=list)
-    """What could not be read, in words for a message."""
+    """Parts that could not be read, in words for a message."""
 
 
 def png_depth(data: bytes) -> tuple[int, int]:

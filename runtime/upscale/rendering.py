@@ -39,7 +39,7 @@ class Request:
     color_fix: str
     """One of `COLOR_FIXES`."""
     tile: int
-    """LR pixels of a tile's core, before rounding to what the model takes."""
+    """LR pixels of a tile's core, before rounding to a size that the model takes."""
     max_memory: int | None
     """Bytes this process may take. None: no limit."""
 

@@ -89,7 +89,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Demand:
-    """The memory that a picture takes whatever its tiles are."""
+    """The part of a picture's memory that does not depend on its tiles."""
 
     size: tuple[int, int]
     """Its height and width."""

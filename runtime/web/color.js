@@ -162,7 +162,7 @@ export function enlarged(photo, above, below, width, height) {
   });
 }
 
-/** For each place from first to end of a longer line: where in the shorter one it reads, and with which weights. */
+/** For each place from first to end of a longer line: the places in the shorter one that it reads, and their weights. */
 function weights(from, to, first, end) {
   return Array.from({ length: end - first }, (_, i) => {
     const center = ((first + i + 0.5) * from) / to;

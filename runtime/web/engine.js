@@ -53,7 +53,7 @@ export class Engine {
   static async create(bundle, device, precision, threads = usableThreads()) {
     const graphs = bundle.manifest.graphs[precision];
     if (!graphs) throw new BundleError(`precision: expected one of ${bundle.precisions.join(", ")}, got ${precision}.`);
-    // read first: a damaged bundle is told of before ONNX Runtime is fetched and started
+    // read first, so that a damaged bundle is reported before ONNX Runtime is fetched and started
     const [encoder, generator] = [await bundle.read(graphs.encoder), await bundle.read(graphs.generator)];
     const ort = await loadRuntime(device, threads);
     const engine = new Engine(ort, bundle, device, precision, threads);
@@ -70,7 +70,7 @@ export class Engine {
     this.threads = device === "wasm" ? threads : 1;
     /** Side of the windows, which must then have one shape for as long as features are kept. null: any. */
     this.side = device === "webgpu" ? WEBGPU_SIDE : null;
-    /** The shape that the sessions have seen, where it must not change. */
+    /** The shape that the sessions have seen, if it must not change. */
     this._shape = null;
     /** Why the device is gone, or null. */
     this.lost = null;
@@ -105,7 +105,7 @@ export class Engine {
     return /** @type {Float32Array} */ (output.data);
   }
 
-  /** @param {Features} features frees what they hold on a graphics card */
+  /** @param {Features} features frees their memory on a graphics card */
   release(features) {
     for (const tensor of Object.values(features)) tensor.dispose();
   }

@@ -1,4 +1,4 @@
-/** Faults that a person is told of. Each message says what was expected, what came, and what to do. */
+/** Errors that are shown to a person. Each message says what was expected, what came, and what to do. */
 
 /** A bundle that is damaged or that this page cannot use. */
 export class BundleError extends Error {

@@ -6,7 +6,7 @@
 
 import { Parts } from "./parts.js";
 
-/** The largest side that the format can tell. */
+/** The largest side that the format allows. */
 const MAX_SIDE = 65535;
 /** Bytes that are gathered before they become a part. */
 const BUFFER_BYTES = 1 << 16;
@@ -18,7 +18,7 @@ const QUANTIZATION = [
   16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68,
   109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
 ];
-/** Numbers of codes of 1 to 16 bits, and what they stand for. */
+/** Numbers of codes of 1 to 16 bits, and their symbols. */
 const DC = { counts: [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], values: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] };
 const AC = {
   counts: [0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125],
@@ -28,7 +28,7 @@ const AC = {
       "c5c6c7c8c9cad2d3d4d5d6d7d8d9dae1e2e3e4e5e6e7e8e9eaf1f2f3f4f5f6f7f8f9fa",
   ),
 };
-/** How much larger each frequency comes out of `transform`, over its value in the standard. */
+/** Factor of each frequency from `transform` over its value in the standard. */
 const GAIN = [1, 1.387039845, 1.306562965, 1.175875602, 1, 0.785694958, 0.5411961, 0.275899379];
 
 export class JpegWriter {

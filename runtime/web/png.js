@@ -75,7 +75,7 @@ export class PngWriter {
 }
 
 /**
- * What a `PngWriter` has written.
+ * Reads a PNG of `PngWriter`.
  *
  * @param {Blob} png
  * @returns {Promise<{width: number, height: number, bands: AsyncGenerator<Uint8ClampedArray>}>} bands: RGBA of whole rows, from the top

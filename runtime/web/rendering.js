@@ -132,7 +132,7 @@ export class Rendering {
     const features = kept ?? (await this._model.encode(this._photo.window(padded), height, columns));
     const keep = kept !== undefined || this._keep(key, features, height * columns);
     try {
-      // sample: with the noise of these very pixels, whatever the tiles are
+      // sample: with the noise of these pixels, which does not depend on the tiles
       const cells = [height, columns, padded.y0, padded.x0].map((length) => length / noise.downscale);
       const field = noiseField(seed, sample, cells[0], cells[1], noise.channels, cells[2], cells[3]);
       const output = await this._model.generate(features, field, cells[0], cells[1]);

@@ -1,5 +1,5 @@
 /**
- * The page offline: everything is kept at the first visit and used where the network gives nothing.
+ * The page offline: everything is cached at the first visit and used if the network fails.
  *
  * It also adds the headers that isolate the page, without which WebAssembly has no threads, for hosts that cannot set them.
  */

@@ -46,7 +46,7 @@ export function planTiles(height, width, tile, rule, top = 0) {
 }
 
 /**
- * The tile of one box of a picture, whatever the plan for the whole picture is.
+ * The tile of one box of a picture. It does not depend on the plan for the whole picture.
  *
  * @param {Box} box its edges are rounded outwards to multiples of `multiple_of`
  * @returns {Tile}

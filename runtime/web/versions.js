@@ -21,7 +21,7 @@ export class Versions {
    * @param {import("./photos.js").Item} item
    * @param {{x: number, y: number}} middle of the part, as shares of width and height
    * @param {bigint} first
-   * @param {(text: string) => void} failed told of what went wrong
+   * @param {(text: string) => void} failed called with an error message
    * @returns {Promise<bigint | null>}
    */
   async ask(client, item, middle, first, scale, failed) {

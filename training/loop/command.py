@@ -98,7 +98,7 @@ def exit_code(run: Callable[[], Mapping[str, Any]], written: str) -> int:
     """Run a stage and return the command's exit code: 0 on success, 2 on a wrong argument or a failed run, 130 when
     the user stopped it. The reason goes to stderr.
 
-    run: returns what `Trainer.run` returns.
+    run: returns the result of `Trainer.run`.
     written: message after a finished run."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)

@@ -70,7 +70,7 @@ class Validation:
         self.lr, self.hr = (torch.stack(side) for side in zip(*pairs, strict=True))
         self.paths = photos.paths
         self.prompts = tuple(prompts.prompt_for(path) for path in self.paths) if prompts else ()
-        self.sheet = np.zeros((0, 0, 3), np.uint8)  # what was last drawn, (h, w, 3)
+        self.sheet = np.zeros((0, 0, 3), np.uint8)  # the last sheet, (h, w, 3)
 
     @torch.no_grad()
     def __call__(

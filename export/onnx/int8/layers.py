@@ -98,9 +98,8 @@ def kept_float(model: onnx.ModelProto) -> dict[str, str]:
             continue
         if node.op_type == "Conv":
             kept[node.name] = FIRST
-            if (
-                node.output[0] not in shuffled
-            ):  # otherwise it enlarges the picture, and the result is a picture too
+            # a shuffled one enlarges the picture, and its result is a picture too
+            if node.output[0] not in shuffled:
                 continue
         direct.update(node.output)
     return kept | dict.fromkeys(_before(model.graph, kept), LAST)

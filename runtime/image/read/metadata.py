@@ -62,7 +62,7 @@ def _tag(tags: Image.Exif, number: int) -> bytes | None:
     """A TIFF tag of bytes. None if it is missing or of another type."""
     try:
         value = tags.get(number)
-    except Exception:  # struct.error, TypeError and others, by what is wrong
+    except Exception:  # struct.error, TypeError and others, depending on the damage
         return None
     return value if isinstance(value, bytes) and value else None
 

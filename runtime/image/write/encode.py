@@ -183,7 +183,7 @@ def encode(
             tell(f"{path}: {name} is too long for JPEG and is left out")
     elif file_format in ("WEBP", "AVIF") and xmp is not None:
         options["xmp"] = xmp
-    # write: what Pillow refuses becomes an ImageError
+    # write: Pillow's errors become ImageError
     try:
         image.save(stream, file_format, **options)
     except (ValueError, RuntimeError, struct.error) as error:
