@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 # (1, 3, h, w) float32 RGB in [0, 1] -> (1, 3, H, W) float32.
 Run = Callable[[np.ndarray], np.ndarray]
 
-# ncnn's mark before weights stored as float16. 0 stands before float32.
-FLOAT16_TAG = 0x01306B47
 # Layers without weights in ncnn's networks for pictures.
 WEIGHTLESS = (
     *(
@@ -64,14 +62,24 @@ def load_peers(onnx_files: Sequence[Path], param: Path | None, threads: int) -> 
     if param is not None:
         if find_spec("ncnn") is None and find_spec("onnx") is None:
             raise UsageError("--peer-ncnn needs the package ncnn or onnx: pip install ncnn onnx")
-        weights = _weights_of(param)
-        parameters = count_ncnn(param)
-        if find_spec("ncnn") is not None:
-            size = param.stat().st_size + weights.stat().st_size
-            peers[f"{param.stem} (ncnn)"] = Peer(ncnn_peer(param, threads), parameters, size)
-        if find_spec("onnx") is not None:
-            graph = ncnn_to_onnx(param)
-            peers[f"{param.stem} (onnx)"] = Peer(onnx_peer(graph, threads), parameters, len(graph))
+        try:
+            peers |= _ncnn_peers(param, threads)
+        except (FileNotFoundError, ValueError) as error:  # of reading the files
+            raise UsageError(str(error)) from error
+    return peers
+
+
+def _ncnn_peers(param: Path, threads: int) -> dict[str, Peer]:
+    from export.student.prior.ncnn import weights_of
+
+    peers: dict[str, Peer] = {}
+    weights, parameters = weights_of(param), count_ncnn(param)
+    if find_spec("ncnn") is not None:
+        size = param.stat().st_size + weights.stat().st_size
+        peers[f"{param.stem} (ncnn)"] = Peer(ncnn_peer(param, threads), parameters, size)
+    if find_spec("onnx") is not None:
+        graph = ncnn_to_onnx(param)
+        peers[f"{param.stem} (onnx)"] = Peer(onnx_peer(graph, threads), parameters, len(graph))
     return peers
 
 
@@ -123,11 +131,10 @@ def ncnn_peer(param: Path, threads: int) -> Run:
     """An ncnn network with input blob `data` and output blob `output`. Its weights are in the .bin file beside it."""
     import ncnn
 
-    weights = _weights_of(param)
     net = ncnn.Net()
     net.opt.num_threads = threads
     net.opt.use_vulkan_compute = False
-    if net.load_param(str(param)) != 0 or net.load_model(str(weights)) != 0:
+    if net.load_param(str(param)) != 0 or net.load_model(str(param.with_suffix(".bin"))) != 0:
         raise UsageError(f"{param}: ncnn cannot load it: expected a .param file and its .bin beside it")
 
     def run(image: np.ndarray) -> np.ndarray:
@@ -174,16 +181,17 @@ def onnx_size(file: Path) -> tuple[int | None, int | None]:
 
 def count_ncnn(param: Path) -> int | None:
     """Number of weights and biases of an ncnn network, from its .param file. None if a layer of an unknown kind may have some."""
+    from export.student.prior.ncnn import read_layers
+
     count = 0
-    for line in filter(None, map(str.split, param.read_text().splitlines()[2:])):
-        options = _options(line[4:])
-        if line[0] in ("Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise"):
-            count += int(options[6]) + int(options[0]) * int(options.get(5, "0"))
-        elif line[0] == "InnerProduct":
-            count += int(options[2]) + int(options[0]) * int(options.get(1, "0"))
-        elif line[0] == "PReLU":
-            count += int(options[0])
-        elif line[0] not in WEIGHTLESS:
+    for layer in read_layers(param):
+        if layer.kind in ("Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise"):
+            count += layer.integer(6) + layer.integer(0) * layer.integer(5)
+        elif layer.kind == "InnerProduct":
+            count += layer.integer(2) + layer.integer(0) * layer.integer(1)
+        elif layer.kind == "PReLU":
+            count += layer.integer(0)
+        elif layer.kind not in WEIGHTLESS:
             return None
     return count
 
@@ -192,33 +200,32 @@ def ncnn_to_onnx(param: Path) -> bytes:
     """An SRVGG network (a chain of 3x3 convolutions and PReLU, pixel shuffle, plus the enlarged input) as an ONNX model."""
     from onnx import TensorProto, helper, numpy_helper
 
+    from export.student.prior.ncnn import NEAREST, Weights, read_layers, weights_of
+
     # layers: each reads its weights from the .bin in order
-    data, offset = _weights_of(param).read_bytes(), 0
+    weights = Weights(weights_of(param))
     nodes: list[Any] = []
     constants: list[Any] = []
     tensor, shuffle, enlarge = "image", 0, 0
-    for line in param.read_text().splitlines()[2:]:
-        kind, name, _, _, *rest = line.split()
-        options = _options(rest)
+    for layer in read_layers(param):
+        kind, name = layer.kind, layer.name
         if kind == "Convolution":
-            weight, bias, offset = _convolution(data, offset, options)
+            weight, bias = weights.convolution(layer)
             constants += [
                 numpy_helper.from_array(weight, f"{name}_w"),
                 numpy_helper.from_array(bias, f"{name}_b"),
             ]
-            pads = [int(options.get(4, "0"))] * 4
+            pads = [layer.integer(4)] * 4
             nodes.append(helper.make_node("Conv", [tensor, f"{name}_w", f"{name}_b"], [name], pads=pads))
         elif kind == "PReLU":
-            count = int(options[0])
-            slope = np.frombuffer(data, "<f4", count, offset).reshape(count, 1, 1)
-            offset += 4 * count
+            slope = weights.float(layer.integer(0)).reshape(-1, 1, 1)
             constants.append(numpy_helper.from_array(slope, f"{name}_s"))
             nodes.append(helper.make_node("PRelu", [tensor, f"{name}_s"], [name]))
         elif kind == "PixelShuffle":
-            shuffle = int(options[0])
+            shuffle = layer.integer(0)
             nodes.append(helper.make_node("DepthToSpace", [tensor], [name], blocksize=shuffle, mode="CRD"))
-        elif kind == "Interp" and options[0] == "1":  # nearest
-            enlarge = int(float(options[1]))
+        elif kind == "Interp" and layer.integer(0) == NEAREST:
+            enlarge = int(float(layer.options[1]))
             scales = numpy_helper.from_array(np.array([1, 1, enlarge, enlarge], np.float32), "scales")
             constants.append(scales)
             node = helper.make_node(
@@ -238,7 +245,7 @@ def ncnn_to_onnx(param: Path) -> bytes:
             )
         tensor = name
     # check that all weights were read and both ways enlarge alike
-    if offset != len(data) or not shuffle or shuffle != enlarge:
+    if weights.offset != len(weights.data) or not shuffle or shuffle != enlarge:
         raise UsageError(
             f"{param}: not an SRVGG network, or its .bin belongs to another: use --peer-onnx instead"
         )
@@ -253,32 +260,3 @@ def ncnn_to_onnx(param: Path) -> bytes:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(model.SerializeToString())
-
-
-def _options(words: Sequence[str]) -> dict[int, str]:
-    """The words KEY=VALUE at the end of a line of a .param file."""
-    return {int(key): value for key, _, value in (word.partition("=") for word in words if "=" in word)}
-
-
-def _convolution(data: bytes, offset: int, options: dict[int, str]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weight (out, in, k, k), bias (out,), both float32, and the offset of the next layer's numbers."""
-    out, kernel, count = int(options[0]), int(options[1]), int(options[6])
-    tag = int.from_bytes(data[offset : offset + 4], "little")
-    if tag not in (0, FLOAT16_TAG):
-        raise UsageError(
-            "the peer's weights are neither float16 nor float32: export it again without quantization"
-        )
-    kind, width = ("<f2", 2) if tag else ("<f4", 4)
-    weight = np.frombuffer(data, kind, count, offset + 4).astype(np.float32)
-    offset += 4 + (count * width + 3) // 4 * 4  # padded to four bytes
-    bias = np.frombuffer(data, "<f4", out, offset)
-    return weight.reshape(out, -1, kernel, kernel), bias, offset + 4 * out
-
-
-def _weights_of(param: Path) -> Path:
-    weights = param.with_suffix(".bin")
-    if not param.is_file() or not weights.is_file():
-        raise UsageError(
-            f"{param}: expected an ncnn .param file with {weights.name} beside it: check the path"
-        )
-    return weights

