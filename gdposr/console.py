@@ -53,12 +53,16 @@ def on_terminal() -> bool:
 
 def emit(result: object) -> None:
     """Print a result as JSON on stdout, in UTF-8. Infinity and NaN become null, since JSON lacks them."""
-    _print_json(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False))
+    from runtime.text import finite
+
+    _print_json(json.dumps(finite(result), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def emit_line(result: object) -> None:
     """As `emit`, on one line of its own (JSON Lines)."""
-    _print_json(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False))
+    from runtime.text import finite
+
+    _print_json(json.dumps(finite(result), ensure_ascii=False, allow_nan=False))
 
 
 def _print_json(text: str) -> None:
@@ -196,14 +200,4 @@ def memory_size(text: str) -> int:
         value = math.floor(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
     if value < 1:
         raise ArgumentTypeError(f"expected a number with K, M or G such as 1.5G, got {text!r}")
-    return value
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
     return value

@@ -1,8 +1,9 @@
-"""Text for people: names and errors as they can be shown on any terminal."""
+"""Text for people, names and errors as they can be shown on any terminal, and values as JSON has them."""
 
+import math
 import sys
 import unicodedata
-from typing import Final
+from typing import Any, Final
 
 # Joiners are part of words in Persian and of many emoji.
 _HARMLESS: Final = "\u200c\u200d"
@@ -24,6 +25,17 @@ def printable(text: object) -> str:
 def print_error(error: object) -> None:
     """Print "error: ..." on stderr, each line of it printable."""
     print("error: " + "\n".join(map(printable, str(error).splitlines())), file=sys.stderr)
+
+
+def finite(value: Any) -> Any:
+    """Ready for JSON, which has no word for them: infinite and undefined numbers become None, tuples lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def is_hidden(character: str) -> bool:

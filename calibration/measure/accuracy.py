@@ -6,7 +6,6 @@ precision, and its Core ML packages given as methods. Everything is deterministi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -40,6 +39,7 @@ from calibration.measure.table import (
 from calibration.sensitivity import LayerNoise, read_rows
 from runtime.bundle.reader import Bundle
 from runtime.errors import SettingError
+from runtime.text import finite
 from runtime.upscale.upscaler import Upscaler
 from training.metrics import pyiqa as perceptual
 from training.metrics import sqf
@@ -133,7 +133,7 @@ class AccuracyReport:
         for row, plain_row in zip(self.rows, values["rows"], strict=True):
             for name, difference in row.differences.items():
                 plain_row["differences"][name]["real"] = difference.real
-        plain: dict[str, Any] = _plain(values | {"few": self.few, "caution": self.caution, "ok": self.ok})
+        plain: dict[str, Any] = finite(values | {"few": self.few, "caution": self.caution, "ok": self.ok})
         return plain
 
 
@@ -284,11 +284,3 @@ def _check_budgets(budgets: Mapping[str, Gates], models: Sequence[str]) -> None:
     relative = any(gates.needs_reference for row, gates in budgets.items() if row != REFERENCE)
     if relative and REFERENCE not in models:
         raise SettingError("gates against fp32 need it among the precisions: add fp32")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -25,7 +25,7 @@ from calibration.blind.proportions import wilson
 from calibration.studies.judged import Folders, Judged, Votes, read_judged
 from calibration.studies.scores import INPUT, TRUTH, Score, all_scores
 from runtime.errors import GdposrError, SettingError
-from runtime.text import print_error
+from runtime.text import finite, print_error
 from training.metrics import sqf
 
 # Below this probability the agreement on the usual loser's wins counts as above chance.
@@ -202,15 +202,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
-
-
-def finite(value: Any) -> Any:
-    """Ready for JSON: NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _sets(args: argparse.Namespace) -> list[tuple[Path, list[Path], Folders]]:

@@ -25,10 +25,10 @@ from calibration.blind.proportions import wilson
 from calibration.measure.methods import Method, bicubic_method
 from calibration.measure.pairs import Pair, find_pairs, read_rgb
 from calibration.measure.table import check_sizes
-from calibration.studies.agreement import finite, percent
+from calibration.studies.agreement import percent
 from calibration.studies.judged import outputs
 from runtime.errors import GdposrError, ImageError, SettingError
-from runtime.text import print_error
+from runtime.text import finite, print_error
 from training.metrics import detail
 from training.metrics.fidelity import psnr, ssim
 from training.metrics.registry import to_tensor

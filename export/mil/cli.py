@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from export.mil.lint import RULES, Report, every_operation, lint, summary
 from export.mil.program import SUFFIX, Program, find_packages, read_package
 from runtime.errors import GdposrError
-from runtime.text import print_error
+from runtime.text import finite, print_error
 
 OK, FAILED, USAGE = 0, 1, 2
 # Operations listed for each rule; --all lists all.
@@ -139,15 +138,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 def _emit(result: object) -> None:
     """Print JSON to stdout; infinite numbers become null."""
-    print(json.dumps(_finite(result), indent=2, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(result), indent=2, allow_nan=False))
 
 
 def _say(text: str) -> None:
