@@ -27,6 +27,11 @@ def print_error(error: object) -> None:
     print("error: " + "\n".join(map(printable, str(error).splitlines())), file=sys.stderr)
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says first, in at most 300 characters; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def finite(value: Any) -> Any:
     """Ready for JSON, which has no word for them: infinite and undefined numbers become None, tuples lists."""
     if isinstance(value, float):

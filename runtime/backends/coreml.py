@@ -28,6 +28,7 @@ from ..bundle.packages import Package
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import DeviceError
+from ..text import first_line
 from . import coreml_cache as compiled
 from .devices import (
     CORE_ML_REMEDY,
@@ -151,7 +152,7 @@ class CoreMLBackend:
             }
         except Exception as error:  # coremltools and the system raise many kinds of errors
             raise DeviceError(
-                f"{self.device} ({self.precision}) failed on inputs {shapes_of(feeds)}: {_first_line(error)}; "
+                f"{self.device} ({self.precision}) failed on inputs {shapes_of(feeds)}: {first_line(error)}; "
                 "try another precision or the device cpu"
             ) from error
 
@@ -226,7 +227,7 @@ def _load(
     except Exception as error:  # coremltools and the system's compiler raise many kinds of errors
         compiled.drop(key)
         raise DeviceError(
-            f"{bundle.path}: {package.name} cannot be loaded on {backend.device}: {_first_line(error)}; "
+            f"{bundle.path}: {package.name} cannot be loaded on {backend.device}: {first_line(error)}; "
             f"it is for {package.target} and the macOS of the same year or later: update macOS, or use another device"
         ) from error
     finally:
@@ -287,7 +288,3 @@ def _planes(picture: Any) -> Floats:
     """A picture, with alpha or without, as (1, 3, h, w) in [0, 1]."""
     pixels = np.asarray(picture, np.float32)[..., :3]
     return pixels.transpose(2, 0, 1)[None] / _PEAK
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

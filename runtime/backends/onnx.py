@@ -12,6 +12,7 @@ from ..bundle.manifest import GraphSpec, TensorSpec
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import BundleError, DeviceError, OutOfMemory
+from ..text import first_line
 from .devices import (
     CPU_PROVIDER,
     Device,
@@ -90,7 +91,7 @@ class OnnxBackend:
         except Exception as error:  # ONNX Runtime's exceptions have no common base but this
             kind = OutOfMemory if _lacks_memory(error) else DeviceError
             raise kind(
-                f"{self.device} ({self.precision}) failed on inputs {shapes_of(feeds)}: {_first_line(error)}; "
+                f"{self.device} ({self.precision}) failed on inputs {shapes_of(feeds)}: {first_line(error)}; "
                 "try a smaller tile, another precision or the device cpu"
             ) from error
 
@@ -144,7 +145,7 @@ def _session(
         session = ort.InferenceSession(content, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base but this
         raise DeviceError(
-            f"{what} cannot be loaded on {device.name}: {_first_line(error)}; upgrade onnxruntime or use another device"
+            f"{what} cannot be loaded on {device.name}: {first_line(error)}; upgrade onnxruntime or use another device"
         ) from error
     if device.provider not in session.get_providers():  # ONNX Runtime falls back without a word
         raise DeviceError(f"{what}: expected to run on {device.name}, got another device; {device.remedy}")
@@ -175,7 +176,3 @@ def _lacks_memory(error: Exception) -> bool:
     """Whether an error of ONNX Runtime comes from an allocator, by its message. The type of the exception does not tell."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

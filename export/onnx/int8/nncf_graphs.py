@@ -23,6 +23,7 @@ from export.onnx.weight_only import compress_onnx
 from export.source import ROLES
 from runtime.bundle.manifest import GraphSpec
 from runtime.errors import GdposrError
+from runtime.text import first_line
 
 Feed = Mapping[str, np.ndarray]
 
@@ -128,7 +129,7 @@ class Workbench:
             name = min(names)
             if len(names) > 1:
                 raise QuantizationError(
-                    f"NNCF failed on the {role}: {_line(error)}; leave INT8 out"
+                    f"NNCF failed on the {role}: {first_line(error)}; leave INT8 out"
                 ) from error
             raise _refused(name, model, "NNCF", error) from error
 
@@ -209,12 +210,8 @@ def _refused(name: str, model: onnx.ModelProto, who: str, error: Exception) -> Q
     error: its exception."""
     kind = next(node.op_type for node in model.graph.node if node.name == name)
     return QuantizationError(
-        f"{who} cannot take node {name} ({kind}) in INT8: {_line(error)}; leave it in floating point with --float-layer {name}"
+        f"{who} cannot take node {name} ({kind}) in INT8: {first_line(error)}; leave it in floating point with --float-layer {name}"
     )
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 @contextlib.contextmanager
