@@ -17,8 +17,8 @@ from safetensors.torch import load_file  # noqa: E402
 
 from export.distill import cli as distill  # noqa: E402
 from export.student import cli as student_cli  # noqa: E402
-from export.student.kinds import CORE, TINY  # noqa: E402
-from export.student.network import Student, save_student  # noqa: E402
+from export.student.kinds import CORE  # noqa: E402
+from export.student.network import TINY_STUDENT, Student, save_student  # noqa: E402
 from training import main as diffusion  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
@@ -52,7 +52,7 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("student") / "model"
-    save_student(Student(TINY), folder)
+    save_student(Student(TINY_STUDENT), folder)
     return folder
 
 

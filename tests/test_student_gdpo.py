@@ -20,7 +20,7 @@ from export.student.gdpo import (  # noqa: E402
     relative_change,
 )
 from export.student.losses import distances  # noqa: E402
-from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
+from export.student.network import TINY_STUDENT, Student, load_student, save_student  # noqa: E402
 from gdposr.cli import main  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402
@@ -33,7 +33,6 @@ from training.stages.normalisation import normalise  # noqa: E402
 from training.stages.preference import group_variance, preference_loss  # noqa: E402
 from training.stages.rewards import group_rewards  # noqa: E402
 
-TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 SETTINGS = StudentGdpoSettings(
     batch=2, crop=64, group=6, lr=1e-3, warmup_steps=1, held_out=1, metrics=("psnr",)
 )
@@ -42,7 +41,7 @@ SETTINGS = StudentGdpoSettings(
 def student(seed: int = 0) -> Student:
     """A tiny one whose samples differ by a few levels."""
     torch.manual_seed(seed)
-    made = Student(TINY)
+    made = Student(TINY_STUDENT)
     with torch.no_grad():
         made.generator.last.weight.mul_(2.0)
     return made.eval()

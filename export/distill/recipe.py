@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from export.student.network import StudentConfig
+from export.student.network import TINY_STUDENT, StudentConfig
 from training.data.cards import Variety
 from training.loop.stage import RunSettings
 from training.metrics.squeezenet import LAYERS
@@ -157,7 +157,7 @@ def with_texture_of_teacher(config: DistillConfig) -> DistillConfig:
 POCKET = DistillConfig()
 # For tests: takes seconds on a CPU.
 TINY = DistillConfig(
-    student=StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8),
+    student=TINY_STUDENT,
     crop=64,
     mild_share=0.0,
     plain_share=0.0,

@@ -13,7 +13,7 @@ from export.student import critic_stage as critics
 from export.student.core import CoreSettings, StudentCore, stages_before, started
 from export.student.critic_stage import CriticSettings
 from export.student.gdpo import StudentGdpo, StudentGdpoSettings
-from export.student.network import StudentConfig, load_student
+from export.student.network import TINY_STUDENT, load_student
 from export.student.noise import NoiseSettings, StudentNoise
 from export.student.prior.network import Prior
 from export.student.prior.pictures import CachedPairs, PictureCache
@@ -68,9 +68,6 @@ class Kind:
     """Makes the stage from settings and sources."""
     pairs: Callable[[Any, Sources], Pairs]
     """Makes the training pairs from settings and sources."""
-
-
-TINY = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
 
 
 def photo_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.cards) -> Pairs:
@@ -152,7 +149,7 @@ CORE = Kind(
     {
         "pocket": CoreSettings(),
         "tiny": CoreSettings(
-            student=TINY, batch=2, crop=64, warmup_steps=1, held_out=1, discriminator_width=8
+            student=TINY_STUDENT, batch=2, crop=64, warmup_steps=1, held_out=1, discriminator_width=8
         ),
     },
     build_core,

@@ -79,6 +79,10 @@ class StudentConfig:
         return cls(**values)
 
 
+# For tests: a step of training takes moments on a CPU.
+TINY_STUDENT = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
+
+
 def bicubic_weight(scale: int) -> Tensor:
     """Weights (3 * scale^2, 3, 5, 5) such that pixel_shuffle(conv(x, padding=2), scale) is the bicubic upscale of x.
 
