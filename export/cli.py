@@ -10,9 +10,9 @@ from pathlib import Path
 from calibration.measure.gates import Gates
 from export.coreml.target import CHUNK_BYTES, TILE
 from export.onnx.int8.quantize import INT8_PRESETS
-from export.onnx.target import PRECISIONS
 from export.parity import ParityError
 from export.write_bundle import SYSTEMS, Wanted, write_bundle
+from runtime.bundle.manifest import PRECISIONS
 from runtime.errors import GdposrError
 from runtime.text import print_error
 

@@ -25,11 +25,11 @@ from calibration.samples import SampleSets, as_pixels, check_fit, draw_sets, loa
 from export.coreml.target import CHUNK_BYTES, TILE, default_variants, write_coreml
 from export.load import load_source
 from export.onnx.int8.quantize import INT8_PRESETS, Int8Request
-from export.onnx.target import PRECISIONS, check_int8, default_precisions, write_onnx
+from export.onnx.target import check_int8, default_precisions, write_onnx
 from export.parity import noise_for, samples
 from export.source import STUDENT, Source, file_sha256
 from runtime.bundle.entries import MANIFEST_NAME, Graph, GraphFile, Probe
-from runtime.bundle.manifest import FORMAT_VERSION, NEWEST_VERSION, Manifest
+from runtime.bundle.manifest import FORMAT_VERSION, NEWEST_VERSION, PRECISIONS, Manifest
 from runtime.bundle.packages import PackageList
 from runtime.bundle.reader import Bundle
 from runtime.errors import GdposrError

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from calibration.sensitivity import LayerNoise, measure
 from export.coreml.compress import MIXED, WIDTHS, compress, find_weights
-from export.coreml.package import SUFFIX, read_spec
+from export.coreml.package import read_spec
+from export.mil.program import SUFFIX
 
 
 def weight_noise(

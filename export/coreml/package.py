@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from export.mil.program import MANIFEST, SUFFIX
 from export.mil.tensor import PackageError
 from training.checkpoint import replace_folder
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Operation
     from coremltools.proto.Model_pb2 import Model
 
-SUFFIX: Final = ".mlpackage"
-MANIFEST: Final = "Manifest.json"
 _DATA = Path("Data")
 _MODEL = Path("com.apple.CoreML") / "model.mlmodel"
 _WEIGHTS = Path("com.apple.CoreML") / "weights"

@@ -15,11 +15,11 @@ from export.onnx.weight_only import BITS, compress_pair
 from export.parity import OTHER_PHOTOS, check_parity, samples
 from export.source import STUDENT, Source, file_sha256
 from runtime.bundle.entries import Graph, WeightFile
+from runtime.bundle.manifest import PRECISIONS
 from runtime.errors import SettingError
 
 Say = Callable[[str], None]
 
-PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
 STUDENT_PRECISIONS = ("fp32", "fp16", "int8")
 # Least PSNR in dB against torch, over sizes, photos and seeds.
 ONNX_FLOOR_DB = {
