@@ -122,15 +122,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _budget(limits: list[str]) -> Gates | None:
-    """Parse GATE=VALUE texts; None if there are none."""
-    named = (text.partition("=") for text in limits)
-    try:
-        return Gates.from_dict({name: float(value) for name, _, value in named}) if limits else None
-    except ValueError:
-        raise ValueError(f"--budget expects GATE=VALUE with a number, got {', '.join(limits)}") from None
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 on success, 1 if a parity floor is missed, 2 for wrong arguments or checkpoints."""
     args = _parser().parse_args(argv)
@@ -152,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
             int8=args.int8,
             float_layers=tuple(args.float_layer),
             sqf_weights=args.sqf_weights,
-            budget=_budget(args.budget),
+            budget=Gates.from_texts(args.budget) if args.budget else None,
         )
         report = json.loads(args.accuracy.read_text()) if args.accuracy else None
         manifest = write_bundle(

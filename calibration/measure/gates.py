@@ -77,6 +77,18 @@ class Gates:
                 )
         return cls(**{name: float(limit) for name, limit in data.items()})
 
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> Gates:
+        """Of --budget's texts GATE=VALUE. SettingError as in `from_dict`, and for a value that is no number."""
+        limits = {}
+        for text in texts:
+            name, _, limit = text.partition("=")
+            try:
+                limits[name] = float(limit)
+            except ValueError:
+                raise SettingError(f"--budget expects GATE=VALUE with a number, got {text!r}") from None
+        return cls.from_dict(limits, "--budget")
+
     def without(self, names: Iterable[str]) -> Gates:
         """These gates without some limits."""
         return replace(self, **dict.fromkeys(names))

@@ -26,7 +26,7 @@ def chosen_budgets(
     """
     from calibration.measure.gates import LPIPS_GATES, SQF_GATES, Gates, default_budgets
 
-    asked = Gates.from_dict(dict(_named_limit(text) for text in args.budget), "--budget")
+    asked = Gates.from_texts(args.budget)
     every = [*bundle.manifest.graphs, *(ROW.format(variant) for variant in bundle.manifest.coreml)]
     stated = default_budgets(bundle.manifest.budgets, every) if args.check else {}
     _check_reference(bundle, stated)
@@ -66,11 +66,3 @@ def _say_unmeasured(args: argparse.Namespace, rows: Sequence[str]) -> None:
     remedies += ["leave out --precision"] if set(rows) - packages else []
     if rows:
         say(f"not checked: {', '.join(rows)}" + (f" ({', '.join(remedies)})" if remedies else ""))
-
-
-def _named_limit(text: str) -> tuple[str, float]:
-    name, _, limit = text.partition("=")
-    try:
-        return name, float(limit)
-    except ValueError:
-        raise UsageError(f"--budget expects GATE=VALUE with a number, got {text!r}") from None
