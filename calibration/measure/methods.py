@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from calibration.measure.pairs import Pair, named_photos, read_rgb
+from calibration.measure.pairs import Pair, complete, named_photos, read_rgb
 from runtime.bundle.manifest import SizeRule
 from runtime.bundle.reader import Bundle
-from runtime.errors import ImageError
 from runtime.upscale.tiling import plan_tiles
 from runtime.upscale.upscaler import Upscaler
 
@@ -70,12 +69,7 @@ def bicubic_method(scale: int) -> Method:
 
 
 def folder_method(name: str, folder: Path, pairs: Sequence[Pair]) -> Method:
-    pictures = named_photos(folder)
-    missing = [pair.name for pair in pairs if pair.name not in pictures]
-    if missing:
-        raise ImageError(
-            f"{name}: {len(missing)} pictures are missing in {folder}, the first is {missing[0]}: add them"
-        )
+    pictures = complete(name, folder, named_photos(folder), pairs)
     return Method(name, "folder", lambda picture, lr: read_rgb(pictures[picture]))
 
 

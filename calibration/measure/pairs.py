@@ -1,5 +1,6 @@
 """Pairs of small and large photos of the same scene, matched by name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def named_photos(folder: str | Path) -> dict[str, Path]:
         found[name] = path
     if not found:
         raise ImageError(f"{root}: expected photos, got none: check the folder")
+    return found
+
+
+def complete(name: str, folder: Path, found: dict[str, Path], pairs: Sequence[Pair]) -> dict[str, Path]:
+    """What was found in a method's folder, by the name of the pair. ImageError if the picture of a pair is missing."""
+    missing = [pair.name for pair in pairs if pair.name not in found]
+    if missing:
+        raise ImageError(
+            f"{name}: {len(missing)} pictures are missing in {folder}, the first is {missing[0]}: add them"
+        )
     return found
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from calibration.blind.proportions import wilson
 from calibration.measure.methods import Method, bicubic_method
-from calibration.measure.pairs import Pair, find_pairs, read_rgb
+from calibration.measure.pairs import Pair, complete, find_pairs, read_rgb
 from calibration.measure.table import check_sizes
 from calibration.studies.agreement import percent
 from calibration.studies.judged import outputs
@@ -168,8 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SettingError(f"expected --every of at least 1, got {args.every}: 1 takes all pairs")
         pairs = find_pairs(args.lr, args.hr)[:: args.every]
         scale = read_rgb(pairs[0].hr).shape[0] // read_rgb(pairs[0].lr).shape[0]
-        models = {name: _pictures(name, folder, pairs) for name, folder in _named(args.sr).items()}
-        seconds = {name: _pictures(name, folder, pairs) for name, folder in _named(args.second).items()}
+        models, seconds = (
+            {name: complete(name, folder, outputs(folder), pairs) for name, folder in _named(given).items()}
+            for given in (args.sr, args.second)
+        )
         methods = [bicubic_method(scale), *(_method(name, pictures) for name, pictures in models.items())]
         names = [method.name for method in methods]
         strangers = [name for name in (*seconds, args.baseline) if name not in names]
@@ -216,17 +218,6 @@ def _named(given: Sequence[str]) -> dict[str, Path]:
         if not (name and separator and folder) or name in found:
             raise SettingError(f"expected NAME=DIR, each name once, got {item!r}")
         found[name] = Path(folder)
-    return found
-
-
-def _pictures(name: str, folder: Path, pairs: Sequence[Pair]) -> dict[str, Path]:
-    """A picture for each pair, by its name. ImageError if one is missing."""
-    found = outputs(folder)
-    missing = [pair.name for pair in pairs if pair.name not in found]
-    if missing:
-        raise ImageError(
-            f"{name}: {len(missing)} pictures are missing in {folder}, the first is {missing[0]}: add them"
-        )
     return found
 
 
