@@ -8,9 +8,10 @@ import re
 import signal
 import sys
 import threading
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -152,6 +153,14 @@ def progress_bar(description: str, enabled: bool = True) -> Iterator[Update]:
 
 def _silent(done: int, total: int, text: str | None = None) -> None:
     """An `Update` without a terminal."""
+
+
+def add_bundle(parser: ArgumentParser, name: str = "bundle") -> None:
+    """The argument `bundle`, which may be left out, or the option of that name."""
+    count = None if name.startswith("-") else "?"
+    parser.add_argument(
+        name, nargs=count, type=Path, help="a bundle folder or zip (default: the built-in one)"
+    )
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:

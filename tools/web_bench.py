@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from gdposr.console import FAILED, OK, say, table
+from gdposr.console import FAILED, OK, add_bundle, say, table
 from tools.web_peers import UPSCALERS, npm_files, peer_onnx
 
 PRECISIONS: Final = ("int8", "fp32")
@@ -47,7 +47,7 @@ REFERENCE: Final = "Chromium, gdposr int8"
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.web_bench", description=__doc__)
-    parser.add_argument("--bundle", type=Path, help="a bundle folder or zip (default: the built-in one)")
+    add_bundle(parser, "--bundle")
     parser.add_argument(
         "--peer-ncnn", type=Path, help="realesr-general-x4v3's .param file, with its .bin beside it"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
-from gdposr.console import FAILED, OK, UsageError, emit, progress_bar, say, table, whole_number
+from gdposr.console import FAILED, OK, UsageError, add_bundle, emit, progress_bar, say, table, whole_number
 from gdposr.forward import check_report
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ LARGEST = 128
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # pictures and metrics
-    add("bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)")
+    add_bundle(parser)
     add(
         "--lr",
         type=Path,

@@ -26,7 +26,7 @@ from gdposr.bench.timing import (
     spread,
     test_picture,
 )
-from gdposr.console import OK, emit, say, whole_number
+from gdposr.console import OK, add_bundle, emit, say, whole_number
 from gdposr.forward import check_report
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ TIME_LIMIT = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
-    )
+    add_bundle(parser)
     # timed calls and rounds
     parser.add_argument(
         "--size", type=whole_number(8, 4096), default=128, help="side of the input picture (default: 128)"

@@ -1,11 +1,10 @@
 """Describe a bundle: its contents, its origin, and the devices here that can run it."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gdposr import __version__
-from gdposr.console import OK, emit, table
+from gdposr.console import OK, add_bundle, emit, table
 
 if TYPE_CHECKING:
     from runtime.bundle.packages import PackageList
@@ -17,9 +16,7 @@ HELP = "describe a bundle and the devices at hand"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
-    )
+    add_bundle(parser)
     parser.add_argument(
         "--json", action="store_true", help="print the whole manifest and the devices as JSON"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
-from gdposr.console import FAILED, OK, emit, say, table
+from gdposr.console import FAILED, OK, add_bundle, emit, say, table
 from gdposr.forward import check_report
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ HELP = "tell which layers of a bundle bear few bits"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
-    )
+    add_bundle(parser)
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with the plots")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 

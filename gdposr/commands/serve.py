@@ -8,10 +8,9 @@ import argparse
 import sys
 import webbrowser
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from gdposr.console import OK, UsageError, memory_size, pixel_limit, say, terminable, whole_number
+from gdposr.console import OK, UsageError, add_bundle, memory_size, pixel_limit, say, terminable, whole_number
 
 HELP = "open the web page, which enlarges photos in the browser; with --api serve programs"
 PORT = 8484
@@ -23,7 +22,7 @@ API_ALONE = ("host", "device", "precision", "threads", "workers", *LIMITS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, help="a bundle folder or zip (default: the built-in one)")
+    add_bundle(parser, "--bundle")
     parser.add_argument(
         "--port",
         type=whole_number(0, 65535),

@@ -4,11 +4,10 @@ The probe is a small picture with a known result. It finds a device that silentl
 """
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
-from gdposr.console import FAILED, OK, UsageError, emit, one_line, say, whole_number
+from gdposr.console import FAILED, OK, UsageError, add_bundle, emit, one_line, say, whole_number
 
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
@@ -17,9 +16,7 @@ HELP = "check a bundle's hashes and run its probe on this device"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "bundle", nargs="?", type=Path, help="a bundle folder or zip (default: the built-in one)"
-    )
+    add_bundle(parser)
     parser.add_argument("--device", default="auto", help="where the probe runs (default: auto)")
     parser.add_argument(
         "--precision",

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gdposr.console import FAILED, OK, USAGE, UsageError, one_line, say
+from gdposr.console import FAILED, OK, USAGE, UsageError, add_bundle, one_line, say
 from gdposr.web.site import BUDGET, ENGINE, MODEL, SERVICE_WORKER, page_bytes, site_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gdposr.web.build", description=__doc__)
-    parser.add_argument("--bundle", type=Path, help="a bundle folder or zip (default: the built-in one)")
+    add_bundle(parser, "--bundle")
     parser.add_argument(
         "--out", type=Path, default=Path("build/web"), help="folder to write (default: build/web)"
     )
