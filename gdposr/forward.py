@@ -20,12 +20,29 @@ EXTRA_OF = {
 
 def check_report(path: object) -> None:
     """UsageError, before the long measurement, if a report is wanted (path is not None) and the extra `report` is missing."""
-    missing = [package for package in ("matplotlib", "jinja2") if find_spec(package) is None]
-    if path is not None and missing:
+    if path is not None:
+        require(("matplotlib", "jinja2"), "report", "--report")
+
+
+def require(packages: Sequence[str], extra: str, what: str) -> None:
+    """UsageError, which begins with what was asked for, unless these packages of an extra are installed."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
         raise UsageError(
-            f"--report needs {' and '.join(missing)}, not installed for {sys.executable}: "
-            'pip install "gdposr[report]"'
+            f"{what} needs {' and '.join(missing)}, not installed for {sys.executable}: "
+            f'pip install "gdposr[{extra}]"'
         )
+
+
+def explained(error: ModuleNotFoundError, extra: str, what: str) -> UsageError:
+    """An import that failed as the remedy for it. Raises the error itself where it is a fault of ours and no missing extra."""
+    missing = (error.name or "").partition(".")[0]
+    if not missing or missing in STAGE_PACKAGES:
+        raise error
+    return UsageError(
+        f"{what} needs the package {missing!r}, which is not installed for {sys.executable}: "
+        f'pip install "gdposr[{extra}]"'
+    )
 
 
 @dataclass(frozen=True)
@@ -45,11 +62,5 @@ def run_stage(stage: Stage, argv: Sequence[str]) -> int:
     try:
         return int(import_module(stage.module).main(list(argv)))
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if not missing or missing in STAGE_PACKAGES:
-            raise  # a fault of ours, not a missing extra
-        extra = EXTRA_OF.get(missing, stage.extra)
-        raise UsageError(
-            f"this needs the package {missing!r}, which is not installed for {sys.executable}: "
-            f'pip install "gdposr[{extra}]"'
-        ) from error
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0], stage.extra)
+        raise explained(error, extra, "this") from error

@@ -442,9 +442,7 @@ def test_an_input_is_not_taken_for_the_cluster(gdposr: Any) -> None:
 def test_a_missing_package_is_named(
     gdposr: Any, make_photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gdposr.fleet.command as command
-
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr("gdposr.forward.find_spec", lambda name: None)
     code, _, err = gdposr("upscale", make_photo("a.png"), "-o", tmp_path / "out", "--ray")
     assert code == 2
     assert 'pip install "gdposr[ray]"' in err

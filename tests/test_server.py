@@ -26,7 +26,6 @@ pytest.importorskip("fastapi", reason="needs the extra server: pip install 'gdpo
 pytest.importorskip("uvicorn", reason="needs the extra server: pip install 'gdposr[server]'")
 pytest.importorskip("prometheus_client", reason="needs the extra server: pip install 'gdposr[server]'")
 
-from gdposr.commands import serve
 from gdposr.console import UsageError
 from gdposr.server.protocol import PatientProtocol
 from gdposr.server.work import Answer, Work
@@ -523,7 +522,7 @@ def test_the_command_names_the_extra_and_options_that_need_the_api(gdposr, monke
     code, _, errors = gdposr("serve", "--max-bytes", "8M")
     assert code == 2
     assert "--max-bytes is for the server of programs: add --api" in errors
-    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "fastapi" else object())
+    monkeypatch.setattr("gdposr.forward.find_spec", lambda name: None if name == "fastapi" else object())
     code, _, errors = gdposr("serve", "--api")
     assert code == 2
     assert "--api needs fastapi" in errors

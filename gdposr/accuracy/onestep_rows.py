@@ -5,14 +5,13 @@ A bundle was made from them or is measured against them. These rows have no budg
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gdposr.console import UsageError
-from gdposr.forward import STAGE_PACKAGES
+from gdposr.forward import explained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,12 +131,7 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if not missing or missing in STAGE_PACKAGES:
-            raise  # a fault of ours, not a missing extra
-        raise UsageError(
-            f'--onestep needs the package {missing!r}, which is not installed for {sys.executable}: pip install "gdposr[train]"'
-        ) from error
+        raise explained(error, "train", "--onestep") from error
     except OSError as error:
         raise UsageError(f"--onestep {name}: {error}") from error
     except ValueError as error:

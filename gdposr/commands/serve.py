@@ -5,12 +5,11 @@ Ctrl-C stops both. Other machines cannot reach them, since they listen on 127.0.
 """
 
 import argparse
-import sys
 import webbrowser
-from importlib.util import find_spec
 from typing import Any
 
 from gdposr.console import OK, UsageError, add_bundle, memory_size, pixel_limit, say, terminable, whole_number
+from gdposr.forward import require
 
 HELP = "open the web page, which enlarges photos in the browser; with --api serve programs"
 PORT = 8484
@@ -92,12 +91,7 @@ def _serve_page(args: argparse.Namespace) -> int:
 
 
 def _serve_api(args: argparse.Namespace, given: dict[str, Any]) -> int:
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    if missing:
-        raise UsageError(
-            f"--api needs {' and '.join(missing)}, not installed for {sys.executable}: "
-            'pip install "gdposr[server]"'
-        )
+    require(PACKAGES, "server", "--api")
     from gdposr.server.limits import Limits
     from gdposr.server.run import LOOPBACK, api_server, listening, url_of
     from runtime.backends.devices import usable_processors

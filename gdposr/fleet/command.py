@@ -3,10 +3,8 @@
 import argparse
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +31,7 @@ from gdposr.fleet.photos import Photo, Target, finished, plan_photos
 from gdposr.fleet.report import REPORT, Report
 from gdposr.fleet.store import is_address
 from gdposr.fleet.worker import Result, Settings
+from gdposr.forward import require
 
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
@@ -41,21 +40,12 @@ PACKAGES = ("ray", "pyarrow", "pandas")
 Settle = Callable[[Result], None]
 
 
-def check_packages() -> None:
-    """UsageError if the extra is not installed."""
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    if missing:
-        raise UsageError(
-            f'--ray needs {" and ".join(missing)}, not installed for {sys.executable}: pip install "gdposr[ray]"'
-        )
-
-
 def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> int:
     """Plan, skip what is done, and enlarge the rest on the cluster. args: of `gdposr upscale`, with a text in `ray`."""
     # plan: check the request, list the photos and their existing outputs
     begin = time.perf_counter()
     _refuse(args)
-    check_packages()
+    require(PACKAGES, "ray", "--ray")
     shown_out = str(args.out)
     target = Target(shown_out)
     photos = plan_photos(args.inputs, target, options)
