@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,19 +94,29 @@ def save_state(
             f"optimizer/{name}/{key}": value.clone().contiguous()
             for key, value in optimizer_tensors(optimizer).items()
         }
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
     try:
-        fresh.mkdir(parents=True)
-        save_file(tensors, fresh / TENSORS)
-        (fresh / VALUES).write_text(json.dumps(dict(values), indent=2) + "\n")
+        with swapped_in(folder) as fresh:
+            save_file(tensors, fresh / TENSORS)
+            (fresh / VALUES).write_text(json.dumps(dict(values), indent=2) + "\n")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
         earlier = "the earlier state is unchanged" if has_state(folder) else "there is no earlier state"
         raise OSError(
             f"could not write the training state to {folder} ({error}); {earlier}. Free some space and continue with --resume"
         ) from error
-    replace_folder(fresh, folder)
+
+
+@contextmanager
+def swapped_in(target: Path) -> Iterator[Path]:
+    """A new folder that replaces target if the block ends without error; otherwise nothing is left of it."""
+    fresh = target.with_name(target.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        replace_folder(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
 
 
 def replace_folder(fresh: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from export.mil.program import MANIFEST, SUFFIX
 from export.mil.tensor import PackageError
-from training.checkpoint import replace_folder
+from training.checkpoint import swapped_in
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel
@@ -68,9 +68,7 @@ def write_package(spec: Model, weights: Path | None, path: Path) -> Path:
     if path.suffix != SUFFIX:
         raise PackageError(f"expected a package name that ends in {SUFFIX}, got {path.name}; rename it")
     model = _undated(spec).SerializeToString(deterministic=True)
-    fresh = path.with_name(path.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
+    with swapped_in(path) as fresh:
         (fresh / _DATA / _MODEL).parent.mkdir(parents=True)
         (fresh / _DATA / _MODEL).write_bytes(model)
         items = {_MODEL: ("CoreML Model Specification", hashlib.sha256(model))}
@@ -83,10 +81,6 @@ def write_package(spec: Model, weights: Path | None, path: Path) -> Path:
                     digest = hashlib.file_digest(opened, "sha256").hexdigest()
                 items[_WEIGHTS][1].update(f"{file.name} {digest}\n".encode())
         (fresh / MANIFEST).write_text(_manifest({p: (d, h.hexdigest()) for p, (d, h) in items.items()}))
-        replace_folder(fresh, path)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     return path
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from training.checkpoint import read_json, replace_folder
+from training.checkpoint import read_json, swapped_in
 from training.model.adapters import merge, save_adapter
 from training.model.loading import (
     ADAPTERS,
@@ -69,7 +69,7 @@ def save_run_model(
         "adapters": list(present),
         "provenance": dict(provenance),
     }
-    with _swapped_in(target) as fresh:
+    with _model_folder(target) as fresh:
         for name, adapter in present.items():
             save_adapter(adapter, fresh / name)
         _write_json(fresh / MODEL_FILE, document)
@@ -98,7 +98,7 @@ def save_merged(
         "noise_channels": model.noise_channels,
         "provenance": dict(provenance or {}),
     }
-    with _swapped_in(Path(folder)) as fresh:
+    with _model_folder(Path(folder)) as fresh:
         for name in PART_CLASSES:
             part: Any = model.parts()[name]
             if hasattr(part, "merge_and_unload"):
@@ -132,30 +132,23 @@ def _narrowed(part: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 @contextmanager
-def _swapped_in(target: Path) -> Iterator[Path]:
-    """A new folder that replaces target if the block ends without error. Files beside the model, such as its card, are copied."""
+def _model_folder(target: Path) -> Iterator[Path]:
+    """`swapped_in` for a model. Files beside it, such as its card, are copied."""
     if target.is_file():
         raise ValueError(f"{target} is a file, expected the name of a folder for the model")
     if target.is_dir() and any(target.iterdir()) and not (target / MODEL_FILE).is_file():
         raise ValueError(f"{target} holds other files and would be replaced: name a new or empty folder")
     target = target.absolute()
-    fresh = target.with_name(target.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     try:
-        yield fresh
-        for beside in target.iterdir() if target.is_dir() else ():
-            if beside.is_file() and not (fresh / beside.name).exists():
-                shutil.copy2(beside, fresh)
+        with swapped_in(target) as fresh:
+            yield fresh
+            for beside in target.iterdir() if target.is_dir() else ():
+                if beside.is_file() and not (fresh / beside.name).exists():
+                    shutil.copy2(beside, fresh)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
         raise OSError(
             f"could not write the model to {target} ({error}): free some space and try again"
         ) from error
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    replace_folder(fresh, target)
 
 
 def _portable(source: str | Path, folder: Path) -> str:
