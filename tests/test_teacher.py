@@ -29,7 +29,7 @@ from export.distill import fidelity  # noqa: E402
 from export.distill import pairs as lessons  # noqa: E402
 from export.distill.cache import TeacherCache, cache_facts  # noqa: E402
 from export.distill.losses import difference_loss, spread_loss, structure_loss  # noqa: E402
-from export.distill.pairs import TaughtPairs, fill, photo_pairs, turned  # noqa: E402
+from export.distill.pairs import TaughtPairs, fill, turned  # noqa: E402
 from export.distill.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.distill.stage import StudentDistill  # noqa: E402
 from export.distill.teacher import Teacher, by_sample, fitted, from_bytes, item_noise, model_digest, to_bytes  # noqa: E402
@@ -39,6 +39,7 @@ from runtime.noise import noise_field  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402
 from training.data.photos import CropParams, Pair, PairDataset, PhotoSet, find_images, split_photos  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
+from training.loop.command import photo_pairs  # noqa: E402
 from training.metrics.squeezenet import SqueezeFeatures  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
 from training.model.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
@@ -269,7 +270,9 @@ def test_teacher_samples_each_photo_with_its_own_caption(
     source = PromptSource(folder, caption=lambda path: "waves, water" if path == paths[1] else "")
     wanted = dict(zip(map(str, paths), (DEFAULT_PROMPT, "waves, water", "a cat", "a cat"), strict=True))
     config = replace(TINY, graphics_share=0.4, batch=8)
-    pairs = TaughtPairs(photo_pairs(PhotoSet(paths), config), config, captioned.noise_channels)
+    pairs = TaughtPairs(
+        photo_pairs(PhotoSet(paths), config, config.variety), config, captioned.noise_channels
+    )
     batch = next(batches(pairs, source, config.batch, workers=0))
     assert batch.drawn is not None
     assert batch.noise is not None
@@ -353,7 +356,7 @@ def stream_of(
 ) -> TaughtPairs:
     """What a run of one process learns from, the cache filled."""
     training, _ = split_photos(find_images(photos), config.held_out)
-    pairs = photo_pairs(PhotoSet(training), config)
+    pairs = photo_pairs(PhotoSet(training), config, config.variety)
     kept = cache and TeacherCache(*cache, cache_facts(teacher, config, training, photos))
     found = TaughtPairs(pairs, config, 4, kept, config.batch)
     if kept:

@@ -18,11 +18,9 @@ from typing import Any
 
 import torch
 
-from training.data.device.pairs import DevicePreparation, unreduced
-from training.data.device.parameters import Mixture
-from training.data.photos import CropParams, PairDataset, PhotoSet
+from training.data.photos import PhotoSet
 from training.loop.budget import Budget
-from training.loop.command import add_options, begin, exit_code
+from training.loop.command import add_options, begin, device_preparation, exit_code, photo_pairs
 from training.loop.stage import RunSettings, Stage
 from training.loop.trainer import Trainer
 from training.loop.validation import Validation
@@ -100,24 +98,14 @@ def run(
         log.info("%s", prompts.describe([*photos.paths, *held_out]))
     # trainer: pairs are degraded by the loader or on the device
     features = SqueezeFeatures(perceptual_weights) if perceptual_weights else None
-    # pretraining looks at HR pictures alone
-    in_loader = settings.degrade != "device" and not isinstance(settings, PretrainSettings)
+    pretraining = isinstance(settings, PretrainSettings)
     trainer = Trainer(
         built,
         settings,
-        PairDataset(
-            photos,
-            CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
-            mild_share=settings.mild_share,
-            plain_share=settings.plain_share,
-            reduce=None if in_loader else unreduced,
-            seed=settings.seed,
-        ),
+        photo_pairs(photos, settings, hr_alone=pretraining),
         out,
         budget,
-        prepare=DevicePreparation(settings.seed, mixture=Mixture(settings.mild_share, settings.plain_share))
-        if settings.degrade == "device" and not isinstance(settings, PretrainSettings)
-        else None,
+        prepare=None if pretraining else device_preparation(settings),
         prompts=prompts,
         validation=Validation(
             PhotoSet(held_out), out / "samples", features, size=max(256, settings.crop), prompts=prompts

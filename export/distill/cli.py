@@ -17,18 +17,16 @@ from typing import Any
 
 from export.distill.cache import TeacherCache, cache_facts
 from export.distill.fidelity import Comparison
-from export.distill.pairs import TaughtPairs, fill, photo_pairs
+from export.distill.pairs import TaughtPairs, fill
 from export.distill.recipe import PRESETS, DistillConfig
 from export.distill.stage import StudentDistill
 from export.distill.teacher import PRECISIONS, Teacher, fitted
 from training.data.batches import Pairs
-from training.data.device.pairs import DevicePreparation
-from training.data.device.parameters import Mixture
 from training.data.photos import PhotoSet
 from training.devices import torch_device
 from training.loop.accelerator import make_accelerator
 from training.loop.budget import Budget
-from training.loop.command import add_options, begin, exit_code
+from training.loop.command import add_options, begin, device_preparation, exit_code, photo_pairs
 from training.loop.trainer import Trainer
 from training.loop.validation import Validation
 from training.metrics.squeezenet import SqueezeFeatures
@@ -88,8 +86,8 @@ def run(
         "data": str(data.resolve()),
     }
     # pairs: of photos, for training without a teacher
-    photos = PhotoSet(training)
-    pairs: Pairs = photo_pairs(photos, config)
+    photos = photo_pairs(PhotoSet(training), config, config.variety)
+    pairs: Pairs = photos
     notes, comparison, before = {}, None, None
     # teacher: its samples join the pairs, from the cache or as they are needed
     if teacher is not None:
@@ -101,7 +99,7 @@ def run(
             about["cache"] = [str(cache[0].resolve()), cache[1]]
             kept = TeacherCache(*cache, cache_facts(teacher, config, training, data, prompts))
         step = config.batch * config.accumulate * accelerator.num_processes
-        pairs = TaughtPairs(photo_pairs(photos, config), config, teacher.noise_channels, kept, step)
+        pairs = TaughtPairs(photos, config, teacher.noise_channels, kept, step)
         if kept is not None:
             before = partial(fill, kept, pairs, teacher, workers, prompts, main=accelerator.is_main_process)
             prompts = None  # the cache has the samples, and its pairs have no photo
@@ -112,9 +110,7 @@ def run(
         pairs,
         out,
         budget,
-        prepare=DevicePreparation(config.seed, mixture=Mixture(config.mild_share, config.plain_share))
-        if config.degrade == "device"
-        else None,
+        prepare=device_preparation(config),
         prompts=prompts,
         validation=validation,
         save_minutes=validate_minutes,

@@ -16,8 +16,7 @@ from torch import Tensor
 from export.distill.cache import TeacherCache
 from export.distill.recipe import DistillConfig
 from export.distill.teacher import Teacher, from_bytes, item_noise
-from training.data.device.pairs import unreduced
-from training.data.photos import CropParams, Pair, PairDataset, PhotoSet
+from training.data.photos import Pair, PairDataset, PhotoSet
 from training.model.text import PromptSource
 from training.randomness import generator, integers
 
@@ -29,19 +28,6 @@ FRESH_FROM = 1 << 32
 TURNS = 8
 # Seconds between checks of a cache that another process fills.
 WAIT = 5.0
-
-
-def photo_pairs(photos: PhotoSet, config: DistillConfig) -> PairDataset:
-    """Photos alone, degraded by the recipe's mixture here or on the device."""
-    return PairDataset(
-        photos,
-        CropParams(config.crop, zoom_range=(config.zoom_min, 1.0)),
-        mild_share=config.mild_share,
-        plain_share=config.plain_share,
-        reduce=unreduced if config.degrade == "device" else None,
-        variety=config.variety,
-        seed=config.seed,
-    )
 
 
 class TaughtPairs:

@@ -1,4 +1,4 @@
-"""Common parts of the training commands: options, the start of a run, exit codes."""
+"""Common parts of the training commands: options, the start of a run, pairs of photos, exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from accelerate import Accelerator
 
 from runtime.text import print_error
 from training.checkpoint import has_state
-from training.data.photos import find_images, split_photos
+from training.data.cards import Variety
+from training.data.device.pairs import DevicePreparation, unreduced
+from training.data.device.parameters import Mixture
+from training.data.photos import CropParams, PairDataset, PhotoSet, find_images, split_photos
 from training.loop.accelerator import make_accelerator
 from training.loop.resume import keep_step
 from training.loop.stage import RunSettings
@@ -92,6 +95,34 @@ def begin(
     if resume:
         settings = keep_step(settings, out / "state", accelerator.num_processes)
     return settings, accelerator, training, held_out
+
+
+def photo_pairs(
+    photos: PhotoSet,
+    settings: RunSettings,
+    variety: Variety = Variety(),  # noqa: B008  (frozen)
+    *,
+    hr_alone: bool = False,
+) -> PairDataset:
+    """Photos degraded by the mixture of the settings, here or by `device_preparation`.
+
+    variety: shares of drawn and recoloured pictures.
+    hr_alone: leave out the LR pictures."""
+    return PairDataset(
+        photos,
+        CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
+        mild_share=settings.mild_share,
+        plain_share=settings.plain_share,
+        reduce=unreduced if hr_alone or settings.degrade == "device" else None,
+        variety=variety,
+        seed=settings.seed,
+    )
+
+
+def device_preparation(settings: RunSettings) -> DevicePreparation | None:
+    """Makes the LR pictures of `photo_pairs` on the device; None if they have them already."""
+    mixture = Mixture(settings.mild_share, settings.plain_share)
+    return DevicePreparation(settings.seed, mixture=mixture) if settings.degrade == "device" else None
 
 
 def exit_code(run: Callable[[], Mapping[str, Any]], written: str) -> int:
