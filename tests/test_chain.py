@@ -14,8 +14,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 from torch import Tensor  # noqa: E402  (after importorskip)
 
 from calibration.measure.intervals import Difference  # noqa: E402
-from export.student.kinds import TINY  # noqa: E402
-from export.student.network import Student, save_student  # noqa: E402
+from export.student.network import TINY_STUDENT, Student, save_student  # noqa: E402
 from tools.chain import export, table  # noqa: E402
 from tools.chain.export import Exported  # noqa: E402
 from tools.chain.scores import Held, columns, held_pictures, on_pixels, wins  # noqa: E402
@@ -147,7 +146,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, toy_bundle: Path) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     for number, stage in enumerate(STAGES):
         torch.manual_seed(number)
-        save_student(Student(TINY), folder / stage.model, {"stage": stage.name})
+        save_student(Student(TINY_STUDENT), folder / stage.model, {"stage": stage.name})
     shutil.copytree(toy_bundle, folder / "pocket.gdposr")
     return folder
 
