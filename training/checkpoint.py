@@ -6,8 +6,9 @@ an interruption leaves either the old or the new one. Read errors name the damag
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +70,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return document
+
+
+def write_complete(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write to a file beside path and rename it once it is complete."""
+    fresh = path.with_name(path.name + ".new")
+    try:
+        write(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def save_state(

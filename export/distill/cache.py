@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from export.distill.recipe import DistillConfig
 from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample, to_bytes
+from training.checkpoint import write_complete
 from training.data.batches import Items, Pairs
 from training.loop.budget import Interrupt
 from training.model.text import PromptSource
@@ -144,7 +144,7 @@ class TeacherCache:
         before, pending = done, []
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self._document, indent=2) + "\n"
-        _replace(self.folder / CACHE_FILE, lambda fresh: fresh.write_text(text))
+        write_complete(self.folder / CACHE_FILE, lambda fresh: fresh.write_text(text))
         loader = DataLoader(
             Items(pairs),
             batch_sampler=batches,
@@ -185,7 +185,7 @@ class TeacherCache:
             columns.insert(0, {k: v[:begin] for k, v in load_file(self._path(shard)).items()})
         tensors = {name: torch.cat([values[name] for values in columns]) for name in columns[0]}
         try:
-            _replace(self._path(shard), lambda fresh: save_file(tensors, fresh))
+            write_complete(self._path(shard), lambda fresh: save_file(tensors, fresh))
         except (OSError, SafetensorError) as error:
             whole = sum(self.rows(k) for k in range(-(-self.items // SHARD)))
             raise OSError(
@@ -200,13 +200,3 @@ class TeacherCache:
         return ValueError(
             f"{self._path(shard)} is damaged or missing ({error}): delete it and repeat the command, which makes it again"
         )
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write to a file beside path and rename it once it is complete."""
-    fresh = path.with_name(path.name + ".new")
-    try:
-        write(fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)

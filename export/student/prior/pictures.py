@@ -7,10 +7,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from export.student.prior.network import Prior
-from training.checkpoint import read_json
+from training.checkpoint import read_json, write_complete
 from training.data.cards import draw_card, recoloured
 from training.data.everyday import degrade_everyday
 from training.data.photos import CropParams, Pair, PhotoSet, random_crop
@@ -178,9 +178,7 @@ def make_pictures(
             lr, hr = picture_pair(photos, params, k)
             target = prior(lr[None].to(device, memory_format=torch.channels_last))[0].cpu()
             tensors = {name: _bytes(x) for name, x in (("lr", lr), ("hr", hr), ("target", target))}
-            fresh = path.with_suffix(".new")
-            save_file(tensors, fresh)
-            os.replace(fresh, path)
+            write_complete(path, partial(save_file, tensors))
             made += 1
             if on_progress:
                 on_progress(k + 1, items, made / (time.monotonic() - begun))
@@ -220,9 +218,7 @@ def _open(folder: Path, photos: PhotoSet, prior: Prior, params: PictureParams) -
             f"{folder} holds other files, expected a new folder or one of a teacher's pictures: choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(document, indent=2) + "\n")
-    os.replace(fresh, path)
+    write_complete(path, lambda fresh: fresh.write_text(json.dumps(document, indent=2) + "\n"))
 
 
 def _unit(pixels: np.ndarray) -> Tensor:
