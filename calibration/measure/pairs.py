@@ -58,7 +58,13 @@ def named_photos(folder: str | Path) -> dict[str, Path]:
 
 
 def complete(name: str, folder: Path, found: dict[str, Path], pairs: Sequence[Pair]) -> dict[str, Path]:
-    """What was found in a method's folder, by the name of the pair. ImageError if the picture of a pair is missing."""
+    """`found` itself; ImageError if the picture of a pair is missing.
+
+    name: of the method.
+    folder: of its pictures.
+    found: pictures by the name of their pair.
+    pairs: of which each needs a picture.
+    """
     missing = [pair.name for pair in pairs if pair.name not in found]
     if missing:
         raise ImageError(
