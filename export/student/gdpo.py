@@ -41,63 +41,48 @@ from training.stages.preference import (
     preference_accuracy,
     preference_loss,
 )
-from training.stages.rewards import RewardReport, RewardSettings, group_rewards, statistics
+from training.stages.rewards import ObjectiveSettings, RewardReport, group_rewards, statistics
 from training.stages.sheets import first_pictures, group_sheet
 
-OBJECTIVES = ("gdpo", "dpo", "grpo")
-SAMPLERS = ("reference", "policy")
 # Lower bound of a group's standard deviation. Closer samples are equal after rounding to 8 bits.
 SMALLEST_DEVIATION = 0.25 / 255
 
 
 @dataclass(frozen=True)
-class StudentGdpoSettings(RewardSettings):
-    """Settings of the stage in addition to `RewardSettings`. Movement, anchor and guards are relative to the group's own variance.
+class StudentGdpoSettings(ObjectiveSettings):
+    """Settings of the stage in addition to `ObjectiveSettings`. Movement, anchor and guards are relative to the group's own variance.
+    objective=grpo needs sampler=policy.
 
-    Fields without a docstring override a default of `RewardSettings`."""
+    Fields without a docstring override a default of `ObjectiveSettings`."""
 
     batch: int = 4
     crop: int = 128
     lr: float = 2e-5
     final_lr: float = 1e-6
     warmup_steps: int = 20
-    objective: str = "gdpo"
-    """gdpo: all samples of the group; dpo: the best against the worst (Diffusion-DPO); grpo: clipped policy gradient
-    around the policy's samples."""
     group: int = 8
     """Samples of each LR picture, 6 to 12."""
-    sampler: str = "reference"
-    """Which model draws the group: "reference" (frozen) or "policy" (the one in training). grpo needs "policy"."""
     metrics: tuple[str, ...] = ("psnr", "smooth", "texture")
     weight: float = 1.0
     """Factor on the movement, without unit. At 1, a move by one standard deviation of the group changes the argument
     of the sigmoid by a few nats. A larger value saturates the loss sooner."""
     anchor: float = 0.3
-    """Weight of the squared distance to the reference. A larger value keeps the policy closer to it."""
     structure: float = 0.5
     """Weight of the L1 distance to the reference between means over 8x8 pixels."""
     colour: float = 0.5
     """Weight of the distance to the reference between the pictures' mean chroma."""
     grpo_sigma: float = 1.0
     """Standard deviation of the Gaussian policy around a sample, in levels of 1/255."""
-    grpo_clip: float = 0.2
-    """How far the likelihood ratio may leave 1 before it is clipped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (("objective", OBJECTIVES), ("sampler", SAMPLERS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 6 <= self.group <= 12:
             raise ValueError(f"group must be from 6 to 12 samples, got {self.group}")
         if self.objective == "grpo" and self.sampler != "policy":
             raise ValueError(
                 "objective=grpo is on-policy and learns from its own samples: set sampler=policy with it"
             )
-        for name in ("weight", "grpo_sigma", "grpo_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("anchor", "structure", "colour"):
+        for name in ("structure", "colour"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.crop % 16:

@@ -39,29 +39,23 @@ from training.stages.preference import (
     preference_accuracy,
     preference_loss,
 )
-from training.stages.rewards import RewardReport, RewardSettings, group_rewards, statistics
+from training.stages.rewards import ObjectiveSettings, RewardReport, group_rewards, statistics
 from training.stages.sheets import first_pictures, group_sheet
 
-OBJECTIVES = ("gdpo", "dpo", "grpo")
 CONDITIONS = ("candidate", "lr")
-SAMPLERS = ("reference", "policy")
 # Lower bound of a group's variance, in units of the latent. Closer samples are equal after decoding and rounding.
 SMALLEST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class GdpoSettings(LoraSettings, RewardSettings):
-    """Settings of the objective, as in the paper, in addition to `LoraSettings` and `RewardSettings`. The presets set
+class GdpoSettings(LoraSettings, ObjectiveSettings):
+    """Settings of the stage, as in the paper, in addition to `LoraSettings` and `ObjectiveSettings`. The presets set
     learning rate, batch and crop."""
 
-    objective: str = "gdpo"
-    """gdpo: all samples of the group; dpo: the best against the worst (Diffusion-DPO); grpo: clipped policy gradient."""
     condition: str = "candidate"
     """The UNet's input in the loss: "candidate" for the candidate's latent with noise, "lr" for the LR latent with noise."""
     group: int = 6
     """Samples of each LR picture, at least 2."""
-    sampler: str = "reference"
-    """Which model draws the group: "reference" (frozen) or "policy" (the one in training)."""
     shared_noise: bool = True
     """Use one noise in the loss for the whole group, as in Diffusion-DPO, instead of one per candidate."""
     weight: float = 2500.0
@@ -73,8 +67,6 @@ class GdpoSettings(LoraSettings, RewardSettings):
     value keeps the policy closer to it; with 0 nothing pulls it back."""
     grpo_sigma: float = 0.1
     """Standard deviation of the Gaussian policy around the one-step latent."""
-    grpo_clip: float = 0.2
-    """How far the likelihood ratio may leave 1 before it is clipped."""
     grpo_kl: float = 0.0
     """Weight of the KL divergence from the reference."""
     gradient_checkpointing: bool = False
@@ -82,20 +74,10 @@ class GdpoSettings(LoraSettings, RewardSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (
-            ("objective", OBJECTIVES),
-            ("condition", CONDITIONS),
-            ("sampler", SAMPLERS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("weight", "grpo_sigma", "grpo_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.condition not in CONDITIONS:
+            raise ValueError(f"condition must be one of {', '.join(CONDITIONS)}, got {self.condition!r}")
         if self.group < 2:
             raise ValueError(f"group must be at least 2 samples, got {self.group}")
-        if not self.anchor >= 0:
-            raise ValueError(f"anchor must be at least 0, got {self.anchor}")
         if self.anchor > 0 and (self.condition != "lr" or self.objective == "grpo"):
             raise ValueError(
                 f"anchor works with condition=lr and gdpo or dpo, got condition={self.condition}, "

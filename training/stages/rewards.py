@@ -15,6 +15,8 @@ from training.stages.normalisation import normalise, spread_share
 
 # How rho_d is found: our share of detailed pixels, that of the public code, or one half.
 WEIGHTINGS = ("attribute", "published", "fixed")
+OBJECTIVES = ("gdpo", "dpo", "grpo")
+SAMPLERS = ("reference", "policy")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,35 @@ class RewardSettings(RunSettings):
                     f"min_spread is NAME:VALUE with a value above 0, such as psnr:0.02, got {text!r}"
                 )
         return found
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings(RewardSettings):
+    """Settings of the objective in addition to `RewardSettings`. The stages have defaults and units of their own."""
+
+    objective: str = "gdpo"
+    """gdpo: all samples of the group; dpo: the best against the worst (Diffusion-DPO); grpo: clipped policy gradient."""
+    sampler: str = "reference"
+    """Which model draws the group: "reference" (frozen) or "policy" (the one in training)."""
+    weight: float = 1.0
+    """Factor inside the sigmoid of the loss. A larger value saturates the loss sooner."""
+    anchor: float = 0.0
+    """Weight of the squared distance to the reference. A larger value keeps the policy closer to it."""
+    grpo_sigma: float = 1.0
+    """Standard deviation of the Gaussian policy around a sample."""
+    grpo_clip: float = 0.2
+    """How far the likelihood ratio may leave 1 before it is clipped."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (("objective", OBJECTIVES), ("sampler", SAMPLERS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("weight", "grpo_sigma", "grpo_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not self.anchor >= 0:
+            raise ValueError(f"anchor must be at least 0, got {self.anchor}")
 
 
 @dataclass(frozen=True, eq=False)
