@@ -21,8 +21,8 @@ from calibration.measure.onestep import restore
 from calibration.measure.pairs import Pair, find_pairs, read_rgb
 from export.distill.teacher import SAMPLES, Teacher
 from export.student.network import Student, StudentConfig, load_student
+from export.student.sample import student_sample
 from runtime.errors import GdposrError
-from runtime.noise import noise_field
 from runtime.text import print_error
 from training.metrics.fidelity import psnr_y
 from training.model.text import PromptSource
@@ -140,15 +140,8 @@ def sample(student: Student, lr: np.ndarray, seed: int) -> np.ndarray:
     """One sample of an LR picture (h, w, 3) uint8 -> (4h, 4w, 3) uint8, with the runtime's noise.
 
     The same as `calibration.measure.onestep.restore` does for a one-step model."""
-    c = student.config
-    height, width = lr.shape[:2]
-    padded = np.pad(lr, ((0, -height % c.fold), (0, -width % c.fold), (0, 0)), mode="symmetric")
-    rows, columns = (side // c.fold for side in padded.shape[:2])
-    noise = torch.from_numpy(noise_field(seed, 0, rows, columns, channels=c.noise_channels))[None]
-    with torch.inference_mode():
-        sr = student(torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255, noise)[0]
-    pixels = (sr * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(pixels[: height * c.scale, : width * c.scale])
+    sr = student_sample(student, torch.from_numpy(lr).permute(2, 0, 1).float() / 255, seed)
+    return np.ascontiguousarray((sr * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def measure(

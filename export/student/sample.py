@@ -19,7 +19,7 @@ from torch import Tensor
 
 from calibration.measure.onestep import restore
 from calibration.measure.pairs import named_photos, read_rgb
-from export.student.network import load_student
+from export.student.network import Student, load_student
 from export.student.prior.network import PACKAGED, Prior
 from runtime.bundle.manifest import COLOR_FIXES
 from runtime.errors import GdposrError
@@ -52,22 +52,28 @@ def enlarger(model: str, seed: int = 0, sample: int = 0, device: str = "cpu") ->
     if model == PACKAGED or model.endswith(".param"):
         prior = Prior.load(model).to(device=device, memory_format=torch.channels_last)
         return lambda lr: prior(lr[None].to(device))[0].cpu()
-    student, _ = load_student(model)
-    student.to(device)
+    student = load_student(model)[0].to(device)
+    return lambda lr: student_sample(student, lr, seed, sample, device)
+
+
+@torch.no_grad()
+def student_sample(
+    student: Student, lr: Tensor, seed: int, sample: int = 0, device: str | torch.device = "cpu"
+) -> Tensor:
+    """A sample of a picture, (3, h, w) in [0, 1] -> (3, 4h, 4w) in [0, 1], with the runtime's noise.
+
+    student: the model.
+    lr: the picture.
+    seed, sample: select the noise.
+    device: that the student is on.
+    """
     c = student.config
-
-    @torch.no_grad()
-    def draw(lr: Tensor) -> Tensor:
-        height, width = lr.shape[1:]
-        more = [-side % c.fold for side in (height, width)]
-        padded = F.pad(lr[None], (0, more[1], 0, more[0]), mode="replicate")
-        field = noise_field(
-            seed, sample, padded.shape[2] // c.fold, padded.shape[3] // c.fold, channels=c.noise_channels
-        )
-        noise = torch.from_numpy(np.ascontiguousarray(field))[None]
-        return student(padded.to(device), noise.to(device))[0, :, : c.scale * height, : c.scale * width].cpu()
-
-    return draw
+    height, width = lr.shape[1:]
+    more = [-side % c.fold for side in (height, width)]
+    padded = F.pad(lr[None], (0, more[1], 0, more[0]), mode="replicate")
+    rows, columns = (side // c.fold for side in padded.shape[2:])
+    noise = torch.from_numpy(noise_field(seed, sample, rows, columns, channels=c.noise_channels))[None]
+    return student(padded.to(device), noise.to(device))[0, :, : c.scale * height, : c.scale * width].cpu()
 
 
 def is_one_step(model: str) -> bool:
