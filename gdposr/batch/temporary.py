@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gdposr.console import say
+
 # Seconds without a change after which a file is removed without a lock.
 OLD = 24 * 3600.0
 # Tries to get the shared lock, and seconds between them.
@@ -20,7 +22,7 @@ TRIES, PAUSE = 20, 0.05
 
 @contextmanager
 def claimed(folder: Path, targets: Iterable[Path]) -> Iterator[int]:
-    """Hold the folder while outputs are written there. The value is the number of old temporary files that were removed first."""
+    """Hold the folder while outputs are written there. The value is the number of old temporary files that were removed and told of."""
     with contextlib.ExitStack() as stack:
         descriptor = _opened(folder)
         if descriptor is not None:
@@ -32,6 +34,8 @@ def claimed(folder: Path, targets: Iterable[Path]) -> Iterator[int]:
                 break
             # another run holds the exclusive lock while it looks for old files
             time.sleep(PAUSE)
+        if removed:
+            say(f"removed {removed} temporary file{'s' * (removed > 1)} of a killed run")
         yield removed
 
 

@@ -234,9 +234,7 @@ def _refused(waiting: Sequence[Task], out: Path, settled: Callable[[Outcome], No
 def _folder(task: Task, out: Path, targets: Sequence[Path]) -> Iterator[None]:
     """Claim the output folder, and tell how many files of killed runs were removed."""
     folder = out if task.exact is None else task.folder
-    with claimed(folder, targets) as removed:
-        if removed:
-            say(f"removed {removed} temporary file{'s' * (removed > 1)} of a killed run")
+    with claimed(folder, targets):
         yield
 
 

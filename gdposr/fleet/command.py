@@ -170,9 +170,7 @@ def _claimed(target: Target, photos: Sequence[Photo], options: Options) -> Itera
 
     make_folder(Path(target.out))
     names = (Path(target.out, name) for photo in photos for name in photo.outputs(options))
-    with claimed(Path(target.out), names) as removed:
-        if removed:
-            say(f"removed {removed} temporary file{'s' * (removed > 1)} of a killed run")
+    with claimed(Path(target.out), names):
         yield
 
 
