@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -28,6 +27,7 @@ from runtime.noise import noise_field
 from runtime.text import print_error
 from training.data.degradation import MILD, PAPER, degrade
 from training.data.photos import CropParams, PhotoSet, find_images, random_crop
+from training.pixels import from_pixels
 
 OPEN_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "grass", "brick", "camera")
 # Photographs that no calibration sees, to measure on if a user gives no pairs.
@@ -256,7 +256,7 @@ def _pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """LR and HR, each (3, h, w) float32 in [0, 1], of a random crop of a photo."""
     pixels = random_crop(photo, rng, crop)
-    hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+    hr = from_pixels(pixels)
     return degrade(hr, rng, MILD if mild else PAPER).numpy(), np.ascontiguousarray(hr.numpy())
 
 

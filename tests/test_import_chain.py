@@ -14,7 +14,7 @@ CHAIN = (*INSTALLED, "tools")
 ROOMS = {
     "runtime": ("errors", "checks", "text", "files", "folders", "noise", "image", "bundle", "backends", "upscale"),
     "training": (
-        "randomness", "settings", "checkpoint", "devices", "metrics", "model", "data", "loop", "stages", "bench", "main",
+        "randomness", "pixels", "settings", "checkpoint", "devices", "metrics", "model", "data", "loop", "stages", "bench", "main",
     ),
     "calibration": ("sensitivity", "samples", "measure", "report", "blind", "studies"),
     "export": (

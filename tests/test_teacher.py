@@ -32,7 +32,7 @@ from export.distill.losses import difference_loss, spread_loss, structure_loss  
 from export.distill.pairs import TaughtPairs, fill, turned  # noqa: E402
 from export.distill.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.distill.stage import StudentDistill  # noqa: E402
-from export.distill.teacher import Teacher, by_sample, fitted, from_bytes, item_noise, model_digest, to_bytes  # noqa: E402
+from export.distill.teacher import Teacher, by_sample, fitted, item_noise, model_digest  # noqa: E402
 from export.student.losses import low_pass  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402
@@ -46,6 +46,7 @@ from training.model.pocket import UnetShape, VaeShape, build_unet, build_vae  # 
 from training.model.saving import save_merged  # noqa: E402
 from training.model.schedule import NoiseSchedule  # noqa: E402
 from training.model.text import DEFAULT_PROMPT, PromptSource  # noqa: E402
+from training.pixels import from_bytes, to_bytes  # noqa: E402
 
 TINY = PRESETS["tiny-teacher"]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.noise import noise_field
+from training.pixels import from_pixels, to_pixels
 
 if TYPE_CHECKING:
     from training.model.one_step import OneStepModel
@@ -37,12 +38,12 @@ def restore(
     multiple = model.size_multiple
     padding = [(0, -side % multiple) for side in (height, width)]
     padded = np.pad(lr, (*padding, (0, 0)), mode="symmetric")
-    image = torch.from_numpy(padded).permute(2, 0, 1)[None].to(model.device, torch.float32) / 255
+    image = from_pixels(padded)[None].to(model.device)
     channels, rows, columns = model.noise_shape(*padded.shape[:2])
     noise = torch.from_numpy(noise_field(seed, sample, rows, columns, channels=channels))[None]
     with torch.inference_mode():
         sr = model(image, noise.to(image), None if prompt is None else [prompt])[0].float().clamp(0, 1)
-    pixels = (sr * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    pixels = to_pixels(sr)
     return np.ascontiguousarray(pixels[: height * model.scale, : width * model.scale])
 
 

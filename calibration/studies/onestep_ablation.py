@@ -37,9 +37,9 @@ from training.main import run
 from training.metrics import sqf
 from training.metrics.fidelity import psnr_y, ssim_y
 from training.metrics.niqe import niqe
-from training.metrics.registry import to_pixels
 from training.model.loading import load_model
 from training.model.text import PromptSource
+from training.pixels import to_pixels
 from training.settings import with_settings
 from training.stages.presets import PRESETS
 

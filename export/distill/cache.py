@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from export.distill.recipe import DistillConfig
-from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample, to_bytes
+from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample
 from training.checkpoint import write_complete
 from training.data.batches import Items, Pairs
 from training.loop.budget import Interrupt
 from training.model.text import PromptSource
+from training.pixels import to_bytes
 from training.settings import differences
 
 FORMAT_VERSION = 2

@@ -26,6 +26,7 @@ from runtime.errors import GdposrError
 from runtime.text import print_error
 from training.metrics.fidelity import psnr_y
 from training.model.text import PromptSource
+from training.pixels import from_pixels, to_pixels
 
 # Pictures that are sampled at once.
 PICTURES = 4
@@ -140,8 +141,8 @@ def sample(student: Student, lr: np.ndarray, seed: int) -> np.ndarray:
     """One sample of an LR picture (h, w, 3) uint8 -> (4h, 4w, 3) uint8, with the runtime's noise.
 
     The same as `calibration.measure.onestep.restore` does for a one-step model."""
-    sr = student_sample(student, torch.from_numpy(lr).permute(2, 0, 1).float() / 255, seed)
-    return np.ascontiguousarray((sr * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    sr = student_sample(student, from_pixels(lr), seed)
+    return np.ascontiguousarray(to_pixels(sr))
 
 
 def measure(

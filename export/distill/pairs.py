@@ -15,9 +15,10 @@ from torch import Tensor
 
 from export.distill.cache import TeacherCache
 from export.distill.recipe import DistillConfig
-from export.distill.teacher import Teacher, from_bytes, item_noise
+from export.distill.teacher import Teacher, item_noise
 from training.data.photos import Pair, PairDataset, PhotoSet
 from training.model.text import PromptSource
+from training.pixels import from_bytes
 from training.randomness import generator, integers
 
 log = logging.getLogger("train")

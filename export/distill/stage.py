@@ -24,13 +24,14 @@ from export.distill.losses import (
     with_mean_of,
 )
 from export.distill.recipe import DistillConfig
-from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample, from_bytes
+from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample
 from export.student.adversary import PatchDiscriminator, discriminator_loss, generator_loss
 from export.student.core import StudentStage, stages_before, started
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses
 from training.loop.validation import Validation
 from training.metrics.squeezenet import SqueezeFeatures, squared_feature_distance
+from training.pixels import from_bytes
 from training.randomness import integers, normal
 
 # RMS difference of two samples, in 1/255, below which the noise has lost its effect.

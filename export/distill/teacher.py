@@ -20,6 +20,7 @@ from export.student.network import StudentConfig
 from runtime.noise import noise_field
 from training.model.loading import load_model
 from training.model.one_step import OneStepModel, base_config
+from training.pixels import to_bytes
 
 # Samples of each training item.
 SAMPLES = 2
@@ -36,16 +37,6 @@ def item_noise(seed: int, item: int, shape: Sequence[int]) -> Tensor:
         for which in range(SAMPLES)
     ]
     return torch.from_numpy(np.stack(fields))
-
-
-def to_bytes(image: Tensor) -> Tensor:
-    """[0, 1] -> uint8, rounded."""
-    return (image * 255).round().to(torch.uint8)
-
-
-def from_bytes(image: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]."""
-    return image.float() / 255
 
 
 def by_sample(x: Tensor) -> Tensor:

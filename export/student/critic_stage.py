@@ -19,6 +19,7 @@ from training.data.flaws import FLAWS, spoil
 from training.loop.stage import Carry, Losses, RunSettings, Stage
 from training.loop.validation import Validation, bicubic
 from training.metrics.critic import Critic, CriticConfig, paired_loss, save_critic
+from training.pixels import rounded
 from training.randomness import generator, normal
 
 
@@ -94,7 +95,7 @@ class CriticStage(Stage):
             found["spoilt"].append(spoil(drawn[k], rng))
             flaw = "grain" if rng.random() < self.settings.grain else None
             found["photo"].append(spoil(batch.hr[k], rng, flaw))
-        return {name: _rounded(torch.stack(pictures)) for name, pictures in found.items()}
+        return {name: rounded(torch.stack(pictures)) for name, pictures in found.items()}
 
     def draw(self, lr: Tensor, items: tuple[int, ...] | range, stream: str) -> Tensor:
         """The student's pictures of lr. items and stream select the noise."""
@@ -117,7 +118,7 @@ class CriticStage(Stage):
             kinds = {"student": drawn, "bicubic": bicubic(small[None])[0]}
             kinds |= {name: spoil(drawn, generator(1, k, name), name) for name in FLAWS}
             kinds["grain on the photo"] = spoil(photo, generator(1, k, "photo"), "grain")
-            scores = self.critic.score(_rounded(torch.stack([photo, *kinds.values()]))).tolist()
+            scores = self.critic.score(rounded(torch.stack([photo, *kinds.values()]))).tolist()
             for name, score in zip(kinds, scores[1:], strict=True):
                 wins.setdefault(name, []).append(float(scores[0] > score))
         return {f"photo wins/{name}": sum(found) / len(found) for name, found in wins.items()}
@@ -136,8 +137,3 @@ def build(settings: CriticSettings, init: Path | None) -> CriticStage:
 def _wins(real: Tensor, fake: Tensor) -> Tensor:
     """Share of pictures whose real version scores higher."""
     return (real.mean((1, 2, 3)) > fake.mean((1, 2, 3))).float().mean().detach()
-
-
-def _rounded(images: Tensor) -> Tensor:
-    """Images rounded to the 256 levels that a picture file can hold."""
-    return (images.clamp(0, 1) * 255).round() / 255

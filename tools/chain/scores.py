@@ -18,6 +18,7 @@ from training.data.photos import CropParams, PhotoSet, find_images, random_crop,
 from training.metrics.fidelity import psnr_rgb
 from training.metrics.registry import Metric, create_metrics
 from training.metrics.squeezenet import SqueezeFeatures, sqf
+from training.pixels import from_pixels, rounded, to_pixels
 from training.stages.comparison import compare
 
 # Samples of each picture.
@@ -61,15 +62,15 @@ def held_pictures(
         for k in range(len(photos)):
             rng = np.random.default_rng([2, k, draw])
             pixels = random_crop(photos[k], rng, CropParams(size, zoom_range=(1.0, 1.0), augment=False))
-            picture = _unit(pixels)
-            lr.append(_eight_bit(degrade_everyday(picture, rng)))
+            picture = from_pixels(np.ascontiguousarray(pixels))
+            lr.append(rounded(degrade_everyday(picture, rng)))
             hr.append(picture)
             names.append(photos.paths[k].name)
     drawn = []
     for k in range(cards):
         rng = np.random.default_rng([3, k])
-        card = _unit(draw_card(rng, size // 2))
-        drawn.append((_eight_bit(degrade_everyday(card, rng)), card))
+        card = from_pixels(draw_card(rng, size // 2))
+        drawn.append((rounded(degrade_everyday(card, rng)), card))
     return Held(tuple(lr), tuple(hr), tuple(names), tuple(drawn))
 
 
@@ -108,16 +109,7 @@ def on_pixels(samples: Callable[[np.ndarray, int], Sequence[np.ndarray]]) -> Dra
     """A model on 8-bit pictures, (h, w, 3) uint8 and a count -> that many (4h, 4w, 3) uint8, as a `Draw`."""
 
     def draw(lr: Tensor, sample: int) -> Tensor:
-        pixels = np.ascontiguousarray((lr * 255).round().byte().permute(1, 2, 0).numpy())
-        return _unit(samples(pixels, sample + 1)[sample])
+        pixels = np.ascontiguousarray(to_pixels(lr))
+        return from_pixels(np.ascontiguousarray(samples(pixels, sample + 1)[sample]))
 
     return draw
-
-
-def _unit(pixels: np.ndarray) -> Tensor:
-    """(h, w, 3) uint8 -> (3, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
-
-
-def _eight_bit(image: Tensor) -> Tensor:
-    return (image.clamp(0, 1) * 255).round() / 255

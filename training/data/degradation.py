@@ -16,6 +16,7 @@ from torch import Tensor
 
 from training.data.kernels import KernelParams, gaussian_kernel, random_kernel, sinc_kernel
 from training.metrics.luma import FULL_RANGE
+from training.pixels import from_pixels, rounded, to_pixels
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 FILTERS = (
@@ -284,8 +285,7 @@ def degrade(hr: Tensor, rng: np.random.Generator, params: DegradationParams = PA
     image = image.clamp(0, 1)
     if not jpeg_first:
         image = random_jpeg(image, rng, second)
-    # round to 8 bits
-    return (image.clamp(0, 1) * 255.0).round() / 255.0
+    return rounded(image)
 
 
 def reduce_plainly(hr: Tensor, rng: np.random.Generator, scale: int = 4) -> Tensor:
@@ -305,9 +305,8 @@ def reduce_plainly(hr: Tensor, rng: np.random.Generator, scale: int = 4) -> Tens
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    pixels = (image.clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    return Image.fromarray(np.ascontiguousarray(to_pixels(image)))
 
 
 def from_picture(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255.0
+    return from_pixels(np.array(picture))

@@ -22,6 +22,7 @@ from training.data.degradation import (
     to_picture,
 )
 from training.data.kernels import gaussian_kernel
+from training.pixels import rounded
 
 KINDS = ("clean", "jpeg", "blur", "sensor", "camera", "screenshot", "heavy")
 # JPEG quality, inclusive.
@@ -64,7 +65,7 @@ def degrade_everyday(hr: Tensor, rng: np.random.Generator, kind: str | None = No
         lr = sensor_noise(lr, rng)
     if kind == "jpeg" or (kind in ("blur", "sensor") and rng.random() < 0.6):
         lr = compressed(lr, rng)
-    return (lr.clamp(0, 1) * 255).round() / 255
+    return rounded(lr)
 
 
 def reduced(hr: Tensor, rng: np.random.Generator) -> Tensor:

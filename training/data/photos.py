@@ -23,6 +23,7 @@ from runtime.image.write.encode import to_8_bits
 from runtime.text import printable
 from training.data.cards import Variety, draw_card, recoloured
 from training.data.degradation import MILD, PAPER, DegradationParams, degrade, reduce_plainly
+from training.pixels import from_pixels
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +210,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         rng = np.random.default_rng([self.seed, self.start + index])
         path, photo = self.photos.read(int(rng.integers(len(self.photos))))
         pixels, drawn = self._varied(random_crop(photo, rng, self.crop), rng)
-        hr = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+        hr = from_pixels(pixels)
         return Pair(self._reduced(hr, rng), hr, path, drawn)
 
     def _reduced(self, hr: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -17,10 +17,10 @@ from training.data.degradation import degrade
 from training.data.photos import CropParams, PhotoSet, random_crop
 from training.metrics.fidelity import psnr_rgb
 from training.metrics.niqe import niqe
-from training.metrics.registry import to_pixels
 from training.metrics.squeezenet import SqueezeFeatures, sqf
 from training.model.one_step import enlarge
 from training.model.text import PromptSource
+from training.pixels import from_pixels, to_pixels
 
 # Side in pixels of the cells over which samples are averaged. The means differ in structure, not in texture.
 CELL = 8
@@ -65,7 +65,7 @@ class Validation:
         for k in range(len(photos)):
             rng = np.random.default_rng([1, k])
             crop = random_crop(photos[k], rng, CropParams(size, zoom_range=(1.0, 1.0), augment=False))
-            hr = torch.from_numpy(crop).permute(2, 0, 1).float() / 255.0
+            hr = from_pixels(crop)
             pairs.append((reduce(hr, rng), hr))
         self.lr, self.hr = (torch.stack(side) for side in zip(*pairs, strict=True))
         self.paths = photos.paths

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from training.metrics.critic import load_critic
-from training.metrics.fidelity import MetricError, eight_bit, psnr, ssim
+from training.metrics.fidelity import MetricError, psnr, ssim
 from training.metrics.likeness import smoothness, texture_likeness
 from training.metrics.niqe import niqe
 from training.metrics.squeezenet import SqueezeFeatures, sqf
+from training.pixels import rounded, to_pixels
 from training.randomness import fixed_random_state
 
 BUILT_IN = ("psnr", "ssim", "niqe", "sqf", "smooth", "texture", "critic")
@@ -66,7 +67,7 @@ class Metric:
         with torch.autocast(sr.device.type, enabled=False):
             clean = torch.nan_to_num(sr)
             pictures = [clean, hr] if self.reference and hr is not None else [clean]
-            scores = self.score(*(eight_bit(picture.float().clamp(0, 1)) / 255 for picture in pictures))
+            scores = self.score(*(rounded(picture.float()) for picture in pictures))
         if scores.numel() != len(sr):
             raise MetricError(
                 f"{self.name} must give one value per picture, got {tuple(scores.shape)} for {len(sr)}"
@@ -165,11 +166,6 @@ def _from_pyiqa(name: str, device: torch.device) -> Metric:
 def to_tensor(picture: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)[None])).to(device).float() / 255
-
-
-def to_pixels(image: Tensor) -> np.ndarray:
-    """(3, H, W), clamped to [0, 1] -> (H, W, 3) uint8."""
-    return eight_bit(image.clamp(0, 1)).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def _niqe(sr: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from training.data.batches import Batch
 from training.loop.validation import Validation
-from training.metrics.registry import to_pixels
 from training.model.text import DEFAULT_PROMPT
+from training.pixels import to_pixels
 from training.stages.rewards import RewardReport
 
 # Height in pixels of a line of text.

@@ -26,6 +26,7 @@ from training.data.cards import draw_card, recoloured
 from training.data.everyday import degrade_everyday
 from training.data.photos import CropParams, Pair, PhotoSet, random_crop
 from training.loop.budget import Interrupt
+from training.pixels import from_pixels, to_bytes
 from training.settings import differences
 
 log = logging.getLogger("train")
@@ -128,7 +129,7 @@ class CachedPairs:
         rng = np.random.default_rng([self.seed, index])
         cache, k = self.places[int(rng.integers(len(self.places)))]
         if rng.random() < self.cards:
-            hr = _unit(draw_card(rng, self.crop))
+            hr = from_pixels(draw_card(rng, self.crop))
             return Pair(degrade_everyday(hr, rng), hr, Path("card"), True, hr)
         side = self.crop // 4
         top, left = (int(x) for x in rng.integers(0, cache.side() - side + 1, 2))
@@ -177,7 +178,9 @@ def make_pictures(
                 break
             lr, hr = picture_pair(photos, params, k)
             target = prior(lr[None].to(device, memory_format=torch.channels_last))[0].cpu()
-            tensors = {name: _bytes(x) for name, x in (("lr", lr), ("hr", hr), ("target", target))}
+            tensors = {
+                name: to_bytes(x).contiguous() for name, x in (("lr", lr), ("hr", hr), ("target", target))
+            }
             write_complete(path, partial(save_file, tensors))
             made += 1
             if on_progress:
@@ -192,7 +195,7 @@ def picture_pair(photos: PhotoSet, params: PictureParams, item: int) -> tuple[Te
     pixels = random_crop(photo, rng, CropParams(params.size, (params.zoom_min, 1.0)))
     if rng.random() < params.recolour_share:
         pixels = recoloured(pixels, rng)
-    hr = _unit(pixels)
+    hr = from_pixels(pixels)
     return degrade_everyday(hr, rng), hr
 
 
@@ -219,12 +222,3 @@ def _open(folder: Path, photos: PhotoSet, prior: Prior, params: PictureParams) -
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_complete(path, lambda fresh: fresh.write_text(json.dumps(document, indent=2) + "\n"))
-
-
-def _unit(pixels: np.ndarray) -> Tensor:
-    """(h, w, 3) uint8 -> (3, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-
-
-def _bytes(image: Tensor) -> Tensor:
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).contiguous()

@@ -34,6 +34,7 @@ from training.data.device.parameters import (
 from training.data.device.resize import Stack, resize
 from training.data.kernels import gaussian_kernel
 from training.metrics.luma import FULL_RANGE
+from training.pixels import rounded
 from training.randomness import generator
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ def carried_out(hr: Tensor, seed: int, plans: Sequence[Plan]) -> Tensor:
         places = [k for k, plan in enumerate(plans) if isinstance(plan, form)]
         if places:
             found = _FUNCTIONS[form](hr[places], [plans[k] for k in places], noise)
-            lr[places] = (found.clamp(0, 1) * 255).round() / 255
+            lr[places] = rounded(found)
     return lr
 
 
