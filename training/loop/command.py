@@ -104,10 +104,13 @@ def photo_pairs(
     *,
     hr_alone: bool = False,
 ) -> PairDataset:
-    """Photos degraded by the mixture of the settings, here or by `device_preparation`.
+    """Photos degraded by the mixture of the settings, in the loaders or by `device_preparation`.
 
+    photos: to cut from.
+    settings: of the run, with "auto" resolved.
     variety: shares of drawn and recoloured pictures.
-    hr_alone: leave out the LR pictures."""
+    hr_alone: leave out the LR pictures.
+    """
     return PairDataset(
         photos,
         CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
@@ -121,8 +124,9 @@ def photo_pairs(
 
 def device_preparation(settings: RunSettings) -> DevicePreparation | None:
     """Makes the LR pictures of `photo_pairs` on the device; None if they have them already."""
-    mixture = Mixture(settings.mild_share, settings.plain_share)
-    return DevicePreparation(settings.seed, mixture=mixture) if settings.degrade == "device" else None
+    if settings.degrade != "device":
+        return None
+    return DevicePreparation(settings.seed, mixture=Mixture(settings.mild_share, settings.plain_share))
 
 
 def exit_code(run: Callable[[], Mapping[str, Any]], written: str) -> int:
