@@ -36,7 +36,7 @@ CROP: Final = 48  # LR pixels
 TEXT_SIZES: Final = (5, 6, 7, 8, 10)  # LR pixels of an em: bicubic reads 0.77 of the first, all of the last
 
 # Limits; in brackets the worst figure of INT8.
-TEXT_LOSS: Final = 0.06  # share of glyphs to be read by bicubic and not by the model (0.048; 0.056 with JPEGs by Pillow 10.3)
+TEXT_LOSS: Final = 0.06  # share of glyphs to be read by bicubic and not by the model (0.052)
 FOREIGN_DB: Final = -15.0  # a frequency not the pattern's own, to the pattern's: a fifth of its amplitude
 FOREIGN_GAIN_DB: Final = 3.0  # or, where bicubic lets through more than that, at most so much above bicubic
 TEXTURE: Final = 0.8  # levels, below the finest step of an 8-bit picture (0.63)

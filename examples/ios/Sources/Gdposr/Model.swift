@@ -7,7 +7,7 @@ public enum Model {
     public static let multipleOf = 1
 
     /// `size.context`: LR pixels that a value of the result depends on, in each direction.
-    public static let context = 15
+    public static let context = 27
 
     /// `coreml.*.height` and `width`: LR pixels a side. A Core ML package takes windows of this one size.
     public static let window = 128
@@ -42,5 +42,5 @@ public enum Model {
     public static let probeSide = 64
 
     /// The PSNR that each variant owes the probe, in dB: the package's `floor_db` less 3, at most 45.
-    public static let probeFloor = ["fp16": 45.0, "palette6": 45.0, "w8a8": 44.0, "mixed": 40.0]
+    public static let probeFloor = ["fp16": 45.0, "w8a8": 44.0, "mixed": 40.0]
 }
