@@ -79,7 +79,7 @@ SPANS: Final = (
     (129, 128),
     (1000, 128),
     (141, 64),
-    (35, 31),
+    (35, 55),
 )
 SEED, SAMPLE = 11, 2
 # Processors differ in the last bits of a sum, which moves few values over a rounding border.
@@ -158,7 +158,10 @@ def window_spans(length: int, window: int, rule: SizeRule) -> list[list[int]]:
     """(window start, side, core start, core end) along one side of a picture that is shown in windows of one size.
 
     A core ends `context` pixels inside its window, except at the picture's edge. The last window is moved back to end at the edge.
+    Raises ValueError for a window without room between its two contexts.
     """
+    if window <= 2 * rule.context:
+        raise ValueError(f"expected windows of more than {2 * rule.context} LR pixels, twice the context, got {window}")
     whole = padded_size(length, rule)
     side = min(window, whole)
     spans, done = [], 0
