@@ -801,7 +801,7 @@ def evaluated(mac: FakeTools, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return Bundle.open()
 
 
-@pytest.mark.parametrize("variant", ["fp16", "palette6"])
+@pytest.mark.parametrize("variant", ["fp16"])
 def test_built_in_packages_agree_with_onnx_within_their_floor(evaluated: Bundle, variant: str) -> None:
     backend, reference = open_backend(evaluated, "ane", variant), OnnxBackend(evaluated, "cpu", "fp32", 1)
     packages, context = evaluated.manifest.coreml[variant], evaluated.manifest.size.context

@@ -25,7 +25,7 @@ from runtime.upscale.upscaler import Upscaler
 
 Pixels = Callable[..., np.ndarray]
 SEED = 3
-FLOOR_DB = {"fp16": 50.0, "palette6": 35.0}  # against ONNX fp32, 8-bit; measured 61.7 on a photo with fp16
+FLOOR_DB = {"fp16": 50.0, "w8a8": 35.0}  # against ONNX fp32, 8-bit; measured 61.7 on a photo with fp16
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def tile(bundle: Bundle) -> int:
 
 @pytest.fixture(scope="module")
 def methods(bundle: Bundle) -> Iterator[list[Method]]:
-    with open_methods(bundle, ["fp16", "palette6"], SEED) as opened:
+    with open_methods(bundle, ["fp16", "w8a8"], SEED) as opened:
         yield opened
 
 
@@ -51,9 +51,9 @@ def onnx(bundle: Bundle) -> Upscaler:
 
 def test_rows_say_what_they_are(bundle: Bundle, methods: list[Method]) -> None:
     assert [(m.name, m.kind, m.target, m.device) for m in methods] == [
-        ("coreml fp16", "model", "coreml", "reference"), ("coreml palette6", "model", "coreml", "reference")
+        ("coreml fp16", "model", "coreml", "reference"), ("coreml w8a8", "model", "coreml", "reference")
     ]  # fmt: skip
-    for method, variant in zip(methods, ("fp16", "palette6"), strict=True):
+    for method, variant in zip(methods, ("fp16", "w8a8"), strict=True):
         pair = bundle.manifest.coreml[variant]
         assert method.bytes == sum(file.bytes for package in pair.values() for file in package.files)
         assert method.parameters == bundle.manifest.provenance["parameters"]
@@ -142,9 +142,9 @@ def test_altered_weights_are_refused_and_nothing_is_left(
 
 def test_variants_are_those_of_the_bundle(bundle: Bundle, toy_bundle: Path) -> None:
     assert chosen_variants(bundle, []) == []
-    assert chosen_variants(bundle, ["palette6", "fp16", "fp16"]) == ["fp16", "palette6"]
+    assert chosen_variants(bundle, ["w8a8", "fp16", "fp16"]) == ["fp16", "w8a8"]
     assert chosen_variants(bundle, ["all"]) == list(bundle.manifest.coreml)
-    with pytest.raises(UsageError, match=r"variants of this bundle \(fp16, .*palette6.*\), got 'palette2'"):
+    with pytest.raises(UsageError, match=r"variants of this bundle \(fp16, w8a8\), got 'palette2'"):
         chosen_variants(bundle, ["fp16", "palette2"])
     with pytest.raises(UsageError, match=r"\(it has none\), got 'fp16'"):
         chosen_variants(Bundle.open(toy_bundle), ["fp16"])

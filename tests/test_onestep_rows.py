@@ -236,7 +236,7 @@ def test_the_command_gives_models_the_prompt_that_is_folded_into_the_bundle(
     manifest = json.loads((toy_copy / "manifest.json").read_text())
     manifest["provenance"] |= {} if prompt is None else {"prompt": prompt}
     (toy_copy / "manifest.json").write_text(json.dumps(manifest))
-    code, _, _ = gdposr("accuracy", toy_copy, *pairs, "--onestep", "GDPO=anything")
+    code, _, _ = gdposr("accuracy", toy_copy, *pairs, "--onestep", "GDPO=anything", "--threads", 1)
     assert (code, given) == (2, [([("GDPO", "anything")], 4, 1, None, prompt)])
 
 

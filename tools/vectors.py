@@ -161,7 +161,9 @@ def window_spans(length: int, window: int, rule: SizeRule) -> list[list[int]]:
     Raises ValueError for a window without room between its two contexts.
     """
     if window <= 2 * rule.context:
-        raise ValueError(f"expected windows of more than {2 * rule.context} LR pixels, twice the context, got {window}")
+        raise ValueError(
+            f"expected windows of more than {2 * rule.context} LR pixels, twice the context, got {window}"
+        )
     whole = padded_size(length, rule)
     side = min(window, whole)
     spans, done = [], 0

@@ -30,7 +30,7 @@ TILE = 128
 # Most bytes of a package's weights in float16. Larger models do not load on phones.
 CHUNK_BYTES = 1_000_000_000
 # Default variants of a student.
-STUDENT_VARIANTS = ("fp16", "w8a8", "mixed")
+STUDENT_VARIANTS = ("fp16", "w8a8")
 ONE_STEP_VARIANTS = ("fp16", "palette6")
 # PSNR in dB at which a mixed plan aims for encoder and generator, each with the other uncompressed.
 MIXED_ROLE_DB = 51.5
