@@ -25,7 +25,7 @@ from runtime.upscale.upscaler import Upscaler
 from training.metrics.artefacts import colour_shift
 
 # Digest of the bundle that has passed all cases: another one's maker runs them all, reads the figures and writes its digest here.
-KNOWN: Final = "79444ff6f17de146"
+KNOWN: Final = "a202e548d5afbb6a"
 PRECISIONS: Final = ("int8", "fp32")
 SHARP_PHOTOS: Final = (
     "astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "camera", "hubble_deep_field",
