@@ -84,7 +84,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def stage_of(words: list[str]) -> tuple[str, ...]:
-    """(module, stage) of what accelerate or torchrun starts; the stage is missing where the module has one."""
+    """(module, stage) of what accelerate or torchrun starts; the stage is missing if the module has only one."""
     k = words.index("-m") + 1
     return tuple(words[k : k + 2]) if not words[k + 1].startswith("-") else (words[k],)
 
@@ -119,7 +119,10 @@ def test_commands_have_the_options_and_settings_that_they_are_given(
             continue
         checked += 1
         assert options <= set(OPTIONS.findall(known)), f"{name}: {shlex.join(words)}"
-        values = {key: [words[k + 1] for k, word in enumerate(words) if word == key] for key in options}
+        values = {
+            key: [value for k, word in enumerate(words) if word == key for value in words[k + 1 : k + 2]]
+            for key in options
+        }
         for stage in presets.keys() & set(words):
             preset = values.get("--preset", ["pocket"])[0]
             with_settings(presets[stage][preset], values.get("--set", []))

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
+pytest.importorskip("onnx", reason="needs the extra `export`")
 
 from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402

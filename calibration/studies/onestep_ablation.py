@@ -78,15 +78,18 @@ class TestSet:
     """LR and HR, (H, W, 3) uint8."""
     paths: list[Path]
     """The photos that they are of, by which captions are found."""
+    root: Path
+    """Folder of the photos."""
 
 
-def held_out_set(paths: Sequence[Path], crop: int) -> TestSet:
+def held_out_set(paths: Sequence[Path], crop: int, root: Path) -> TestSet:
     """The fixed crops of validation during training, degraded as in training."""
     validation = Validation(PhotoSet(paths), Path(), size=crop)
     return TestSet(
         "held out",
         [(to_pixels(lr), to_pixels(hr)) for lr, hr in zip(validation.lr, validation.hr, strict=True)],
         list(paths),
+        root,
     )
 
 
@@ -99,7 +102,7 @@ def folder_set(name: str, lr: Path, hr: Path, every: int) -> TestSet:
     """
     pairs = find_pairs(lr, hr)[::every]
     return TestSet(
-        name, [(read_rgb(pair.lr), read_rgb(pair.hr)) for pair in pairs], [pair.lr for pair in pairs]
+        name, [(read_rgb(pair.lr), read_rgb(pair.hr)) for pair in pairs], [pair.lr for pair in pairs], lr
     )
 
 
@@ -141,8 +144,8 @@ def measure(
     for test in sets:
         rows = []
         prompts: Sequence[str | None] = [None] * len(test.paths)
-        if model.text is not None and test.paths:
-            prompts = PromptSource(test.paths[0].parent, model.prompt).prompts_for(test.paths)
+        if model.text is not None:
+            prompts = PromptSource(test.root, model.prompt).prompts_for(test.paths)
         for (lr, hr), prompt in zip(test.pairs, prompts, strict=True):
             sr = restore(model, lr, seed, prompt=prompt)
             rows.append((psnr_y(sr, hr), ssim_y(sr, hr), score(sr, hr), niqe(sr)))
@@ -259,7 +262,10 @@ def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
     own = with_settings(GDPO[args.preset], args.set)
     training, held_out = split_photos(find_images(args.data), own.held_out)
     photos = PhotoSet(training)
-    sets = [held_out_set(held_out, max(256, own.crop)), folder_set("RealSR", args.lr, args.hr, args.every)]
+    sets = [
+        held_out_set(held_out, max(256, own.crop), args.data),
+        folder_set("RealSR", args.lr, args.hr, args.every),
+    ]
 
     # rows: measured and kept at once
     def record(

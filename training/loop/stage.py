@@ -79,7 +79,8 @@ class RunSettings:
     patience: int = 0
     """Validations in a row without a new best after which the run ends; 0 for never."""
     prompt: str = ""
-    """Prompt for all photos. Empty: the captions beside the photos, else the default prompt."""
+    """Prompt for all photos. Empty: the base's own if it was trained with one, else the captions beside the photos, else the
+    default prompt."""
 
     def __post_init__(self) -> None:
         if self.precision == "fp32":

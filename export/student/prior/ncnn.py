@@ -53,6 +53,10 @@ def read_layers(param: Path) -> Iterator[Layer]:
     if not lines or lines[0].strip() != "7767517":
         raise ValueError(f"{param}: expected an ncnn .param file, its first line is not 7767517")
     for line in filter(None, map(str.split, lines[2:])):
+        if len(line) < 4:
+            raise ValueError(
+                f"{param}: expected type, name and two counts for a layer, got {' '.join(line)!r}"
+            )
         inputs, outputs = int(line[2]), int(line[3])
         blobs, rest = line[4 : 4 + inputs + outputs], line[4 + inputs + outputs :]
         options = {}
