@@ -29,11 +29,14 @@ from export.mil.evaluate import NonFiniteError  # noqa: E402
 from export.mil.lint import lint  # noqa: E402
 from export.mil.program import read_package  # noqa: E402
 from export.mil.verify import feature_psnr  # noqa: E402
+from export.onnx.convert import export_fp32  # noqa: E402
+from export.onnx.ranges import run  # noqa: E402
 from export.parity import samples  # noqa: E402
 from export.source import Source  # noqa: E402
 from runtime.bundle.manifest import NEWEST_VERSION, Manifest  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 from runtime.errors import BundleError  # noqa: E402
+from tools.sd21_size import int8  # noqa: E402
 from training.model.loading import load_model  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
 from training.model.pocket import UnetShape, VaeShape, build_unet, build_vae  # noqa: E402
@@ -127,6 +130,36 @@ def test_chunks_compute_what_the_generator_computes(source: Source) -> None:
     weights = sum(p.numel() for name in names for p in made.modules[name].parameters())
     assert weights == sum(p.numel() for p in source.modules["generator"].parameters())
     assert cut(source, 10**9) == (source, ("generator",))
+
+
+def test_a_chunk_of_two_inputs_becomes_a_graph_of_any_size(pocket: Path, tmp_path: Path) -> None:
+    source = load_source(pocket)
+    cut_source, names = cut(source, max(step.bytes for step in generator_steps(source)))
+    several = [name for name in names if len(cut_source.specs[name].inputs) > 1]
+    name = min(several, key=lambda name: len(cut_source.modules[name].steps))
+    chunk, spec = cut_source.modules[name], cut_source.specs[name]
+    export_fp32(replace(cut_source, modules={name: chunk}), tmp_path, {})
+    rng = np.random.default_rng(0)
+    for cells in (1, 3):
+        sides = [round(cells * source.size.multiple_of * tensor.scale) for tensor in spec.inputs]
+        given = {
+            tensor.name: rng.normal(size=(1, tensor.channels, side, 2 * side)).astype(np.float32)
+            for tensor, side in zip(spec.inputs, sides, strict=True)
+        }
+        with torch.no_grad():
+            expected = chunk(*map(torch.from_numpy, given.values()))
+        expected = (expected,) if isinstance(expected, torch.Tensor) else expected
+        found = run(tmp_path / f"{name}.fp32.onnx", given)
+        for tensor, value in zip(spec.outputs, expected, strict=True):
+            assert feature_psnr(found[tensor.name], value.numpy()) > 90
+
+
+@pytest.mark.slow
+def test_int8_part_by_part_keeps_the_picture(source: Source, tmp_path: Path) -> None:
+    lines: list[str] = []
+    assert int8(source, tmp_path, limit_of(source), lines.append) > 30
+    assert len(lines) == CHUNKS + 3
+    assert all((tmp_path / f"generator-{number}.int8.onnx").exists() for number in range(1, CHUNKS + 1))
 
 
 def test_attention_by_head_is_the_same_attention(source: Source) -> None:

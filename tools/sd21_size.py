@@ -13,7 +13,7 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -142,11 +142,16 @@ def core_ml(folder: Path, variants: Sequence[str], side: int, note: Notes) -> No
         note(f"{path.name}: {size / 1e9:.3f} GB, lint: {flags or 'no known obstacle'}")
 
 
-def int8(folder: Path, note: Notes) -> None:
-    """Quantize encoder and generator part by part; each part is compared with fp32 on the float model's inputs, then all together."""
-    source = full_size()
-    note(f"{source.parameters / 1e6:.0f} million parameters folded")
-    source, parts = cut(source, PART_BYTES)
+def int8(source: Source, folder: Path, part_bytes: int, note: Callable[[str], object]) -> float:
+    """Quantize encoder and generator part by part; each part is compared with fp32 on the float model's inputs, then all together.
+
+    source: the folded model.
+    folder: for the graphs.
+    part_bytes: most bytes, in half precision, of a part.
+    note: takes a line of the report.
+
+    Returns the PSNR in dB of the whole chain's picture in INT8 to that in fp32."""
+    source, parts = cut(source, part_bytes)
     names = ("encoder", *parts)
     photos = samples(source, SEEDS, seed=0, size=SIDE)
     cases = [_values(source, names, photo.lr[None], photo.noise[None]) for photo in photos]
@@ -180,6 +185,7 @@ def int8(folder: Path, note: Notes) -> None:
             f"{name}: {len(layers)} layers W8A8, {size:.3f} GB, {worst:.1f} dB alone, {chained:.1f} dB in the chain"
         )
     note(f"INT8: {_gigabytes(folder, names, 'int8'):.2f} GB")
+    return chained
 
 
 @torch.no_grad()
@@ -216,7 +222,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.what == "coreml":
             core_ml(args.folder, args.variant, args.tile, note)
         else:
-            int8(args.folder, note)
+            source = full_size()
+            note(f"{source.parameters / 1e6:.0f} million parameters folded")
+            int8(source, args.folder, PART_BYTES, note)
     except (OSError, ValueError) as error:
         print_error(error)
         return 2

@@ -6,6 +6,7 @@ and strict shape inference."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import tempfile
 import warnings
@@ -63,7 +64,7 @@ def _export(source: Source, role: str, path: Path, metadata: Mapping[str, str], 
             tuple(_example(tensor, source.size.multiple_of) for tensor in spec.inputs),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=_dynamic_shapes(spec, source.size.multiple_of),
+            dynamic_shapes=_dynamic_shapes(module, spec, source.size.multiple_of),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -85,7 +86,7 @@ def _example(tensor: TensorSpec, multiple: int) -> torch.Tensor:
     return torch.zeros(2, tensor.channels, rows, columns)
 
 
-def _dynamic_shapes(spec: GraphSpec, multiple: int) -> tuple[dict[int, Any], ...]:
+def _dynamic_shapes(module: nn.Module, spec: GraphSpec, multiple: int) -> tuple[Any, ...]:
     """Symbols for batch, rows and columns. Rows and columns are in units of the size rule and shared by all inputs."""
     batch, rows, columns = Dim("batch"), Dim("rows"), Dim("columns")
     shapes = []
@@ -93,7 +94,9 @@ def _dynamic_shapes(spec: GraphSpec, multiple: int) -> tuple[dict[int, Any], ...
         cell = round(multiple * tensor.scale)
         sides = (rows, columns) if cell == 1 else (cell * rows, cell * columns)
         shapes.append({0: batch, 2: sides[0], 3: sides[1]})
-    return tuple(shapes)
+    # To torch.export, all that `*given` takes is one argument: a tuple.
+    kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
+    return (tuple(shapes),) if inspect.Parameter.VAR_POSITIONAL in kinds else tuple(shapes)
 
 
 def weight_bytes(module: nn.Module) -> int:
