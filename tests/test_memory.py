@@ -49,17 +49,58 @@ def test_what_is_no_size(text: str) -> None:
 
 def plan(limit: int | None, demand: Demand | None = None, **options: Any) -> Any:
     demand = Demand((1000, 1500), 5_000_000, 72_000, 2) if demand is None else demand
-    wish: dict[str, Any] = {"tile": 256, "lanes": 2, "largest": None, "further": False, **options}
+    wish: dict[str, Any] = {"tile": None, "lanes": 2, "largest": None, "further": False, **options}
     return choose(demand, COSTS, RULE, limit=limit, **wish)
 
 
-def test_without_a_limit_tiles_are_as_wished() -> None:
-    assert plan(None).tile == (256, 256)
+def test_the_callers_tile_is_kept() -> None:
+    assert plan(None, tile=256).tile == (256, 256)
     assert plan(None, tile=31).tile == (32, 32)
-    assert plan(None).lanes == 2
-    assert plan(None, lanes=64).lanes == 2, "calls at once stay within their budget"
-    wide = plan(None, Demand((1000, 1500), 0, 1 << 20, 2))
+    assert plan(None, tile=256).lanes == 2
+    assert plan(None, tile=256, lanes=64).lanes == 4, "calls at once stay within their budget"
+    wide = plan(None, Demand((1000, 1500), 0, 1 << 20, 2), tile=256)
     assert wide.tile == (64, 256), "strips stay within theirs"
+
+
+def test_the_fastest_tiles_of_a_picture() -> None:
+    """Large, of one size, as many as there are lanes, and within the budgets."""
+    assert plan(None) == plan(None, lanes=2)
+    assert (plan(None).tile, plan(None).lanes) == ((500, 300), 2)
+    assert plan(None, lanes=1).tile == (500, 500)
+    assert plan(None, lanes=64).lanes == 1, "64 calls at once would leave each too little"
+    photo = plan(None, Demand((400, 500), 0, 0, 2))
+    assert (photo.tile, photo.lanes) == ((400, 250), 2)
+    thumbnail = plan(None, Demand((60, 80), 0, 0, 2))
+    assert (thumbnail.tile, thumbnail.lanes) == ((60, 80), 1)
+    wide = plan(None, Demand((1000, 1500), 0, 1 << 20, 2))
+    assert wide.tile[0] <= 64, "strips stay within their budget"
+    heavy = choose(
+        Demand((1000, 1500), 0, 0, 2),
+        Costs(0, 1 << 30, 0),
+        RULE,
+        tile=None,
+        lanes=2,
+        largest=None,
+        further=False,
+        limit=None,
+    )
+    assert (heavy.tile, heavy.lanes) == ((256, 256), 1), "where no budget is enough, as the bundle says"
+
+
+def test_blended_tiles_do_not_depend_on_the_machine() -> None:
+    blended = SizeRule(multiple_of=8, minimum=16, tile=64, context=0, overlap=16)
+    for lanes in (1, 8):
+        found = choose(
+            Demand((300, 500), 0, 0, 2),
+            COSTS,
+            blended,
+            tile=None,
+            lanes=lanes,
+            largest=None,
+            further=False,
+            limit=None,
+        )
+        assert found.tile == (64, 64)
 
 
 def test_tiles_shrink_with_the_limit() -> None:
@@ -69,7 +110,7 @@ def test_tiles_shrink_with_the_limit() -> None:
     ] == [True] * 6
     works = [p.tile[0] * p.tile[1] * p.lanes for p in plans]
     assert works == sorted(works, reverse=True)
-    assert plans[0].tile == (256, 256)
+    assert plans[0] == plan(2000 << 20, tile=2 * RULE.tile), "twice the bundle's side where there is room"
     assert plans[-1].lanes == 1
     assert plans[-1].tile[0] < 100
     assert all(p.tile[0] % RULE.multiple_of == 0 for p in plans)
@@ -77,7 +118,8 @@ def test_tiles_shrink_with_the_limit() -> None:
 
 def test_features_are_kept_where_they_fit() -> None:
     demand = Demand((600, 700), 0, 0, 0)
-    kept, least = features(demand, COSTS, RULE, (256, 256)), plan(None, demand).peak
+    free = plan(None, demand)
+    kept, least = features(demand, COSTS, RULE, free.tile), free.peak
     assert plan(least + kept, demand, further=True).keep
     assert plan(least + kept, demand, further=True).peak == least + kept
     assert not plan(least + kept - 1, demand, further=True).keep
@@ -101,9 +143,11 @@ def test_too_low_a_limit_names_the_least() -> None:
 
 def test_cores_leave_room_for_context_in_what_a_call_takes() -> None:
     for limit in (None, 1 << 40):
-        assert plan(limit, largest=256).tile == (204, 204)
-        assert plan(limit, largest=257).tile == (204, 204)
-        assert plan(limit, largest=1024).tile == (256, 256)
+        for largest in (256, 257):
+            tile = plan(limit, largest=largest).tile
+            assert tile == (200, 188), "as many cores as those of 204 pixels, all of one size"
+            assert max(tile) + 2 * RULE.context <= largest
+        assert 250 <= max(plan(limit, tile=256, largest=1024).tile) <= 256
 
 
 def test_small_pictures_take_little() -> None:
@@ -117,7 +161,9 @@ def test_the_limit_changes_the_tiles_and_no_byte(bundle: Bundle, make_pixels: Pi
     image = make_pixels(90, 110)
     usual = Upscaler(bundle, threads=1).up(image)[0]
     rendering = Upscaler(bundle, threads=1, max_memory=1 << 40).picture(image)
-    assert rendering.prepare(whole=True).tile == (64, 64), "twice the bundle's best where there is room"
+    assert rendering.prepare(whole=True).tile == (46, 56), (
+        "the picture's halves, since one of 64 pixels would be too small"
+    )
     least = rendering.prepare(whole=True).peak
     totals: set[int] = set()
     limits = range(60 << 20, least, 1 << 14)

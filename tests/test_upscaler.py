@@ -122,7 +122,7 @@ def test_facts(toy_bundle: Path) -> None:
     with Upscaler(str(toy_bundle)) as upscaler:
         assert (upscaler.device, upscaler.precision, upscaler.scale) == ("cpu", "int8", 4)
         assert upscaler.manifest.name == "toy"
-        assert upscaler.tile == 32
+        assert upscaler.tile is None
     with pytest.raises(GdposrError, match="closed"):
         upscaler.up(np.zeros((4, 4, 3), np.uint8))
     upscaler.close()

@@ -38,8 +38,8 @@ class Request:
     """How many will be asked for. From two on the encoder's features are kept, if they fit."""
     color_fix: str
     """One of `COLOR_FIXES`."""
-    tile: int
-    """LR pixels of a tile's core, before rounding to a size that the model takes."""
+    tile: int | None
+    """LR pixels of a tile's core, before rounding to a size that the model takes. None: the fastest."""
     max_memory: int | None
     """Bytes this process may take. None: no limit."""
 
@@ -229,13 +229,14 @@ class Rendering:
     def _choose(self) -> Plan:
         """The plan for a sample, by the memory at hand."""
         engine, request, rule = self._engine, self._request, self._rule
+        sides = [side for side in (request.tile, engine.tile_limit) if side is not None]
         held = request.color_fix == "adain" and self._passes == 1
         needs = demand_of(
             self._picture, self.size, self._manifest.scale, whole=self._whole, placed=self._placed, held=held
         )
         return choose(
             needs, Costs.of(self._manifest, engine.backend.precision), rule,
-            tile=request.tile if engine.tile_limit is None else min(request.tile, engine.tile_limit),
+            tile=min(sides, default=None),
             lanes=engine.lanes if rule.overlap == 0 else 1,  # blending needs the tiles one after the other
             largest=engine.backend.largest, further=self._tiles.may_keep and request.samples > 1, limit=request.max_memory,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,6 @@ from .rendering import Rendering, Request
 if TYPE_CHECKING:
     from ..image.photo import Photo
 
-# If the caller gives a limit of memory, tiles may have so many times the bundle's best side: larger tiles have a smaller share of
-# context. Processor time per megapixel on one thread with an earlier built-in bundle, whose context was 26 pixels, INT8: tiles of 256
-# 1.2 s, 384 0.93 s, 512 0.88 s; fp32: 256 2.9 s, 512 2.3 s.
-ROOMY: Final = 2
 # The dtype of an array and of its result.
 PixelT = TypeVar("PixelT", bound=np.uint8 | np.uint16 | np.float32)
 
@@ -43,7 +39,7 @@ class Upscaler:
     bundle: a folder or .zip. None: the built-in model.
     device, precision: a name, or "auto".
     threads: processors to use. None: all.
-    tile: LR pixels of a tile's core. None: the bundle's best.
+    tile: LR pixels of a tile's core. None: the fastest that memory allows; if tiles are blended, the bundle's.
     max_memory: bytes that this process may take, with the picture, the result and the program. None: no limit.
     color_fix: "none", "adain" or "wavelet". None: the bundle's.
     check: run the bundle's probe first. A device that fails it is refused, or replaced if "auto" leaves a choice.
@@ -69,8 +65,7 @@ class Upscaler:
         self.color_fix = self.manifest.color_fix if color_fix is None else color_fix
         if self.color_fix not in COLOR_FIXES:
             raise SettingError(f"color_fix: expected one of {', '.join(COLOR_FIXES)}, got {self.color_fix!r}")
-        self.tile = self.manifest.size.tile if tile is None else setting("tile", tile, 1)
-        self._roomy = tile is None and max_memory is not None
+        self.tile = None if tile is None else setting("tile", tile, 1)
         self.max_memory = None if max_memory is None else setting("max_memory", max_memory, 1)
         self.threads = usable_processors() if threads is None else setting("threads", threads, 1)
         self._notes: list[str] = []
@@ -187,8 +182,7 @@ class Upscaler:
             raise SettingError(
                 f"scale: expected above 0 and at most {self.scale}, got {scale!r}; choose one in that range"
             )
-        tile = self.tile * (ROOMY if self._roomy else 1)
-        request = Request(seed, factor, samples, self.color_fix, tile, self.max_memory)
+        request = Request(seed, factor, samples, self.color_fix, self.tile, self.max_memory)
         return Rendering(engine, self.manifest, as_picture(image), request, progress)
 
     def up_photo(
