@@ -262,5 +262,6 @@ def test_failure_leaves_nothing_half_written(
 
 def test_small_weights_and_biases_are_left_alone(packages: dict[str, dict[str, Path]]) -> None:
     found = [w for path in packages["iOS17"].values() for w in find_weights(read_spec(path))]
-    assert Weight("p_noise_weight_to_fp16", (32, 4, 3, 3)) in found
+    assert Weight("p_noise_weight_to_fp16", (32, 4, 3, 3)) not in found, "1,152 elements"
+    assert Weight("p_expand_weight_to_fp16", (64, 32, 3, 3)) in found
     assert all(w.parameters >= presets.MIN_ELEMENTS and len(w.shape) == 4 for w in found)

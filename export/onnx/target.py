@@ -29,8 +29,8 @@ ONNX_FLOOR_DB = {
     "w8": 48.0,
     "w4": 44.0,
 }
-# PSNR in dB at which the bit widths of a w4 pair aim, on other photos than those of the floor.
-W4_TARGET_DB = 46.0
+# PSNR in dB at which the bit widths of a w4 pair aim. The floor is of other photos, which came 2.6 dB lower with the built-in model.
+W4_TARGET_DB = 47.0
 # Side of those photos in LR pixels. It is small because every layer needs a run.
 W4_SIDE = 32
 
