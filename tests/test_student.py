@@ -56,6 +56,16 @@ def test_base_is_pillows_bicubic_away_from_the_border() -> None:
         np.testing.assert_allclose(ours[12:-12, 12:-12], theirs[12:-12, 12:-12], atol=1e-5)
 
 
+def test_a_checkpoint_names_no_place_of_the_machine(tmp_path: Path) -> None:
+    earlier = {"stage": "student-core", "data": str(tmp_path / "album"), "steps": 3}
+    given = {"init": "runs/core", "pictures": [str(tmp_path / "taught")], "history": [earlier], "prior": None}
+    save_student(lively(), tmp_path / "run", given)
+    assert str(tmp_path) not in (tmp_path / "run" / "config.json").read_text()
+    assert load_student(tmp_path / "run")[1] == {
+        "init": "runs/core", "pictures": ["taught"], "history": [{**earlier, "data": "album"}], "prior": None
+    }  # fmt: skip
+
+
 def test_noise_changes_the_picture_and_nothing_else_does() -> None:
     student = lively()
     image, noise = inputs(SMALL, 16, 16)

@@ -252,7 +252,7 @@ def save_student(
     student: whose weights and shape are written.
     folder: if it holds only those two files, or does not exist, it is replaced as a whole. Other files are kept, and
         the two are then moved in one after the other.
-    provenance: JSON that describes how the student was made.
+    provenance: JSON that describes how the student was made. Of an absolute path, which may name its user, only the end is written.
     half: round the weights to float16, which halves the file; they load as float32.
 
     Both files are first written to a temporary folder, so an error leaves an earlier student intact."""
@@ -261,7 +261,11 @@ def save_student(
         raise FileExistsError(f"{target} is a file, expected a folder for the student; name another")
     dtype = torch.float16 if half else torch.float32
     state = {key: value.detach().to(dtype).contiguous() for key, value in student.state_dict().items()}
-    document = {"model": "student", "config": student.config.to_dict(), "provenance": provenance or {}}
+    document = {
+        "model": "student",
+        "config": student.config.to_dict(),
+        "provenance": nameless(provenance or {}),
+    }
     text = json.dumps(document, indent=2) + "\n"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
@@ -280,6 +284,15 @@ def save_student(
                 (fresh / name).replace(target / name)
         else:
             replace_folder(fresh, target)
+
+
+def nameless(value: Any) -> Any:
+    """JSON in which absolute paths, wherever they stand, are shortened to their last name. A run's own config.json keeps them whole."""
+    if isinstance(value, dict):
+        return {key: nameless(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [nameless(below) for below in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def load_student(folder: str | Path) -> tuple[Student, dict[str, Any]]:
