@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from calibration.measure.gates import INT8_GATES, REFERENCE, Gates
+from calibration.measure.gates import INT8_GATES, Gates
+from calibration.measure.intervals import REFERENCE
 from calibration.samples import SampleSets, as_pixels, check_fit, draw_sets, load_sets
 from export.coreml.target import CHUNK_BYTES, TILE, default_variants, write_coreml
 from export.load import load_source

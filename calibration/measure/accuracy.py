@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from calibration.measure.gates import REFERENCE, GateResult, Gates, check_gates
-from calibration.measure.intervals import FEW
+from calibration.measure.gates import GateResult, Gates, check_gates
+from calibration.measure.intervals import FEW, REFERENCE
 from calibration.measure.methods import (
     Method,
     bicubic_method,

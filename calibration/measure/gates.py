@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from calibration.measure.intervals import REFERENCE
 from runtime.errors import SettingError
 
 if TYPE_CHECKING:
     from calibration.measure.table import Row
 
-# The row that relative gates and differences compare with.
-REFERENCE: Final = "fp32"
 RELATIVE: Final = (
     "max_psnr_loss", "max_sqf_rise", "max_niqe_rise", "max_lpips_rise", "min_diversity_ratio"
 )  # fmt: skip

@@ -19,9 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
+# Name of the row that differences and relative gates compare with.
+REFERENCE: Final = "fp32"
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 # Groups. With fewer the percentile bootstrap covers well below its stated confidence.

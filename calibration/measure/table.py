@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from calibration.measure.gates import REFERENCE
-from calibration.measure.intervals import Difference, Interval, differences, intervals
+from calibration.measure.intervals import REFERENCE, Difference, Interval, differences, intervals
 from calibration.measure.methods import Method, bicubic
 from calibration.measure.pairs import Pair, read_rgb
 from runtime.errors import ImageError

@@ -11,7 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from calibration.measure.accuracy import AccuracyReport, Row
-from calibration.measure.gates import REFERENCE
+from calibration.measure.intervals import REFERENCE
 from calibration.report.canvas import Format
 from calibration.report.crops import CropCollector, compared, strips
 from calibration.report.labels import shorten

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from calibration.measure.accuracy import AccuracyReport, ImageScore, Row
-from calibration.measure.gates import REFERENCE, GateResult
+from calibration.measure.gates import GateResult
+from calibration.measure.intervals import REFERENCE
 from calibration.measure.table import evenly
 
 # Side of a crop in HR pixels.

@@ -50,7 +50,7 @@ def chosen_budgets(
 
 
 def _check_reference(bundle: Bundle, stated: Mapping[str, Gates]) -> None:
-    from calibration.measure.gates import REFERENCE
+    from calibration.measure.intervals import REFERENCE
 
     needing = [row for row, gates in stated.items() if row != REFERENCE and gates.needs_reference]
     if needing and REFERENCE not in bundle.manifest.graphs:
