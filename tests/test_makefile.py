@@ -243,5 +243,5 @@ def test_pip_arguments_and_old_python(tree: Path) -> None:
 def test_ci_runs_the_readme_command(root: Path) -> None:
     script = root / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert script.read_text().splitlines()[-1] == "make test"
+    assert "make test" in script.read_text().splitlines()
     assert "make test" in (root / "README.md").read_text()
