@@ -292,7 +292,7 @@ def test_commands_lead_from_a_student_to_a_critic_and_a_tuned_student(
     provenance = load_student(out / "model")[1]
     assert [part["stage"] for part in provenance["history"]] == ["student-noise"]
     assert {"policy/critic", "reference/critic", "win_rate"} <= provenance["validation"].keys()
-    assert provenance["critic"] == critic
+    assert provenance["critic"] == "critic"
 
 
 # ------------------------------------------------------------------------------------------------------- settings
