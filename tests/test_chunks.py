@@ -236,6 +236,7 @@ def test_attention_in_a_package_has_the_form_for_the_neural_engine(source: Sourc
     assert not {"matmul", "linear"} & report.operations.keys()
 
 
+@pytest.mark.slow
 def test_the_manifest_lists_the_chunks_in_their_order(bundle: Path, pocket: Path) -> None:
     limit = limit_of(load_source(pocket))
     document = json.loads((bundle / "manifest.json").read_text())
@@ -258,10 +259,12 @@ def test_the_manifest_lists_the_chunks_in_their_order(bundle: Path, pocket: Path
     assert min(measured["fp16"].values()) > min(measured["palette6"].values()) >= PACKED_CHUNK_FLOOR_DB
 
 
+@pytest.mark.slow
 def test_every_package_is_free_of_known_obstacles(bundle: Path) -> None:
     assert coreml(["lint", str(bundle), "--strict"]) == 0
 
 
+@pytest.mark.slow
 def test_chunks_that_do_not_fit_together_are_refused(bundle: Path, tmp_path: Path) -> None:
     document = json.loads((bundle / "manifest.json").read_text())
 

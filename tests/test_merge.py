@@ -184,6 +184,7 @@ def test_nothing_of_text_time_and_prompt_is_left(sd21: OneStepModel, source: Sou
     assert source.parameters == sum(p.numel() for p in whole.values()) - gone - merged
 
 
+@pytest.mark.slow
 def test_graph_has_no_linear_layer_and_at_most_four_dimensions(small: Source) -> None:
     for role, module in small.modules.items():
         assert not [m for m in module.modules() if isinstance(m, nn.Linear | nn.LayerNorm | nn.GroupNorm)]

@@ -203,6 +203,7 @@ def test_integer_form_computes_what_nncf_meant(
     assert worst(pairs[1], pairs[0], sets) > worst(pairs[0], exact, sets)
 
 
+@pytest.mark.slow
 def test_a_broken_budget_sends_layers_back_to_floating_point(
     graphs: dict[str, Path], source: Source, sets: SampleSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +218,7 @@ def test_a_broken_budget_sends_layers_back_to_floating_point(
     assert {text.rsplit(" ", 1)[1] for text in back} <= set(floats)
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_keeps_is_refused(
     graphs: dict[str, Path], source: Source, sets: SampleSets, tmp_path: Path
 ) -> None:
@@ -226,6 +228,7 @@ def test_a_budget_that_nothing_keeps_is_refused(
         quantize_int8(graphs, tmp_path, source.specs, Int8Request(sets, budget=Gates(max_psnr_loss=-1.0)))
 
 
+@pytest.mark.slow
 def test_layers_can_be_kept_float_by_name(
     graphs: dict[str, Path], source: Source, sets: SampleSets, tmp_path: Path
 ) -> None:

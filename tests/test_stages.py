@@ -166,6 +166,7 @@ def test_pocket_chain_runs_from_photos_to_a_tuned_model(
     assert all(torch.equal(decoders[0][key], decoders[1][key]) for key in decoders[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

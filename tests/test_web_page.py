@@ -349,6 +349,7 @@ def test_damaged_bundle_is_refused_with_a_sentence(page: Page, files: dict[str, 
             assert sentence in damaged.text("message")
 
 
+@pytest.mark.slow
 def test_works_offline_after_the_first_visit(page: Page, files: dict[str, bytes], picture: Path) -> None:
     with serving(files) as first:
         offline = Page(page.driver, first.url, page.saved)
@@ -361,6 +362,7 @@ def test_works_offline_after_the_first_visit(page: Page, files: dict[str, bytes]
     assert pixels_of(offline.save()).shape == (300, 440, 3)
 
 
+@pytest.mark.slow
 def test_static_host_without_headers_is_isolated_by_the_service_worker(
     page: Page, files: dict[str, bytes]
 ) -> None:
