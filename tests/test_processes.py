@@ -85,18 +85,22 @@ CASES = {
 }
 
 
+def words(case: Case, request: pytest.FixtureRequest) -> list[str]:
+    """The case's command with its fixtures' folders, in the tiny preset where it names none."""
+    names = ("weights", "miniature", "pocket", "student", "pictures")
+    places = {name: request.getfixturevalue(name) for name in names if f"{{{name}}}" in case.command}
+    given = case.command.format(**places).split()
+    return given if "--preset" in given else [*given, "--preset", "tiny"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_processes_equal_one_with_a_larger_batch(
     name: str, photos: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     case = CASES[name]
-    wanted = [
-        w for w in ("weights", "miniature", "pocket", "student", "pictures") if f"{{{w}}}" in case.command
-    ]
-    given = case.command.format(**{w: request.getfixturevalue(w) for w in wanted}).split()
-    preset = [] if "--preset" in given else ["--preset", "tiny"]
-    common = [*given, *preset, "--data", str(photos), "--steps", "2", "--workers", "0"]
+    given = words(case, request)
+    common = [*given, "--data", str(photos), "--steps", "2", "--workers", "0"]
     many, one = tmp_path / "many", tmp_path / "one"
     run_in(case.processes, lambda: case.main([*common, "--out", str(many), "--set", "batch=1"]), tmp_path)
     assert case.main([*common, "--out", str(one), "--set", f"batch={case.processes}"]) == 0
@@ -120,16 +124,11 @@ def test_every_stage_goes_on_with_another_number_of_processes(
 ) -> None:
     """Three steps, of which the last is taken by one process, equal three steps of one process, at a constant learning rate."""
     case = CASES[name]
-    wanted = [
-        w for w in ("weights", "miniature", "pocket", "student", "pictures") if f"{{{w}}}" in case.command
-    ]
-    given = case.command.format(**{w: request.getfixturevalue(w) for w in wanted}).split()
-    preset = [] if "--preset" in given else ["--preset", "tiny"]
-    given = [
-        word.replace("vae_share=0.5", "vae_share=0.1") for word in given
-    ]  # one step of a run of two and of three
+    given = words(case, request)
+    # the VAE's share: one step of a run of two and of three
+    given = [word.replace("vae_share=0.5", "vae_share=0.1") for word in given]
     constant = [word for key in ("lr=1e-4", "final_lr=1e-4", "warmup_steps=1") for word in ("--set", key)]
-    common = [*given, *preset, *constant, "--data", str(photos), "--workers", "0"]
+    common = [*given, *constant, "--data", str(photos), "--workers", "0"]
     parts, one = tmp_path / "parts", tmp_path / "one"
     own = [*common, "--out", str(parts), "--set", "batch=1"]
     run_in(case.processes, lambda: case.main([*own, "--steps", "2"]), tmp_path)
@@ -141,9 +140,8 @@ def test_every_stage_goes_on_with_another_number_of_processes(
     a, b = (load_file(out / "state" / "state.safetensors") for out in (parts, one))
     assert a.keys() == b.keys()
     for key in a:
-        if key.endswith(
-            "latent_std"
-        ):  # a moving mean over calls, of which two processes have one where one process has two
+        if key.endswith("latent_std"):
+            # a moving mean over calls, of which two processes have one where one process has two
             torch.testing.assert_close(a[key], b[key], atol=0, rtol=0.05)
         elif key.startswith("module/"):
             close = torch.isclose(a[key], b[key], atol=1e-4, rtol=1e-3).float().mean()
