@@ -16,7 +16,8 @@ from gdposr.console import memory_size
 from runtime.bundle.manifest import COLOR_FIXES, SizeRule
 from runtime.bundle.reader import Bundle
 from runtime.errors import SettingError
-from runtime.upscale.tiling import Costs, Demand, choose, features, least_tile, peak
+from runtime.upscale.memory import Costs, Demand, choose, features, peak
+from runtime.upscale.tiling import least_tile
 from runtime.upscale.upscaler import Upscaler
 
 RULE = SizeRule(multiple_of=2, minimum=16, tile=256, context=26)

@@ -9,7 +9,7 @@ import pytest
 from upscaling import Pixels, Smooth, altered, assert_same
 
 from runtime.bundle.reader import Bundle
-from runtime.upscale import tiling
+from runtime.upscale import memory
 from runtime.upscale import upscaler as module
 from runtime.upscale.upscaler import Upscaler
 
@@ -113,7 +113,7 @@ def test_tall_strips_are_cut(
     image = make_pixels(60, 40)
     model = Upscaler(bundle, tile=64, color_fix=fix)
     usual = model.up(image)[0]
-    monkeypatch.setattr(tiling, "STRIP_BUDGET", 40 * 16 * 3 * bytes_per_value * 11)
+    monkeypatch.setattr(memory, "STRIP_BUDGET", 40 * 16 * 3 * bytes_per_value * 11)
     totals: list[int] = []
     result = model.strips(image, progress=lambda done, total: totals.append(total)).array()
     assert totals == [6] * 6  # cores of 10 rows

@@ -14,7 +14,7 @@ from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.reader import Bundle
 from runtime.errors import DeviceError, GdposrError, ImageError, SettingError
 from runtime.image.photo import Photo
-from runtime.upscale import rendering, tiling
+from runtime.upscale import memory, rendering
 from runtime.upscale import upscaler as module
 from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler
@@ -48,7 +48,7 @@ def test_encodes_once_for_all_samples(
     up = with_model(bundle, model, tile=32)
     up.up(make_pixels(40, 40), samples=5)
     assert model.encoded == 4  # tiles
-    monkeypatch.setattr(tiling, "FEATURE_BUDGET", 1000)
+    monkeypatch.setattr(memory, "FEATURE_BUDGET", 1000)
     up.up(make_pixels(40, 40), samples=3)
     assert model.encoded == 4 + 3 * 4  # too large to keep: encoded again
 
@@ -58,7 +58,7 @@ def test_encoding_again_changes_nothing(
 ) -> None:
     image = make_pixels(40, 70)
     kept = upscaler.up(image, samples=2)
-    monkeypatch.setattr(tiling, "FEATURE_BUDGET", 0)
+    monkeypatch.setattr(memory, "FEATURE_BUDGET", 0)
     for a, b in zip(kept, upscaler.up(image, samples=2), strict=True):
         assert_same(a, b)
 

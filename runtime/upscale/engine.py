@@ -14,7 +14,8 @@ from ..backends.devices import Backend, Features
 from ..bundle.manifest import SizeRule
 from ..errors import DeviceError, OutOfMemory
 from ..image.bands import in_order
-from .tiling import Plan, Tile, least_tile, plan_tiles, tile_rows, tile_size
+from .memory import Plan
+from .tiling import Tile, least_tile, plan_tiles, tile_rows, tile_size
 
 # Two model calls at once, each on one thread, are faster than one call on two threads: 1000x1000 pixels in tiles of 256 with an earlier
 # built-in bundle on two cores of an AMD EPYC, alternating, beside a training run, median of 7: INT8 1.01 s against 1.50 s, fp32 1.84 s

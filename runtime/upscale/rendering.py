@@ -20,7 +20,8 @@ from ..image.bands import BAND, Floats, Rows, Strips, spans
 from ..noise import noise_field
 from .color import adain_rows, channel_statistics, resized, wavelet_rows
 from .engine import Engine, Gate, Progress, Row, StartAgain, Tiles
-from .tiling import WHOLE_BUDGET, Costs, Plan, Tile, choose, demand_of, pad_edge, paste, ramp
+from .memory import WHOLE_BUDGET, Costs, Plan, choose, demand_of
+from .tiling import Tile, pad_edge, paste, ramp
 
 # The model's output for the core of a tile: (3, h, w) float32, neither clipped nor checked to be finite.
 Core = Callable[[Tile, Backend, Gate], Floats]
