@@ -61,6 +61,23 @@ def toy_copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(TOY, tmp_path / "copy.gdposr"))
 
 
+@pytest.fixture
+def packed(toy_copy: Path) -> Path:
+    """A toy bundle of the test's own, with Core ML packages for tiles of 32x32."""
+    from core_ml_stand_in import add_packages
+
+    add_packages(toy_copy)
+    return toy_copy
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The `FakeTools` of a Mac, see `core_ml_stand_in`. Compiled models are kept in tmp_path/cache."""
+    from core_ml_stand_in import stand_in_mac
+
+    return stand_in_mac(monkeypatch, tmp_path / "cache")
+
+
 @pytest.fixture(scope="session")
 def make_pixels() -> Callable[..., np.ndarray]:
     """make_pixels(height, width, channels=3, seed=0, dtype=uint8): ramps, an edge and grain, always the same."""
