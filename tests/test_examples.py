@@ -391,14 +391,16 @@ def test_unit_tests_of_the_kotlin_example(kotlin: list[str], root: Path, bundle:
         (141, 203, 128, 2**63 + 1),
         (141, 203, 158, 2**63 + 1),
         (5, 19, 158, 0),
-        (35, 38, 31, 4),
+        (61, 70, None, 4),
     ],
 )
 def test_pictures_of_the_kotlin_example(
     kotlin: list[str], bundle: Bundle, make_pixels: Callable[..., np.ndarray],
-    height: int, width: int, window: int, seed: int,
+    height: int, width: int, window: int | None, seed: int,
 ) -> None:  # fmt: skip
     photo = make_pixels(height, width)
+    rule = bundle.manifest.size
+    window = window or 2 * rule.context + rule.multiple_of  # the smallest
     words = (width, height, window, seed, 2)
     answer = serve([*kotlin, "upscale", *map(str, words)], argb(photo), bundle)
     scale = bundle.manifest.scale
