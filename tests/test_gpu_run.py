@@ -31,7 +31,7 @@ def gpu_run(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
