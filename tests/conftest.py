@@ -149,7 +149,7 @@ def run_python(root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def exports_once() -> Iterator[dict[Any, bytes]]:
     """A graph that a test of the module has exported to ONNX is not exported again: torch takes seconds for the smallest. The value
     is what is kept; `clear()` it where the exporter itself is under test."""
-    from export.onnx import convert
+    from export.onnx.graph import convert
 
     export, kept = convert._export, {}
 
@@ -279,8 +279,8 @@ def ncnn_network(tmp_path: Path) -> Path:
 @pytest.fixture
 def pictures(ncnn_network: Path, photos: Path, tmp_path: Path) -> Path:
     """A cache of four of a small network's pictures."""
-    from export.student.prior.network import Prior
-    from export.student.prior.pictures import PictureParams, make_pictures
+    from export.prior.network import Prior
+    from export.prior.pictures import PictureParams, make_pictures
     from training.data.photos import PhotoSet, find_images
 
     folder = tmp_path / "pictures"

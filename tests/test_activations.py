@@ -21,8 +21,8 @@ from export.coreml.target import write_coreml  # noqa: E402
 from export.load import load_source, student_source  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
 from export.mil.lint import is_compressed, lint  # noqa: E402
+from export.mil.package.program import Operation, Program, read_package  # noqa: E402
 from export.mil.pair import PackagePair  # noqa: E402
-from export.mil.program import Operation, Program, read_package  # noqa: E402
 from export.source import ROLES, Source, psnr  # noqa: E402
 from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402

@@ -20,8 +20,8 @@ from export.coreml.mixed import weight_noise  # noqa: E402
 from export.coreml.package import read_spec  # noqa: E402
 from export.load import student_source  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
-from export.mil.program import read_package  # noqa: E402
-from export.mil.tensor import PackageError  # noqa: E402
+from export.mil.package.program import read_package  # noqa: E402
+from export.mil.package.tensor import PackageError  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
 from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402

@@ -17,7 +17,7 @@ from export.coreml.convert import ConversionError, convert  # noqa: E402  (after
 from export.coreml.description import AUTHOR  # noqa: E402
 from export.coreml.package import operations, quiet, read_spec, weights_folder, write_package  # noqa: E402
 from export.load import load_source, student_source  # noqa: E402
-from export.mil.tensor import PackageError  # noqa: E402
+from export.mil.package.tensor import PackageError  # noqa: E402
 from export.source import Source  # noqa: E402
 from export.student.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402

@@ -230,7 +230,7 @@ class EvaluatedTools(FakeTools):
 
     def load(self, path: str, units: str) -> Any:
         from export.mil.device import open_runner
-        from export.mil.program import read_package
+        from export.mil.package.program import read_package
 
         run = open_runner(read_package(Path(path) / "whole.mlpackage"))
         return SimpleNamespace(predict=run)

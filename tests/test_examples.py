@@ -312,7 +312,7 @@ def test_packages_take_what_the_swift_code_gives(
 ) -> None:
     """Names, float16 and sizes of every variant, as the packages themselves declare them."""
     need("torch", "coremltools")
-    from export.mil.program import read_package
+    from export.mil.package.program import read_package
 
     source, facts = read(f"{SWIFT}/Tensors.swift"), constants(read(f"{SWIFT}/Model.swift"))
     assert set(re.findall(r"dataType: \.(\w+)|ofType: (\w+)\.self", source)) == {

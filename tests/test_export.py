@@ -18,7 +18,7 @@ pytest.importorskip(
 from export import cli as command_line  # noqa: E402
 from export import write_bundle as writer  # noqa: E402  (after importorskip)
 from export.load import load_source, student_source  # noqa: E402
-from export.onnx.convert import OnnxPair  # noqa: E402
+from export.onnx.graph.convert import OnnxPair  # noqa: E402
 from export.onnx.target import ONNX_FLOOR_DB, STUDENT_PRECISIONS  # noqa: E402
 from export.parity import ParityError, check_parity  # noqa: E402
 from export.source import Source  # noqa: E402

@@ -20,11 +20,11 @@ import onnx  # noqa: E402  (after importorskip)
 from test_full_size import full_size  # noqa: E402
 
 from export.fold.one_step import KIND, one_step_source  # noqa: E402
-from export.onnx.convert import data_file, export_fp32  # noqa: E402
-from export.onnx.half import FLOOR_DB, convert_fp16  # noqa: E402
-from export.onnx.ranges import run  # noqa: E402
+from export.onnx.graph.convert import data_file, export_fp32  # noqa: E402
+from export.onnx.graph.half import FLOOR_DB, convert_fp16  # noqa: E402
+from export.onnx.graph.ranges import run  # noqa: E402
+from export.onnx.graph.weight_only import BITS, compress_pair  # noqa: E402
 from export.onnx.target import W4_TARGET_DB  # noqa: E402
-from export.onnx.weight_only import BITS, compress_pair  # noqa: E402
 from export.parity import samples  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
 

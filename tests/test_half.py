@@ -11,9 +11,9 @@ ort = pytest.importorskip("onnxruntime", reason="needs the base dependency onnxr
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402  (after importorskip)
 
-from export.onnx.convert import data_file  # noqa: E402
-from export.onnx.half import FLOOR_DB, FP16_MAX, HalfError, convert_fp16, magnitudes  # noqa: E402
-from export.onnx.ranges import agreement, emulation, run  # noqa: E402
+from export.onnx.graph.convert import data_file  # noqa: E402
+from export.onnx.graph.half import FLOOR_DB, FP16_MAX, HalfError, convert_fp16, magnitudes  # noqa: E402
+from export.onnx.graph.ranges import agreement, emulation, run  # noqa: E402
 
 CHANNELS = 8
 

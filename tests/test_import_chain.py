@@ -18,7 +18,7 @@ ROOMS = {
     ),
     "calibration": ("sensitivity", "samples", "measure", "report", "blind", "studies"),
     "export": (
-        "student", "distill", "source", "fold", "load", "parity", "mil", "onnx", "coreml", "write_bundle", "cli",
+        "prior", "student", "distill", "source", "fold", "load", "parity", "mil", "onnx", "coreml", "write_bundle", "cli",
     ),
     "gdposr": ("streams", "console", "forward", "bench", "batch", "accuracy", "web", "server", "fleet", "commands", "cli"),
     "tools": (

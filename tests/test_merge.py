@@ -21,9 +21,9 @@ from export import write_bundle as writer  # noqa: E402
 from export.fold.layers import FoldError  # noqa: E402
 from export.fold.one_step import FOLD_FLOOR_DB, KIND, Enlarge, fold, one_step_source  # noqa: E402
 from export.load import load_source  # noqa: E402
-from export.onnx.convert import OnnxPair, data_file, export_fp32  # noqa: E402
-from export.onnx.half import FLOOR_DB, convert_fp16, write_half  # noqa: E402
-from export.onnx.ranges import run  # noqa: E402
+from export.onnx.graph.convert import OnnxPair, data_file, export_fp32  # noqa: E402
+from export.onnx.graph.half import FLOOR_DB, convert_fp16, write_half  # noqa: E402
+from export.onnx.graph.ranges import run  # noqa: E402
 from export.parity import samples  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402

@@ -14,8 +14,8 @@ from coremltools.converters.mil import Builder as mb  # noqa: E402  (after impor
 
 from export.mil.evaluate import Evaluator, NonFiniteError  # noqa: E402
 from export.mil.ops.registry import OPS  # noqa: E402
-from export.mil.program import read_package  # noqa: E402
-from export.mil.tensor import EvaluationError  # noqa: E402
+from export.mil.package.program import read_package  # noqa: E402
+from export.mil.package.tensor import EvaluationError  # noqa: E402
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(1, 4, 6, 8)).astype(np.float32)

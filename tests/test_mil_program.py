@@ -17,11 +17,11 @@ from coremltools.converters.mil import Builder as mb  # noqa: E402  (after impor
 from coremltools.libmilstoragepython import _BlobStorageWriter  # noqa: E402
 from test_mil_evaluate import P, X, save  # noqa: E402
 
-from export.mil.blob import WeightFile  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
-from export.mil.program import MANIFEST, find_packages, read_package  # noqa: E402
-from export.mil.proto import messages  # noqa: E402
-from export.mil.tensor import (  # noqa: E402
+from export.mil.package.blob import WeightFile  # noqa: E402
+from export.mil.package.program import MANIFEST, find_packages, read_package  # noqa: E402
+from export.mil.package.proto import messages  # noqa: E402
+from export.mil.package.tensor import (  # noqa: E402
     DTYPES,
     EvaluationError,
     PackageError,

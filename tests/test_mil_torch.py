@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: E402  (after importorskip)
 from torch import Tensor, nn  # noqa: E402
 
 from export.mil.evaluate import Evaluator  # noqa: E402
-from export.mil.program import read_package  # noqa: E402
+from export.mil.package.program import read_package  # noqa: E402
 from export.source import psnr  # noqa: E402
 
 

@@ -25,11 +25,11 @@ from export.mil import device  # noqa: E402
 from export.mil.cli import main  # noqa: E402
 from export.mil.device import CoreMLRunner, open_runner, unit_range  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
-from export.mil.feature import Feature  # noqa: E402
 from export.mil.lint import RULES, lint  # noqa: E402
+from export.mil.package.feature import Feature  # noqa: E402
+from export.mil.package.program import Operation, Program, read_package  # noqa: E402
+from export.mil.package.tensor import PackageError, TensorType  # noqa: E402
 from export.mil.pair import PackagePair  # noqa: E402
-from export.mil.program import Operation, Program, read_package  # noqa: E402
-from export.mil.tensor import PackageError, TensorType  # noqa: E402
 from export.mil.verify import CHAIN, FLOOR_KEY, VerifyError, default_floor, verify  # noqa: E402
 from export.source import psnr  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402

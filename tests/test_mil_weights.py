@@ -17,8 +17,8 @@ from coremltools.converters.mil import Builder as mb  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
 from export.mil.lint import is_compressed, lint  # noqa: E402
 from export.mil.ops.constexpr import look_up, scatter  # noqa: E402
-from export.mil.program import Program, read_package  # noqa: E402
-from export.mil.tensor import EvaluationError  # noqa: E402
+from export.mil.package.program import Program, read_package  # noqa: E402
+from export.mil.package.tensor import EvaluationError  # noqa: E402
 
 RNG = np.random.default_rng(5)
 IMAGE = RNG.normal(size=(1, 16, 5, 6)).astype(np.float32)

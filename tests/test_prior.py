@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
-from export.student.prior import network as module  # noqa: E402  (after importorskip)
-from export.student.prior.network import Prior  # noqa: E402
+from export.prior import network as module  # noqa: E402  (after importorskip)
+from export.prior.network import Prior  # noqa: E402
 
 
 def ncnn_picture(param: Path, image: np.ndarray) -> np.ndarray:

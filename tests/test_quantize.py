@@ -26,7 +26,7 @@ from calibration.samples import SampleSets, draw_sets  # noqa: E402
 from calibration.sensitivity import predicted_db  # noqa: E402
 from export import cli as command_line  # noqa: E402
 from export.load import student_source  # noqa: E402
-from export.onnx.convert import OnnxPair, export_fp32  # noqa: E402
+from export.onnx.graph.convert import OnnxPair, export_fp32  # noqa: E402
 from export.onnx.int8 import quantize  # noqa: E402
 from export.onnx.int8.integer_form import integer_form  # noqa: E402
 from export.onnx.int8.layers import find_layers  # noqa: E402

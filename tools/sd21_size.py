@@ -28,14 +28,14 @@ from export.coreml.target import CHUNK_BYTES, write_coreml
 from export.fold.chunks import cut
 from export.fold.one_step import KIND, one_step_source
 from export.mil.lint import lint, summary
-from export.mil.program import find_packages, read_package
+from export.mil.package.program import find_packages, read_package
 from export.mil.verify import feature_psnr
-from export.onnx.convert import export_fp32, save_checked
+from export.onnx.graph.convert import export_fp32, save_checked
+from export.onnx.graph.ranges import run
+from export.onnx.graph.weight_only import compress_onnx
 from export.onnx.int8.integer_form import integer_form
 from export.onnx.int8.layers import find_layers, kept_float
 from export.onnx.int8.nncf_graphs import quantized
-from export.onnx.ranges import run
-from export.onnx.weight_only import compress_onnx
 from export.parity import samples
 from export.source import Source
 from runtime.text import print_error

@@ -50,7 +50,7 @@ def peer_onnx(param: Path, side: int) -> bytes:
     """realesr-general-x4v3 as an ONNX graph in fp32 from its ncnn files, for pictures of side x side."""
     import torch
 
-    from export.student.prior.network import Prior
+    from export.prior.network import Prior
 
     content = io.BytesIO()
     with warnings.catch_warnings():

@@ -29,7 +29,7 @@ from export.coreml.package import (
     weights_folder,
     write_package,
 )
-from export.mil.tensor import PackageError
+from export.mil.package.tensor import PackageError
 from export.source import IMAGE
 from runtime.errors import SettingError
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from export.coreml.activations import is_quantized
 from export.coreml.description import Size, describe
 from export.coreml.package import fresh_names, operations, quiet, write_package
-from export.mil.program import SUFFIX
+from export.mil.package.program import SUFFIX
 from export.source import Source
 from runtime.bundle.manifest import TensorSpec
 from runtime.errors import GdposrError, SettingError

@@ -10,7 +10,7 @@ from pathlib import Path
 from calibration.sensitivity import LayerNoise, measure
 from export.coreml.compress import MIXED, WIDTHS, compress, find_weights
 from export.coreml.package import read_spec
-from export.mil.program import SUFFIX
+from export.mil.package.program import SUFFIX
 
 
 def weight_noise(

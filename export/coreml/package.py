@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from export.mil.program import MANIFEST, SUFFIX
-from export.mil.tensor import PackageError
+from export.mil.package.program import MANIFEST, SUFFIX
+from export.mil.package.tensor import PackageError
 from training.checkpoint import swapped_in
 
 if TYPE_CHECKING:

@@ -203,7 +203,7 @@ def check_chunks(
 
     Raises ParityError for a chunk below the floor."""
     from export.mil.device import open_runner
-    from export.mil.program import read_package
+    from export.mil.package.program import read_package
     from export.mil.verify import feature_psnr
 
     (photo,) = samples(source, 1, seed=5, size=tile)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from export.mil.lint import RULES, Report, every_operation, lint, summary
-from export.mil.program import SUFFIX, Program, find_packages, read_package
+from export.mil.package.program import SUFFIX, Program, find_packages, read_package
 from runtime.errors import GdposrError
 from runtime.text import finite, print_error
 

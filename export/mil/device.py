@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from export.mil.evaluate import Evaluator
-from export.mil.feature import Feature
-from export.mil.program import Program
+from export.mil.package.feature import Feature
+from export.mil.package.program import Program
 from runtime.errors import DeviceError
 
 REFERENCE: Final = "reference"

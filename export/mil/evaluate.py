@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.mil.feature import Feature
 from export.mil.ops.call import Call, Value
 from export.mil.ops.registry import find
-from export.mil.program import Constant, Operation, Program
-from export.mil.tensor import DTYPES, EvaluationError, TensorType, compute_tensor, round_to
+from export.mil.package.feature import Feature
+from export.mil.package.program import Constant, Operation, Program
+from export.mil.package.tensor import DTYPES, EvaluationError, TensorType, compute_tensor, round_to
 
 CONSTEXPR = "constexpr_"
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from export.mil.program import Constant, Operation, Program
-from export.mil.tensor import TensorType
+from export.mil.package.program import Constant, Operation, Program
+from export.mil.package.tensor import TensorType
 
 MAX_RANK: Final = 4
 MAX_SIDE: Final = 16384

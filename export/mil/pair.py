@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from export.mil.device import REFERENCE, Arrays, Open, Runner, open_runner
-from export.mil.program import Program, read_package
+from export.mil.package.program import Program, read_package
 from runtime.bundle.manifest import GraphSpec
 
 Floats = np.ndarray

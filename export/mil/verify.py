@@ -19,11 +19,11 @@ import numpy as np
 
 from export.mil.cases import Arrays, Case, draw_cases
 from export.mil.device import REFERENCE, Open, Runner, open_runner
-from export.mil.feature import Feature
 from export.mil.lint import is_compressed
+from export.mil.package.feature import Feature
+from export.mil.package.program import Program, read_package
+from export.mil.package.tensor import PackageError
 from export.mil.pair import CHUNK_KEY, grouped, open_chunks
-from export.mil.program import Program, read_package
-from export.mil.tensor import PackageError
 from export.source import psnr
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.manifest import Manifest

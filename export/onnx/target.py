@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from export.onnx.convert import INSIDE_BYTES, OnnxPair, data_file, export_fp32, weight_bytes
-from export.onnx.half import convert_fp16
+from export.onnx.graph.convert import INSIDE_BYTES, OnnxPair, data_file, export_fp32, weight_bytes
+from export.onnx.graph.half import convert_fp16
+from export.onnx.graph.weight_only import BITS, compress_pair
 from export.onnx.int8.quantize import Int8Request, quantize_int8
-from export.onnx.weight_only import BITS, compress_pair
 from export.parity import OTHER_PHOTOS, check_parity, samples
 from export.source import STUDENT, Source, file_sha256
 from runtime.bundle.entries import Graph, WeightFile

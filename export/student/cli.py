@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from export.prior.network import Prior
 from export.student.kinds import KINDS, Sources, preparation
-from export.student.prior.network import Prior
 from training.data.everyday import degrade_everyday
 from training.data.photos import PhotoSet
 from training.loop.budget import Budget

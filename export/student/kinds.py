@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from export.prior.network import Prior
+from export.prior.pictures import CachedPairs, PictureCache
 from export.student import critic_stage as critics
 from export.student.core import CoreSettings, StudentCore, stages_before, started
 from export.student.critic_stage import CriticSettings
 from export.student.gdpo import StudentGdpo, StudentGdpoSettings
 from export.student.network import TINY_STUDENT, load_student
 from export.student.noise import NoiseSettings, StudentNoise
-from export.student.prior.network import Prior
-from export.student.prior.pictures import CachedPairs, PictureCache
 from training.data.batches import Pairs
 from training.data.cards import Variety
 from training.data.device.pairs import DevicePreparation, unreduced

@@ -70,7 +70,7 @@ def load_peers(onnx_files: Sequence[Path], param: Path | None, threads: int) -> 
 
 
 def _ncnn_peers(param: Path, threads: int) -> dict[str, Peer]:
-    from export.student.prior.ncnn import weights_of
+    from export.prior.ncnn import weights_of
 
     peers: dict[str, Peer] = {}
     weights, parameters = weights_of(param), count_ncnn(param)
@@ -181,7 +181,7 @@ def onnx_size(file: Path) -> tuple[int | None, int | None]:
 
 def count_ncnn(param: Path) -> int | None:
     """Number of weights and biases of an ncnn network, from its .param file. None if a layer of an unknown kind may have some."""
-    from export.student.prior.ncnn import read_layers
+    from export.prior.ncnn import read_layers
 
     count = 0
     for layer in read_layers(param):
@@ -200,7 +200,7 @@ def ncnn_to_onnx(param: Path) -> bytes:
     """An SRVGG network (a chain of 3x3 convolutions and PReLU, pixel shuffle, plus the enlarged input) as an ONNX model."""
     from onnx import TensorProto, helper, numpy_helper
 
-    from export.student.prior.ncnn import NEAREST, Weights, read_layers, weights_of
+    from export.prior.ncnn import NEAREST, Weights, read_layers, weights_of
 
     # layers: each reads its weights from the .bin in order
     weights = Weights(weights_of(param))

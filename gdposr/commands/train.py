@@ -21,7 +21,7 @@ STAGES = {
         "a small student from photos: same as `gdposr distill`; a teacher is optional",
     ),
     "pictures": Stage(
-        "export.student.prior.cli", "train", "a published network's pictures, for the student to learn from"
+        "export.prior.cli", "train", "a published network's pictures, for the student to learn from"
     ),
     "student-core": Stage(
         "export.student.cli", "train", "train the student without noise on a published network's pictures"

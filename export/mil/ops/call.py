@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from export.mil.program import Operation
-from export.mil.tensor import EvaluationError
+from export.mil.package.program import Operation
+from export.mil.package.tensor import EvaluationError
 
 Value: TypeAlias = Tensor | str
 

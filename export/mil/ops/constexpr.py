@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from export.mil.ops.call import Call, Compute, along, axis_of
-from export.mil.tensor import DTYPES, EvaluationError, packed_bytes, unpack
+from export.mil.package.tensor import DTYPES, EvaluationError, packed_bytes, unpack
 
 
 def _affine(call: Call) -> Tensor:

@@ -15,8 +15,8 @@ from export.mil.ops import norm as ops_norm
 from export.mil.ops import resize as ops_resize
 from export.mil.ops import shape as ops_shape
 from export.mil.ops.call import Compute
-from export.mil.program import Operation
-from export.mil.tensor import EvaluationError
+from export.mil.package.program import Operation
+from export.mil.package.tensor import EvaluationError
 
 OPS: Final[Mapping[str, Compute]] = {
     **ops_elementwise.OPS,

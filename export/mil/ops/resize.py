@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from export.mil.ops.call import Call, Compute, axis_of
-from export.mil.tensor import EvaluationError
+from export.mil.package.tensor import EvaluationError
 
 SAMPLING_MODES: Final = (
     "DEFAULT",

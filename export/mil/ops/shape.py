@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.mil.ops.call import Call, Compute, axis_of, take
-from export.mil.tensor import DTYPES, EvaluationError
+from export.mil.package.tensor import DTYPES, EvaluationError
 
 PAD_MODES: Final = ("constant", "reflect", "replicate")
 

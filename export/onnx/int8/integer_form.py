@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from export.onnx.ranges import watched
+from export.onnx.graph.ranges import watched
 
 # Operations that move values without changing them.
 LAYOUT = ("DepthToSpace", "Reshape", "Transpose")

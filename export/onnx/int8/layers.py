@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 import onnx
 
+from export.onnx.graph.ranges import float_values, watched
 from export.onnx.int8.integer_form import LAYOUT, drop_unused
-from export.onnx.ranges import float_values, watched
 
 FLOAT_BITS: Final = 32
 WEIGHTED: Final = ("Conv", "Gemm", "MatMul")

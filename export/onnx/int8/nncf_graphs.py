@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 
 from calibration.samples import Sample, SampleSets
-from export.onnx.convert import OnnxPair, save_checked
+from export.onnx.graph.convert import OnnxPair, save_checked
+from export.onnx.graph.ranges import reduced
+from export.onnx.graph.weight_only import compress_onnx
 from export.onnx.int8.integer_form import integer_form
 from export.onnx.int8.layers import find_layers, passive, quantized_alone
-from export.onnx.ranges import reduced
-from export.onnx.weight_only import compress_onnx
 from export.source import ROLES
 from runtime.bundle.manifest import GraphSpec
 from runtime.errors import GdposrError

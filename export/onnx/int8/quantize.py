@@ -20,7 +20,7 @@ from typing import Any, Final
 from calibration.measure.gates import INT8_GATES, Gates
 from calibration.samples import SampleSets
 from calibration.sensitivity import LayerNoise, measure, noisiest, plan, predicted_db
-from export.onnx.convert import OnnxPair
+from export.onnx.graph.convert import OnnxPair
 from export.onnx.int8.layers import FLOAT_BITS, Layer, kept_float
 from export.onnx.int8.nncf_graphs import QuantizationError, Workbench
 from export.onnx.int8.quality import JUDGED, Score, broken, judge, losses

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from export.mil.tensor import DTYPES, PackageError, TensorType, packed_bytes, unpack
+from export.mil.package.tensor import DTYPES, PackageError, TensorType, packed_bytes, unpack
 
 _HEADER: Final = struct.Struct("<II")
 _METADATA: Final = struct.Struct("<IIQQQ")

@@ -1,6 +1,6 @@
 """Half precision: weights and activations in float16, and in float32 the nodes ("islands") whose values float16 cannot represent.
 
-The islands are found by measuring on real inputs. The result is judged by the emulation in `export.onnx.ranges`."""
+The islands are found by measuring on real inputs. The result is judged by the emulation in `export.onnx.graph.ranges`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from onnx import TensorProto
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from export.onnx.convert import INSIDE_BYTES, check_file, data_file, save_checked
-from export.onnx.ranges import Feed, agreement, emulation, reduced, run
+from export.onnx.graph.convert import INSIDE_BYTES, check_file, data_file, save_checked
+from export.onnx.graph.ranges import Feed, agreement, emulation, reduced, run
 from runtime.errors import GdposrError
 
 FP16_MAX = 65504.0

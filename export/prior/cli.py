@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from export.student.prior.network import Prior
-from export.student.prior.pictures import PictureParams, make_pictures
+from export.prior.network import Prior
+from export.prior.pictures import PictureParams, make_pictures
 from runtime.text import print_error
 from training.data.photos import PhotoSet, find_images, split_photos
 from training.devices import torch_device

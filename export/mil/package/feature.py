@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.mil.tensor import PackageError, TensorType
+from export.mil.package.tensor import PackageError, TensorType
 
 
 @dataclass(frozen=True)

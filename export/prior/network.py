@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.student.prior.ncnn import NEAREST, Layer, Weights, read_layers, weights_of
+from export.prior.ncnn import NEAREST, Layer, Weights, read_layers, weights_of
 
 # ncnn's number of a leaky ReLU fused into a convolution.
 LEAKY_RELU = 2

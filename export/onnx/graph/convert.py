@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from export.onnx.naming import name_by_modules
+from export.onnx.graph.naming import name_by_modules
 from export.source import BASE, FEATURES, IMAGE, NOISE, SR, Source
 from runtime.bundle.manifest import GraphSpec, TensorSpec
 

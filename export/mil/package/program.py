@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from export.mil.blob import WeightFile
-from export.mil.feature import Feature, read_features
-from export.mil.proto import decode_error, messages
-from export.mil.tensor import DTYPES, STRING, PackageError, TensorType, dtype_name, unpack
+from export.mil.package.blob import WeightFile
+from export.mil.package.feature import Feature, read_features
+from export.mil.package.proto import decode_error, messages
+from export.mil.package.tensor import DTYPES, STRING, PackageError, TensorType, dtype_name, unpack
 
 MANIFEST: Final = "Manifest.json"
 SUFFIX: Final = ".mlpackage"

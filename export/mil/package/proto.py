@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-_NAME: Final = "export.mil._coremltools_proto"
+_NAME: Final = "export.mil.package._coremltools_proto"
 
 
 def messages() -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.student.prior.network import Prior
+from export.prior.network import Prior
 from training.checkpoint import read_json, write_complete
 from training.data.cards import draw_card, recoloured
 from training.data.everyday import degrade_everyday

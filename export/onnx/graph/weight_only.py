@@ -5,7 +5,7 @@ In a 4-bit pair, small layers keep 8 bits, and others too if measurements requir
 all layers in 4 bits 33.2 dB and 7.42 MB; small ones in 8 bits 44.3 dB and 7.58 MB; with one more, the UNet's last
 convolution, 47.9 dB for 6 kB; all in 8 bits 51.6 dB and 12.5 MB. At Stable Diffusion 2.1's size, with random weights:
 8 bits 49.8 dB and 0.90 GB; 4 bits 28.9 dB and 0.54 GB with small layers in 8 bits, 46.4 dB and 0.56 GB with 31
-measured ones more. `export.onnx.packed` describes how a weight is stored.
+measured ones more. `export.onnx.graph.packed` describes how a weight is stored.
 
 ONNX Runtime restores each weight in every call, just before its use. On a CPU such a generator needed 37 MB instead
 of the float32 graph's 121 MB, and 1.4 to 1.6 times its time. With `session.disable_quant_qdq` set to 1 it restores
@@ -34,8 +34,8 @@ from onnx import TensorProto, numpy_helper
 
 from calibration.samples import Sample
 from calibration.sensitivity import LayerNoise, measure, noisiest, plan
-from export.onnx.convert import INSIDE_BYTES, OnnxPair, check_file, data_file, save_checked
-from export.onnx.packed import BLOCK, Packed, quantize4, quantize8
+from export.onnx.graph.convert import INSIDE_BYTES, OnnxPair, check_file, data_file, save_checked
+from export.onnx.graph.packed import BLOCK, Packed, quantize4, quantize8
 from export.source import Source, psnr
 
 Say = Callable[[str], None]
