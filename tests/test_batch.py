@@ -17,9 +17,9 @@ import pytest
 from cli_helpers import files_in, is_one_line
 from PIL import Image
 
-from gdposr.batch.outputs import Options, Outcome, Task
 from gdposr.batch.progress import Meter
 from gdposr.batch.run import Batch
+from gdposr.batch.task import Options, Outcome, Task
 from runtime.files import name_mark
 from runtime.image.bands import Strips
 

@@ -16,10 +16,11 @@ pytest.importorskip("ray", reason="needs the extra ray: pip install 'gdposr[ray]
 
 import pyarrow.parquet as pq  # noqa: E402
 
-from gdposr.batch.outputs import Options, Outcome, plan_tasks  # noqa: E402
+from gdposr.batch.outputs import plan_tasks  # noqa: E402
+from gdposr.batch.task import Options, Outcome  # noqa: E402
 from gdposr.console import UsageError  # noqa: E402
 from gdposr.fleet import cluster  # noqa: E402
-from gdposr.fleet.photos import Photo, Target, plan_photos  # noqa: E402
+from gdposr.fleet.photos import ArchivePhoto, Target, plan_photos  # noqa: E402
 from gdposr.fleet.report import PARTS, REPORT, Report  # noqa: E402
 from gdposr.fleet.store import Store, is_address  # noqa: E402
 from gdposr.fleet.worker import SCRATCH, Result, Settings, Worker, is_node_fault  # noqa: E402
@@ -77,7 +78,7 @@ def test_photos_are_named_as_by_the_plain_command(
     assert planned == plain
     assert len(planned) == 6
     assert [photo.number for photo in photos] == list(range(6))
-    assert all(Photo.unpacked(photo.packed()) == photo for photo in photos)
+    assert all(ArchivePhoto.unpacked(photo.packed()) == photo for photo in photos)
 
 
 def test_results_inside_the_input_are_no_photos(archive: Path, options: Options, make_photo: Any) -> None:
@@ -267,7 +268,7 @@ class Nodes:
         )
 
     def round(
-        self, photos: list[Photo], settings: Any, takes: Any, avoid: set[str], alone: bool
+        self, photos: list[ArchivePhoto], settings: Any, takes: Any, avoid: set[str], alone: bool
     ) -> Iterator[Result]:
         self.rounds.append(([photo.number for photo in photos], set(avoid), alone))
         nodes = [name for name in self.names if name not in avoid]
@@ -281,7 +282,9 @@ class Nodes:
 
 
 def run_rounds() -> dict[int, Result]:
-    photos = [Photo(number, f"{number}.png", f"/{number}.png", None, "", f"{number}") for number in range(4)]
+    photos = [
+        ArchivePhoto(number, f"{number}.png", f"/{number}.png", None, "", f"{number}") for number in range(4)
+    ]
     results = list(cluster.enlarged(photos, None, {}))  # type: ignore[arg-type]
     assert len(results) == len({result.number for result in results}) == 4
     return {result.number: result for result in results}
@@ -320,7 +323,7 @@ def test_a_photo_that_kills_its_worker_fails_alone(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_blocks_hold_seconds_of_work(count: int, size: int | None, places: int, blocks: int) -> None:
-    photo = Photo(0, "a", "a", None, "", "a", size=size)
+    photo = ArchivePhoto(0, "a", "a", None, "", "a", size=size)
     assert cluster._blocks([photo] * count, places) == blocks
 
 
@@ -389,7 +392,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def connected(_: str) -> Iterator[None]:
         yield
 
-    def one_round(photos: list[Photo], settings: Settings, *_: Any, **__: Any) -> Iterator[Result]:
+    def one_round(photos: list[ArchivePhoto], settings: Settings, *_: Any, **__: Any) -> Iterator[Result]:
         worker = Worker(settings)
         for photo in photos:
             yield Result.unpacked(worker({"photo": photo.packed()})["result"])

@@ -18,9 +18,9 @@ ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'gdpos
 
 import pyarrow.parquet as pq  # noqa: E402
 
-from gdposr.batch.outputs import Options, Outcome  # noqa: E402
+from gdposr.batch.task import Options, Outcome  # noqa: E402
 from gdposr.fleet import cluster as fleet_cluster  # noqa: E402
-from gdposr.fleet.photos import Photo  # noqa: E402
+from gdposr.fleet.photos import ArchivePhoto  # noqa: E402
 from gdposr.fleet.report import REPORT  # noqa: E402
 from gdposr.fleet.worker import Result, Settings, Worker  # noqa: E402
 
@@ -204,7 +204,7 @@ def test_a_full_disk_on_one_node(
 class Deadly(Worker):
     """A worker that one photo takes along, as a decoder's crash or the end of memory would."""
 
-    def enlarge(self, photo: Photo) -> Result:
+    def enlarge(self, photo: ArchivePhoto) -> Result:
         if photo.stem == "deadly":
             os._exit(1)
         return Result(photo.number, Outcome(photo.source, "ok"), 1.0, node=self._node)
@@ -224,7 +224,7 @@ def test_a_photo_that_kills_its_worker_harms_no_other(
     out = str(tmp_path)
     settings = Settings(options, out, out, str(toy_bundle), "cpu", "int8", 1, None, None, None)
     photos = [
-        Photo(number, f"{number}.png", f"/{number}.png", None, "", "deadly" if number == 5 else "a")
+        ArchivePhoto(number, f"{number}.png", f"/{number}.png", None, "", "deadly" if number == 5 else "a")
         for number in range(24)
     ]
     with fleet_cluster.cluster(nodes):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import gdposr.batch.progress as progress
-from gdposr.batch.headers import looked_at
+from gdposr.batch.headers import read_header
 from gdposr.batch.progress import FIXED_PIXELS, Meter, duration, occasional_lines
 
 
@@ -62,7 +62,7 @@ def test_short_runs_say_nothing_where_stderr_is_no_terminal(capsys: pytest.Captu
 
 def test_pixels_by_the_header(make_photo, tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "a.tif", "a.webp"):
-        assert looked_at(make_photo(name, 20, 30))[0] == 600
+        assert read_header(make_photo(name, 20, 30))[0] == 600
     (tmp_path / "b.png").write_bytes(b"no picture")
-    assert looked_at(tmp_path / "b.png")[0] is None
-    assert looked_at(tmp_path / "missing.png")[0] is None
+    assert read_header(tmp_path / "b.png")[0] is None
+    assert read_header(tmp_path / "missing.png")[0] is None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gdposr.console import memory_size, pixel_limit, scale_factor, whole_number
 
+# Choices of --select: which of several samples become files.
 SELECT = ("all", "sheet", "best")
 
 
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample",
         type=whole_number(0, 9_999),
         metavar="K",
-        help="write only version K, as --samples with more than K versions would",
+        help="write only version K (the same file as with --samples)",
     )
     parser.add_argument(
         "--select",
@@ -66,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-existing",
         action="store_true",
-        help="leave out photos whose outputs are all there, by name alone: names carry scale, seed and sample, but not the "
-        "model, its precision or the colour fix; with --select best any one of the samples counts",
+        help="skip photos whose output files exist; only names are compared, so use another folder for another model, precision "
+        "or colour fix; with --select best any one of the samples counts",
     )
     # how they are computed: model, device, memory
     parser.add_argument(
@@ -127,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=ray_address,
         metavar="ADDRESS",
         help="on a Ray cluster: HOST:PORT, auto (the one that runs here) or local (this machine alone; the default unless "
-        "RAY_ADDRESS names one); --threads and --max-memory are then of each worker (1 thread)",
+        "RAY_ADDRESS names one); --threads (default 1) and --max-memory then apply to each worker",
     )
     # messages
     reports = parser.add_mutually_exclusive_group()

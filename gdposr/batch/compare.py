@@ -20,6 +20,7 @@ SIDE = 4096
 # Of the JPEGs in the page.
 QUALITY = 92
 
+# The page, with fields for `str.format`.
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">

@@ -1,10 +1,12 @@
-"""Reads the header of a photo without decoding it: its size, and whether gdposr wrote it."""
+"""The notes that gdposr writes into pictures, and what the header of a photo tells: its size, and whether those notes are in it."""
 
 import os
 import stat
 import warnings
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from gdposr import __version__
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -13,18 +15,18 @@ if TYPE_CHECKING:
 _SOFTWARE = 0x0131
 
 
-def looked_at(path: Path) -> tuple[int | None, bool]:
+def read_header(path: Path) -> tuple[int | None, bool]:
     """(pixels, whether gdposr wrote the picture). (None, False) if the header cannot be read, and for pipes and devices."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None, False
     except (OSError, ValueError):
         return None, False
-    return looked_into(path)
+    return read_header_from(path)
 
 
-def looked_into(file: "Path | IO[bytes]") -> tuple[int | None, bool]:
-    """As `looked_at`, for a regular file or a seekable stream."""
+def read_header_from(file: "Path | IO[bytes]") -> tuple[int | None, bool]:
+    """As `read_header`, of a regular file or a seekable stream."""
     from PIL import Image
 
     from runtime.image.read.decode import READ_FORMATS
@@ -38,6 +40,23 @@ def looked_into(file: "Path | IO[bytes]") -> tuple[int | None, bool]:
     # Pillow raises many kinds of errors. The photo is reported when it is read.
     except Exception:
         return None, False
+
+
+def notes_of(seed: int, sample: str, digest: str, precision: str) -> dict[str, str]:
+    """The notes inside an output on how it was made.
+
+    seed: of the noise.
+    sample: one number, or the first and last of a sheet, "0-3".
+    digest: of the bundle.
+    precision: of the model.
+    """
+    return {
+        "Software": f"gdposr {__version__}",
+        "gdposr-seed": str(seed),
+        "gdposr-sample": sample,
+        "gdposr-bundle": digest,
+        "gdposr-precision": precision,
+    }
 
 
 def _is_own(image: "Image.Image") -> bool:

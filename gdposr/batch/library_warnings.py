@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# By thread: `tell`, which gets the warnings of the innermost `name_warnings` block.
 _HERE = threading.local()
 
 
 @contextmanager
-def remarks_kept() -> Iterator[None]:
-    """Inside this block every warning goes to the `about` block of its thread. Without one it is dropped."""
+def route_warnings() -> Iterator[None]:
+    """Inside this block every warning goes to the `name_warnings` block of its thread. Without one it is dropped."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning | RuntimeWarning):
@@ -37,7 +38,7 @@ def remarks_kept() -> Iterator[None]:
 
 
 @contextmanager
-def about(name: str, tell: Callable[[str], None]) -> Iterator[None]:
+def name_warnings(name: str, tell: Callable[[str], None]) -> Iterator[None]:
     """Inside this block `tell` gets the warnings of this thread, with the photo's name."""
     former = getattr(_HERE, "tell", None)
     _HERE.tell = lambda text: tell(text if name in text else f"{name}: {text}")

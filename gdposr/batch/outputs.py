@@ -3,145 +3,20 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gdposr import __version__
-from gdposr.batch.headers import looked_at
+from gdposr.batch.headers import read_header
+from gdposr.batch.task import Options, Task, stem_of
 from gdposr.console import UsageError, one_line
 
 if TYPE_CHECKING:
-    from runtime.bundle.reader import Bundle
     from runtime.folders import Entry
 
 # Suffixes of pictures that cannot be written. An OUT with one of them is not meant as a folder.
 NOT_WRITTEN = (".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tga")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to make from each photo."""
-
-    seed: int
-    """Of the noise."""
-    samples: int
-    """Samples 0, 1, ... of the seed, so many, unless `only` names one."""
-    select: str
-    """all, sheet or best."""
-    scale: float
-    """Height and width of the output over those of the photo."""
-    quality: int
-    """1 to 100, for formats with losses."""
-    digest: str
-    """Of the bundle."""
-    only: int | None = None
-    """This sample alone, with the name that it has among many. None: samples 0, 1, ..."""
-    max_pixels: int | None = None
-    """Limit of an input. None: the reader's own limit."""
-    compare: bool = False
-    """Whether to write a page beside each output that shows before and after."""
-    strip: bool = False
-    """Whether outputs get no metadata, not even the notes on how they were made."""
-
-    @property
-    def numbers(self) -> list[int]:
-        """The samples that are computed."""
-        return list(range(self.samples)) if self.only is None else [self.only]
-
-    @property
-    def parts(self) -> list[str]:
-        """Name parts that tell outputs of one photo apart: one per sample, or one for a sheet."""
-        if self.select == "sheet":
-            return ["_sheet"]
-        alone = self.samples == 1 and self.only is None
-        return [""] if alone else [f"_s{number}" for number in self.numbers]
-
-    @property
-    def pictures(self) -> int:
-        """Files written per photo."""
-        return len(self.numbers) if self.select == "all" else 1
-
-    def described(self, bundle: "Bundle") -> dict[str, Any]:
-        """The request's fields in a report."""
-        from runtime.image.grain import NAME
-
-        return {
-            "version": __version__,
-            "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
-            "seed": self.seed,
-            "samples": len(self.numbers),
-            "sample": self.only,  # null: all from 0
-            "select": self.select,
-            "score": NAME if self.select == "best" else None,
-            "scale": self.scale,
-        }
-
-
-@dataclass
-class Outcome:
-    """The result of one photo. It is filled in during the work, so that an interrupted run can report it."""
-
-    input: str
-    """Path of the photo, or its label in messages."""
-    status: str = "unfinished"
-    """Then "ok", "skipped", "own" (written by gdposr itself, so left out) or "failed"."""
-    outputs: list[dict[str, Any]] = field(default_factory=list)
-    """The report's entry of each picture: path, sample, width, height, and fields that options add."""
-    notes: list[str] = field(default_factory=list)
-    """Losses and replacements, such as 16 bits in a JPEG."""
-    error: str | None = None
-    """Why it failed, in one line. None: it did not."""
-    seconds: float = 0.0
-    """From its start to its last file."""
-
-
-@dataclass
-class Task:
-    """One photo of a run: its source, its outputs, and its progress."""
-
-    source: Path
-    """Path of the photo."""
-    folder: Path
-    """Of its pictures."""
-    stem: str
-    """The part of its pictures' names that all samples share."""
-    exact: Path | None = None
-    """The one output file the user named; None: names are made from `stem`."""
-    pixels: int | None = None
-    """From its header. None: not known."""
-    begin: float = 0.0
-    """Seconds of time.perf_counter, as `end`. 0: not begun in this run."""
-    end: float = 0.0
-    """Time of its last finished step; 0: no step has ended."""
-    writes: list[tuple[Future[None], dict[str, Any]]] = field(default_factory=list)
-    """Each write with its entry for the report."""
-    error: Exception | None = None
-    """Set before the run if it cannot be read, such as a folder without permission."""
-    labels: dict[str, str] = field(default_factory=dict)
-    """What messages say instead of a path, such as "stdin"."""
-    computed: bool = False
-    """Whether all its pictures are computed. Some may still be being written."""
-
-    def __post_init__(self) -> None:
-        self.outcome = Outcome(str(self.source))
-
-    def worded(self, text: str) -> str:
-        """A message with labels in place of paths."""
-        for path, label in self.labels.items():
-            text = text.replace(path, label)
-        return text
-
-    def target(self, part: str = "") -> Path:
-        """The output file. `part` tells pictures of one photo apart, for example "_s2" or "_sheet"."""
-        return self.exact if self.exact is not None else self.folder / f"{self.stem}{part}.png"
-
-    def finished(self, options: Options) -> list[str]:
-        """The name parts of the existing outputs if they are complete, otherwise empty."""
-        there = [part for part in options.parts if os.path.isfile(self.target(part))]
-        return there if len(there) >= options.pictures else []
 
 
 def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing: bool = False) -> list[Task]:
@@ -165,18 +40,18 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing
         )
     if not is_file and os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"{out} exists and is neither a picture's name nor a folder: name another output")
-    suffix = f"_x{options.scale:g}_seed{options.seed}"
     tasks = []
     entries = sources_of(inputs, None if is_file else out)
     for entry, name in zip(entries, names_of(entries), strict=True):
-        task = Task(entry.path, out / entry.inside.parent, f"{name}{suffix}", out if is_file else None)
+        stem = stem_of(name, options.scale, options.seed)
+        task = Task(entry.path, out / entry.inside.parent, stem, out if is_file else None)
         if is_file:
             task.folder, task.stem = out.parent, out.stem
         task.error = entry.fault
         if entry.fault is not None:
             task.outcome.status, task.outcome.error = "failed", one_line(entry.fault)
         elif not (skip_existing and not is_file and _skipped(task, options)):
-            task.pixels, own = looked_at(task.source)
+            task.pixels, own = read_header(task.source)
             if own and not entry.named:
                 task.outcome.status = "own"
         tasks.append(task)
@@ -189,7 +64,12 @@ def plan_tasks(inputs: Sequence[str], out: Path, options: Options, skip_existing
     if is_file and skip_existing:
         for task in photos:
             _skipped(task, options)
-    _refuse_clashes(photos, options.parts)
+    originals = {identity for task in photos if (identity := _identity(task.source)) is not None}
+    refuse_clashes(
+        ((str(task.source), str(task.target(part))) for task in photos for part in options.parts),
+        path_key,
+        lambda target: _identity(target) in originals,
+    )
     return tasks
 
 
@@ -200,7 +80,7 @@ def names_of(entries: "Sequence[Entry]", own: "Callable[[Entry], bool] | None" =
     """
     from runtime.folders import is_photo_name
 
-    own = own or (lambda entry: looked_at(entry.path)[1])
+    own = own or (lambda entry: read_header(entry.path)[1])
 
     stems = [e.inside.stem if is_photo_name(e.inside.name) else e.inside.name for e in entries]
     keys = [path_key(entry.inside.parent / stem) for entry, stem in zip(entries, stems, strict=True)]
@@ -237,9 +117,7 @@ def sources_of(inputs: Sequence[str], out: Path | None) -> "list[Entry]":
     for item in inputs:
         path = Path(item)
         if out is not None and os.path.isdir(item) and _identity(path) == _identity(out):
-            raise UsageError(
-                f"{out} is an input and the output too: name another folder, so that photos and results stay apart"
-            )
+            raise input_is_output(out)
         entries = find_entries(item, exclude=[] if out is None else [out])
         for entry in entries:
             known = found.setdefault(entry.key, entry)
@@ -255,30 +133,43 @@ def sources_of(inputs: Sequence[str], out: Path | None) -> "list[Entry]":
     return [*found.values(), *empty.values()]
 
 
-def _refuse_clashes(tasks: Sequence[Task], parts: Sequence[str]) -> None:
-    inputs = {identity for task in tasks if (identity := _identity(task.source)) is not None}
-    taken: dict[str, Task] = {}
-    for task in tasks:
-        for target in {task.target(part) for part in parts}:
-            other = taken.setdefault(path_key(target), task)
-            if other is not task:
-                raise UsageError(
-                    f"{other.source} and {task.source} would both be written to {target}: upscale them into two folders"
-                )
-            if _identity(target) in inputs:
-                raise UsageError(f"{target} is an input: name another output, so that the photo is not lost")
+def input_is_output(out: object) -> UsageError:
+    """The error for a folder that is both. out: its name."""
+    return UsageError(
+        f"{out} is an input and the output too: name another folder, so that photos and results stay apart"
+    )
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def refuse_clashes(
+    pairs: Iterable[tuple[str, str]], key: Callable[[str], str], is_input: Callable[[str], bool]
+) -> None:
+    """UsageError if two photos would be written to one file, or an output would replace an input.
+
+    pairs: (photo, output) for each output, by the names that messages give them.
+    key: of an output, equal for all names of one file.
+    is_input: whether an output is one of the photos.
+    """
+    taken: dict[str, str] = {}
+    for source, target in pairs:
+        other = taken.setdefault(key(target), source)
+        if other != source:
+            raise UsageError(
+                f"{other} and {source} would both be written to {target}: upscale them into two folders"
+            )
+        if is_input(target):
+            raise UsageError(f"{target} is an input: name another output, so that the photo is not lost")
+
+
+def _identity(path: Path | str) -> tuple[int, int] | None:
     """A key of the file itself, the same for all its names and links. None if there is no file."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
 
 
-def path_key(path: Path) -> str:
+def path_key(path: Path | str) -> str:
     """A key of a path that is equal for paths of one file. macOS and Windows ignore case."""
     name = os.path.abspath(path)
     return name.casefold() if sys.platform in ("darwin", "win32") else name

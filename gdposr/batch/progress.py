@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from gdposr.batch.task import Outcome
 from gdposr.console import on_terminal, printable, say
 
 # The photo at work, share of all work in [0, 1], time left as text.
@@ -88,6 +89,12 @@ def photo_progress(pixels: Sequence[int | None]) -> Iterator[Meter]:
             bar.update(task, completed=share, description=printable(name), left=left)
 
         yield Meter(pixels, show)
+
+
+def say_failed(outcome: Outcome) -> None:
+    """Print the error of a failed photo, with its name."""
+    error = outcome.error or ""
+    say(f"failed: {error if outcome.input in error else f'{outcome.input}: {error}'}")
 
 
 def summary(counts: dict[str, int], total: int, seconds: float) -> str:

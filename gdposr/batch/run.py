@@ -1,15 +1,17 @@
 """A run over many photos: each is read, computed and written. The error of one photo does not stop the others."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gdposr import __version__
-from gdposr.batch.library_warnings import about, remarks_kept
-from gdposr.batch.outputs import Options, Outcome, Task
+from gdposr.batch.headers import notes_of
+from gdposr.batch.library_warnings import name_warnings, route_warnings
 from gdposr.batch.overlap import Reader, Writer
-from gdposr.batch.progress import Meter
+from gdposr.batch.progress import Meter, say_failed
+from gdposr.batch.task import Options, Outcome, Task
 from gdposr.console import debugging, one_line, say
 
 if TYPE_CHECKING:
@@ -22,33 +24,21 @@ if TYPE_CHECKING:
     from runtime.upscale.upscaler import Upscaler
 
 
-def say_failed(outcome: Outcome) -> None:
-    """Print the error of a failed photo, with its name."""
-    told = outcome.error or ""
-    say(f"failed: {told if outcome.input in told else f'{outcome.input}: {told}'}")
-
-
-def notes_of(seed: int, sample: str, digest: str, precision: str) -> dict[str, str]:
-    """The notes inside an output on how it was made.
-
-    seed: of the noise.
-    sample: one number, or the first and last of a sheet, "0-3".
-    digest: of the bundle.
-    precision: of the model.
-    """
-    return {
-        "Software": f"gdposr {__version__}",
-        "gdposr-seed": str(seed),
-        "gdposr-sample": sample,
-        "gdposr-bundle": digest,
-        "gdposr-precision": precision,
-    }
-
-
+T = TypeVar("T")
 # Attempts to make a picture when memory runs out.
 ATTEMPTS = 3
 # A photo of more pixels is not read ahead, so that memory holds one photo.
 AHEAD_PIXELS = 25_000_000
+
+
+def retry_out_of_memory(make: Callable[[], T]) -> T:
+    """What `make` returns. If memory runs out, it is called again: the next attempt has smaller tiles."""
+    from runtime.errors import OutOfMemory
+
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(OutOfMemory):
+            return make()
+    return make()
 
 
 class Batch:
@@ -72,7 +62,9 @@ class Batch:
         self._options, self._upscaler, self._meter = options, upscaler, meter
         self._settled, self._overlap = settled, overlap
         self._behind: deque[Task] = deque()  # begun and not settled, the oldest first
-        self._deaf: Exception | None = None  # raised by `settled`, for example because stdout is closed
+        self._report_error: Exception | None = (
+            None  # raised by `settled`, for example because stdout is closed
+        )
         self._writer = Writer(overlap)
 
     def run(self, tasks: Sequence[Task]) -> None:
@@ -86,19 +78,19 @@ class Batch:
             return self._overlap and pixels is not None and pixels <= AHEAD_PIXELS
 
         try:
-            with remarks_kept(), Reader(len(tasks), read, ahead) as reader, self._writer:
+            with route_warnings(), Reader(len(tasks), read, ahead) as reader, self._writer:
                 for number, task in enumerate(tasks):
                     task.begin = time.perf_counter()
                     self._behind.append(task)
                     self._attempt(task, lambda number=number: reader.take(number))  # type: ignore[misc]
                     self._settle()
-                    if self._deaf is not None:
+                    if self._report_error is not None:
                         break
         finally:
             while self._behind:  # the writer has stopped
                 self._close(self._behind.popleft())
-        if self._deaf is not None:
-            raise self._deaf
+        if self._report_error is not None:
+            raise self._report_error
 
     def _read(self, task: Task) -> "Photo":
         from runtime.image.read.decode import read_photo
@@ -106,9 +98,9 @@ class Batch:
         limit = {} if self._options.max_pixels is None else {"max_pixels": self._options.max_pixels}
 
         def note(text: str) -> None:
-            task.outcome.notes.append(task.worded(text))
+            task.outcome.notes.append(task.with_labels(text))
 
-        with about(str(task.source), note):
+        with name_warnings(str(task.source), note):
             return read_photo(task.source, **limit, notify=note)
 
     def _attempt(self, task: Task, take: "Callable[[], Photo]") -> None:
@@ -146,22 +138,20 @@ class Batch:
         )
         # write: samples while they are computed, a sheet or the best when all are
         if options.select == "all":
-            for number, part in zip(options.numbers, options.parts, strict=True):
-                self._stream(task, photo, rendering, number, part)
+            for number in options.numbers:
+                self._stream(task, photo, rendering, number)
         elif options.select == "best":
             from runtime.image.grain import NAME
 
             score, number, pixels = self._best(rendering)
-            part = options.parts[options.numbers.index(number)]
-            best = photo.with_pixels(pixels)
-            self._whole(task, best, number, part, photo, **{NAME: round(score, 4)})
+            self._whole(task, photo.with_pixels(pixels), number, photo, **{NAME: round(score, 4)})
         else:
             from gdposr.batch.sheet import contact_sheet
             from runtime.image.photo import Photo
 
             labels = [f"seed {options.seed} sample {number}" for number in options.numbers]
             sheet = contact_sheet([rendering.sample(number) for number in options.numbers], labels)
-            self._whole(task, Photo(sheet), None, "_sheet")
+            self._whole(task, Photo(sheet), None)
 
     def _best(self, rendering: "Rendering") -> tuple[float, int, "NDArray[Any]"]:
         """The first sample with the lowest score. No other is kept in memory."""
@@ -178,34 +168,35 @@ class Batch:
         assert best is not None
         return best
 
-    def _stream(self, task: Task, photo: "Photo", rendering: "Rendering", number: int, part: str) -> None:
-        """Write a sample while it is computed."""
+    def _stream(self, task: Task, photo: "Photo", rendering: "Rendering", number: int) -> None:
+        """Write a sample while it is computed.
+
+        task: its photo.
+        photo: the input, with metadata.
+        rendering: of the photo.
+        number: of the sample.
+        """
         from gdposr.batch.compare import Preview
-        from runtime.errors import OutOfMemory
 
         def save(arriving: "Strips") -> None:
             preview = Preview(arriving.shape) if self._options.compare else None
             passing = arriving if preview is None else preview.passing(arriving)
-            self._save(task, photo.with_pixels(passing), number, part)
+            self._save(task, photo.with_pixels(passing), number)
             if preview is not None:
-                self._compare(task, photo, preview, part)
+                self._compare(task, photo, preview, number)
 
-        for attempt in range(ATTEMPTS):
+        def write() -> tuple[Future[None], tuple[int, ...]]:
             strips = rendering.strips(number)
-            try:
-                write = self._writer.stream(strips, save, self._settle)
-                break
-            except OutOfMemory:  # after rows that are already written; the next attempt has smaller tiles
-                if attempt + 1 == ATTEMPTS:
-                    raise
-        task.writes.append((write, self._entry(task, strips.shape, number, part)))
+            return self._writer.stream(strips, save, self._settle), strips.shape
+
+        written, shape = retry_out_of_memory(write)  # memory may run out after rows that are already written
+        task.writes.append((written, self._entry(task, shape, number)))
 
     def _whole(
         self,
         task: Task,
         photo: "Photo",
         number: int | None,
-        part: str,
         before: "Photo | None" = None,
         **scores: float,
     ) -> None:
@@ -214,7 +205,6 @@ class Batch:
         task: its photo.
         photo: the picture, with metadata.
         number: of the sample; None: a sheet of all samples.
-        part: the part of its name that tells pictures of one photo apart.
         before: the input, for the page; None: no page.
         scores: for the report.
         """
@@ -222,23 +212,24 @@ class Batch:
         from runtime.image.bands import HELD
 
         def save() -> None:
-            self._save(task, photo, number, part)
+            self._save(task, photo, number)
             if self._options.compare and before is not None:
                 preview = Preview(photo.pixels.shape)
                 preview.take(photo.pixels)
-                self._compare(task, before, preview, part)
+                self._compare(task, before, preview, number)
 
         write = self._writer.whole(save)
         if photo.pixels.nbytes > HELD:
             write.result()  # memory must not hold it beside the next photo's
-        task.writes.append((write, self._entry(task, photo.pixels.shape, number, part) | scores))
+        task.writes.append((write, self._entry(task, photo.pixels.shape, number) | scores))
 
-    def _save(self, task: Task, photo: "Photo[Levels | Strips]", number: int | None, part: str) -> None:
+    def _save(self, task: Task, photo: "Photo[Levels | Strips]", number: int | None) -> None:
         """Write one picture with the notes on how it was made. Runs in the writer's thread."""
         from runtime.files import make_folder
         from runtime.image.write.encode import write_photo
 
-        options, target = self._options, task.target(part)
+        options = self._options
+        target = task.target(options.part(number))
         make_folder(target.parent)
         sample = str(number) if number is not None else f"0-{options.samples - 1}"
         text = notes_of(options.seed, sample, options.digest, self._upscaler.precision)
@@ -246,28 +237,35 @@ class Batch:
             photo, text = photo.stripped(), {}
 
         def tell(note: str) -> None:
-            task.outcome.notes.append(task.worded(note))
-            say(task.worded(note))
+            task.outcome.notes.append(task.with_labels(note))
+            say(task.with_labels(note))
 
-        with about(str(target), tell):
+        with name_warnings(str(target), tell):
             write_photo(target, photo, quality=options.quality, text=text, notify=tell)
         task.end = time.perf_counter()
 
-    def _compare(self, task: Task, before: "Photo", preview: "Preview", part: str) -> None:
-        """Write the page that shows before and after. Runs in the writer's thread."""
+    def _compare(self, task: Task, before: "Photo", preview: "Preview", number: int | None) -> None:
+        """Write the page that shows before and after. Runs in the writer's thread.
+
+        task: the photo.
+        before: the input.
+        preview: the picture, reduced.
+        number: of the sample; None: a sheet.
+        """
         from gdposr.batch.compare import page_path, write_page
 
-        target = task.target(part)
+        target = task.target(self._options.part(number))
         write_page(page_path(target), target.name, before, preview)
 
-    def _entry(self, task: Task, shape: tuple[int, ...], number: int | None, part: str) -> dict[str, Any]:
-        """The report's entry of a picture."""
+    def _entry(self, task: Task, shape: tuple[int, ...], number: int | None) -> dict[str, Any]:
+        """The report's entry of a picture. shape: (height, width, ...). number: of the sample; None: a sheet."""
         from gdposr.batch.compare import page_path
 
         height, width = shape[:2]
-        entry = {"path": str(task.target(part)), "sample": number, "width": width, "height": height}
+        target = task.target(self._options.part(number))
+        entry = {"path": str(target), "sample": number, "width": width, "height": height}
         if self._options.compare:
-            entry["compare"] = str(page_path(task.target(part)))
+            entry["compare"] = str(page_path(target))
         return entry
 
     def _settle(self) -> None:
@@ -289,12 +287,12 @@ class Batch:
                 task.error = task.error or failure
         outcome.seconds = round((task.end or time.perf_counter()) - task.begin, 3)
         if task.error is not None:
-            outcome.status, outcome.error = "failed", task.worded(one_line(task.error))
+            outcome.status, outcome.error = "failed", task.with_labels(one_line(task.error))
             say_failed(outcome)
         elif task.computed:
             outcome.status = "ok"
         try:
-            if self._deaf is None:
+            if self._report_error is None:
                 self._settled(outcome)
         except Exception as error:
-            self._deaf = error
+            self._report_error = error

@@ -10,11 +10,10 @@ from math import ceil
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Pixels between cells, and for the text above a cell.
-GAP = 8
-LABEL = 26
+# Pixels between cells, and for the text above a cell, whose letters are so many pixels high.
+GAP, LABEL, FONT_SIZE = 8, 26, 16
+# RGB of text and of the ground.
 INK, PAPER = (30, 30, 30), (246, 246, 244)
-FONT_SIZE = 16
 
 
 def contact_sheet(

@@ -10,6 +10,8 @@ the others go on. An interrupted or killed run leaves only complete files, and t
 import argparse
 import contextlib
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr.batch.arguments import add_arguments
-from gdposr.batch.outputs import Options, Outcome, Task, plan_tasks
+from gdposr.batch.outputs import plan_tasks
 from gdposr.batch.pipes import STANDARD, check_stdout, from_stdin, to_stdout
-from gdposr.batch.progress import photo_progress, summary
-from gdposr.batch.run import Batch, say_failed
+from gdposr.batch.progress import photo_progress, say_failed, summary
+from gdposr.batch.run import Batch
+from gdposr.batch.task import Options, Outcome, Task
 from gdposr.batch.temporary import claimed
-from gdposr.batch.viewer import show
 from gdposr.console import (
     FAILED,
     INTERRUPTED,
@@ -242,6 +244,28 @@ def _show(outputs: Sequence[dict[str, Any]], out: Path) -> None:
     """Show the output, or the folder if there are several."""
     if outputs:
         one = Path(outputs[0].get("compare", outputs[0]["path"]))
-        problem = show(one if len(outputs) == 1 else out)
+        problem = _open_viewer(one if len(outputs) == 1 else out)
         if problem is not None:
             say(problem)
+
+
+def _open_viewer(path: Path) -> str | None:
+    """Start the system's viewer of a file or folder without waiting for it. Returns None, or the error as a sentence."""
+    place = os.path.abspath(path)
+    try:
+        if sys.platform == "win32":
+            os.startfile(place)
+            return None
+        opener = "open" if sys.platform == "darwin" else "xdg-open"
+        if shutil.which(opener) is None:
+            return f"{place} cannot be shown: expected the program {opener}, got none; open the file yourself"
+        subprocess.Popen(
+            [opener, place],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C here does not close it
+        )
+    except OSError as error:
+        return f"{place} cannot be shown ({error.strerror or error}): open the file yourself"
+    return None

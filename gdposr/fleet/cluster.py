@@ -12,9 +12,9 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from gdposr.batch.outputs import Outcome
+from gdposr.batch.task import Outcome
 from gdposr.console import UsageError, one_line
-from gdposr.fleet.photos import Photo
+from gdposr.fleet.photos import ArchivePhoto
 from gdposr.fleet.store import is_address
 from gdposr.fleet.worker import Result, Settings, Worker, facts_of
 
@@ -26,6 +26,7 @@ MOST_BYTES = 4 << 20
 MOST_BLOCKS = 50_000
 # How often a round repeats a block after its worker died.
 REPEATS = 2
+# Passes over the photos: after the first, those that failed with their worker or node are tried again.
 ROUNDS = 3
 # Photos that a worker has at once if they come from stores: one is computed while another is copied.
 OVERLAPPED = 2
@@ -88,7 +89,7 @@ def loaded(settings: Settings) -> tuple[dict[str, Any], dict[str, float]]:
 
 
 def enlarged(
-    photos: Sequence[Photo], settings: Settings, takes: dict[str, float]
+    photos: Sequence[ArchivePhoto], settings: Settings, takes: dict[str, float]
 ) -> Generator[Result, None, None]:
     """The result of every photo, as soon as it is done. Closing the iterator ends the work."""
     left = {photo.number: photo for photo in photos}
@@ -117,7 +118,7 @@ def enlarged(
 
 
 def _round(
-    photos: Sequence[Photo], settings: Settings, takes: dict[str, float], avoid: set[str], alone: bool
+    photos: Sequence[ArchivePhoto], settings: Settings, takes: dict[str, float], avoid: set[str], alone: bool
 ) -> Iterator[Result]:
     """Results of one pass of Ray Data over the photos. Photos that killed their worker are missing.
 
@@ -158,7 +159,7 @@ def _round(
         yield Result.unpacked(row["result"])
 
 
-def _blocks(photos: Sequence[Photo], places: int) -> int:
+def _blocks(photos: Sequence[ArchivePhoto], places: int) -> int:
     """The number of blocks: each has a few seconds of work, and each worker gets several."""
     known = [photo.size for photo in photos if photo.size is not None]
     size = max(1, sum(known) // len(known)) if known else 1

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdposr.batch.outputs import Options, Outcome
 from gdposr.batch.pipes import STANDARD
-from gdposr.batch.progress import occasional_lines, summary
-from gdposr.batch.run import say_failed
+from gdposr.batch.progress import occasional_lines, say_failed, summary
+from gdposr.batch.task import Options, Outcome
 from gdposr.batch.temporary import claimed
 from gdposr.console import (
     FAILED,
@@ -27,7 +26,7 @@ from gdposr.console import (
     say,
     terminable,
 )
-from gdposr.fleet.photos import Photo, Target, finished, plan_photos
+from gdposr.fleet.photos import ArchivePhoto, Target, finished, plan_photos
 from gdposr.fleet.report import REPORT, Report
 from gdposr.fleet.store import is_address
 from gdposr.fleet.worker import Result, Settings
@@ -36,6 +35,7 @@ from gdposr.forward import require
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
 
+# Modules of the extra `ray`.
 PACKAGES = ("ray", "pyarrow", "pandas")
 Settle = Callable[[Result], None]
 
@@ -139,9 +139,16 @@ def _settings(args: argparse.Namespace, options: Options) -> Settings:
 
 
 def _begun(
-    photos: Sequence[Photo], target: Target, options: Options, skip_existing: bool, settle: Settle
-) -> Iterator[Photo]:
-    """Settle the photos that need no work, and yield the others."""
+    photos: Sequence[ArchivePhoto], target: Target, options: Options, skip_existing: bool, settle: Settle
+) -> Iterator[ArchivePhoto]:
+    """Settle the photos that need no work, and yield the others.
+
+    photos: of the run.
+    target: the output folder.
+    options: what to make from each photo.
+    skip_existing: whether photos whose pictures exist need no work.
+    settle: called with the result of each photo that needs none.
+    """
     present = target.present() if skip_existing else lambda name: False
     samples = dict(zip(options.parts, options.numbers, strict=True)) if options.select == "all" else {}
     for photo in photos:
@@ -161,7 +168,7 @@ def _begun(
 
 
 @contextlib.contextmanager
-def _claimed(target: Target, photos: Sequence[Photo], options: Options) -> Iterator[None]:
+def _claimed(target: Target, photos: Sequence[ArchivePhoto], options: Options) -> Iterator[None]:
     """Claim a local output folder, see `claimed`. A store needs no claim: a killed run leaves no file there with a picture's name."""
     if target.store is not None:
         yield
@@ -177,12 +184,20 @@ def _claimed(target: Target, photos: Sequence[Photo], options: Options) -> Itera
 def _work(
     address: str,
     settings: Settings,
-    photos: Sequence[Photo],
+    photos: Sequence[ArchivePhoto],
     bundle: "Bundle",
     report: Report,
     settle: Settle,
 ) -> dict[str, Any]:
-    """Enlarge the photos on the cluster. Returns what a node loaded, as in the reports of the plain command."""
+    """Enlarge the photos on the cluster. Returns what a node loaded, as in the reports of the plain command.
+
+    address: of the cluster, see `cluster`.
+    settings: of every worker, with the device and precision that the user asked for.
+    photos: to enlarge.
+    bundle: the model, for the message that names it.
+    report: gets the precision that was loaded.
+    settle: called with each result.
+    """
     import dataclasses
 
     from gdposr.fleet.cluster import cluster, enlarged, loaded

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from gdposr.batch.headers import looked_at, looked_into
-from gdposr.batch.outputs import Options, names_of, path_key, sources_of
+from gdposr.batch.headers import read_header, read_header_from
+from gdposr.batch.outputs import input_is_output, names_of, path_key, refuse_clashes, sources_of
+from gdposr.batch.task import Options, stem_of
 from gdposr.console import UsageError, one_line
 from gdposr.fleet.store import Found, Store, is_address, store_at
 
@@ -23,27 +24,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class ArchivePhoto:
     """One photo of a run."""
 
     number: int
-    """From 0, in the order of the run."""
+    """Number in the order of the run, from 0."""
     source: str
-    """As messages and the report name it."""
+    """Name in messages and the report."""
     path: str
-    """Absolute, or in the file system of its store."""
+    """Path of its file: absolute, or in the file system of its store."""
     address: str | None
-    """Of its store. None: a file here."""
+    """Address of its store. None: a file here."""
     folder: str
-    """Where its pictures go, relative to the output folder; "" is that folder itself."""
+    """Folder of its pictures, relative to the output folder; "" is that folder itself."""
     stem: str
-    """How the names of its pictures begin."""
+    """The part of its pictures' names that all samples share."""
     named: bool = False
     """Whether the user named this very file. Then it is enlarged even if gdposr wrote it."""
     size: int | None = None
-    """Bytes of its file. None: not known."""
+    """Size of its file in bytes. None: not known."""
     fault: str | None = None
-    """Why it cannot be read."""
+    """Why it cannot be read. None: it can."""
 
     def outputs(self, options: Options) -> list[str]:
         """The paths that its pictures may have, relative to the output folder."""
@@ -54,7 +55,7 @@ class Photo:
         return json.dumps(asdict(self))
 
     @classmethod
-    def unpacked(cls, text: str) -> "Photo":
+    def unpacked(cls, text: str) -> "ArchivePhoto":
         return cls(**json.loads(text))
 
 
@@ -122,7 +123,7 @@ class Target:
                 os.rmdir(os.path.join(self.out, name))
 
 
-def plan_photos(inputs: Sequence[str], target: Target, options: Options) -> list[Photo]:
+def plan_photos(inputs: Sequence[str], target: Target, options: Options) -> list[ArchivePhoto]:
     """Files, folders, patterns and addresses -> photos, each once, and what may hide photos, with a `fault`.
 
     UsageError if nothing is found, two photos would go to one file, or an output would replace an input.
@@ -133,34 +134,41 @@ def plan_photos(inputs: Sequence[str], target: Target, options: Options) -> list
     def own(entry: "Entry") -> bool:
         address, file = stores[id(entry)]
         if address is None or file is None:
-            return looked_at(entry.path)[1]
+            return read_header(entry.path)[1]
         with store_at(address).opened(file.path) as stream:
-            return looked_into(stream)[1]
+            return read_header_from(stream)[1]
 
-    suffix = f"_x{options.scale:g}_seed{options.seed}"
     photos = []
     names = names_of([entry for entry, _, _ in found], own)
     for number, ((entry, address, file), name) in enumerate(zip(found, names, strict=True)):
         folder = "" if entry.inside.parent == Path() else entry.inside.parent.as_posix()
         store = None if address is None else store_at(address)
         photos.append(
-            Photo(
+            ArchivePhoto(
                 number,
                 str(entry.path) if store is None or file is None else store.shown(file.path),
                 os.path.abspath(entry.path) if file is None else file.path,
                 address,
                 folder,
-                f"{name}{suffix}",
+                stem_of(name, options.scale, options.seed),
                 entry.named,
                 None if file is None else file.size,
                 None if entry.fault is None else one_line(entry.fault),
             )
         )
-    _refuse_clashes(photos, target, options)
+    # refuse clashes
+    key = path_key if target.store is None else str
+    originals = {key(photo.source) for photo in photos if (photo.address is None) == (target.store is None)}
+    readable = [photo for photo in photos if photo.fault is None]
+    refuse_clashes(
+        ((photo.source, target.shown(name)) for photo in readable for name in photo.outputs(options)),
+        key,
+        lambda shown: key(shown) in originals,
+    )
     return photos
 
 
-def finished(photo: Photo, options: Options, present: Callable[[str], bool]) -> list[str]:
+def finished(photo: ArchivePhoto, options: Options, present: Callable[[str], bool]) -> list[str]:
     """The names of its existing pictures if they are complete, otherwise empty."""
     there = [name for name in photo.outputs(options) if present(name)]
     return there if len(there) >= options.pictures else []
@@ -177,9 +185,7 @@ def _found(inputs: Sequence[str], target: Target) -> "list[tuple[Entry, str | No
     for address in (item for item in inputs if is_address(item)):
         store = store_at(address)
         if target.store is not None and store.shown(store.root) == target.store.shown(target.store.root):
-            raise UsageError(
-                f"{target.out} is an input and the output too: name another folder, so that photos and results stay apart"
-            )
+            raise input_is_output(target.out)
         listed = _listed(store, target)
         for entry, file in listed:
             found.setdefault(store.shown(file.path), (entry, address, file))
@@ -200,21 +206,3 @@ def _listed(store: Store, target: Target) -> "list[tuple[Entry, Found]]":
             f"{shown}: expected a folder with photos, got none there: check the address; it names one folder or one photo, no pattern"
         )
     return listed
-
-
-def _refuse_clashes(photos: Sequence[Photo], target: Target, options: Options) -> None:
-    def key(path: str) -> str:
-        return path_key(Path(path)) if target.store is None else path
-
-    inputs = {key(photo.source) for photo in photos if (photo.address is None) == (target.store is None)}
-    taken: dict[str, Photo] = {}
-    for photo in photos:
-        for name in photo.outputs(options) if photo.fault is None else ():
-            shown = target.shown(name)
-            other = taken.setdefault(key(shown), photo)
-            if other is not photo:
-                raise UsageError(
-                    f"{other.source} and {photo.source} would both be written to {shown}: upscale them into two folders"
-                )
-            if key(shown) in inputs:
-                raise UsageError(f"{shown} is an input: name another output, so that the photo is not lost")

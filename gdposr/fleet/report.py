@@ -15,9 +15,11 @@ from gdposr.fleet.worker import Result
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Name of the report in the output folder.
 REPORT = "gdposr-report.parquet"
 # Hidden, so that it is never listed as a folder of photos.
 PARTS = ".gdposr-report"
+# A part is written after so many seconds, or as soon as it has so many rows.
 PART_SECONDS = 10.0
 PART_ROWS = 10_000
 

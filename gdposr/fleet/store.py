@@ -34,9 +34,9 @@ class Found:
     """A file below a store's folder."""
 
     path: str
-    """In the file system."""
+    """Path in the file system."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 class Store:

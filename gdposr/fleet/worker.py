@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
-from gdposr.batch.headers import looked_at
-from gdposr.batch.outputs import Options, Outcome, Task
+from gdposr.batch.headers import read_header
 from gdposr.batch.progress import Meter
 from gdposr.batch.run import Batch
+from gdposr.batch.task import Options, Outcome, Task
 from gdposr.batch.temporary import held, remove_abandoned
 from gdposr.console import UsageError, one_line
-from gdposr.fleet.photos import Photo, Target
+from gdposr.fleet.photos import ArchivePhoto, Target
 from gdposr.fleet.store import store_at
 
 if TYPE_CHECKING:
@@ -48,21 +48,21 @@ class Settings:
     shown_out: str
     """How messages and the report name it."""
     bundle: str | None
-    """A path that each node has. None: the built-in model."""
+    """Path of the bundle, the same on each node. None: the built-in model."""
     device: str
-    """As `Upscaler` takes it; each node decides what "auto" is."""
+    """Device as `Upscaler` takes it; each node decides what "auto" is."""
     precision: str
-    """As `Upscaler` takes it."""
+    """Precision as `Upscaler` takes it."""
     threads: int
-    """Of each worker."""
+    """CPU threads of each worker."""
     tile: int | None
     """Side of a tile in LR pixels. None: the model's own."""
     color_fix: str | None
-    """None: the model's own."""
+    """Colour fix. None: the model's own."""
     max_memory: int | None
     """Bytes that a worker may take. None: no limit."""
     version: str = __version__
-    """The driver's, which every node must have."""
+    """Version of the driver, which every node must have."""
 
     def open(self) -> "Upscaler":
         """UsageError if this node has another model or version than the driver. DeviceError, BundleError: see `Upscaler`."""
@@ -92,13 +92,13 @@ class Result:
     """A worker's result for one photo."""
 
     number: int
-    """Of the photo."""
+    """Number of the photo."""
     outcome: Outcome
-    """As in the report of the plain command."""
+    """Outcome as in the report of the plain command."""
     milliseconds: float
-    """From its turn to its last file, copies from and to a store included."""
+    """Time from its turn to its last file, copies from and to a store included."""
     sha256: list[str] = field(default_factory=list)
-    """Of each picture, hexadecimal, in the order of the outcome's outputs."""
+    """Hash of each picture, hexadecimal, in the order of the outcome's outputs."""
     node: str | None = None
     """Ray's name of the node. None: no worker finished it."""
     node_fault: bool = False
@@ -136,10 +136,10 @@ class Worker:
         self._node = _node_id()
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        """A row with a packed `Photo` -> a row with a packed `Result`. Errors of a photo or a node are in the result, not raised."""
-        return {"result": self.enlarge(Photo.unpacked(row["photo"])).packed()}
+        """A row with a packed `ArchivePhoto` -> one with a packed `Result`, which also holds errors of the photo or the node."""
+        return {"result": self.enlarge(ArchivePhoto.unpacked(row["photo"])).packed()}
 
-    def enlarge(self, photo: Photo) -> Result:
+    def enlarge(self, photo: ArchivePhoto) -> Result:
         begin = time.perf_counter()
         result = Result(photo.number, Outcome(photo.source), 0.0, node=self._node)
         try:
@@ -155,7 +155,7 @@ class Worker:
         result.outcome.seconds = round(result.milliseconds / 1000, 3)
         return result
 
-    def _enlarge(self, photo: Photo, result: Result, stack: contextlib.ExitStack) -> None:
+    def _enlarge(self, photo: ArchivePhoto, result: Result, stack: contextlib.ExitStack) -> None:
         store = self._target.store
         scratch = stack.enter_context(_scratch()) if photo.address or store else None
         # read: a local file directly, one of a store through a local copy
@@ -166,7 +166,7 @@ class Worker:
             source = scratch / f"photo{Path(photo.path).suffix}"
             store_at(photo.address).fetch(photo.path, source)
             labels = {str(source): photo.source}
-        pixels, own = looked_at(source)
+        pixels, own = read_header(source)
         if own and not photo.named:
             result.outcome.status = "own"
             return
@@ -200,7 +200,7 @@ class Worker:
                 if name in output:
                     output[name] = self._placed(photo, Path(output[name]))
 
-    def _placed(self, photo: Photo, path: Path) -> str:
+    def _placed(self, photo: ArchivePhoto, path: Path) -> str:
         """Copy a finished file to its store, if there is one, and return its name for the report."""
         name = os.path.join(photo.folder, path.name)
         store = self._target.store
@@ -209,7 +209,7 @@ class Worker:
         store.put(path, store.below(name))
         return store.shown(store.below(name))
 
-    def _check_size(self, photo: Photo) -> None:
+    def _check_size(self, photo: ArchivePhoto) -> None:
         """ImageError, before a file is copied, if it is too large for a photo within the pixel limit."""
         from runtime.image.read.decode import MAX_PIXELS, check_size
 
@@ -236,7 +236,7 @@ def _scratch() -> Iterator[Path]:
     folder = made.with_name(made.name.removeprefix("new-"))
     try:
         with held(made):
-            made.rename(folder)  # it is held before it gets the name that others look for
+            made.rename(folder)  # lock it before the rename, so that no cleanup removes it
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -25,14 +25,15 @@ from gdposr.server.metrics import TYPE, Metrics
 from gdposr.server.order import Order
 from gdposr.server.refusals import GONE, RETRY, Refusal, refusal_of
 from gdposr.server.upload import receive_photo
-from gdposr.server.work import Answer, Errand
+from gdposr.server.work import Answer, PhotoRequest
 
+# Where photos are posted to.
 PATH = "/v1/upscale"
 # Most characters of the notes in an answer's header.
 MOST_NOTES = 2000
 
 
-class Wanted(BaseModel):
+class UpscaleQuery(BaseModel):
     """The query of a request. Each parameter has the name and the meaning of an option of `gdposr upscale`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -60,10 +61,10 @@ class Wanted(BaseModel):
         return Order(self.seed, factor, self.samples or 1, self.sample, self.format, self.quality, self.strip)
 
 
-class Desk:
+class PhotoService:
     """Receives photos, waits for their pictures, and counts. folder: each request gets a folder in it."""
 
-    def __init__(self, queue: JobQueue[Errand, Answer], limits: Limits, folder: Path) -> None:
+    def __init__(self, queue: JobQueue[PhotoRequest, Answer], limits: Limits, folder: Path) -> None:
         self.queue, self.limits, self.folder = queue, limits, folder
         self.metrics = Metrics(queue)
         self._uploads = 0
@@ -77,28 +78,28 @@ class Desk:
                 f"expected fewer than {self.limits.uploads} photos coming in at once: try again later",
                 self.queue.retry_after(),
             )
-        errand = Errand(Path(tempfile.mkdtemp(dir=self.folder)), order)
-        job: Job[Errand, Answer] | None = None
+        photo_request = PhotoRequest(Path(tempfile.mkdtemp(dir=self.folder)), order)
+        job: Job[PhotoRequest, Answer] | None = None
         try:
             self._uploads += 1
             try:
-                await receive_photo(request, errand.source, self.limits)
+                await receive_photo(request, photo_request.source, self.limits)
             finally:
                 self._uploads -= 1
             begin = time.monotonic()
-            job = Job(errand, begin + self.limits.timeout)
+            job = Job(photo_request, begin + self.limits.timeout)
             self.queue.submit(job)
             answer = await self._pictures(request, job)
-            self.metrics.done(errand, answer, time.monotonic() - begin)
-            return Pictures(answer, errand.folder, self.limits.transfer_timeout)
+            self.metrics.done(photo_request, answer, time.monotonic() - begin)
+            return Pictures(answer, photo_request.folder, self.limits.transfer_timeout)
         except BaseException:
             if job is None or job.future is None:
-                _remove(errand.folder)
+                _remove(photo_request.folder)
             else:  # at once, or when the worker has finished with it
-                job.future.add_done_callback(lambda _: _remove(errand.folder))
+                job.future.add_done_callback(lambda _: _remove(photo_request.folder))
             raise
 
-    async def _pictures(self, request: Request, job: Job[Errand, Answer]) -> Answer:
+    async def _pictures(self, request: Request, job: Job[PhotoRequest, Answer]) -> Answer:
         """Wait for a job until its time is up or the client leaves, and then stop it."""
         assert job.future is not None
         done = asyncio.wrap_future(job.future)
@@ -154,7 +155,7 @@ class Pictures(FileResponse):
             _remove(self._folder)
 
 
-def create_app(desk: Desk, scale: float, facts: dict[str, str]) -> FastAPI:
+def create_app(service: PhotoService, scale: float, facts: dict[str, str]) -> FastAPI:
     """The routes. scale: the model's. facts: what /healthz says of the model."""
     app = FastAPI(
         title="gdposr",
@@ -165,25 +166,25 @@ def create_app(desk: Desk, scale: float, facts: dict[str, str]) -> FastAPI:
     )
 
     @app.post(PATH, responses=ANSWERS, openapi_extra=BODY, summary=UPSCALE, response_class=Response)
-    async def upscale(request: Request, wanted: Annotated[Wanted, Query()]) -> Response:
+    async def upscale(request: Request, query: Annotated[UpscaleQuery, Query()]) -> Response:
         try:
-            return await desk.answer(request, wanted.order(desk.limits, scale))
+            return await service.answer(request, query.order(service.limits, scale))
         except Exception as error:
-            refusal = refusal_of(error, desk.folder)
+            refusal = refusal_of(error, service.folder)
             if refusal is None:
                 raise
             raise refusal from error
 
     @app.get("/healthz", summary="Whether photos are taken")
     async def health() -> JSONResponse:
-        closed = desk.queue.closed
+        closed = service.queue.closed
         state = {"status": "stopping" if closed else "ok", "version": __version__, **facts}
-        counts = {"waiting": desk.queue.waiting, "at_work": desk.queue.at_work}
+        counts = {"waiting": service.queue.waiting, "at_work": service.queue.at_work}
         return JSONResponse(state | counts, 503 if closed else 200)
 
     @app.get("/metrics", summary="Counts and times for Prometheus", response_class=Response)
     async def metrics() -> Response:
-        return Response(desk.metrics.text(), headers={"Content-Type": TYPE})
+        return Response(service.metrics.text(), headers={"Content-Type": TYPE})
 
     @app.get("/", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
@@ -204,7 +205,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong_query(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"error": "; ".join(map(_worded, error.errors()))}, 422)
+        return JSONResponse({"error": "; ".join(map(_sentence, error.errors()))}, 422)
 
     @app.exception_handler(HTTPException)
     async def no_such_place(_: Request, error: HTTPException) -> JSONResponse:
@@ -218,11 +219,11 @@ def _answer_errors(app: FastAPI) -> None:
         return JSONResponse({"error": "a fault of the server; its log tells more"}, 500)
 
 
-def _worded(fault: dict[str, Any]) -> str:
+def _sentence(fault: dict[str, Any]) -> str:
     """One error of pydantic, with the name of the parameter and the value that came."""
     name, got = fault["loc"][-1], repr(fault.get("input"))[:80]
     if fault["type"] == "extra_forbidden":
-        return f"unknown parameter {repr(name)[:80]}: expected some of {', '.join(Wanted.model_fields)}"
+        return f"unknown parameter {repr(name)[:80]}: expected some of {', '.join(UpscaleQuery.model_fields)}"
     return f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {got}"
 
 

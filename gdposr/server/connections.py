@@ -9,7 +9,7 @@ from gdposr.server.metrics import Metrics
 from gdposr.server.refusals import RETRY
 
 
-class Front:
+class ConnectionLimiter:
     """An ASGI app around another one.
 
     app: the inner app.

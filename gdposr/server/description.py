@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, Final
 
+# Texts of the whole interface and of its one route.
 ABOUT: Final = (
     "A photo in, pictures four times larger out. The same photo, query and model give the same bytes, those of the command "
     '`gdposr upscale`. Errors are JSON, `{"error": "what was expected, what came, and the remedy"}`.'
 )
 UPSCALE: Final = "Enlarge the photo in the body"
+# The body of a request.
 BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
@@ -16,6 +18,7 @@ BODY: Final[dict[str, Any]] = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+# Content of an answer: a file, or an error as JSON.
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 _ERROR: Final[dict[str, Any]] = {
     "application/json": {
@@ -32,6 +35,7 @@ _ERRORS: Final = {
     503: "Too long in the queue, no memory or space, or the server is being stopped; Retry-After says when to try again",
     504: "The pictures took too long",
 }
+# The answers by status.
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The picture, or with `samples` from two on a zip of pictures. The header Gdposr-Notes, a JSON list, tells "
@@ -40,6 +44,7 @@ ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     },
     **{status: {"description": text, "content": _ERROR} for status, text in _ERRORS.items()},
 }
+# Content-Security-Policy of the page: it loads nothing and runs no script.
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _STYLE: Final = (
     "body{max-width:60rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif;color-scheme:light dark}"

@@ -36,7 +36,7 @@ class Closed(Exception):
 
 
 class Job(Generic[Wanted, Result]):
-    """One piece of work. deadline: in seconds of time.monotonic."""
+    """One piece of work. wanted: what the work needs to know. deadline: in seconds of time.monotonic."""
 
     def __init__(self, wanted: Wanted, deadline: float) -> None:
         self.wanted, self.deadline = wanted, deadline

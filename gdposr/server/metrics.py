@@ -6,16 +6,18 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from gdposr.server.jobs import JobQueue
-from gdposr.server.work import Answer, Errand
+from gdposr.server.work import Answer, PhotoRequest
 
+# Upper limits of the histogram's buckets in seconds.
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
+# Media type of the figures.
 TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
     """Counts of one server, in a registry of its own, so that two servers in one process do not mix them."""
 
-    def __init__(self, queue: JobQueue[Errand, Answer]) -> None:
+    def __init__(self, queue: JobQueue[PhotoRequest, Answer]) -> None:
         self._registry = CollectorRegistry()
         if sys.platform == "linux":
             ProcessCollector(registry=self._registry)
@@ -39,10 +41,10 @@ class Metrics:
         ):
             Gauge(name, text, registry=self._registry).set_function(value)
 
-    def done(self, errand: Errand, answer: Answer, seconds: float) -> None:
+    def done(self, photo_request: PhotoRequest, answer: Answer, seconds: float) -> None:
         """Count a photo that was enlarged."""
         self.seconds.observe(seconds)
-        self.pictures.inc(len(errand.order.numbers))
+        self.pictures.inc(len(photo_request.order.numbers))
         self.pixels.inc(answer.pixels)
 
     def text(self) -> bytes:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from gdposr.batch.task import sample_parts, stem_of
+
 # File suffix of each format that a request can name.
 SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
@@ -12,9 +14,9 @@ class Order:
     """The pictures to make. The fields mean what the options of `gdposr upscale` mean."""
 
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     scale: float
-    """In (0, the model's scale]."""
+    """Height and width of a picture over those of the photo, in (0, the model's scale]."""
     samples: int = 1
     """Versions 0, 1, ... of the seed."""
     only: int | None = None
@@ -29,10 +31,9 @@ class Order:
     @property
     def numbers(self) -> list[int]:
         """The versions that are computed."""
-        return list(range(self.samples)) if self.only is None else [self.only]
+        return list(sample_parts(self.samples, self.only))
 
     def name(self, number: int) -> str:
         """File name of a version, as the command would name it for photo.jpg."""
-        alone = self.samples == 1 and self.only is None
-        part = "" if alone else f"_s{number}"
-        return f"photo_x{self.scale:g}_seed{self.seed}{part}{SUFFIXES[self.format]}"
+        part = sample_parts(self.samples, self.only)[number]
+        return f"{stem_of('photo', self.scale, self.seed)}{part}{SUFFIXES[self.format]}"

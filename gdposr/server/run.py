@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from gdposr.batch.library_warnings import remarks_kept
+from gdposr.batch.library_warnings import route_warnings
 from gdposr.console import UsageError
-from gdposr.server.app import PATH, Desk, create_app
-from gdposr.server.connections import Front
+from gdposr.server.app import PATH, PhotoService, create_app
+from gdposr.server.connections import ConnectionLimiter
 from gdposr.server.jobs import JobQueue
 from gdposr.server.limits import Limits
 from gdposr.server.protocol import PatientProtocol
-from gdposr.server.work import Answer, Errand, Work
+from gdposr.server.work import Answer, PhotoRequest, Work
 
 if TYPE_CHECKING:
     from runtime.upscale.upscaler import Upscaler
@@ -29,7 +29,7 @@ LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 class ApiServer(uvicorn.Server):
     """uvicorn that refuses all queued photos when it stops."""
 
-    def __init__(self, config: uvicorn.Config, queue: JobQueue[Errand, Answer]) -> None:
+    def __init__(self, config: uvicorn.Config, queue: JobQueue[PhotoRequest, Answer]) -> None:
         super().__init__(config)
         self._queue = queue
 
@@ -61,7 +61,7 @@ def url_of(listener: socket.socket) -> str:
 @contextmanager
 def api_server(upscaler: "Upscaler", limits: Limits, workers: int = 1) -> Iterator[ApiServer]:
     """A server to be run on a socket. At the end of the block its workers have stopped and its files are removed."""
-    with remarks_kept(), tempfile.TemporaryDirectory(prefix="gdposr-api-") as folder:
+    with route_warnings(), tempfile.TemporaryDirectory(prefix="gdposr-api-") as folder:
         queue = JobQueue(Work(upscaler, limits.max_pixels), workers, limits.waiting)
         facts = {
             "model": upscaler.manifest.name,
@@ -69,13 +69,13 @@ def api_server(upscaler: "Upscaler", limits: Limits, workers: int = 1) -> Iterat
             "device": upscaler.device,
             "precision": upscaler.precision,
         }
-        desk = Desk(queue, limits, Path(folder))
-        app = create_app(desk, float(upscaler.scale), facts)
-        front = Front(
-            app, PATH, desk.metrics, lambda: len(server.server_state.connections), limits.connections
+        service = PhotoService(queue, limits, Path(folder))
+        app = create_app(service, float(upscaler.scale), facts)
+        limited = ConnectionLimiter(
+            app, PATH, service.metrics, lambda: len(server.server_state.connections), limits.connections
         )
         config = uvicorn.Config(
-            front,
+            limited,
             loop="asyncio",
             http=PatientProtocol,
             ws="none",

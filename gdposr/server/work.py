@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdposr.batch.library_warnings import about
-from gdposr.batch.run import ATTEMPTS, notes_of
+from gdposr.batch.headers import notes_of
+from gdposr.batch.library_warnings import name_warnings
+from gdposr.batch.run import retry_out_of_memory
 from gdposr.server.jobs import Job
 from gdposr.server.order import Order
 
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
     from runtime.upscale.rendering import Rendering
     from runtime.upscale.upscaler import Upscaler
 
-# The name of the uploaded file.
+# Names of the uploaded file, and of an answer with several pictures.
 PHOTO = "photo"
 ARCHIVE = "photo.zip"
 
 
 @dataclass(frozen=True)
-class Errand:
+class PhotoRequest:
     """A photo and the order for it."""
 
     folder: Path
-    """The request's own, with the file PHOTO in it. Everything else is written there too."""
+    """Folder of this request alone, with the file PHOTO in it. Everything else is written there too."""
     order: Order
     """The pictures to make."""
 
@@ -36,19 +37,19 @@ class Errand:
     def source(self) -> Path:
         return self.folder / PHOTO
 
-    def worded(self, text: str) -> str:
+    def without_folder(self, text: str) -> str:
         """A message without the folder's name, which the client must not see."""
         return text.replace(f"{self.folder}{os.sep}", "")
 
 
 @dataclass
 class Answer:
-    """The result of an errand."""
+    """The result of a request."""
 
     path: Path
     """A picture, or a zip of several."""
     pixels: int
-    """Of the photo."""
+    """Number of pixels of the photo."""
     notes: list[str] = field(default_factory=list)
     """Losses, such as 16 bits in a JPEG."""
 
@@ -59,23 +60,23 @@ class Work:
     def __init__(self, upscaler: "Upscaler", max_pixels: int) -> None:
         self._upscaler, self._max_pixels = upscaler, max_pixels
 
-    def __call__(self, job: Job[Errand, Answer]) -> Answer:
+    def __call__(self, job: Job[PhotoRequest, Answer]) -> Answer:
         """ImageError if the photo cannot be read or written as asked, Stopped soon after the job was given up."""
         from runtime.image.read.decode import read_photo
         from runtime.image.write.encode import fitting
 
-        errand, order = job.wanted, job.wanted.order
+        photo_request, order = job.wanted, job.wanted.order
         notes: list[str] = []
 
         def note(text: str) -> None:
-            if (told := errand.worded(text)) not in notes:
+            if (told := photo_request.without_folder(text)) not in notes:
                 notes.append(told)
 
-        with about(str(errand.source), note):
+        with name_warnings(str(photo_request.source), note):
             # read
-            photo = read_photo(errand.source, self._max_pixels, notify=note)
+            photo = read_photo(photo_request.source, self._max_pixels, notify=note)
             job.check()
-            targets = {number: errand.folder / order.name(number) for number in order.numbers}
+            targets = {number: photo_request.folder / order.name(number) for number in order.numbers}
             photo = fitting(next(iter(targets.values())), photo)
             # pad, encode, sample, crop, colour: by rows, while they are written
             rendering = self._upscaler.picture(
@@ -92,7 +93,7 @@ class Work:
         pixels = photo.pixels.shape[0] * photo.pixels.shape[1]
         paths = list(targets.values())
         return Answer(
-            paths[0] if order.samples == 1 else packed(errand.folder / ARCHIVE, paths), pixels, notes
+            paths[0] if order.samples == 1 else packed(photo_request.folder / ARCHIVE, paths), pixels, notes
         )
 
     def _write(
@@ -104,21 +105,26 @@ class Work:
         target: Path,
         note: Callable[[str], None],
     ) -> None:
-        """Compute and write one version. If memory runs out, begin again with smaller tiles."""
-        from runtime.errors import OutOfMemory
+        """Compute and write one version.
+
+        order: the pictures to make.
+        photo: with the metadata that the picture gets.
+        rendering: of the photo.
+        number: of the version.
+        target: the picture's file.
+        note: called with each loss.
+        """
         from runtime.image.write.encode import write_photo
 
         text = notes_of(order.seed, str(number), self._upscaler.bundle.digest, self._upscaler.precision)
         if order.strip:
             photo, text = photo.stripped(), {}
-        for attempt in range(ATTEMPTS):
+
+        def write() -> None:
             enlarged = photo.with_pixels(rendering.strips(number))
-            try:
-                write_photo(target, enlarged, quality=order.quality, text=text, notify=note)
-                return
-            except OutOfMemory:
-                if attempt + 1 == ATTEMPTS:
-                    raise
+            write_photo(target, enlarged, quality=order.quality, text=text, notify=note)
+
+        retry_out_of_memory(write)
 
 
 def packed(archive: Path, paths: list[Path]) -> Path:
