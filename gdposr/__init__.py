@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from runtime.image.write.encode import write_photo
     from runtime.upscale.upscaler import Upscaler
 
+# Public name -> the module that has it, imported at the name's first use.
 _HOME = {
     "Bundle": "runtime.bundle.reader",
     "BundleError": "runtime.errors",

@@ -39,10 +39,13 @@ VERBS: dict[str, ModuleType] = {
     "sensitivity": sensitivity,
     "blind": blind,
 }
+# Verbs whose options are parsed by another package.
 FORWARDED: dict[str, ModuleType] = {"train": train, "distill": distill, "export": export, "coreml": coreml}
 
+# Shells that shtab writes completion scripts for.
 SHELLS = ("bash", "zsh", "tcsh")
 
+# The last lines of `gdposr --help`.
 EPILOG = """\
 exit codes: 0 done, 1 some inputs failed or a check did not hold, 2 could not start, 130 interrupted, 143 terminated
 GDPOSR_DEBUG=1 shows tracebacks instead of one-line errors."""

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from gdposr.console import UsageError
 
+# Our own packages: if one of them cannot be imported, no extra is missing.
 STAGE_PACKAGES = ("runtime", "training", "calibration", "export", "gdposr")
 # Packages that only some work of a stage needs, and the extra that installs them.
 EXTRA_OF = {
@@ -35,7 +36,7 @@ def require(packages: Sequence[str], extra: str, what: str) -> None:
 
 
 def explained(error: ModuleNotFoundError, extra: str, what: str) -> UsageError:
-    """An import that failed as the remedy for it. Raises the error itself where it is a fault of ours and no missing extra."""
+    """Turns a failed import into a UsageError that names the extra to install. Re-raises it if the missing module is ours."""
     missing = (error.name or "").partition(".")[0]
     if not missing or missing in STAGE_PACKAGES:
         raise error
@@ -50,7 +51,7 @@ class Stage:
     """A command line with its own parser, in another package."""
 
     module: str
-    """Its name; it has main(argv) -> int."""
+    """Name of the module; it has main(argv) -> int."""
     extra: str
     """The optional dependencies that it needs."""
     about: str

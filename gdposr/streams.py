@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+# Errors of a stream whose reader has left, and of one that is closed.
 _GONE = (errno.EPIPE, errno.EBADF)
 
 

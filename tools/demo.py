@@ -18,6 +18,7 @@ from gdposr.batch.sheet import contact_sheet, to_rgb8
 from gdposr.cli import main as command
 from gdposr.console import OK, UsageError, say
 
+# Name of the photo of scikit-image that is enlarged without PHOTO=.
 SAMPLE_PHOTO = "chelsea"
 # Photos in the public domain or under CC0 -> top and left of the crop.
 CROPS = {"astronaut": (0, 130), "coffee": (60, 200), "rocket": (120, 260)}
@@ -27,6 +28,7 @@ CROP = 224
 JPEG_QUALITY = 80
 # Largest side in pixels. Of a larger photo the middle is taken, so that the demonstration stays short.
 LARGEST = 512
+# Height and width of a result over those of the photo.
 SCALE = 4
 
 # (h, w, 3) uint8 -> (4h, 4w, 3) uint8.
@@ -182,7 +184,11 @@ def side_by_side(
 def versions(
     small: np.ndarray, samples: dict[str, np.ndarray], original: np.ndarray | None, peer: Peer | None
 ) -> dict[str, np.ndarray]:
-    """Label -> picture, all of one size, in the order shown. Parameters as in `side_by_side`; samples by label."""
+    """Label -> picture, all of one size, in the order shown.
+
+    small, original, peer: as in `side_by_side`.
+    samples: our pictures by label.
+    """
     height, width = next(iter(samples.values())).shape[:2]
     bicubic = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
     return {

@@ -68,6 +68,7 @@ def make_photos(folder: Path, count: int, side: int, megapixels: float = 0.0) ->
 
 
 def _picture(rng: np.random.Generator, height: int, width: int, phase: int) -> Image.Image:
+    """A picture of waves and noise. rng: of the noise. height, width: in pixels. phase: shift of the waves in pixels."""
     waves = 128 + 60 * np.sin((np.arange(width) + phase) / 7)[None, :, None]
     pixels = waves + rng.normal(0, 12, (height, width, 3)).astype(np.float32)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

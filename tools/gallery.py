@@ -23,13 +23,17 @@ from tools.gallery_pictures import FAILURES, JUDGED, SUBJECTS, VERDICTS, Subject
 if TYPE_CHECKING:
     from gdposr import Upscaler
 
+# Seeds of our two pictures.
 SEEDS = (0, 1)
 # Fixed, because the result may depend on the number of threads.
 THREADS = 2
 # Of the gallery's JPEG files.
 QUALITY = 88
+# Pictures in a row of a strip.
 COLUMNS = 3
+# Labels of the input and the original.
 LR, ORIGINAL = "LR", "original"
+# The page, and the folder of its pictures beside it.
 PAGE, FOLDER = "gallery.md", "gallery"
 
 # Metric -> method -> value.
@@ -220,9 +224,7 @@ def page(
         "scikit-image, some of them shown here.",
     ]
     if not judged:
-        lines.append(
-            "- What is better or worse is not said here: nobody has yet looked at this bundle's pictures and written it down."
-        )
+        lines.append("- No verdicts: nobody has reviewed this bundle's pictures yet.")
     if not with_peer:
         lines.append("- The peer's pictures are left out: its files were not at hand.")
     sections = {

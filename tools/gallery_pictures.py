@@ -18,6 +18,7 @@ from gdposr.console import UsageError
 JUDGED: Final = "a202e548d5afbb6a"
 # Subjects under "Where it fails".
 FAILURES: Final = ("face", "print", "leaves", "lights", "small-print", "fur", "grass")
+# What somebody who looked at the pictures of JUDGED wrote, by subject.
 VERDICTS: Final[dict[str, str]] = {
     "face":
         "Ours is sharp and at a glance nearly the peer's equal: the smile and the eyes are there, with truer tone. Closer by, the "
@@ -72,6 +73,7 @@ CROP: Final = 288
 CARD: Final = (576, 288)
 CARD_LINES: Final = ((56, "Harbour"), (40, "Quay 1874"), (32, "Fjord & Wax"), (24, "Sphinx, 30 % off?"),
                      (20, "Black quartz: judge my vow"), (18, "a e o c s 3 8 B 6 0 D O Q"))  # fmt: skip
+# Lines of its lower half, one below the other in small print: font size and text.
 SMALL_LINES: Final = (
     (16, "The lamp is lit at half past six"), (14, "and put out when the last boat is in."),
     (13, "Boats longer than 12 m pay 40 a day,"), (12, "those of 8 to 12 m 25; oars go free."),
@@ -96,6 +98,7 @@ class Source:
     """Path below the installed packages, beginning with the package; None: the test card."""
 
 
+# The open pictures that crops are taken from.
 ASTRONAUT = Source("Eileen Collins, NASA, public domain", "skimage/data/astronaut.png")
 BRICK = Source("CC0Textures, Bricks25, CC0", "skimage/data/brick.png")
 CAT = Source("Chelsea, Stefan van der Walt, CC0", "skimage/data/chelsea.png")
@@ -140,6 +143,7 @@ class Subject:
     """Of the crop."""
 
 
+# The crops, in the page's order.
 SUBJECTS: Final = (
     Subject("face", "A face", ASTRONAUT, 0, 80, 90,
             "A portrait; the face is 20 LR pixels wide. Look at the eyes and the teeth, and whether it is still the same person."),

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 
+# Where the server listens.
 HOST = "127.0.0.1"
+# Bytes that a bomb unpacks to.
 BOMB_BYTES = 64 << 20
 # Bytes of a photo's file that the server is started with.
 MAX_BYTES = 1 << 20

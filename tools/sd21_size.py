@@ -45,6 +45,7 @@ from training.model.schedule import NoiseSchedule
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+# Core ML variants by default.
 VARIANTS: Final = ("fp16", "palette8", "palette6")
 # Side in LR pixels of all pictures: the smallest that the model takes. Weights, not pixels, make the files.
 SIDE: Final = 16
@@ -52,6 +53,7 @@ SIDE: Final = 16
 PART_BYTES: Final = 250_000_000
 # Seeds of noise that INT8 is calibrated on, at the model's one noise level.
 SEEDS: Final = 2
+# Tokens of a prompt, and numbers for each, of Stable Diffusion 2.1's text encoder.
 TOKENS, WIDTH = 77, 1024
 
 
@@ -192,7 +194,13 @@ def int8(source: Source, folder: Path, part_bytes: int, note: Callable[[str], ob
 def _values(
     source: Source, names: Sequence[str], image: np.ndarray, noise: np.ndarray
 ) -> Mapping[str, np.ndarray]:
-    """Every value between the parts, and the picture, by name."""
+    """Every value between the parts, and the picture, by name.
+
+    source: the model in parts.
+    names: of the parts, in the order of running.
+    image: (1, 3, h, w) float32 in [0, 1].
+    noise: as the generator takes it.
+    """
     first, last = source.specs["encoder"].inputs[0].name, source.specs["generator"].inputs[-1].name
     values = {first: torch.from_numpy(image), last: torch.from_numpy(noise)}
     for name in names:

@@ -33,6 +33,7 @@ PHOTOS = (
     (96, 96, "seed=0&format=webp"),
     (64, 48, "seed=5&scale=2"),
 )
+# The same queries as options of the command, and the suffixes of its pictures.
 OPTIONS = ("--seed 3", "--seed 1", "--seed 0", "--seed 5 --scale 2")
 SUFFIXES = (".png", ".jpg", ".webp", ".png")
 # Bytes of memory by which the server may grow from the second to the last third of the time.
@@ -48,7 +49,7 @@ def resident(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def made(folder: Path, bundle: str) -> list[tuple[bytes, str, bytes]]:
+def make_photos(folder: Path, bundle: str) -> list[tuple[bytes, str, bytes]]:
     """Photos of noise and waves, with the command's pictures of them."""
     rng, found = np.random.default_rng(0), []
     for number, (height, width, query) in enumerate(PHOTOS):
@@ -88,13 +89,10 @@ def server(folder: Path, bundle: str, workers: int) -> Iterator[tuple[subprocess
         process.wait()
 
 
-def watched(load: Load, pid: int, threads: list[threading.Thread], begin: float) -> list[tuple[float, int]]:
+def watch_memory(pid: int, threads: list[threading.Thread], begin: float) -> list[tuple[float, int]]:
     """(second, bytes of memory) of the server until all clients are done.
 
-    load: the clients' shared state.
-    pid: of the server.
-    threads: of the clients.
-    begin: second 0, in seconds of time.monotonic.
+    pid: of the server. threads: of the clients. begin: second 0, in seconds of time.monotonic.
     """
     samples = []
     while any(thread.is_alive() for thread in threads):
@@ -113,7 +111,7 @@ def in_sixths(samples: list[tuple[float, int]], seconds: float) -> list[int]:
     return peaks
 
 
-def quiet(load: Load, folder: Path) -> None:
+def check_at_rest(load: Load, folder: Path) -> None:
     """Record a fault unless the server is idle and its folder empty soon after the clients have gone."""
     for _ in range(100):
         with contextlib.closing(connected(load)) as line:
@@ -135,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="gdposr-load-") as name:
         folder, files = Path(name), bombs()
-        photos = made(folder, args.bundle)
+        photos = make_photos(folder, args.bundle)
         with server(folder, args.bundle, args.workers) as (process, port):
             idle, begin = resident(process.pid), time.monotonic()
             load = Load(port, photos, begin + args.seconds)
@@ -145,9 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             ]
             for thread in threads:
                 thread.start()
-            samples = watched(load, process.pid, threads, begin)
+            samples = watch_memory(process.pid, threads, begin)
             if process.poll() is None:
-                quiet(load, folder)
+                check_at_rest(load, folder)
                 after = resident(process.pid)
                 process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)

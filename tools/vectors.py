@@ -22,14 +22,18 @@ from runtime.upscale.tiling import padded_size, plan_tiles, tile_rows
 from runtime.upscale.upscaler import Upscaler
 from tools.arm.checks import field_digest, to_rows, value_bits
 
+# Where the files go in a clone.
 FOLDER: Final = Path("examples/vectors")
+# One more than the largest 32-bit number, and the largest seed.
 WORD, LAST = 2**32, 2**64 - 1
 
+# Counters and keys of Random123's published test vectors.
 PHILOX: Final = (
     ((0, 0, 0, 0), (0, 0)),
     ((WORD - 1,) * 4, (WORD - 1,) * 2),
     ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)),
 )
+# What the numbers in a row of VALUES are.
 VALUE_KEYS: Final = ("seed", "sample", "y", "x", "channel")
 # First the rows of docs/noise.md, in its order.
 VALUES: Final = (
@@ -81,6 +85,7 @@ SPANS: Final = (
     (141, 64),
     (35, 55),
 )
+# Noise of the small picture.
 SEED, SAMPLE = 11, 2
 # Processors differ in the last bits of a sum, which moves few values over a rounding border.
 MOST_LEVELS, MOST_SHARE = 1, 0.001
@@ -214,6 +219,12 @@ def to_text(content: dict[str, Any]) -> str:
 
 
 def _plan(height: int, width: int, tile: int, rule: SizeRule, scale: int) -> dict[str, Any]:
+    """How a picture is cut into tiles, as JSON.
+
+    height, width, tile: in LR pixels.
+    rule: sizes that the model takes.
+    scale: of the model; bands and crops are in SR pixels.
+    """
     tiles = plan_tiles(height, width, tile, rule)
     return {
         "height": height, "width": width, "tile": tile,

@@ -25,7 +25,9 @@ from PIL import Image
 from gdposr.console import FAILED, OK, add_bundle, say, table
 from tools.web_peers import UPSCALERS, npm_files, peer_onnx
 
+# Precisions of our model that are timed.
 PRECISIONS: Final = ("int8", "fp32")
+# Chromium's options: without a window, without services that would take time beside the model.
 FLAGS: Final = (
     "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
     "disable-component-update", "disable-sync", "disable-dev-shm-usage",
@@ -34,7 +36,9 @@ FLAGS: Final = (
 POLICY: Final = (
     "default-src 'self' data: blob:; script-src 'self' blob: 'unsafe-eval'; worker-src 'self' blob:"
 )
+# Command of Chromium's protocol that sets how many processors a page sees.
 CORES: Final = "Emulation.setHardwareConcurrencyOverride"
+# Script that starts tools/web/bench.js; the result appears in `answer`.
 BENCH: Final = """
 globalThis.answer = null;
 import(new URL("bench.js", location.href).href)

@@ -12,6 +12,7 @@ UPSCALERS: Final = (
     {"name": "esrgan-slim", "model": "ESRGANSlim4x", "script": "slim.min.js"},
     {"name": "esrgan-medium", "model": "ESRGANMedium4x", "script": "medium.min.js"},
 )
+# Packages of npm that are timed, each in one version.
 VERSIONS: Final = (
     "upscaler@1.0.0", "@upscalerjs/esrgan-slim@1.0.0", "@upscalerjs/esrgan-medium@1.0.0", "@tensorflow/tfjs@4.11.0",
     "@tensorflow/tfjs-backend-wasm@4.11.0",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runtime.bundle.packages import PackageList
     from runtime.bundle.reader import Bundle
 
+# A variant's name in the table, the value of --coreml for all variants, and each row's note, with width and height of the tile.
 ROW = "coreml {}"
 ALL = "all"
 NOTE = "run by the reference evaluator; a picture below {}x{} is filled up, which changes its right and lower edge"
@@ -114,6 +115,12 @@ def _open_pair(bundle: Bundle, packages: Mapping[str, PackageList], folder: Path
 
 
 def _check_fits(package: PackageList, name: str, height: int, width: int) -> None:
+    """ImageError if an LR picture does not fit the tile of a package.
+
+    package: of either role.
+    name: of the picture, for the message.
+    height, width: of the picture in pixels.
+    """
     from runtime.errors import ImageError
 
     if height > package.height or width > package.width:
@@ -124,7 +131,13 @@ def _check_fits(package: PackageList, name: str, height: int, width: int) -> Non
 
 
 class _PackageModel:
-    """Both packages of a variant as a function of pictures."""
+    """Both packages of a variant as a function of pictures.
+
+    bundle: has the manifest.
+    packages: of the variant, by role.
+    pair: the same packages, opened.
+    seed: of the noise.
+    """
 
     def __init__(
         self, bundle: Bundle, packages: Mapping[str, PackageList], pair: PackagePair, seed: int

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from calibration.measure.methods import Method
     from training.model.one_step import OneStepModel
 
+# What these rows run in, and the note of each, both as the report shows them.
 TARGET = "torch"
 NOTE = "a one-step model in torch, float32; parameters and size are those of UNet and VAE, with the files of adapters"
 
@@ -36,7 +37,7 @@ class OneStepRow:
     bytes: int
     """Size of the files of UNet and VAE, adapters included."""
     prompt: str | None = None
-    """For every picture; None: the default. A model without cross-attention ignores it."""
+    """Prompt of every picture; None: the default. A model without cross-attention ignores it."""
 
     def upscale(self, lr: np.ndarray, seed: int, sample: int = 0) -> np.ndarray:
         """One sample of a picture of any size, (h, w, 3) uint8 -> (4h, 4w, 3) uint8."""
@@ -107,6 +108,11 @@ def _call(row: OneStepRow, picture: np.ndarray) -> Callable[[], object]:
 
 
 def _load(name: str, source: str, scale: int, base: str | None, prompt: str | None) -> OneStepRow:
+    """The model of one row, with the arguments of `open_rows`.
+
+    name, source: of the row.
+    scale, base, prompt: as there.
+    """
     with _explained(name):
         import torch
 

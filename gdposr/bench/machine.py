@@ -11,6 +11,7 @@ from typing import Any
 # Instruction sets that decide which kernels an inference library picks, as /proc/cpuinfo and sysctl name them.
 X86_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 ARM_FLAGS = ("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve")
+# Distributions whose versions a report states.
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "coremltools", "ncnn", "pillow")
 
 

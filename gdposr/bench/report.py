@@ -5,6 +5,7 @@ from typing import Any
 
 from gdposr.console import table
 
+# Heading of a column -> the key of its times in milliseconds.
 COLUMNS = {
     "encoder": "encoder_ms",
     "generator": "generator_ms",

@@ -223,6 +223,7 @@ def peak_memory(bundle: "Bundle", device: str, precision: str, threads: int, siz
 
 
 def _memory_job(path: str, device: str, precision: str, threads: int, size: int) -> float | None:
+    """`peak_memory` inside the fresh process. path: of the bundle. device, precision, threads, size: as there."""
     from gdposr.bench.machine import peak_memory_mb
     from runtime.upscale.upscaler import Upscaler
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
 
 HELP = "measure quality on pairs of small and large photos"
+# Timed rounds by default, and rounds before them that are not counted.
 ROUNDS, WARMUP = 7, 1
 # Crops of the open photos, if no folders are given.
 OPEN_PAIRS = 24
@@ -188,7 +189,15 @@ def _measured(
     machine: dict[str, str],
     threads: int,
 ) -> "AccuracyReport":
-    """The report, with times unless they were declined. ImageError for unusable pictures."""
+    """The report, with times unless they were declined. ImageError for unusable pictures.
+
+    args: of the command, with folders in `lr` and `hr`.
+    pictures: a description of them; None: the folders.
+    group: picture name -> the photo that it is a crop of; None: each picture is a photo.
+    crops: collects the worst crops for the HTML report; None: there is none.
+    machine: for the report.
+    threads: of all models.
+    """
     from calibration.measure.accuracy import evaluate, measured_precisions
     from gdposr.accuracy.budgets import chosen_budgets
     from gdposr.accuracy.coreml_rows import ROW, fitting_variants, open_methods
@@ -268,7 +277,14 @@ def _timed(
     onestep: "Sequence[OneStepRow]",
 ) -> "AccuracyReport":
     """The report with the median time of a whole picture in the rows of ONNX, peers and one-step models, which take turns.
-    size: (height, width) of an LR picture. The timed square picture does not exceed it."""
+
+    args: of the command.
+    bundle: the model.
+    report: without times.
+    threads: of all models.
+    size: (height, width) of an LR picture. The timed square picture does not exceed it.
+    onestep: the loaded one-step models.
+    """
     from gdposr.accuracy.onestep_rows import onestep_calls
     from gdposr.bench.timing import measure, own_calls, peer_calls, test_picture
 

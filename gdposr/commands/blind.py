@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from calibration.blind.score import Agreement, Row
 
 HELP = "compare two models by people who do not know which is which"
+# Pairs of a study, and side of a crop in LR pixels, by default.
 PAIRS, CROP = 48, 64
+# The largest whole number that signed 64 bits hold.
 LARGEST_SEED = 2**63 - 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
+    # make: pictures, what to choose from them, names
     make = actions.add_parser("make", help="write a study: pairs of crops and the key").add_argument
     make("a", type=Path, metavar="A_DIR", help="pictures of the one model")
     make("b", type=Path, metavar="B_DIR", help="pictures of the other, same names")
@@ -67,10 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     make("--names", nargs=2, metavar=("A", "B"), help="names in the result (default: those of the folders)")
 
+    # page: one HTML file
     page = actions.add_parser("page", help="one HTML file to vote on").add_argument
     page("study", type=Path, metavar="STUDY", help="folder of a study")
     page("--out", type=Path, metavar="FILE.html", help="the file (default: STUDY.html)")
 
+    # score: votes and the key
     score = actions.add_parser("score", help="count votes").add_argument
     score("study", type=Path, metavar="STUDY", help="folder of a study")
     score("votes", type=Path, nargs="+", metavar="votes.csv", help="one file per voter")

@@ -12,11 +12,14 @@ from gdposr.console import OK, UsageError, add_bundle, memory_size, pixel_limit,
 from gdposr.forward import require
 
 HELP = "open the web page, which enlarges photos in the browser; with --api serve programs"
+# Where both servers listen by default: a port, and an address that no other machine reaches.
 PORT = 8484
 HOST = "127.0.0.1"
+# Modules of the extra `server`.
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 # Options of --api that set fields of `Limits`.
 LIMITS = ("max_bytes", "max_pixels", "max_samples", "timeout", "transfer_timeout", "waiting")
+# Options that mean nothing without --api.
 API_ALONE = ("host", "device", "precision", "threads", "workers", *LIMITS)
 
 

@@ -7,6 +7,7 @@ from gdposr.forward import Stage, run_stage
 
 HELP = "train a model (needs the extra `train`)"
 
+# Name behind `gdposr train` -> the command line that it runs.
 STAGES = {
     "pretrain": Stage("training.main", "train", "the pocket base: a small VAE and latent diffusion UNet"),
     "naosd": Stage("training.main", "train", "the noise-aware one-step model on a base"),

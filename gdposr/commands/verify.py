@@ -70,7 +70,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _probe(bundle: "Bundle", device: str, precision: str, threads: int | None, quiet: bool) -> dict[str, Any]:
-    """Run the probe in one precision. DeviceError for an unknown device or precision."""
+    """Run the probe in one precision. Returns its entry in the report. DeviceError for an unknown device or precision.
+
+    bundle: the model.
+    device, precision: as for `Upscaler`.
+    threads: of the model; None: all.
+    quiet: whether the verdict is left out on stdout.
+    """
     from runtime.backends.choice import open_backend, placement_note, resolve
     from runtime.errors import GdposrError
     from runtime.upscale.probe import run_probe

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from gdposr.console import UsageError
 from gdposr.web.site import TYPES
 
+# This machine alone can reach it.
 ADDRESS: Final = "127.0.0.1"
 # The page may load only its own files, and is isolated, which WebAssembly needs for threads.
 HEADERS: Final = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from runtime.bundle.reader import Bundle
 
+# The file that makes the page work offline.
 SERVICE_WORKER: Final = "sw.js"
 # Folders of ONNX Runtime and the bundle in the page.
 ENGINE, MODEL = "ort/", "bundle/"
@@ -18,6 +19,7 @@ ENGINE, MODEL = "ort/", "bundle/"
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 # Bytes of the page without ONNX Runtime and the model.
 BUDGET: Final = 150_000
+# Media type of a file by its suffix.
 TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -29,6 +31,7 @@ TYPES: Final = {
     ".png": "image/png",
     ".gz": "application/gzip",  # unpacked by the page, so no Content-Encoding
 }
+# Places in the service worker that `site_files` fills in: the files' hashes, and a hash of all.
 _FILES_LINE, _DIGEST = "const FILES = {};", "/* digest */"
 
 

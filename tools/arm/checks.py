@@ -21,6 +21,7 @@ from runtime.noise import noise_field
 from runtime.upscale.probe import probe_output, read_rgb, run_probe
 from runtime.upscale.upscaler import Upscaler
 
+# Precisions of the probe and the picture.
 PRECISIONS: Final = ("fp32", "int8")
 
 

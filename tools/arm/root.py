@@ -16,15 +16,19 @@ from runtime.errors import GdposrError
 
 # Debian's release: its Python is 3.11, the oldest that the runtime supports.
 SUITE: Final = "bookworm"
+# Debian's server, and the keys that its lists are signed with.
 MIRROR: Final = "http://deb.debian.org/debian"
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# Packages of the emulated Python, with all that they need.
 DEBIAN: Final = (
     "libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libssl3", "libffi8", "libbz2-1.0", "liblzma5", "libuuid1",
     "libcrypt1", "libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal",
 )  # fmt: skip
+# Package of the emulator, for this machine's architecture.
 EMULATOR: Final = "qemu-user-static"
 # Under QEMU 7.2, 1.32.0 ends in a segmentation fault when it is imported, right after it reads the host's caches in /sys.
 WHEELS: Final = ("onnxruntime==1.27.0", "numpy==2.4.6", "pillow==13.0.0")
+# Tags of wheels for aarch64 that run on that release's glibc, the newest first.
 PLATFORMS: Final = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
 
 

@@ -23,6 +23,7 @@ from runtime.upscale.probe import psnr_db
 from tools.arm import checks
 from tools.arm.root import MIRROR, RootError, emulated, prepare
 
+# Where everything is kept, and the expected results; both below the clone.
 FOLDER: Final = Path("build/arm")
 VECTORS: Final = Path("examples/vectors")
 # QEMU's name of a processor -> the INT8 instructions that ONNX Runtime uses there.
@@ -36,6 +37,7 @@ INSTRUCTIONS: Final = (
     ("dot products", 0x9FE0FC00, 0x0E809400),  # SDOT, UDOT
     ("dot products", 0x9FC0F400, 0x0F80E000),  # the same by element
 )
+# A line of QEMU's log: address, and the instruction's word.
 _LINE = re.compile(r"0x[0-9a-f]+:\s+([0-9a-f]{8})\b")
 # Time after which an emulated run counts as hung and is stopped.
 SECONDS: Final = 3600
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return FAILED if faults else OK
 
 
+# Heading of the printed table.
 HEAD: Final = ("processor", "what", "result", "limit")
 
 
@@ -131,6 +134,7 @@ def compare(
     rows, faults = [], []
 
     def row(what: str, result: str, limit: str, kept: bool) -> None:
+        """Add a row, and a fault if its limit is not kept. what, result, limit: its cells. kept: whether the limit is."""
         rows.append((what, result, limit))
         if not kept:
             faults.append(f"{what}: expected {limit}, got {result}")

@@ -19,6 +19,7 @@ from tools.chain.scores import Held, columns, on_pixels
 
 # Rounds of the timing, and the side in LR pixels of its picture.
 ROUNDS, SIDE = 10, 128
+# The precision that the others are compared with.
 PRECISE = "fp32"
 
 

@@ -46,6 +46,7 @@ class Stage:
     """Folder of its model inside the chain's folder."""
 
 
+# In the order of `make chain`.
 STAGES = (
     Stage("core", ("teacher",), "core/model"),
     Stage("crisp", ("sqf",), "crisp/model"),

@@ -21,6 +21,7 @@ from tools.chain.scores import Draw, Held, columns, held_pictures, wins
 from tools.chain.stages import BICUBIC, GIVEN, MEASURES, find_stages
 from training.metrics.squeezenet import SqueezeFeatures
 
+# Share of wins if nothing was learned.
 EVEN = 0.5
 
 
@@ -29,13 +30,13 @@ class Row:
     """A stage with its figures."""
 
     name: str
-    """Of the stage."""
+    """Name of the stage."""
     aims: tuple[str, ...]
     """Keys of `MEASURES` that it should improve."""
     values: Mapping[str, Sequence[float]]
-    """By measure, one value per picture."""
+    """Measure -> one value per picture."""
     change: Mapping[str, Difference]
-    """By measure, against the stage before. Wins are compared with one half."""
+    """Measure -> difference to the stage before. Wins are compared with one half."""
 
 
 def changes(
@@ -151,6 +152,13 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _notes(held: Held, prior: str | None, core: Path | None, features: bool) -> list[str]:
+    """The sentences below the table.
+
+    held: the pictures.
+    prior: the teacher; None: there was none.
+    core: the given core, which stands in for the stages that need a teacher.
+    features: whether SQF was measured.
+    """
     photos = len(set(held.names))
     notes = [
         f"{len(held.lr)} crops of {photos} photos that no stage has trained on, degraded as users' photos are, and {len(held.cards)} "
