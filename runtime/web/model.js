@@ -1,4 +1,4 @@
-/** A loaded model and the photo that it works on. A lost graphics card is replaced by WebAssembly, and that is said. */
+/** A loaded model and the photo that it works on. A lost graphics card is replaced by WebAssembly, and the page says so. */
 
 import { Bundle } from "./bundle.js";
 import { MACHINE, chooseEngine } from "./choice.js";
