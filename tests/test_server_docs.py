@@ -72,13 +72,13 @@ def test_the_python_works(page: str, client: Client, folder: Path, monkeypatch: 
 
 
 def test_the_tables_have_every_option_parameter_and_status(page: str, gdposr) -> None:
-    from gdposr.server.app import Wanted
+    from gdposr.server.app import UpscaleQuery
     from gdposr.server.description import ANSWERS
 
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page[page.index("## Limits and options") :]))
     known = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", gdposr("serve", "--help")[1]))
     assert options == known - {"--api", "--no-browser", "--help"}
-    assert set(re.findall(r"^\| `(\w+)=", page, re.MULTILINE)) == set(Wanted.model_fields)
+    assert set(re.findall(r"^\| `(\w+)=", page, re.MULTILINE)) == set(UpscaleQuery.model_fields)
     assert set(map(int, re.findall(r"^\| (\d{3}) \|", page, re.MULTILINE))) == set(ANSWERS) - {200} | {500}
 
 

@@ -124,7 +124,7 @@ class Subject:
     """A crop of a picture and a remark on it. Lengths in HR pixels."""
 
     name: str
-    """Of its file."""
+    """Name of its file."""
     title: str
     """Heading on the page."""
     source: Source
@@ -138,9 +138,9 @@ class Subject:
     remark: str
     """What to look at."""
     height: int = CROP
-    """Of the crop."""
+    """Height of the crop in HR pixels."""
     width: int = CROP
-    """Of the crop."""
+    """Width of the crop in HR pixels."""
 
 
 # The crops, in the page's order.

@@ -28,11 +28,11 @@ class Load:
     """State that the clients share."""
 
     port: int
-    """Of the server, on `HOST`."""
+    """Port of the server, on `HOST`."""
     photos: list[tuple[bytes, str, bytes]]
     """File, query, and the command's picture of it."""
     end: float
-    """In seconds of time.monotonic."""
+    """Time at which the clients stop, in seconds of time.monotonic."""
     counts: Counter[str] = field(default_factory=Counter)
     """"kind of client: outcome" -> answers."""
     faults: list[str] = field(default_factory=list)

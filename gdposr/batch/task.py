@@ -34,7 +34,7 @@ class Options:
     seed: int
     """Seed of the noise."""
     samples: int
-    """How many samples of the seed, from 0, unless `only` names one."""
+    """Number of samples of the seed, from 0, unless `only` names one."""
     select: str
     """Which pictures to keep: all, sheet or best."""
     scale: float
@@ -44,7 +44,7 @@ class Options:
     digest: str
     """Digest of the bundle."""
     only: int | None = None
-    """This sample alone, with the name that it has among many. None: samples 0, 1, ..."""
+    """Number of the one sample to make, with the name that it has among many. None: samples 0, 1, ..."""
     max_pixels: int | None = None
     """Limit of an input. None: the reader's own limit."""
     compare: bool = False

@@ -24,7 +24,7 @@ class Overhead:
     """A possible result of a timed call: the share of its time outside model calls."""
 
     share: float
-    """0 to 1; see `overhead`."""
+    """Share of the time outside the model, 0 to 1; see `overhead`."""
 
 
 class TimedBackend:

@@ -31,9 +31,9 @@ class Contender:
     label: str
     """The precision's name, after the device's name if several devices are compared."""
     device: str
-    """As `resolve` names it, never "auto"."""
+    """Name as `resolve` gives it, never "auto"."""
     precision: str
-    """As `resolve` names it, never "auto"."""
+    """Name as `resolve` gives it, never "auto"."""
 
 
 def choose(bundle: "Bundle", devices: Sequence[str], precisions: Sequence[str]) -> list[Contender]:

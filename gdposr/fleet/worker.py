@@ -46,7 +46,7 @@ class Settings:
     out: str
     """The output folder: an absolute path, or an address."""
     shown_out: str
-    """How messages and the report name it."""
+    """Name of the output folder in messages and the report."""
     bundle: str | None
     """Path of the bundle, the same on each node. None: the built-in model."""
     device: str

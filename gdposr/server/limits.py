@@ -8,9 +8,9 @@ class Limits:
     """Limits on requests. All but the last two are options of `gdposr serve --api`."""
 
     max_bytes: int = 32 << 20
-    """Of a photo's file."""
+    """Largest file of a photo in bytes."""
     max_pixels: int = 4_000_000
-    """Of a photo."""
+    """Largest photo in pixels."""
     max_samples: int = 8
     """Versions in one answer."""
     timeout: float = 60.0
@@ -22,4 +22,4 @@ class Limits:
     uploads: int = 64
     """Photos that may be received at once. Each is a temporary file."""
     connections: int = 400
-    """At once. Above it every request gets 503. It stays below the usual limit of 1024 open files."""
+    """Most connections at once. Above it every request gets 503. It stays below the usual limit of 1024 open files."""

@@ -20,11 +20,11 @@ class Order:
     samples: int = 1
     """Versions 0, 1, ... of the seed."""
     only: int | None = None
-    """This one version. None: all `samples`."""
+    """Number of the one version to make. None: all `samples`."""
     format: str = "png"
     """One of SUFFIXES."""
     quality: int = 95
-    """1 to 100, for formats with losses."""
+    """Quality of formats with losses, 1 to 100."""
     strip: bool = False
     """Whether the pictures get no metadata, not even the notes on how they were made."""
 

@@ -14,7 +14,7 @@ class Measure:
     """One figure of a stage's pictures."""
 
     about: str
-    """Its column's heading, with the unit."""
+    """Heading of its column, with the unit."""
     up: bool
     """Whether more is better."""
     digits: int
