@@ -12,8 +12,9 @@ from gdposr.console import say
 if TYPE_CHECKING:
     import numpy as np
 
-    from runtime.backends.devices import Backend, Features, Floats
+    from runtime.backends.devices import Backend, Features
     from runtime.bundle.reader import Bundle
+    from runtime.image.bands import Floats
 
 # Begin and end of a model call in seconds.
 Span = tuple[float, float]

@@ -28,12 +28,12 @@ from ..bundle.packages import Package
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import DeviceError
+from ..image.bands import Floats
 from ..text import first_line
 from . import coreml_cache as compiled
 from .devices import (
     CORE_ML_REMEDY,
     Features,
-    Floats,
     check_precision,
     core_ml_packages,
     device_spec,

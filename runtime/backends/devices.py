@@ -9,14 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..bundle.packages import PackageList
 from ..bundle.reader import Bundle
 from ..errors import BundleError, DeviceError
+from ..image.bands import Floats
 
-Floats = NDArray[np.float32]
 # What `encode` gives for `generate`, by name: arrays, or tensors in a device's memory.
 Features = dict[str, Any]
 

@@ -12,12 +12,12 @@ from ..bundle.manifest import GraphSpec, TensorSpec
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import BundleError, DeviceError, OutOfMemory
+from ..image.bands import Floats
 from ..text import first_line
 from .devices import (
     CPU_PROVIDER,
     Device,
     Features,
-    Floats,
     check_precision,
     device_spec,
     onnx_runtime,

@@ -12,9 +12,9 @@ from ..bundle.manifest import GraphSpec
 from ..bundle.reader import Bundle
 from ..checks import setting
 from ..errors import BundleError, DeviceError
+from ..image.bands import Floats
 from .devices import (
     Features,
-    Floats,
     check_precision,
     device_spec,
     require,

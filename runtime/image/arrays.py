@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
-from .bands import spans
+from .bands import Floats, spans
 from .exif import orientation_of
 
-Floats = NDArray[np.float32]
 # The value of full intensity.
-_LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}
+LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}
 # Rows rounded at a time, so that they stay in the processor's cache.
 _STORE_ROWS: Final = 64
 # Bytes of pixels converted at a time, so that a conversion takes little memory.
@@ -51,7 +50,7 @@ class Picture:
 
     @property
     def level(self) -> np.float32:
-        return np.float32(_LEVELS[self.color.dtype.name])
+        return np.float32(LEVELS[self.color.dtype.name])
 
     def rgb(self, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> Floats:
         """A window as (3, h, w) float32 in [0, 1]; gray is repeated.
@@ -86,11 +85,11 @@ class Picture:
         planes = [*rgb, *(() if alpha is None else alpha)]
         level = None if self.color.dtype == np.float32 else self.level
         scratch = np.empty((min(_STORE_ROWS, target.shape[0]), target.shape[1]), np.float32)
-        for top in range(0, target.shape[0], _STORE_ROWS):
-            rows = target[top : top + _STORE_ROWS]
+        for top, bottom in spans(len(target), _STORE_ROWS):
+            rows = target[top:bottom]
             block = scratch[: len(rows)]
             for channel, plane in enumerate(planes):
-                values = plane[top : top + _STORE_ROWS]
+                values = plane[top:bottom]
                 low, high = float(values.min()), float(values.max())  # either is NaN where a value is
                 if not math.isfinite(low + high):
                     return False
@@ -115,7 +114,7 @@ def as_picture(image: NDArray[Any] | Image.Image) -> Picture:
             f"expected an image (h, w) or (h, w, 1..4) with at least one pixel, got shape {pixels.shape}; "
             "pass one image at a time, channels last"
         )
-    if pixels.dtype.name not in _LEVELS:
+    if pixels.dtype.name not in LEVELS:
         raise ImageError(
             f"expected uint8, uint16 or float32, got {pixels.dtype}; convert it, for example with .astype(np.float32)"
         )
@@ -135,9 +134,9 @@ def without_opaque_alpha(pixels: NDArray[Any]) -> NDArray[Any]:
     """(H, W, 2 or 4) -> (H, W, 1 or 3) if every pixel is opaque; any other picture as it is."""
     if pixels.ndim != 3 or pixels.shape[2] not in (2, 4):
         return pixels
-    top = _LEVELS[pixels.dtype.name]
-    for start in range(0, len(pixels), _CHECK_ROWS):
-        if (pixels[start : start + _CHECK_ROWS, :, -1] < top).any():
+    top = LEVELS[pixels.dtype.name]
+    for start, end in spans(len(pixels), _CHECK_ROWS):
+        if (pixels[start:end, :, -1] < top).any():
             return pixels
     return np.ascontiguousarray(pixels[..., :-1])
 
@@ -163,13 +162,11 @@ def fill_transparent(color: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         seen = weight > 0
         fill[seen] = weighted[seen] / weight[seen][:, None]
     filled = color.copy()
-    for top in range(0, len(color), _CHECK_ROWS):
-        gaps = hidden[top : top + _CHECK_ROWS]
+    for top, bottom in spans(len(color), _CHECK_ROWS):
+        gaps = hidden[top:bottom]
         rows, columns = np.nonzero(gaps)
         values = fill[(top + rows) // 2, columns // 2]
-        filled[top : top + _CHECK_ROWS][gaps] = (
-            values if color.dtype == np.float32 else values + np.float32(0.5)
-        )
+        filled[top:bottom][gaps] = values if color.dtype == np.float32 else values + np.float32(0.5)
     return filled
 
 
@@ -180,9 +177,8 @@ def _first_level(color: NDArray[Any], alpha: NDArray[Any]) -> tuple[Floats, Floa
         np.empty((height, width, color.shape[2]), np.float32),
         np.empty((height, width), np.float32),
     )
-    for top in range(0, len(color), _CHECK_ROWS):  # an even number of rows, so that pairs stay together
-        band = slice(top, top + _CHECK_ROWS)
-        half = slice(top // 2, (top + _CHECK_ROWS) // 2)
+    for top, bottom in spans(len(color), _CHECK_ROWS):  # an even number of rows, so that pairs stay together
+        band, half = slice(top, bottom), slice(top // 2, (bottom + 1) // 2)
         products = np.multiply(color[band], alpha[band, :, None], dtype=np.float32)
         weighted[half], weight[half] = _halved(products, alpha[band].astype(np.float32))
     return weighted, weight
@@ -200,8 +196,8 @@ def _halved(weighted: Floats, weight: Floats) -> tuple[Floats, Floats]:
 
 def _check_range(pixels: Floats) -> None:
     """ImageError unless floats lie in [0, 1]. A small overshoot, as resamplers make it, is allowed and clipped later."""
-    for top in range(0, pixels.shape[0], _CHECK_ROWS):
-        rows = pixels[top : top + _CHECK_ROWS]
+    for top, bottom in spans(len(pixels), _CHECK_ROWS):
+        rows = pixels[top:bottom]
         low, high = float(rows.min()), float(rows.max())
         if not (low >= -0.1 and high <= 1.1):  # NaN fails too
             raise ImageError(

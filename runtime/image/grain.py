@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
-from .bands import Strips
+from .arrays import LEVELS
+from .bands import Floats, Strips, spans
 
-Floats = NDArray[np.float32]
 NAME: Final = "grain"
 # Weights of red, green and blue (BT.601, full range).
 LUMA: Final = (0.299, 0.587, 0.114)
@@ -40,8 +40,6 @@ COARSE: Final = (3, 9)
 ROUNDING: Final = 1 / 12
 # Rows filtered at a time, so that a large picture takes little memory.
 _ROWS: Final = 64
-# The value of full intensity.
-_LEVELS: Final = {"uint8": 255, "uint16": 65535, "float32": 1}
 
 
 def score(picture: NDArray[Any] | Strips) -> float:
@@ -110,8 +108,8 @@ def _rows(picture: NDArray[Any] | Strips, top: int, bottom: int) -> Iterator[NDA
     """Rows top to bottom, in blocks of at most `_ROWS`."""
     first = 0
     for band in picture.bands if isinstance(picture, Strips) else (picture,):
-        for start in range(max(0, top - first), min(len(band), bottom - first), _ROWS):
-            yield band[start : min(start + _ROWS, bottom - first)]
+        wanted = band[max(0, top - first) : bottom - first]
+        yield from (wanted[start:end] for start, end in spans(len(wanted), _ROWS))
         first += len(band)
         if first >= bottom:
             return
@@ -120,7 +118,7 @@ def _rows(picture: NDArray[Any] | Strips, top: int, bottom: int) -> Iterator[NDA
 def _luma_and_alpha(block: NDArray[Any]) -> tuple[Floats, Floats]:
     """Luma of BT.601 in 0..255, not rounded, and alpha in 0..1, both (n, W); 1 where there is none."""
     pixels = block if block.ndim == 3 else block[..., None]
-    level = np.float32(_LEVELS[block.dtype.name])
+    level = np.float32(LEVELS[block.dtype.name])
     channels = pixels.shape[2]
     parts = LUMA if channels >= 3 else (1.0,)
     luma = np.zeros(pixels.shape[:2], np.float32)
@@ -136,5 +134,5 @@ def _check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         raise ImageError(
             f"the score needs one picture (H, W) or (H, W, 1..4), got shape {shape}: pass one at a time"
         )
-    if dtype.name not in _LEVELS:
+    if dtype.name not in LEVELS:
         raise ImageError(f"the score needs uint8, uint16 or float32, got {dtype}: convert the picture")

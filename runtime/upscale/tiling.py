@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.manifest import SizeRule
-
-Floats = NDArray[np.float32]
+from ..image.bands import Floats
 
 
 @dataclass(frozen=True)
