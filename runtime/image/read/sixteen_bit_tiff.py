@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from ..arrays import band_rows
+from ..bands import spans
 from ..exif import SHORT
 
 # Maps a tag to a number, or to a tuple if TIFF allows several.
@@ -124,12 +126,15 @@ def _samples(data: bytes, tags: Tags, opened: Callable[[bytes], Image.Image]) ->
         rows = down if tiled else min(down, height - top)
         packed = data[offset : offset + length]
         plain = _unpacked(packed, tags.get(259, 1), rows, across * depth * 2, opened)
-        block = np.frombuffer(plain, stored).reshape(rows, across, depth).astype(np.uint16)
-        if predictor == 2:
-            np.cumsum(block, axis=1, dtype=np.uint16, out=block)
-        part = block[: height - top, : width - left]
-        target = result[top : top + len(part), left : left + part.shape[1]]
-        target[..., plane : plane + depth] = part
+        values = np.frombuffer(plain, stored).reshape(rows, across, depth)
+        # band by band, because one strip may be the whole picture
+        for first, end in spans(min(rows, height - top), band_rows(across)):
+            band = values[first:end].astype(np.uint16)
+            if predictor == 2:
+                np.cumsum(band, axis=1, dtype=np.uint16, out=band)
+            part = band[:, : width - left]
+            target = result[top + first : top + end, left : left + part.shape[1]]
+            target[..., plane : plane + depth] = part
     return result
 
 
