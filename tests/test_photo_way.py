@@ -18,7 +18,16 @@ from PIL import Image
 
 RUNTIME = Path(__file__).parents[1] / "runtime"
 MOST_MODULES = 20
-MOST_OF_COMMAND = 28  # finding photos, opening and probing the bundle, names for messages besides
+# Ten more than the 18 of a plain photo: finding photos, opening, checking and probing the bundle, names for messages.
+MOST_OF_COMMAND = 28
+# Source, target, colour fix. A file deep.* has 16 bits per channel.
+PLAIN = [("a.png", "out.png", "none"), ("a.jpg", "out.png", "none"), ("a.jpg", "out.jpg", "none")]
+LONG = [
+    ("a.jpg", "out.png", "wavelet"),
+    ("deep.png", "out.tif", "adain"),
+    ("deep.tif", "out.png", "none"),
+    ("deep.tif", "out.tif", "wavelet"),
+]
 
 
 class Way:
@@ -79,41 +88,56 @@ def _folder(module: str) -> str:
 
 
 def make_photo(path: Path) -> Path:
+    """A file of 40x50 pixels. A JPEG has EXIF, a file deep.* has 16 bits per channel."""
+    from runtime.image.photo import Photo
+    from runtime.image.write.encode import write_photo
+
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+    if path.stem == "deep":
+        write_photo(path, Photo(pixels.astype(np.uint16) * 257))
+        return path
     exif = Image.Exif()
     exif[0x010F] = "maker"
     Image.fromarray(pixels).save(path, **({"exif": exif} if path.suffix == ".jpg" else {}))
     return path
 
 
-def of_photo(source: Path) -> Way:
-    """From file to PNG, through an Upscaler that is open."""
+def of_photo(source: Path, target: str, color_fix: str) -> Way:
+    """From file to file, through an Upscaler that is open."""
     from gdposr import Upscaler, read_photo, write_photo
 
-    upscaler = Upscaler(threads=1)
+    upscaler = Upscaler(threads=1, color_fix=color_fix)
 
     def run() -> None:
         for photo in upscaler.up_photo(read_photo(source)):
-            write_photo(source.with_name("out.png"), photo)
+            write_photo(source.with_name(target), photo)
 
     run()  # what the first photo loads is no part of the way
     return Way(run)
 
 
-def of_command(source: Path) -> Way:
+def of_command(source: Path, target: str, color_fix: str) -> Way:
     """All of `gdposr upscale`, with opening the bundle."""
     from gdposr.cli import main
 
-    words = ["upscale", str(source), "-o", str(source.with_name("out.png")), "--threads", "1"]
-    return Way(lambda: main(words))
+    words = ["--color-fix", color_fix, "--threads", "1"]
+    return Way(lambda: main(["upscale", str(source), "-o", str(source.with_name(target)), *words]))
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
-@pytest.mark.parametrize(("measured", "most"), [(of_photo, MOST_MODULES), (of_command, MOST_OF_COMMAND)])
+@pytest.mark.parametrize(
+    ("measured", "case", "most"),
+    [
+        *((of_photo, case, MOST_MODULES) for case in (*PLAIN, *LONG)),
+        *((of_command, case, MOST_OF_COMMAND) for case in PLAIN),
+        # one more for 16 bits in a TIFF, and one for the colour fix
+        (of_command, LONG[-1], MOST_OF_COMMAND + 2),
+    ],
+)
 def test_few_modules_and_no_way_back(
-    measured: Callable[[Path], Way], most: int, name: str, tmp_path: Path
+    measured: Callable[[Path, str, str], Way], case: tuple[str, str, str], most: int, tmp_path: Path
 ) -> None:
-    way = measured(make_photo(tmp_path / name))
+    source, target, color_fix = case
+    way = measured(make_photo(tmp_path / source), target, color_fix)
     assert str(Path("upscale/rendering")) in way.modules, "the way has been seen"
     assert len(way.modules) <= most, way.modules
     assert not way.returns, way.modules
@@ -122,10 +146,8 @@ def test_few_modules_and_no_way_back(
 if __name__ == "__main__":
     sys.path.insert(0, str(RUNTIME.parent))
     with tempfile.TemporaryDirectory() as folder:
-        for suffix in ("png", "jpg"):
+        for case in (*PLAIN, *LONG):
             for what in (of_command, of_photo):
-                found = what(make_photo(Path(folder) / f"a.{suffix}"))
-                print(
-                    f"{what.__doc__} {suffix}: {len(found.modules)} modules, {len(found.returns)} returns {found.returns}"
-                )
+                found = what(make_photo(Path(folder) / case[0]), *case[1:])
+                print(f"{what.__doc__} {case}: {len(found.modules)} modules, returns: {found.returns}")
                 print("  " + ", ".join(found.modules))

@@ -67,14 +67,16 @@ class TimedPicture:
     ) -> None:
         from runtime.backends.choice import open_backend
         from runtime.upscale.engine import Engine
+        from runtime.upscale.memory import Costs
 
         self._manifest, self._pixels = bundle.manifest, pixels
         self._spans: list[Span] = []
 
-        def open(threads: int) -> TimedBackend:
+        def timed(threads: int) -> TimedBackend:
             return TimedBackend(open_backend(bundle, device, precision, threads), self._spans)
 
-        self._engine = Engine(open(threads), threads, open, say)
+        costs = Costs.of(bundle.manifest, precision)
+        self._engine = Engine(timed(threads), costs, threads, timed, say)
 
     def enlarge(self) -> "np.ndarray":
         """(scale h, scale w, 3) uint8."""

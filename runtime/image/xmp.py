@@ -23,9 +23,9 @@ _STALE: Final = tuple(
 _GAIN_MAP: Final = re.compile(rb"\shdrgm:\w{1,40}=(?:\"[^\"]{0,99}\"|'[^']{0,99}')")
 
 
-def xmp_orientation(xmp: bytes | None) -> int:
+def xmp_orientation(xmp: bytes) -> int:
     """EXIF's orientation, 1 to 8, as a packet states it. 1 if it states none."""
-    found = _ORIENTATION.search(xmp or b"")
+    found = _ORIENTATION.search(xmp)
     return int(found[2]) if found else 1
 
 

@@ -14,7 +14,7 @@ from ..backends.devices import Backend, Features
 from ..bundle.manifest import SizeRule
 from ..errors import DeviceError, OutOfMemory
 from ..image.bands import in_order
-from .memory import Plan
+from .memory import Costs, Plan
 from .tiling import Tile, least_tile, plan_tiles, tile_rows, tile_size
 
 # Two model calls at once, each on one thread, are faster than one call on two threads: 1000x1000 pixels in tiles of 256 with an earlier
@@ -42,21 +42,27 @@ class StartAgain(OutOfMemory):
 
 
 class Engine:
-    """A loaded backend, its lanes, and the largest tile that fits its memory. Safe to use from several threads.
+    """A loaded backend, the memory it takes, its lanes, and the largest tile that fits. Safe to use from several threads.
 
     backend: the loaded one.
+    costs: the memory that its calls take.
     threads: processors that the calls may use together.
-    open: makes a further backend, given the number of threads of one call.
+    open_backend: makes a further backend, given the number of threads of one call.
     note: called with messages for the user.
     """
 
     def __init__(
-        self, backend: Backend, threads: int, open: Callable[[int], Backend], note: Callable[[str], None]
+        self,
+        backend: Backend,
+        costs: Costs,
+        threads: int,
+        open_backend: Callable[[int], Backend],
+        note: Callable[[str], None],
     ) -> None:
-        self.backend, self.threads = backend, threads
+        self.backend, self.costs, self.threads = backend, costs, threads
         # Side of the largest core that has not run out of memory. None: memory has not run out.
         self.tile_limit: int | None = None
-        self._open, self._note = open, note
+        self._open_backend, self._note = open_backend, note
         self._lock = threading.Lock()
         self._shared: dict[int, Backend] = {}  # by the threads of one call
 
@@ -76,7 +82,8 @@ class Engine:
         threads = -(-self.threads // lanes)
         with self._lock:
             if threads not in self._shared:
-                self._shared[threads] = self.backend if threads == self.threads else self._open(threads)
+                own = threads == self.threads
+                self._shared[threads] = self.backend if own else self._open_backend(threads)
             return self._shared[threads], nullcontext()
 
     def shrink(self, tile: int, half: int) -> None:

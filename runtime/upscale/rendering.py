@@ -20,7 +20,7 @@ from ..image.bands import BAND, Floats, Rows, Strips, spans
 from ..noise import noise_field
 from .color import adain_rows, channel_statistics, resized, wavelet_rows
 from .engine import Engine, Gate, Progress, Row, StartAgain, Tiles
-from .memory import WHOLE_BUDGET, Costs, Plan, choose, demand_of
+from .memory import WHOLE_BUDGET, Plan, choose, demand_of
 from .tiling import Tile, pad_edge, paste, ramp
 
 # The model's output for the core of a tile: (3, h, w) float32, neither clipped nor checked to be finite.
@@ -143,8 +143,8 @@ class Rendering:
                     features = backend.encode(window[None])
                 tiles.keep(tile, features)
             # sample: with the noise of these pixels, which does not depend on the tiles
-            box = (padded.height, padded.width, padded.y0, padded.x0)
-            rows, columns, y0, x0 = (length // noise.downscale for length in box)
+            lengths = (padded.height, padded.width, padded.y0, padded.x0)  # in LR pixels
+            rows, columns, y0, x0 = (length // noise.downscale for length in lengths)
             field = noise_field(request.seed, sample, rows, columns, channels=noise.channels, y0=y0, x0=x0)
             with gate:
                 output = backend.generate(features, field[None])
@@ -236,7 +236,7 @@ class Rendering:
             self._picture, self.size, self._manifest.scale, whole=self._whole, placed=self._placed, held=held
         )
         return choose(
-            needs, Costs.of(self._manifest, engine.backend.precision), rule,
+            needs, engine.costs, rule,
             tile=min(sides, default=None),
             lanes=engine.lanes if rule.overlap == 0 else 1,  # blending needs the tiles one after the other
             largest=engine.backend.largest, further=self._tiles.may_keep and request.samples > 1, limit=request.max_memory,

@@ -23,6 +23,7 @@ from ..image.arrays import as_picture
 from ..image.bands import Strips
 from ..image.photo import Levels
 from .engine import Engine, Progress
+from .memory import Costs
 from .probe import run_probe
 from .rendering import Rendering, Request
 
@@ -73,7 +74,8 @@ class Upscaler:
         backend = self._load(device, precision, check)
         self.device, self.precision = backend.device, backend.precision
         self.placement = backend.placement  # graph nodes by provider, or None if not known
-        self._engine: Engine | None = Engine(backend, self.threads, self._open, self._note)
+        costs = Costs.of(self.manifest, self.precision)
+        self._engine: Engine | None = Engine(backend, costs, self.threads, self._open, self._note)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -43,8 +43,10 @@ def metadata(
         if not is_sound(exif):
             tell(f"{path}: the EXIF block is damaged and dropped")
             exif = None
-    elif exif is None and orientation == 1:
-        orientation = xmp_orientation(fields.get("xmp")) if png is not None else orientation_of(image)
+    elif exif is None and png is None:
+        orientation = orientation_of(image)
+    elif exif is None and png is not None and png.xmp is not None:
+        orientation = xmp_orientation(png.xmp)
     fields["exif"] = exif
     if image.format in ("JPEG", "MPO"):
         found = jpeg_metadata(data)
