@@ -9,18 +9,17 @@ from PIL import Image
 
 from calibration.measure.pairs import find_pairs
 from calibration.studies.candidates import CANDIDATES
-from calibration.studies.selection import (
+from calibration.studies.ranking import (
     COMBINATION,
     Measured,
     combined,
     halves,
     judged,
     kendall,
-    main,
     measure,
-    report,
     verdicts,
 )
+from calibration.studies.selection import main, report
 from runtime.errors import ImageError
 from runtime.image.grain import NAME, score
 from runtime.upscale.upscaler import Upscaler
@@ -71,7 +70,7 @@ def test_a_perfect_score_takes_all_there_is_to_gain() -> None:
         assert verdict.sign == sign
         assert verdict.tau.mean == verdict.chosen == verdict.confirmed == verdict.wins.mean == 1.0
         assert verdict.share == pytest.approx(1.0)
-        assert verdict.better_than_chance
+        assert verdict.tau.interval.low > 0
 
 
 def test_differences_between_pictures_play_no_part() -> None:
@@ -79,13 +78,13 @@ def test_differences_between_pictures_play_no_part() -> None:
     m = measured()
     verdict = judged("level", np.repeat(m.sqf.mean(axis=1, keepdims=True), SAMPLES, axis=1), m)
     assert verdict.tau.mean == 0.0
-    assert not verdict.better_than_chance
+    assert verdict.tau.interval.low <= 0
 
 
 def test_noise_is_not_better_than_chance() -> None:
     m = measured()
     found = [judged("noise", noise(seed), m, sign=1) for seed in range(1, 41)]
-    assert sum(verdict.better_than_chance for verdict in found) <= 4  # one in forty is expected
+    assert sum(verdict.tau.interval.low > 0 for verdict in found) <= 4  # one in forty is expected
     assert np.mean([verdict.wins.mean for verdict in found]) == pytest.approx(0.5, abs=0.02)
     assert np.mean([verdict.gain.mean for verdict in found]) == pytest.approx(0.0, abs=1e-4)
     assert sum(verdict.wins.interval.low <= 0.5 <= verdict.wins.interval.high for verdict in found) >= 35
@@ -106,7 +105,7 @@ def test_a_direction_that_one_half_chose_can_fail_on_the_other() -> None:
     for swapped, sign in ((False, 1), (True, -1)):
         verdict = judged("torn", torn, m, swapped=swapped)
         assert (verdict.sign, verdict.chosen, verdict.confirmed) == (sign, 1.0, -1.0)
-        assert not verdict.better_than_chance
+        assert verdict.tau.interval.low <= 0
     assert sorted([*first, *second]) == list(range(PICTURES))
 
 

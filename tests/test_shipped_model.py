@@ -19,7 +19,7 @@ from PIL import Image
 
 from calibration.measure.methods import bicubic
 from calibration.measure.pairs import Pair, find_pairs, read_rgb
-from calibration.studies.selection import best_gain, measure
+from calibration.studies.ranking import best_gain, measure
 from runtime.bundle.reader import Bundle
 from runtime.upscale.probe import psnr_db
 from runtime.upscale.upscaler import Upscaler

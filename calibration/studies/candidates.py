@@ -1,4 +1,4 @@
-"""No-reference scores that may find the best of several samples. `calibration.studies.selection` measures whether they do.
+"""No-reference scores that may find the best of several samples. `ranking.py` measures whether they do.
 
 Each takes the samples of one picture, (H, W, 3) uint8, and its LR, (h, w, 3) uint8, and gives one number per sample. The measurement
 shows whether lower or higher is better.
