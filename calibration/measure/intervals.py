@@ -12,7 +12,8 @@ have one finite and one infinite end. Two infinite values of one picture are equ
 
 With few groups the intervals are too narrow, and with one group they have no width: do not trust those of fewer than `FEW`.
 
-Not scipy.stats.bootstrap: its intervals are the same, but it refuses a single group, and the base install has no scipy.
+Not scipy.stats.bootstrap, which agrees to the chance of the draws (tests/test_statistics.py: values, differences, whole groups): it
+refuses a single picture, and the base install has no scipy.
 """
 
 from __future__ import annotations
