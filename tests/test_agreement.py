@@ -182,7 +182,8 @@ def test_without_truth_only_the_rest_is_judged(world: Path) -> None:
 
 
 def test_a_critic_is_judged_where_one_is_given(world: Path) -> None:
-    critics = pytest.importorskip("training.metrics.critic", reason="needs the critic")
+    from training.metrics import critic as critics
+
     critics.save_critic(critics.Critic(critics.CriticConfig(width=4)), world / "critic")
     arguments = [*study(world, a_is_clean), "--critic", str(world / "critic")]
     assert scored(world, arguments)["critic"]["pairs"] == 10

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from upscaling import placement_known
 
 from runtime.backends import devices
 from runtime.backends.choice import available_devices, open_backend, placement_note
@@ -242,9 +243,8 @@ def test_features_stay_on_the_card(bundle: Bundle, card: type[Card]) -> None:
 # --- placement --------------------------------------------------------------------------------------------------------------
 
 
+@placement_known
 def test_nodes_on_the_cpu_are_counted(bundle: Bundle) -> None:
-    if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
-        pytest.skip("needs ONNX Runtime 1.24")
     for precision in ("fp32", "int8"):
         backend = OnnxBackend(bundle, "cpu", precision)
         assert backend.largest is None

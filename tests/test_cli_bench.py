@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from upscaling import placement_known
 
 
 def test_bench(gdposr: Any, toy_bundle: Path) -> None:
@@ -46,13 +47,12 @@ def test_a_device_named_twice_counts_once(gdposr: Any, toy_bundle: Path) -> None
     assert (code, json.loads(out)["device"], list(json.loads(out)["precisions"])) == (0, "cpu", ["int8"])
 
 
+@placement_known
 def test_placement_is_reported(gdposr: Any, toy_bundle: Path, make_photo: Any, tmp_path: Path) -> None:
     words = ["--bundle", toy_bundle, "--device", "cpu", "--precision", "fp32", "--json"]
     code, out, _ = gdposr("upscale", make_photo("a.png"), "-o", tmp_path / "out.png", *words)
     assert code == 0
     placement = json.loads(out)["placement"]
-    if placement is None:
-        pytest.skip("needs ONNX Runtime 1.24")
     assert list(placement) == ["CPUExecutionProvider"]
     code, out, _ = gdposr("verify", toy_bundle, "--device", "cpu", "--precision", "fp32", "--json")
     assert (code, json.loads(out)["probes"][0]["placement"]) == (0, placement)

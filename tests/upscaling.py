@@ -5,11 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from runtime.backends.devices import onnx_runtime
 from runtime.bundle.reader import Bundle
 
 Pixels = Callable[..., np.ndarray]
+placement_known = pytest.mark.skipif(
+    tuple(map(int, onnx_runtime().__version__.split(".")[:2])) < (1, 24), reason="needs ONNX Runtime 1.24"
+)
 
 
 def altered(folder: Path, **size: int) -> Bundle:
