@@ -21,7 +21,7 @@ TEMPORARY: Final = re.compile(r"\.(?P<mark>[0-9a-f]{16})\.[0-9a-f]{8}\.tmp")
 
 
 def name_mark(name: str) -> str:
-    """16 hexadecimal digits that stand for a file's name in the names of its temporary files."""
+    """A 16-digit hex hash of a file name, used to name its temporary files."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 
 from .checks import setting
 
+# As a manifest states it.
 NOISE_VERSION: Final = 1
+# Rounds of Philox4x32-10.
 ROUNDS: Final = 10
 # Multipliers of Philox.
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 # Increments of its key: golden ratio, sqrt(3) - 1.
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
+# The low half of a product, and the distance of its high half in bits.
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 # Cells of four channels computed at a time, so that temporaries stay in the processor's cache.
@@ -121,7 +124,11 @@ def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDAr
 
 
 def _rounds(c0, c1, c2, c3, key0: int, key1: int):  # type: ignore[no-untyped-def]
-    """The rounds on 32-bit values held in uint64 arrays that broadcast against each other."""
+    """The rounds of Philox4x32.
+
+    c0, c1, c2, c3: the words of the counter, 32-bit values in uint64 arrays that broadcast against each other.
+    key0, key1: the words of the key.
+    """
     for _ in range(ROUNDS):
         p0, p1 = _M0 * c0, _M1 * c2
         c0 = (p1 >> _32) ^ c1 ^ np.uint64(key0)

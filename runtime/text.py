@@ -28,12 +28,12 @@ def print_error(error: object) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says first, in at most 300 characters; its kind where it says nothing."""
+    """The first line of its message, or its type name if the message is empty, cut to 300 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def finite(value: Any) -> Any:
-    """Ready for JSON, which has no word for them: infinite and undefined numbers become None, tuples lists."""
+    """The value as JSON can hold it: infinity and NaN become None, tuples become lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

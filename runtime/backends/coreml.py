@@ -41,6 +41,7 @@ from .devices import (
     whole_package,
 )
 
+# The 8-bit level of full intensity.
 _PEAK: Final = np.float32(255)
 # coremltools' class of a processor -> its name in a placement.
 _PLACES: Final = {

@@ -62,7 +62,7 @@ class Device:
     """A device and the library that computes on it."""
 
     name: str
-    """As the caller names it, such as "cuda"."""
+    """Name that the caller gives, such as "cuda"."""
     provider: str
     """ONNX Runtime's name of its provider. With another package, the name in reports."""
     remedy: str
@@ -212,12 +212,14 @@ def whole_package(package: Any, names: tuple[str, ...], remedy: str) -> Any:
 
 
 def installed(device: Device, providers: list[str]) -> bool:
+    """Whether the library of a device is installed. providers: those that ONNX Runtime has."""
     if device.package == "onnxruntime":
         return device.provider in providers
     return importlib.util.find_spec(device.package) is not None  # not imported: that takes a while
 
 
 def list_core_ml() -> str:
+    """The names of the devices that run Core ML packages, for messages."""
     return ", ".join(device.name for device in DEVICE_TABLE if device.units is not None)
 
 

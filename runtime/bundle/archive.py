@@ -19,10 +19,11 @@ from ..checks import shortened
 from ..errors import BundleError
 from .entries import check_size, open_plain
 
+# Entries, folders included. The built-in bundle has fewer than 50.
 MAX_ENTRIES: Final = 1000
 # Bytes of the list of entries, which is read whole before an entry can be checked.
 MAX_DIRECTORY_BYTES: Final = 1 << 20
-# Unpacked to packed bytes. Weights reach about 2, descriptions of Core ML programs about 10.
+# Unpacked over packed bytes of an entry. Weights reach about 2, descriptions of Core ML programs about 10.
 MAX_RATIO: Final = 100
 # Bytes that an entry may unpack to whatever its ratio.
 SMALL_BYTES: Final = 16 << 20

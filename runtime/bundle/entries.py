@@ -14,8 +14,9 @@ from ..checks import Plain, arguments, check_mapping, check_real, check_whole, f
 from ..errors import BundleError
 
 MANIFEST_NAME: Final = "manifest.json"
+# Bytes. That of the built-in bundle has 60 kB.
 MAX_MANIFEST_BYTES: Final = 1 << 20
-# Every file is read whole into memory, and its hash is computed there.
+# Bytes. Every file is read whole into memory, and its hash is computed there.
 MAX_WEIGHT_BYTES: Final = 1 << 34
 ROLES: Final = ("encoder", "generator")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
@@ -31,7 +32,7 @@ class GraphFile(Plain):
     file: str
     """Plain name, without folders."""
     bytes: int
-    """Size."""
+    """Size of the file."""
     sha256: str
     """64 lower-case hex digits."""
 
@@ -106,7 +107,7 @@ class Probe(Plain):
     output: GraphFile
     """The fp32 model's output for the input."""
     seed: int
-    """Of the noise, 0 to 2**64 - 1. The output is its sample 0."""
+    """Seed of the noise, 0 to 2**64 - 1. The output is its sample 0."""
     floor_db: dict[str, float]
     """The least PSNR against the output, by precision."""
 

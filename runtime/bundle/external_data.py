@@ -49,7 +49,7 @@ class External:
     """A tensor with its values in another file."""
 
     tensor: str
-    """Its name."""
+    """Name of the tensor."""
     location: str
     """Name of the file."""
     offset: int

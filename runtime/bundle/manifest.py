@@ -13,6 +13,7 @@ from ..errors import BundleError
 from .entries import Graph, GraphFile, Probe, check_pairs, read_pairs
 from .packages import PackageList
 
+# Of bundles whose Core ML graphs are one package of one size each, or that have none.
 FORMAT_VERSION: Final = 1
 # Of bundles whose Core ML graphs are cut into chunks or take several sizes, which readers of format 1 do not know.
 NEWEST_VERSION: Final = 2
@@ -26,13 +27,13 @@ class TensorSpec(Plain):
     """A graph input or output: NCHW float32."""
 
     name: str
-    """As in the graph."""
+    """Its name in the graph."""
     channels: int
-    """Size of the second axis."""
+    """Size of its second axis."""
     scale: float
     """Its height and width relative to those of the LR image."""
     range: tuple[float, float] | None = None
-    """None: unbounded."""
+    """Least and greatest value. None: unbounded."""
 
     def __post_init__(self) -> None:
         check_text("tensor name", self.name)
@@ -59,9 +60,9 @@ class GraphSpec(Plain):
     """Inputs and outputs of a graph, by name."""
 
     inputs: tuple[TensorSpec, ...]
-    """Its inputs, at least one, under different names."""
+    """The inputs, at least one, under different names."""
     outputs: tuple[TensorSpec, ...]
-    """Its outputs, at least one, under different names."""
+    """The outputs, at least one, under different names."""
 
     def __post_init__(self) -> None:
         for where, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -117,9 +118,9 @@ class NoiseSpec(Plain):
     """The noise that the generator takes."""
 
     version: int
-    """1: that of `noise.py`."""
+    """Version of the noise. 1: that of `noise.py`."""
     channels: int
-    """Of a field of noise."""
+    """Channels of a field of noise."""
     downscale: int
     """Side of a noise cell in LR pixels."""
 
@@ -146,7 +147,7 @@ class Manifest(Plain):
     format_version: int
     """1, or 2 if Core ML graphs are in chunks or take several sizes."""
     name: str
-    """The model's, for messages and reports."""
+    """Name of the model, for messages and reports."""
     scale: int
     """Height and width of SR over those of LR."""
     encoder: GraphSpec
@@ -166,7 +167,7 @@ class Manifest(Plain):
     color_fix: str
     """One of `COLOR_FIXES`, applied unless the caller names another."""
     default_precision: dict[str, str]
-    """By device."""
+    """Device -> the precision that "auto" takes."""
     probe: Probe
     """A picture with its known result, computed when the model is loaded."""
     provenance: dict[str, Any]

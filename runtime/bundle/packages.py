@@ -18,8 +18,9 @@ PACKAGE_FILES: Final = (
 )
 # LR pixels of a side of a package.
 MAX_SIDE: Final = 65536
-# Chunks of a graph, and values that one takes or gives.
+# Chunks of a graph.
 MAX_CHUNKS: Final = 64
+# Values that a chunk takes or gives.
 MAX_VALUES: Final = 256
 # Keys that only some packages have. They are left out of the manifest if empty.
 PACKAGE_EXTRAS: Final = frozenset(("sizes", "inputs", "outputs"))
@@ -47,11 +48,11 @@ class Package(Plain):
     """A Core ML package: a folder inside the bundle, for fixed sizes of the LR image."""
 
     files: tuple[PackageFile, ...]
-    """Those of `PACKAGE_FILES` that it has; only the weights may be missing."""
+    """The files it has of `PACKAGE_FILES`. Only the weights may be missing."""
     height: int
-    """Of the LR image, in pixels."""
+    """Height of the LR image, in pixels."""
     width: int
-    """Of the LR image, in pixels."""
+    """Width of the LR image, in pixels."""
     target: str
     """The oldest system that runs it, such as iOS17."""
     floor_db: float
@@ -126,7 +127,7 @@ class PackageList:
     A chunk takes inputs of the graph and outputs of the chunks before it; the last gives the graph's outputs."""
 
     packages: tuple[Package, ...]
-    """In the order in which they run, at most `MAX_CHUNKS`."""
+    """The packages in the order in which they run, at most `MAX_CHUNKS`."""
 
     def __post_init__(self) -> None:
         found = self.packages

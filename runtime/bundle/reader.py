@@ -21,9 +21,9 @@ from .external_data import check_external
 from .manifest import Manifest
 
 DEFAULT_BUNDLE: Final = Path(__file__).parents[1] / "bundles" / "pocket.gdposr"
-# LR pixels of the smallest picture that a model takes. At scale 4 its output is 192 MB of float32.
+# The most LR pixels a side that the smallest picture of a model may have. At scale 4 its output is 192 MB of float32.
 MAX_LEAST_SIDE: Final = 1024
-# Context in tiles. With that, up to 81 times the pixels of the photo are computed.
+# The most context, in sides of a tile. With that, up to 81 times the pixels of the photo are computed.
 MAX_CONTEXT: Final = 4
 # Reads a file by its name and its size in bytes. None: at most that of a manifest.
 _Reader = Callable[[str, int | None], bytes]

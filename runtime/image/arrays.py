@@ -34,9 +34,9 @@ class Picture:
     """A checked input, in the caller's dtype."""
 
     color: NDArray[Any]
-    """(h, w, 1 or 3)."""
+    """Gray or RGB, (h, w, 1 or 3)."""
     alpha: NDArray[Any] | None
-    """(h, w)."""
+    """Alpha, (h, w). None: every pixel is opaque."""
     flat: bool
     """Whether the caller's array had no axis of channels."""
 

@@ -27,7 +27,7 @@ BAND: Final = 64
 HELD: Final = 32 << 20
 # Bytes of pixels in a block. A block has at least one row.
 BLOCK_BYTES: Final = 1 << 20
-# More would take processors from the model, which computes the next rows meanwhile.
+# Threads that pack blocks. More would take processors from the model, which computes the next rows meanwhile.
 MAX_WORKERS: Final = 4
 
 Floats = NDArray[np.float32]
@@ -48,11 +48,11 @@ class Strips:
     """A picture as bands of rows from top to bottom, which are computed while they are taken. They can be taken once."""
 
     shape: tuple[int, ...]
-    """(H, W) or (H, W, C)."""
+    """Shape of the picture: (H, W) or (H, W, C)."""
     dtype: np.dtype[Any]
-    """Of every band."""
+    """Type of the values of every band."""
     bands: Iterator[NDArray[Any]]
-    """Each (n, W) or (n, W, C)."""
+    """The bands, each (n, W) or (n, W, C)."""
 
     def array(self) -> NDArray[Any]:
         """The whole picture."""

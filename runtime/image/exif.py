@@ -17,6 +17,7 @@ from typing import Any, Final
 from PIL import Image
 
 EXIF_HEADER = b"Exif\0\0"
+# Numbers of tags (CIPA DC-008, Exif 3.0, Sec. 4.6).
 ORIENTATION = 0x0112
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003
 IMAGE_WIDTH, IMAGE_HEIGHT = 0x0100, 0x0101
@@ -29,6 +30,7 @@ XMP, IPTC = 0x02BC, 0x83BB
 # Tags copied from a TIFF: ImageDescription, Make, Model, Software, DateTime, Artist, Copyright.
 TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+# Numbers of types, and bytes of a value by type (TIFF 6.0, Sec. 2).
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
 TYPE_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 # Tags of the offset and of the size of a thumbnail: as JPEG, as plain rows.

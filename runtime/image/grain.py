@@ -32,9 +32,9 @@ NAME: Final = "grain"
 LUMA: Final = (0.299, 0.587, 0.114)
 # Pixels. Of larger pictures only the middle is judged, to bound the time.
 SIDE: Final = 2048
-# Passes of the 3x3 binomial filter. Texture that they remove is fine.
+# Passes of the 3x3 binomial filter. The texture that they remove counts as fine.
 FINE: Final = 1
-# Passes. Texture that the second number removes and the first keeps is coarse, a mean of about 3 to 5 pixels.
+# Passes of the same filter. The texture that the second number removes and the first keeps counts as coarse: about 3 to 5 pixels.
 COARSE: Final = (3, 9)
 # Variance of rounding to whole levels, in 1/255^2. Less texture than this counts as none.
 ROUNDING: Final = 1 / 12
@@ -77,7 +77,7 @@ def binomial(plane: Floats, passes: int) -> Floats:
 
 
 def _energy(plane: Floats, smoother: Floats, alpha: Floats) -> float:
-    """Sum of the squared difference over the core that alpha (h, w) covers, each pixel by its alpha."""
+    """Sum of the squared difference over the core of alpha's size (h, w), weighted by alpha."""
     sides = [(a.shape[0] - alpha.shape[0]) // 2 for a in (plane, smoother)]
     inner = [a[s : a.shape[0] - s, s : a.shape[1] - s] for a, s in zip((plane, smoother), sides, strict=True)]
     difference = inner[0] - inner[1]

@@ -14,8 +14,9 @@ PHOTOSHOP_HEADER: Final = b"Photoshop 3.0\0"
 IPTC_RESOURCE: Final = 0x0404
 # ISO 21496-1, the gain map of an HDR picture.
 _GAIN_MAP: Final = b"urn:iso:std:iso:ts:21496:-1"
-# Bytes of a segment's content.
+# Most bytes of a segment's content: its length has 16 bits and counts itself.
 _MOST: Final = 65533
+# Markers of segments (ITU-T T.81, table B.1).
 _APP1, _APP2, _APP13, _COMMENT, _SCAN = 0xE1, 0xE2, 0xED, 0xFE, 0xDA
 
 

@@ -16,12 +16,12 @@ _PIXELS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _FRAMES: Final = (b"acTL", b"fcTL", b"fdAT")
 # Chunks that a viewer needs for the right colours, besides a profile: kind -> bytes (PNG, third edition, Sec. 11.3.2).
 _COLOUR_BYTES: Final = {b"cICP": 4, b"gAMA": 4, b"cHRM": 32}
-# Bytes of metadata after decompression, of one chunk and in all.
+# Most bytes of metadata after decompression, of one chunk and in all.
 _MOST_OF_ONE: Final = 8 << 20
 _MOST_OF_ALL: Final = 64 << 20
 XMP_KEYWORD: Final = "XML:com.adobe.xmp"
 _RAW_EXIF: Final = ("Raw profile type exif", "Raw profile type APP1")
-# In metres.
+# An inch in metres.
 INCH: Final = 0.0254
 
 
@@ -29,7 +29,9 @@ class Chunk(NamedTuple):
     """A chunk of the file."""
 
     kind: bytes
+    """Its type, four letters such as IDAT."""
     content: bytes
+    """Its data, without length, type and checksum."""
     sound: bool
     """Whether it is whole and its checksum is right."""
     cut: bool = False
@@ -43,13 +45,13 @@ class PngMetadata:
     icc: bytes | None = None
     """Colour profile, decompressed."""
     exif: bytes | None = None
-    """Without the header that precedes it in a JPEG."""
+    """EXIF block, without the header that precedes it in a JPEG."""
     dpi: tuple[float, float] | None = None
     """Horizontal and vertical resolution. None: not stated, or without a unit."""
     xmp: bytes | None = None
     """XMP packet."""
     text: dict[str, str] = field(default_factory=dict)
-    """Keyword -> text."""
+    """Keyword -> text of the text chunks."""
     coding: dict[str, bytes] = field(default_factory=dict)
     """Content of the chunks cICP, gAMA and cHRM."""
     lost: list[str] = field(default_factory=list)

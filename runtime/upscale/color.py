@@ -25,6 +25,7 @@ from ..image.bands import BAND, Floats, RowSource, spans
 Statistics = tuple[NDArray[np.float64], NDArray[np.float64]]
 # Below this deviation a channel counts as flat: it has no contrast to rescale.
 STD_FLOOR: Final = 1e-5
+# Levels of the a-trous filter, as in StableSR: the last one smooths over about 32 pixels.
 WAVELET_LEVELS: Final = 5
 # Rows of a band: more than elsewhere, because each band also computes a halo.
 WAVELET_BAND: Final = 128
@@ -69,7 +70,7 @@ def adain_rows(source: RowSource, height: int, of_sr: Statistics, of_lr: Statist
     source: the rows of SR.
     height: their number.
     of_sr: mean and deviation of each channel of SR.
-    of_lr: the same of LR.
+    of_lr: mean and deviation of each channel of LR.
     """
     (mean_sr, std_sr), (mean_lr, std_lr) = of_sr, of_lr
     gain = np.where(std_sr < STD_FLOOR, 1.0, std_lr / np.maximum(std_sr, STD_FLOOR))
@@ -86,7 +87,7 @@ def wavelet_rows(
     """Swap of the a-trous low-pass band: everything coarser than about 32 pixels is taken from LR.
 
     source, size: rows of SR, and its height and width.
-    lr, lr_size: the same of LR.
+    lr, lr_size: rows of LR, and its height and width.
 
     The low-pass is linear, so low(LR) - low(SR) = low(LR - SR): one pass instead of two.
     """

@@ -144,7 +144,7 @@ class Tiles:
         return plan
 
     def features(self, tile: Tile) -> Features | None:
-        """What `keep` has stored for a tile."""
+        """The features that `keep` has stored for a tile. None: there are none."""
         return self._features.get(tile)
 
     def keep(self, tile: Tile, features: Features) -> None:

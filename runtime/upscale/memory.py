@@ -38,13 +38,16 @@ ROOMY: Final = 2
 # 98, 124, 177, 354 MB. Along these a pixel shown takes at most 2690 bytes, 4.5 times the 604 bytes of its image, features, noise and
 # output. The built-in bundle before it, whose cells were 2x2 pixels, took up to 5.1 times its 480 bytes.
 CALL_FACTOR: Final = 5.2
-# These lines extrapolated to no pixels, without the weights: INT8 73 MB with 0.4 MB of graph files, fp32 74 MB with 1.2 MB.
+# Memory of the program alone, extrapolated to zero pixels and without weights: INT8 73 MB with 0.4 MB of graph files, fp32 74 MB with
+# 1.2 MB.
 PROGRAM: Final = 74_000_000
 # The second of two calls at once: its thread and what ONNX Runtime keeps for it. INT8 9 MB, fp32 8 MB.
 SECOND_CALL: Final = 9_000_000
 # For the command itself, with the blocks of a PNG in its filters and deflate: `gdposr upscale` of noise of 400x600 pixels took 10 MB
 # more than the estimate without this, with --max-memory 120M.
 WRITING: Final = 12_000_000
+# Memory of a loaded model over the bytes of its graph files. Before any call of an earlier built-in bundle: INT8 67 MB with 0.8 MB of
+# files, fp32 75 MB with 2.8 MB.
 WEIGHT_FACTOR: Final = 4
 # Rows of float32 output that colour fix and scaling hold at most: windows, differences, temporaries.
 STAGE_ROWS: Final = 1000
@@ -57,7 +60,7 @@ class Demand:
     """The part of a picture's memory that does not depend on its tiles."""
 
     size: tuple[int, int]
-    """Its height and width."""
+    """Height and width of the picture."""
     fixed: int
     """Bytes of the caller's picture and of a result in one array."""
     strip: int
@@ -75,11 +78,11 @@ class Plan:
     tile: tuple[int, int]
     """Height and width of a core."""
     lanes: int
-    """Model calls at once."""
+    """Number of model calls at once."""
     keep: bool
     """Whether features stay for further samples."""
     peak: int
-    """The estimated bytes of the whole process, with the features if they stay."""
+    """The estimated bytes of the whole process, with the features if they stay. At most `max_memory`, if there is a limit."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +115,18 @@ def demand_of(
 ) -> Demand:
     """The memory that a picture takes besides the model calls.
 
+    picture: the LR pixels.
     size: height and width of the result.
     scale: the model's.
-    whole: the result is one array.
-    placed: tiles are rounded into their places. Else float rows go through colour and scaling.
-    held: the whole output is held in float32.
+    whole: whether the result is one array.
+    placed: whether tiles are rounded into their places. Else float rows go through colour and scaling.
+    held: whether the whole output is held in float32.
     """
     one = picture.empty(1, size[1]).nbytes  # a row of the result
     fixed = picture.color.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes)
     fixed += size[0] * one if whole else 0
     if placed:
-        # of two strips, the taker holds one
+        # two strips are alive: one being computed, one being written
         return Demand((picture.height, picture.width), fixed, 0 if whole else one * scale, strips=2)
     row = 12 * scale * picture.width  # of float32 output
     work = row * (STAGE_ROWS + (scale * picture.height if held else 0))
@@ -135,12 +139,14 @@ def choose(
 ) -> Plan:  # fmt: skip
     """The plan for a picture. SettingError if the limit is too low for any.
 
-    demand, costs, rule: of the picture, of the bundle, and the sizes that the model takes.
+    demand: the memory that the picture takes.
+    costs: the memory that the model calls take.
+    rule: the sizes that the model takes.
     tile: side of the core that the caller wants. None: the fastest, up to `ROOMY` times the bundle's. Blended cores keep the bundle's,
         since the result depends on them.
     lanes: model calls at once that the caller wants.
     largest: side of what one call takes. None: any.
-    further: whether more samples may follow.
+    further: whether more samples may follow, for which features can be kept.
     limit: bytes for the whole process. None: the budgets above apply.
     """
     usual = tile_size(rule.tile if tile is None else tile, rule)
@@ -237,6 +243,10 @@ def shown(demand: Demand, rule: SizeRule, tile: tuple[int, int]) -> int:
 
 
 def features(demand: Demand, costs: Costs, rule: SizeRule, tile: tuple[int, int]) -> int:
-    """Bytes of the features of all tiles. The parameters are those of `peak`."""
+    """Bytes of the features of all tiles.
+
+    demand, costs, rule: as for `choose`.
+    tile: height and width of a core.
+    """
     tiles = plan_tiles(*demand.size, tile, rule)
     return costs.kept * sum(t.padded.height * t.padded.width for t in tiles)

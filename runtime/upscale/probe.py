@@ -23,10 +23,11 @@ from .tiling import pad_edge, padded_size
 
 # Reported if all 8-bit values are equal. Not infinite, so that reports stay valid JSON.
 IDENTICAL_DB: Final = 99.0
-# The floor of a package covers its numbers only. A device also sums in half precision, and rounding to 8 bits alone leaves 56 dB.
+# dB below a package's own floor, which covers the rounding of its weights and values. A device also sums in half precision.
 PACKAGE_MARGIN_DB: Final = 3.0
+# The highest floor of a package, well below the 56 dB of two results that differ by rounding to 8 bits alone.
 PACKAGE_FLOOR_DB: Final = 45.0
-# If the whole result depends on the filling of a tile.
+# The highest floor if the whole result depends on the filling of a tile.
 FILLED_FLOOR_DB: Final = 25.0
 
 
@@ -35,11 +36,11 @@ class ProbeResult:
     """The result of `run_probe`."""
 
     psnr_db: float
-    """Of the 8-bit result against the stored one, over all channels."""
+    """PSNR of the 8-bit result against the stored one, over all channels."""
     floor_db: float
     """The least PSNR that this precision must reach."""
     ok: bool
-    """Whether it does."""
+    """Whether the PSNR reaches the floor."""
 
 
 def run_probe(bundle: Bundle, backend: Backend) -> ProbeResult:

@@ -127,7 +127,13 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def tile_spans(length: int, tile: int, rule: SizeRule, begin: int = 0) -> list[tuple[int, int, int, int]]:
-    """(core start, core end, padded start, padded end) along one axis."""
+    """(core start, core end, padded start, padded end) of each tile along one axis.
+
+    length: of the picture along the axis.
+    tile: core size along the axis, as `tile_size` gives it.
+    rule: the sizes that the model takes.
+    begin: where the first core starts.
+    """
     whole, least = padded_size(length, rule), padded_size(1, rule)
     found = []
     for start in range(begin, max(begin + 1, length - rule.overlap), tile - rule.overlap):

@@ -104,7 +104,10 @@ class Upscaler:
         first: int = 0,
         progress: Progress | None = None,
     ) -> list[NDArray[Any]]:
-        """Samples first to first + samples of an image, as `samples` below, in a list."""
+        """Samples `first` to `first + samples - 1` of an image, in a list.
+
+        image, seed, samples, scale, first, progress: as for `samples` below.
+        """
         return list(self.samples(image, seed, samples, scale, first=first, progress=progress))
 
     @overload
@@ -197,7 +200,11 @@ class Upscaler:
         first: int = 0,
         progress: Progress | None = None,
     ) -> Iterator[Photo]:
-        """As `samples`, from a photo to photos with its metadata."""
+        """As `samples`, from a photo to photos with its metadata.
+
+        photo: as `read_photo` gives it.
+        seed, samples, scale, first, progress: as for `samples`.
+        """
         results = self.samples(photo.pixels, seed, samples, scale, first=first, progress=progress)
         return (photo.with_pixels(pixels) for pixels in results)
 

@@ -29,6 +29,7 @@ from .metadata import metadata
 from .sixteen_bit import DEEP_READ, deep_gray, deep_pixels
 from .sixteen_bit_tiff import SIGNATURES, is_deep_tiff, opened_as_8_bit, tags_if_sound
 
+# Pixels of the largest photo that is read if the caller names no limit. They take at most 800 MB.
 MAX_PIXELS: Final = 100_000_000
 # Pillow may try these formats and no others: some of its readers start other programs. JPEG includes MPO, HEIF needs pillow-heif.
 READ_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "HEIF")

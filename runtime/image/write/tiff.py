@@ -39,10 +39,11 @@ from ..exif import (
     packed_directory,
 )
 
-# Bytes. Offsets have 32 bits.
+# Most bytes of a file. Offsets have 32 bits.
 LARGEST_FILE: Final = 2**32 - 1
-# Of deflate.
+# Level of deflate: zlib's default.
 LEVEL: Final = 6
+# Tag of the colour profile (ICC.1, annex B).
 ICC_PROFILE: Final = 0x8773
 # Title, comment, author, keywords and subject, as Windows writes them.
 XP_TAGS: Final = range(0x9C9B, 0x9CA0)
