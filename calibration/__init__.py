@@ -1,1 +1,1 @@
-"""Calibration: metrics, accuracy tables and reports that tell whether the small model is still as good."""
+"""Calibration: accuracy tables, reports, blind votes and studies that tell whether the small model is still as good."""

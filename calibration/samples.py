@@ -34,7 +34,9 @@ OPEN_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "g
 HELD_OUT_PHOTOS = ("chelsea", "grass", "gravel", "moon", "hubble_deep_field", "retina")
 # One photo in four is for validation.
 VALIDATION_EVERY: Final = 4
+# Photos that both sets need together, since one in four is for validation.
 LEAST_PHOTOS: Final = 4
+# Samples of a set.
 LEAST_SAMPLES: Final = 4
 FORMAT: Final = "gdposr samples 1"
 
@@ -48,11 +50,11 @@ class Sample:
     """One picture with its noise."""
 
     lr: np.ndarray
-    """(3, h, w) float32 in [0, 1]."""
+    """The LR picture, (3, h, w) float32 in [0, 1]."""
     noise: np.ndarray
-    """(c, h/2, w/2) float32."""
+    """Its noise, (c, h / downscale, w / downscale) float32."""
     hr: np.ndarray
-    """(3, 4h, 4w) float32 in [0, 1]."""
+    """The HR picture, (3, 4h, 4w) float32 in [0, 1]."""
     photo: str = ""
     """Name of the photo that it is a crop of."""
 
@@ -62,9 +64,9 @@ class SampleSets:
     """Samples for calibration and samples for validation; no photo is in both."""
 
     calibration: tuple[Sample, ...]
-    """For the ranges of activations, at least `LEAST_SAMPLES`."""
+    """Samples for the ranges of activations, at least `LEAST_SAMPLES`."""
     validation: tuple[Sample, ...]
-    """To measure the loss by INT8, at least `LEAST_SAMPLES`."""
+    """Samples to measure the loss by INT8 on, at least `LEAST_SAMPLES`."""
 
     def __post_init__(self) -> None:
         for name in ("calibration", "validation"):

@@ -23,7 +23,7 @@ class Pair:
     """One question to a voter."""
 
     scene: Scene
-    """The pictures."""
+    """The input and its two enlargements."""
     y: int
     """Top of the crop in pixels of the input."""
     x: int
@@ -119,6 +119,6 @@ def _sides(kinds: Sequence[str], random: Generator) -> list[bool]:
         own = [index for index, each in enumerate(kinds) if each == kind]
         for rank, index in enumerate(random.permutation(own)):
             sides[index] = start ^ bool(rank % 2)
-        if len(own) % 2:  # this kind had one more of `start`; the next odd one has one less
+        if len(own) % 2:  # the extra pair alternates sides from one odd kind to the next
             start = not start
     return sides

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist
 
+# Share of many studies whose interval holds the true share.
 CONFIDENCE = 0.95
 
 

@@ -19,11 +19,11 @@ class Tally:
     """Choices counted over some pairs, or over some votes."""
 
     a: int
-    """A was chosen."""
+    """How often A was chosen."""
     b: int
-    """B was chosen."""
+    """How often B was chosen."""
     ties: int
-    """Neither."""
+    """How often neither was."""
 
     @classmethod
     def of(cls, choices: Sequence[str]) -> "Tally":
@@ -36,7 +36,10 @@ class Tally:
         return self.a / (self.a + self.b) if self.a + self.b else None
 
     def to_dict(self, interval: bool) -> dict[str, Any]:
-        """interval: whether to give one. Several votes on one pair are not independent, so they have none."""
+        """The counts, and the share of A.
+
+        interval: whether to give that of the share. Several votes on one pair are not independent, so they have none.
+        """
         bounds = wilson(self.a, self.a + self.b) if interval else None
         low, high = bounds or (None, None)
         return {"a": self.a, "b": self.b, "ties": self.ties, "share": self.share, "low": low, "high": high}

@@ -5,7 +5,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Pixels around and between pictures, and for the text above a picture.
 GAP, LABEL = 12, 24
+# Pixels.
 FONT_SIZE = 16
+# Colours of text and background.
 INK, PAPER = (30, 30, 30), (238, 238, 236)
 
 

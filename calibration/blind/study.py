@@ -28,6 +28,7 @@ from calibration.measure.pairs import read_rgb
 from runtime.errors import GdposrError
 from runtime.files import atomic_file, temporary_beside
 
+# Version of study.json and of the key.
 FORMAT = 1
 QUESTION = "Which would a person keep?"
 # Time of every file of a study: 2000-01-01 UTC.

@@ -1,1 +1,1 @@
-"""Accuracy of a bundle: metrics, intervals, gates, and the methods that are compared."""
+"""Accuracy of a bundle: the methods that are compared, their table with intervals and differences, and gates."""

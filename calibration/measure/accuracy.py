@@ -59,9 +59,9 @@ class AccuracyReport:
     """The measured rows, the pictures, and the verdict of the gates."""
 
     bundle: dict[str, str]
-    """Its "name" and "digest"."""
+    """The bundle's "name" and "digest"."""
     scale: int
-    """Of the bundle: HR is so many times LR."""
+    """Scale of the bundle: HR is so many times LR."""
     pictures: str
     """Where the pictures come from."""
     count: int
@@ -69,7 +69,7 @@ class AccuracyReport:
     groups: int
     """Number of independent pictures: of photos, if several pictures are crops of one photo."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     diversity_images: int
     """Pictures on which diversity was measured."""
     diversity_samples: int

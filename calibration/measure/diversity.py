@@ -23,22 +23,22 @@ WINDOW = 5
 
 @dataclass(frozen=True)
 class Agreement:
-    """A student beside its teacher. Distance: RMS difference of two samples in 1/255, mean over pictures and pairs of samples."""
+    """A student beside its teacher. A distance is the RMS difference of two samples, in 1/255, averaged over pairs and pictures."""
 
     teacher_psnr: float
     """PSNR in dB of the student's sample against the teacher's of the same noise, over RGB; mean over samples."""
     diversity: float
     """Distance between the student's samples over the distance between the teacher's."""
     texture_diversity: float
-    """The same for the texture alone."""
+    """Diversity of the texture alone."""
     follows: float
-    """Correlation of the differences between samples. 1: a seed gives the same sample; 0: no relation."""
+    """Correlation of the student's differences between samples with the teacher's. 1: a seed gives the same sample; 0: no relation."""
     texture_follows: float
-    """The same for the texture alone."""
+    """Correlation of these differences in the texture alone."""
     distance: float
-    """Between the student's samples."""
+    """Distance between the student's samples."""
     teacher_distance: float
-    """Between the teacher's samples."""
+    """Distance between the teacher's samples."""
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -95,7 +95,7 @@ class _Differences:
         self._sums = np.zeros(6)  # number, a, b, a^2, b^2, ab
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
-        """a: the student's difference, b: the teacher's."""
+        """Count a difference. a: the student's, b: the teacher's."""
         self.student.append(float(np.sqrt(np.mean(a * a))))
         self.teacher.append(float(np.sqrt(np.mean(b * b))))
         self._sums += [a.size, a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()]

@@ -27,29 +27,29 @@ class Gates:
     """Limits of one row; those in `RELATIVE` compare it with fp32. None: no limit."""
 
     min_psnr: float | None = None
-    """In dB."""
+    """Lowest mean PSNR, in dB."""
     min_ssim: float | None = None
-    """Of luma, at most 1."""
+    """Lowest mean SSIM of luma, at most 1."""
     max_sqf: float | None = None
-    """Mean of a distance between features, 0 for equal pictures."""
+    """Highest mean SQF, a distance between features, 0 for equal pictures."""
     max_niqe: float | None = None
-    """Mean of the outputs by themselves."""
+    """Highest mean NIQE of the outputs."""
     max_colour_shift: float | None = None
-    """Of `Row.colour_shift_abs`, in 1/255."""
+    """Highest `Row.colour_shift_abs`, in 1/255."""
     max_checkerboard: float | None = None
-    """In dB."""
+    """Highest mean checkerboard measure, in dB."""
     max_seam: float | None = None
-    """For ONNX rows only. Single photos without any seam give 0.7 to 1.2."""
+    """Highest mean seam, for ONNX rows only. Single photos without any seam give 0.7 to 1.2."""
     max_psnr_loss: float | None = None
-    """In dB below fp32."""
+    """Greatest loss of mean PSNR against fp32, in dB."""
     max_sqf_rise: float | None = None
-    """Share of fp32's SQF; 0.01 is 1 %."""
+    """Greatest rise of mean SQF above fp32's, as a share of it; 0.01 is 1 %."""
     max_niqe_rise: float | None = None
-    """NIQE above fp32's."""
+    """Greatest rise of mean NIQE above fp32's."""
     max_lpips_rise: float | None = None
-    """LPIPS above fp32's."""
+    """Greatest rise of mean LPIPS above fp32's."""
     min_diversity_ratio: float | None = None
-    """Share of fp32's diversity."""
+    """Lowest diversity, as a share of fp32's."""
 
     @property
     def needs_reference(self) -> bool:
@@ -78,7 +78,7 @@ class Gates:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> Gates:
-        """Of --budget's texts GATE=VALUE. SettingError as in `from_dict`, and for a value that is no number."""
+        """Gates from --budget's texts GATE=VALUE. SettingError as in `from_dict`, and for a value that is no number."""
         limits = {}
         for text in texts:
             name, _, limit = text.partition("=")
@@ -113,7 +113,7 @@ class GateResult:
     limit: float
     """The limit in the unit of the gate."""
     value: float | None
-    """None: it could not be measured, so the gate does not pass."""
+    """The measured value. None: it could not be measured, so the gate does not pass."""
     ok: bool
     """Whether the value keeps the limit."""
 

@@ -25,11 +25,11 @@ class Tiled:
     """A picture that was put together from tiles."""
 
     picture: np.ndarray
-    """(H, W, 3) uint8."""
+    """The picture, (H, W, 3) uint8."""
     rows: tuple[int, ...]
     """First row of each tile, without the picture's own edge."""
     columns: tuple[int, ...]
-    """The same for columns."""
+    """First column of each tile, without the picture's own edge."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Method:
     """One way to enlarge a picture."""
 
     name: str
-    """Of its row."""
+    """Name of its row."""
     kind: str
     """"bicubic", "model", "folder" or "peer"."""
     upscale: Callable[[str, np.ndarray], np.ndarray]
@@ -49,7 +49,7 @@ class Method:
     bytes: int | None = None
     """Size of the files with graphs or weights."""
     device: str | None = None
-    """That runs it; None: no model that runs here."""
+    """Device that runs it; None: no model that runs here."""
     notes: tuple[str, ...] = ()
     """Notes for the report, such as a device that was replaced."""
     target: str = ""
@@ -65,10 +65,12 @@ def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def bicubic_method(scale: int) -> Method:
+    """Bicubic as a method."""
     return Method("bicubic", "bicubic", lambda name, lr: bicubic(lr, scale), parameters=0, bytes=0)
 
 
 def folder_method(name: str, folder: Path, pairs: Sequence[Pair]) -> Method:
+    """A folder of enlarged pictures, named like the pairs, as a method. ImageError if one is missing."""
     pictures = complete(name, folder, named_photos(folder), pairs)
     return Method(name, "folder", lambda picture, lr: read_rgb(pictures[picture]))
 
@@ -155,4 +157,5 @@ def count_parameters(bundle: Bundle) -> int | None:
 
 
 def precision_rank(name: str) -> int:
+    """Place of a precision in `PRECISION_ORDER`. An unknown one comes last."""
     return PRECISION_ORDER.index(name) if name in PRECISION_ORDER else len(PRECISION_ORDER)

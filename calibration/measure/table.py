@@ -34,19 +34,19 @@ class ImageScore:
     """One picture of one method."""
 
     name: str
-    """As in `Pair`."""
+    """Name of its `Pair`."""
     psnr: float
-    """In dB; infinite for equal pictures."""
+    """PSNR of luma in dB; infinite for equal pictures."""
     ssim: float
-    """Of luma, at most 1."""
+    """SSIM of luma, at most 1."""
     sqf: float | None
-    """None: without weights."""
+    """SQF; None: without weights."""
     niqe: float
-    """Of the picture alone; lower is better."""
+    """NIQE, of the picture alone; lower is better."""
     colour_shift: tuple[float, float, float]
-    """Red, green and blue against bicubic, in 1/255."""
+    """Shift of red, green and blue against bicubic, in 1/255."""
     checkerboard: float | None
-    """In dB; None for a picture below 128 pixels."""
+    """Checkerboard measure in dB; None for a picture below 128 pixels."""
     extra: dict[str, float] = field(default_factory=dict)
     """Name of a learned metric -> value."""
     group: str = ""
@@ -58,33 +58,33 @@ class Row:
     """One method: means over all pictures, and the pictures. None: does not apply or was not measured. Units as in `ImageScore`."""
 
     name: str
-    """Of the method."""
+    """Name of the method."""
     kind: str
-    """As in `Method`."""
+    """Kind of the method, as in `Method`."""
     psnr: float
-    """Mean in dB; infinite if one picture equals its HR."""
+    """Mean PSNR in dB; infinite if one picture equals its HR."""
     ssim: float
-    """Mean."""
+    """Mean SSIM."""
     sqf: float | None
-    """Mean; None: without weights."""
+    """Mean SQF; None: without weights."""
     niqe: float
-    """Mean."""
+    """Mean NIQE."""
     colour_shift: tuple[float, float, float]
-    """Mean of red, green and blue."""
+    """Mean shift of red, green and blue."""
     colour_shift_abs: float
     """Mean of the absolute shift over pictures and channels, so that tints of opposite sign do not cancel out."""
     checkerboard: float | None
-    """Mean over pictures of at least 128 pixels; None: there are none."""
+    """Mean checkerboard measure of the pictures of at least 128 pixels; None: there are none."""
     diversity: float | None
     """Mean RMS distance between two samples, in 1/255."""
     parameters: int | None
     """Number of weights."""
     bytes: int | None
-    """Of the files with graphs or weights."""
+    """Size of the files with graphs or weights."""
     device: str | None
-    """That ran it."""
+    """Device that ran it."""
     notes: tuple[str, ...]
-    """About the method, for reports."""
+    """Notes on the method, for reports."""
     images: tuple[ImageScore, ...]
     """One for each pair, sorted by name."""
     target: str = ""
@@ -265,6 +265,14 @@ def _score_image(
     score: Score | None,
     extra: Mapping[str, Score],
 ) -> ImageScore:
+    """All metrics of one picture.
+
+    name: of its pair.
+    sr, hr: the method's picture and the photo, (H, W, 3) uint8.
+    plain: LR by bicubic, (H, W, 3) uint8, for the colour shift.
+    score: SQF; None: leave it out.
+    extra: further metrics by name.
+    """
     return ImageScore(
         name=name,
         psnr=psnr_y(sr, hr),

@@ -72,7 +72,7 @@ class Figure:
     plot: Markup
     """SVG, ready for the page."""
     note: str = ""
-    """After the caption, in small print."""
+    """Text after the caption, in small print."""
 
 
 # ---- quality against cost

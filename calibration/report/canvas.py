@@ -198,7 +198,7 @@ def _span(values: Sequence[float], margin: float = 0.07) -> tuple[float, float]:
 
 
 def _log_span(values: Sequence[float]) -> tuple[float, float]:
-    """The same on a logarithmic axis."""
+    """Ends of a logarithmic axis that holds the values. A single value gets room around it."""
     low, high = (min(values), max(values)) if values else (1.0, 10.0)
     ratio = max((high / low) ** 0.07, 1.25 if high / low > 1.5 else 2.0)
     return low / ratio, high * ratio

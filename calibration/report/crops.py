@@ -65,6 +65,7 @@ def busiest_box(pixels: np.ndarray, size: int, grid: int = 8) -> tuple[int, int,
 
 def judged_rows(report: AccuracyReport) -> list[Row]:
     """The one or two rows whose worst pictures are shown: INT8, and the gated row that is nearest its limit or furthest beyond it.
+
     Without either, the last row of the model.
     """
     models = {row.name: row for row in report.rows if row.kind == "model"}
@@ -77,8 +78,10 @@ def judged_rows(report: AccuracyReport) -> list[Row]:
 
 
 def shown_pictures(report: AccuracyReport, typical: int = 3) -> list[tuple[str, str]]:
-    """Name of each picture to show, and the reason: the pictures in which the judged rows lose most against fp32, in which the first
-    of them scores worst, and a few spread over the set. typical: number of the last.
+    """Name of each picture to show, and the reason.
+
+    They are the pictures in which the judged rows lose most against fp32, those in which the first of these rows scores worst, and some
+    spread evenly over the set. typical: how many are spread.
     """
     row, *others = judged_rows(report)
     worst = [*_losses(report, row), *(loss for other in others for loss in _losses(report, other)[:1])]
@@ -124,7 +127,7 @@ class Strip:
     """The crops of one picture."""
 
     picture: str
-    """Its name."""
+    """Name of the picture."""
     reason: str
     """Why it is shown."""
     crops: list[tuple[str, str, list[str]]]

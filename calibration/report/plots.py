@@ -16,7 +16,7 @@ from calibration.report.canvas import COLOURS, TEXT, Canvas, Format
 from calibration.report.labels import Box, place, shorten, spots_along, spots_around
 from calibration.report.numbers import INFINITY, MINUS, signed
 
-# Characters of a label at most.
+# Most characters of a label.
 LONGEST = 26
 # Size of a plot with a dot per picture, and its frame.
 SQUARE = (312, 288, (68.0, 8.0, 304.0, 244.0))
@@ -34,7 +34,7 @@ class Point:
     label: str
     """Name of the method."""
     kind: str
-    """Of the row; it picks mark and colour."""
+    """Kind of the row; it picks mark and colour."""
     cost: float
     """Milliseconds or bytes; drawn on a logarithmic axis, so 0 is left out."""
     quality: float

@@ -14,13 +14,13 @@ class Metric:
     """Name and format of a quality figure."""
 
     key: str
-    """As in `Row.intervals` and `Row.differences`."""
+    """Its key in `Row.intervals` and `Row.differences`."""
     title: str
     """Head of its column."""
     meaning: str
     """Its meaning in a few words."""
     digits: int
-    """Behind the decimal point."""
+    """Digits behind the decimal point."""
     higher: bool
     """Whether a larger value is better."""
 
@@ -107,7 +107,7 @@ class Limit:
     measured: str
     """A number, "not measured", or "-" if nothing was checked."""
     ok: bool | None
-    """None: not checked."""
+    """Whether the value keeps the limit; None: not checked."""
 
 
 def limits(report: AccuracyReport) -> list[Limit]:

@@ -1,1 +1,1 @@
-"""Studies of finished pictures: which scores agree with people's votes, and the values of these scores for candidates."""
+"""Studies behind a choice: scores against people's votes, the sample to keep, detail, and variants of preference tuning."""

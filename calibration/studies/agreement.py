@@ -53,7 +53,7 @@ class Agreement:
     minority: int
     """Pairs that the usual loser won."""
     minority_agrees: int
-    """Those of them in which the score names the loser."""
+    """Pairs that the usual loser won and the score names it."""
     names_loser: int
     """Pairs in which the score names the usual loser, rightly or not."""
     chance: float | None

@@ -113,8 +113,7 @@ def measure(
 def good_enough(
     rows: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]
 ) -> dict[str, list[bool]]:
-    """By the keys of `SHARES`: for each picture that counts, whether it reaches the goal. baseline: the same pictures of the model to
-    compare with."""
+    """Whether each picture that counts reaches the goal, by the keys of `SHARES`. baseline: the same pictures of the baseline."""
     found = {
         "nearer": [row["gradients"] < base["gradients"] for row, base in zip(rows, baseline, strict=True)]
     }

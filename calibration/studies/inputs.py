@@ -22,6 +22,7 @@ from runtime.text import print_error
 from training.data.degradation import from_picture, jpeg, to_picture
 from training.data.everyday import degrade_everyday
 
+# Kind -> quality of its JPEG.
 QUALITY = {"jpeg75": 75, "jpeg40": 40}
 MADE = ("clean", *QUALITY, "heavy")
 # Side of a window in HR pixels; 128 LR pixels.

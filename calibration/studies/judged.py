@@ -28,7 +28,7 @@ class Folders:
     a: Path | None = None
     """A's enlargements; None: the crops in the study's folder."""
     b: Path | None = None
-    """B's enlargements."""
+    """B's enlargements; None: as for A."""
     hr: Path | None = None
     """HR pictures, named like the inputs or without the kind. An input without one has no truth."""
     lr: Path | None = None
@@ -42,7 +42,7 @@ class Judged:
     study: str
     """Name of the study's folder."""
     number: int
-    """Of the pair in the study, from 1."""
+    """Number of the pair in the study, from 1."""
     kind: str
     """Kind of input, as in the key."""
     a_won: bool
@@ -54,7 +54,7 @@ class Judged:
     b: np.ndarray
     """B's crop."""
     truth: np.ndarray | None
-    """None: no HR picture."""
+    """The HR picture's crop; None: no HR picture."""
     enlarged: np.ndarray | None
     """The input by bicubic; None: no input at hand."""
 
@@ -80,7 +80,7 @@ class Votes:
 
     @property
     def a_usual(self) -> bool:
-        """Whether A is the usual winner; also if both won equally often."""
+        """Whether A won at least as many pairs as B."""
         return self.a_wins >= self.b_wins
 
 

@@ -73,7 +73,7 @@ class TestSet:
     """Pictures to measure on."""
 
     name: str
-    """Its name in the table."""
+    """Name of the set in the table."""
     pairs: list[tuple[np.ndarray, np.ndarray]]
     """LR and HR, (H, W, 3) uint8."""
     paths: list[Path]
@@ -138,7 +138,8 @@ def measure(
     weights: SqueezeNet 1.1, for sqf.
     seed: of the noise.
     text_base: source of text encoder and scheduler if the model has none.
-    device: that runs the model."""
+    device: that runs the model.
+    """
     model, score = load_model(source, base=text_base, device=device), sqf.scorer(weights)
     table = {}
     for test in sets:
@@ -160,7 +161,8 @@ def tune(args: argparse.Namespace, photos: PhotoSet, changes: Sequence[str], out
     args: of the command.
     photos: those below --data, decoded.
     changes: of the preset, KEY=VALUE.
-    out: run folder."""
+    out: run folder.
+    """
     settings = with_settings(GDPO[args.preset], changes)
     make_accelerator(settings.precision, device=args.device)
     result = run(

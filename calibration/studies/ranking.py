@@ -182,8 +182,11 @@ def judged(
 
 
 def combined(measured: Measured) -> np.ndarray:
-    """All candidates in one score, (P, S), lower is better: standardised within pictures and weighted by least squares to fit SQF. A
-    picture's weights come from the half that it is not in."""
+    """All candidates in one score, (P, S), lower is better.
+
+    They are standardised within pictures and weighted by least squares to fit SQF. A picture's weights come from the half that it is
+    not in.
+    """
     columns = np.stack([_standardised(v) for v in measured.scores.values()], axis=2)  # (P, S, C)
     target = _standardised(measured.sqf)
     result = np.zeros_like(target)
