@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.source import BASE, FEATURES, IMAGE, NOISE, SR, STUDENT, Source, file_sha256
+from export.source import BASE, FEATURES, IMAGE, NOISE, SR, STUDENT, Source
 from export.student.network import CONFIG_FILE, WEIGHTS_FILE, Student, load_student
 from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
+from runtime.files import sha256_of
 
 # Side of a student's tile in LR pixels.
 STUDENT_TILE = 256
@@ -35,7 +36,7 @@ def load_source(checkpoint: Path, *, base: str | Path | None = None, prompt: str
     if base is not None or prompt is not None:
         raise ValueError(f"{checkpoint} is a student, which takes no base and no prompt: leave them out")
     student, training = load_student(folder)
-    return student_source(student, training, file_sha256(folder / WEIGHTS_FILE))
+    return student_source(student, training, sha256_of(folder / WEIGHTS_FILE))
 
 
 def _on_the_hub(checkpoint: Path) -> bool:

@@ -5,10 +5,8 @@ runs once per sample. Converters, checks and the bundle writer use nothing else 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,12 +100,12 @@ class Source:
         return (*self.encode(image), noise)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hex, read in chunks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def psnr(came: np.ndarray, expected: np.ndarray) -> float:
     """PSNR in dB for a peak of 1: 200 if both are equal, -inf if a value is not finite."""
     return psnr_db(came, expected, peak=1.0, equal=200.0)
+
+
+def feature_psnr(came: np.ndarray, expected: np.ndarray) -> float:
+    """PSNR in dB. The peak is the largest expected magnitude; for an image that is about 1."""
+    peak = float(np.abs(expected).max()) or 1.0
+    return psnr(came / peak, expected / peak)

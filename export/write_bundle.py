@@ -28,12 +28,13 @@ from export.load import load_source
 from export.onnx.int8.quantize import INT8_PRESETS, Int8Request
 from export.onnx.target import check_int8, default_precisions, write_onnx
 from export.parity import noise_for, samples
-from export.source import STUDENT, Source, file_sha256
+from export.source import STUDENT, Source
 from runtime.bundle.entries import MANIFEST_NAME, Graph, GraphFile, Probe
 from runtime.bundle.manifest import FORMAT_VERSION, NEWEST_VERSION, PRECISIONS, Manifest
 from runtime.bundle.packages import PackageList
 from runtime.bundle.reader import Bundle
 from runtime.errors import GdposrError
+from runtime.files import sha256_of
 from training.checkpoint import replace_folder
 from training.metrics.sqf import scorer
 
@@ -49,8 +50,8 @@ PROBE_FLOOR_DB = {
 PROBE_INPUT, PROBE_OUTPUT, PROBE_SEED = "probe_lr.png", "probe_sr.png", 7
 DEFAULT_PRECISION = {"cpu": "int8", "cuda": "fp16", "ane": "fp16", "openvino": "int8"}
 SYSTEMS = ("iOS17", "iOS18")
-# Samples that INT8 is calibrated on, and seeds of noise for each crop among them. In a one-step model the noise passes
-# through the whole network, at its one noise level.
+# Number of INT8 calibration samples, and of noise seeds per crop among them. One-step models get more seeds, since their noise passes
+# through the whole network.
 CALIBRATION_SAMPLES = 32
 STUDENT_SEEDS, ONE_STEP_SEEDS = 2, 4
 
@@ -279,7 +280,7 @@ def _write_probe(source: Source, folder: Path, precisions: Sequence[str]) -> Pro
 
 
 def _entry(path: Path) -> GraphFile:
-    return GraphFile(path.name, path.stat().st_size, file_sha256(path))
+    return GraphFile(path.name, path.stat().st_size, sha256_of(path))
 
 
 def _tools(targets: Sequence[str]) -> dict[str, str]:

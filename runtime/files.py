@@ -25,6 +25,12 @@ def name_mark(name: str) -> str:
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file in hex, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def temporary_beside(path: Path) -> Path:
     """A hidden name in the same folder. It is short, so that the final name may be as long as the file system allows."""
     return path.parent / f".{name_mark(path.name)}.{secrets.token_hex(4)}.tmp"

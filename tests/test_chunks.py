@@ -28,11 +28,10 @@ from export.mil.device import Runner, open_runner  # noqa: E402
 from export.mil.evaluate import NonFiniteError  # noqa: E402
 from export.mil.lint import lint  # noqa: E402
 from export.mil.package.program import read_package  # noqa: E402
-from export.mil.verify import feature_psnr  # noqa: E402
 from export.onnx.graph.convert import export_fp32  # noqa: E402
 from export.onnx.graph.ranges import run  # noqa: E402
 from export.parity import samples  # noqa: E402
-from export.source import Source  # noqa: E402
+from export.source import Source, feature_psnr  # noqa: E402
 from runtime.bundle.manifest import NEWEST_VERSION, Manifest  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 from runtime.errors import BundleError  # noqa: E402

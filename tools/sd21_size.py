@@ -29,7 +29,6 @@ from export.fold.chunks import cut
 from export.fold.one_step import KIND, one_step_source
 from export.mil.lint import lint, summary
 from export.mil.package.program import find_packages, read_package
-from export.mil.verify import feature_psnr
 from export.onnx.graph.convert import export_fp32, save_checked
 from export.onnx.graph.ranges import run
 from export.onnx.graph.weight_only import compress_onnx
@@ -37,7 +36,7 @@ from export.onnx.int8.integer_form import integer_form
 from export.onnx.int8.layers import find_layers, kept_float
 from export.onnx.int8.nncf_graphs import quantized
 from export.parity import samples
-from export.source import Source
+from export.source import Source, feature_psnr
 from runtime.text import print_error
 from training.model.one_step import OneStepModel
 from training.model.schedule import NoiseSchedule

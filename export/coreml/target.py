@@ -18,10 +18,11 @@ import torch
 from calibration.samples import Sample
 from calibration.sensitivity import LayerNoise, plan, predicted_db
 from export.parity import OTHER_PHOTOS, ParityError, check_parity, noise_for, samples
-from export.source import ROLES, STUDENT, Source, file_sha256, psnr
+from export.source import ROLES, STUDENT, Source, feature_psnr, psnr
 from runtime.bundle.manifest import TensorSpec
 from runtime.bundle.packages import Package, PackageFile, PackageList
 from runtime.errors import SettingError
+from runtime.files import sha256_of
 
 Say = Callable[[str], None]
 
@@ -204,7 +205,6 @@ def check_chunks(
     Raises ParityError for a chunk below the floor."""
     from export.mil.device import open_runner
     from export.mil.package.program import read_package
-    from export.mil.verify import feature_psnr
 
     (photo,) = samples(source, 1, seed=5, size=tile)
     image, noise = photo.lr[None, :, :tile, :tile], noise_for(source, tile, tile, seed=5)
@@ -287,7 +287,7 @@ def _package(path: Path, tile: int, system: str, floor: float, images: bool) -> 
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return Package(
         tuple(
-            PackageFile(f"{path.name}/{f.relative_to(path).as_posix()}", f.stat().st_size, file_sha256(f))
+            PackageFile(f"{path.name}/{f.relative_to(path).as_posix()}", f.stat().st_size, sha256_of(f))
             for f in files
         ),
         tile,

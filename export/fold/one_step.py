@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from export.fold.layers import FoldError, require
 from export.fold.unet import FoldedUnet, KlDecoder, KlEncoder, TinyDecoder, TinyEncoder
-from export.source import FEATURES, IMAGE, NOISE, SR, Source, file_sha256, psnr
+from export.source import FEATURES, IMAGE, NOISE, SR, Source, psnr
 from export.student.network import bicubic_weight
 from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
+from runtime.files import sha256_of
 from training.model.loading import MODEL_FILE, find_model, load_model, read_model_file
 from training.model.one_step import OneStepModel, base_module
 
@@ -238,5 +239,5 @@ def weights_sha256(folders: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
-            digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
     return digest.hexdigest()

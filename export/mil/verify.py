@@ -24,7 +24,7 @@ from export.mil.package.feature import Feature
 from export.mil.package.program import Program, read_package
 from export.mil.package.tensor import PackageError
 from export.mil.pair import CHUNK_KEY, grouped, open_chunks
-from export.source import psnr
+from export.source import feature_psnr, psnr
 from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import Bundle
@@ -32,7 +32,9 @@ from runtime.errors import GdposrError
 
 ENCODER, GENERATOR, CHAIN = "encoder", "generator", "chain"
 FLOOR_KEY: Final = "gdposr.floor_db"
+# Least PSNR in dB of a package without a floor of its own, and of one with compressed weights.
 FLOOR_DB, COMPRESSED_FLOOR_DB = 40.0, 25.0
+# Photos, each with noise of its own, that a package is compared on by default.
 SAMPLES = 4
 # Side in LR pixels for a package that takes any size.
 FREE_SIDE: Final = 64
@@ -144,12 +146,6 @@ def verify(
         say(f"{name}: {CHAIN} on {device}")
         results.append(_compare_chain(encoder, generator, name, manifest, cases[encoder.size], device, open))
     return results
-
-
-def feature_psnr(came: np.ndarray, expected: np.ndarray) -> float:
-    """PSNR in dB. The peak is the largest expected magnitude."""
-    peak = float(np.abs(expected).max()) or 1.0
-    return psnr(came / peak, expected / peak)
 
 
 def _open(

@@ -6,7 +6,6 @@ computes one photo at a time, so that it needs the memory of its largest photo.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -156,6 +155,8 @@ class Worker:
         return result
 
     def _enlarge(self, photo: ArchivePhoto, result: Result, stack: contextlib.ExitStack) -> None:
+        from runtime.files import sha256_of
+
         store = self._target.store
         scratch = stack.enter_context(_scratch()) if photo.address or store else None
         # read: a local file directly, one of a store through a local copy
@@ -194,7 +195,7 @@ class Worker:
             return
         # write: a store gets complete files, and pages before pictures, since a picture marks the photo as done
         for output in result.outcome.outputs:
-            result.sha256.append(_sha256(Path(output["path"])))
+            result.sha256.append(sha256_of(Path(output["path"])))
         for output in result.outcome.outputs:
             for name in ("compare", "path"):
                 if name in output:
@@ -240,11 +241,6 @@ def _scratch() -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _node_id() -> str | None:

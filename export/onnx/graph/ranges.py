@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from export.source import psnr
+from export.source import feature_psnr
 
 # Inputs by name.
 Feed = Mapping[str, np.ndarray]
@@ -33,12 +33,8 @@ def watched(graph: onnx.ModelProto, names: Sequence[str]) -> Callable[[Feed], di
 
 
 def agreement(came: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """Lowest PSNR over the outputs in dB. The peak is the largest expected value; for an image that is about 1."""
-    values = []
-    for name, value in expected.items():
-        peak = float(np.abs(value).max()) or 1.0
-        values.append(psnr(came[name] / peak, value / peak))
-    return min(values)
+    """Lowest `feature_psnr` over the outputs, in dB."""
+    return min(feature_psnr(came[name], value) for name, value in expected.items())
 
 
 def reduced(source: Path, graph: onnx.ModelProto, feeds: Sequence[Feed], operation: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from export.onnx.graph.ranges import reduced
 from export.onnx.graph.weight_only import compress_onnx
 from export.onnx.int8.integer_form import integer_form
 from export.onnx.int8.layers import find_layers, passive, quantized_alone
-from export.source import ROLES
+from export.source import ROLES, psnr
 from runtime.bundle.manifest import GraphSpec
 from runtime.errors import GdposrError
 from runtime.text import first_line
@@ -69,7 +69,7 @@ class Workbench:
             role: self._all(role, [n for n in names if roles[n] == role]) for role in set(roles.values())
         }
 
-        def psnr(name: str, bits: int) -> float:
+        def measured(name: str, bits: int) -> float:
             role = roles[name]
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / "alone.onnx"
@@ -78,19 +78,16 @@ class Workbench:
                     pair = OnnxPair(self.specs, {**self._graphs, role: path})
                 except Exception as error:  # ONNX Runtime's exceptions have no narrower common base
                     raise _refused(name, self.models[role], "ONNX Runtime", error) from error
-                errors = [
-                    np.mean(np.square(pair(s.lr[None], s.noise[None]) - expected))
-                    for s, expected in zip(self.sets.validation, self._expected, strict=True)
-                ]
-            power = float(np.mean(errors))
-            if not math.isfinite(power):
+                came = [pair(s.lr[None], s.noise[None]).ravel() for s in self.sets.validation]
+            found = psnr(np.concatenate(came), np.concatenate([sr.ravel() for sr in self._expected]))
+            if not math.isfinite(found):
                 raise QuantizationError(
                     f"node {name} in INT8: expected finite pictures, got NaN or infinity; "
                     f"leave it in floating point with --float-layer {name}"
                 )
-            return -10 * math.log10(max(power, 1e-20))
+            return found
 
-        return psnr
+        return measured
 
     def _all(self, role: str, names: Sequence[str]) -> onnx.ModelProto:
         """NNCF's graph with all of these layers in INT8. If NNCF fails, each is tried alone to find the one that it rejects."""
