@@ -16,7 +16,13 @@ from torch import Tensor  # noqa: E402
 
 from export.distill import cli as distill  # noqa: E402
 from export.distill import stage as stages  # noqa: E402
-from export.distill.losses import chroma_loss, colour_loss, diversity_loss, grid_loss, structure_loss  # noqa: E402
+from export.distill.losses import (  # noqa: E402
+    colour_loss,
+    diversity_loss,
+    samples_chroma_loss,
+    samples_grid_loss,
+    structure_loss,
+)
 from export.distill.recipe import PRESETS, DistillConfig  # noqa: E402
 from export.distill.stage import StudentDistill  # noqa: E402
 from export.student.adversary import PatchDiscriminator  # noqa: E402
@@ -106,8 +112,8 @@ def test_chroma_loss_sees_fringes_of_colour_and_no_brightness() -> None:
         photo + 0.1 * torch.tensor([1.0, -1.0]).repeat(16) * torch.tensor([1.0, 0.0, -1.0])[:, None, None]
     )
     assert float(chroma(photo.mean(1, keepdim=True).repeat(1, 3, 1, 1)).abs().max()) < 1e-6
-    assert float(chroma_loss(torch.cat([brighter, photo]), photo)) < 1e-6
-    assert float(chroma_loss(torch.cat([fringe, photo]), photo)) == pytest.approx(0.1 / 3, rel=1e-3)
+    assert float(samples_chroma_loss(torch.cat([brighter, photo]), photo)) < 1e-6
+    assert float(samples_chroma_loss(torch.cat([fringe, photo]), photo)) == pytest.approx(0.1 / 3, rel=1e-3)
 
 
 def test_colour_loss_sees_a_tint_and_no_texture() -> None:
@@ -124,8 +130,8 @@ def test_grid_loss_sees_a_pattern_of_the_pixel_shuffle_and_not_texture() -> None
     texture = 0.05 * torch.randn(4, 3, 96, 96, generator=draw)
     mesh = 0.05 * torch.randn(8, 8, generator=draw).repeat(12, 12)
     both = photo.repeat(2, 1, 1, 1)
-    assert float(grid_loss(both, photo)) == 0.0
-    seen, passed = (float(grid_loss(both + x, photo)) for x in (mesh, texture))
+    assert float(samples_grid_loss(both, photo)) == 0.0
+    seen, passed = (float(samples_grid_loss(both + x, photo)) for x in (mesh, texture))
     assert seen > 4 * passed
 
 

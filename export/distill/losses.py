@@ -41,8 +41,8 @@ def colour_loss(samples: Tensor, target: Tensor) -> Tensor:
     return (samples.mean((2, 3)) - photo).abs().mean()
 
 
-def chroma_loss(samples: Tensor, target: Tensor) -> Tensor:
-    """L1 between colours without brightness.
+def samples_chroma_loss(samples: Tensor, target: Tensor) -> Tensor:
+    """L1 between colours without brightness, see `chroma`.
 
     An L1 on RGB weighs a colour fringe no more than an equal error of brightness, and errors of brightness are mostly larger."""
     return (chroma(samples) - chroma(target).repeat(2, 1, 1, 1)).abs().mean()
@@ -59,7 +59,7 @@ def diversity_loss(samples: Tensor, target: Tensor, share: float) -> Tensor:
     Texture strength is the mean absolute high-pass over 17x17 pixels. Flat places therefore ask for no difference,
     and the loss cannot fall below zero by inventing patterns, as an unbounded distance between samples could."""
     apart = _difference(high_pass(samples))
-    return F.relu(share * _strength(high_pass(target)) - _strength(apart)).mean()
+    return F.relu(share * _local_amplitude(high_pass(target)) - _local_amplitude(apart)).mean()
 
 
 def difference_loss(samples: Tensor, teacher: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def spread_loss(samples: Tensor, teacher: Tensor) -> Tensor:
     An L1 loss learns the median of anything unpredictable, so samples that follow the teacher by L1 alone differ too little."""
     ours, theirs = _difference(samples), _difference(teacher)
     short = [
-        F.relu(_strength(t) - _strength(s)).mean()
+        F.relu(_local_amplitude(t) - _local_amplitude(s)).mean()
         for s, t in ((ours, theirs), (high_pass(ours), high_pass(theirs)))
     ]
     return torch.stack(short).mean()
@@ -84,12 +84,12 @@ def _difference(samples: Tensor) -> Tensor:
     return first - second
 
 
-def _strength(x: Tensor) -> Tensor:
+def _local_amplitude(x: Tensor) -> Tensor:
     """Mean absolute value over 17x17 pixels."""
     return F.avg_pool2d(x.abs().mean(1, keepdim=True), 17, 4)
 
 
-def grid_loss(samples: Tensor, target: Tensor, period: int = 8, cells: int = 6) -> Tensor:
+def samples_grid_loss(samples: Tensor, target: Tensor, period: int = 8, cells: int = 6) -> Tensor:
     """L1 between the `periodic_pattern` of samples and photo. It penalises the checkerboard that pixel shuffles can leave.
 
     samples: (2n, 3, h, w), h and w multiples of period.

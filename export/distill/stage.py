@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from export.distill.fidelity import Comparison
 from export.distill.losses import (
-    chroma_loss,
     colour_loss,
     difference_loss,
     diversity_loss,
-    grid_loss,
+    samples_chroma_loss,
+    samples_grid_loss,
     spread_loss,
     structure_loss,
     with_mean_of,
@@ -213,7 +213,7 @@ class StudentDistill(StudentStage):
         if teacher is not None and c.teacher_feature > 0:
             targets.append(shifted(teacher[:n]))
         # guards and texture: against patterns, and for detail
-        guards = {"grid": grid_loss(samples, aim), "chroma": chroma_loss(samples, aim)}
+        guards = {"grid": samples_grid_loss(samples, aim), "chroma": samples_chroma_loss(samples, aim)}
         # on the first samples only: same expectation, half the cost
         features = dict(
             zip(("feature", "teacher_feature"), self._perceptual(fake[:n], *targets), strict=False)

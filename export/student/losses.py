@@ -42,7 +42,7 @@ def with_colours_of(picture: Tensor, lr: Tensor, cell: int = 16) -> Tensor:
 
     Means are taken over cells of about `cell` LR pixels and interpolated between them. The correction is needed
     because realesr-general-x4v3 darkens whole pictures by up to 8 of 255, and textures in them. Smaller cells would
-    restore the block means of a JPEG, which the teacher is meant to remove."""
+    restore the block means of a JPEG, which the prior is meant to remove."""
     cells = [max(1, side // cell) for side in lr.shape[-2:]]
     apart = F.adaptive_avg_pool2d(lr, cells) - F.adaptive_avg_pool2d(picture, cells)
     return (picture + F.interpolate(apart, picture.shape[-2:], mode="bilinear", align_corners=False)).clamp(
@@ -61,7 +61,7 @@ def fine_part(image: Tensor, cell: int = 4) -> Tensor:
 def with_coarse_part_of(picture: Tensor, photo: Tensor, share: float | Tensor = 1.0) -> Tensor:
     """The picture with the photo's coarse part, as an LR picture can hold it: (n, 3, h, w) twice -> same, in [0, 1].
 
-    One step of back-projection (Irani & Peleg 1991), onto the photo instead of its LR picture. Teachers of crisp
+    One step of back-projection (Irani & Peleg 1991), onto the photo instead of its LR picture. Priors of crisp
     edges also darken lines, bleach skin and erase grass. This shows in means over 4x4 pixels, which are taken from the photo here.
 
     share: of the photo in the coarse part, 0 to 1; a number, or a tensor (n, 1, 1, 1)."""
@@ -75,7 +75,7 @@ def told_by(lr: Tensor, photo: Tensor, error: float) -> Tensor:
     error: RMS distance between the two, in [0, 1], at which the result is 1/2.
 
     Typical distances in levels of 1/255: 1 to 4 for a clean reduction, 10 for a JPEG of quality 40, up to 30 for blur
-    and noise. If an input does not determine the photo, an L1 loss learns the median, which is dull and soft. A teacher's
+    and noise. If an input does not determine the photo, an L1 loss learns the median, which is dull and soft. A prior's
     picture, a function of the input, is then the better target."""
     apart = (F.avg_pool2d(photo, 4) - lr).square().mean((1, 2, 3), keepdim=True)
     return error**2 / (error**2 + apart)
@@ -143,7 +143,7 @@ def without_grain(photo: Tensor, core: Tensor, level: float = 3 / 255) -> Tensor
     """The photo without camera grain: its textured places from the photo, its flat places from the core: (n, 3, h, w) twice -> same.
 
     level: mean |fine part| over 17x17 pixels at which both contribute one half."""
-    strength = _strength(photo).square()
+    strength = _texture_strength(photo).square()
     return core + strength / (strength + level**2) * (photo - core)
 
 
@@ -159,7 +159,7 @@ def texture_weight(picture: Tensor, edge: float = 0.15) -> Tensor:
     return 1 / (1 + (strongest / edge).square())
 
 
-def _strength(picture: Tensor) -> Tensor:
+def _texture_strength(picture: Tensor) -> Tensor:
     """Mean |fine part| over 17x17 pixels, (n, 3, h, w) -> (n, 1, h, w)."""
     return F.avg_pool2d(fine_part(picture).abs().mean(1, keepdim=True), 17, 1, 8, count_include_pad=False)
 
