@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from export.distill.recipe import DistillConfig
 from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample
 from training.checkpoint import write_complete
 from training.data.batches import Items, Pairs
+from training.data.photos import photos_digest
 from training.loop.budget import Interrupt
 from training.model.text import PromptSource
 from training.pixels import to_bytes
@@ -46,12 +46,11 @@ def cache_facts(
     photos: training photos, identified by path below root and file size.
     root: their folder.
     prompts: of the photos; None if the teacher takes none."""
-    listing = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in photos]
     captions = None if prompts is None else prompts.digest(photos)
     return {
         "teacher": teacher.digest,
         "precision": teacher.precision,
-        "photos": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+        "photos": photos_digest(photos, root),
         "crop": config.crop,
         "mild_share": config.mild_share,
         "plain_share": config.plain_share,

@@ -1,10 +1,9 @@
-"""A cache of a teacher's pictures on disk: made once, used for training many times.
+"""A cache of a prior's pictures on disk: made once, used for training many times.
 
 realesrgan-x4plus needs ten seconds of a CPU core for an LR picture of 128x128 pixels, a thousand times the student's own time."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -24,7 +23,7 @@ from export.prior.network import Prior
 from training.checkpoint import read_json, write_complete
 from training.data.cards import draw_card, recoloured
 from training.data.everyday import degrade_everyday
-from training.data.photos import CropParams, Pair, PhotoSet, random_crop
+from training.data.photos import CropParams, Pair, PhotoSet, photos_digest, random_crop
 from training.loop.budget import Interrupt
 from training.pixels import from_pixels, to_bytes
 from training.settings import differences
@@ -55,20 +54,20 @@ class PictureParams:
 
 
 class PictureCache:
-    """A folder with one file per item: lr (3, s/4, s/4), target and hr (3, s, s), all uint8. target is the teacher's picture of lr."""
+    """A folder with one file per item: lr (3, s/4, s/4), target and hr (3, s, s), all uint8. target is the prior's picture of lr."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         path = self.folder / ABOUT
         if not path.is_file():
             raise FileNotFoundError(
-                f"{self.folder} is not a folder of a teacher's pictures ({ABOUT} is missing): make one with gdposr train pictures"
+                f"{self.folder} is not a folder of a prior's pictures ({ABOUT} is missing): make one with gdposr train pictures"
             )
         self.about: dict[str, Any] = read_json(path)
         version = self.about.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"{path}: expected a teacher's pictures of format {FORMAT_VERSION}, got {version!r}: make them again with "
+                f"{path}: expected a prior's pictures of format {FORMAT_VERSION}, got {version!r}: make them again with "
                 "gdposr train pictures"
             )
         self.files = sorted(self.folder.glob("*.safetensors"))
@@ -107,7 +106,7 @@ class CachedPairs:
     caches: folders of pictures.
     crop: side in HR pixels, at most that of the smallest picture.
     seed: selects places, rotations and cards.
-    cards: share of the items, 0 to 1, that are drawn (`training.data.cards`) and are their own target. Teachers get
+    cards: share of the items, 0 to 1, that are drawn (`training.data.cards`) and are their own target. Priors get
         small letters and fine patterns wrong."""
 
     def __init__(
@@ -157,15 +156,15 @@ def make_pictures(
     """Make the missing items of a cache. Returns how many it then holds.
 
     photos: sources of the pictures.
-    prior: the teacher.
+    prior: the network.
     params: settings of the pictures.
     folder: of the cache.
     items: how many it should hold.
-    device: that runs the teacher.
+    device: that runs the prior.
     on_progress: called after each new item with its number, `items`, and items per second.
 
     Ctrl-C stops after the current item and keeps all finished ones. Raises ValueError if the folder holds pictures of
-    another teacher, other photos or other settings."""
+    another prior, other photos or other settings."""
     _open(folder, photos, prior, params)
     prior = prior.to(device=device, memory_format=torch.channels_last)
     begun, made = time.monotonic(), 0
@@ -200,11 +199,10 @@ def picture_pair(photos: PhotoSet, params: PictureParams, item: int) -> tuple[Te
 
 
 def _open(folder: Path, photos: PhotoSet, prior: Prior, params: PictureParams) -> None:
-    listing = [[path.name, path.stat().st_size] for path in photos.paths]
     made_for = {
         "prior": prior.name,
         "weights_sha256": prior.digest,
-        "photos": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+        "photos": photos_digest(photos.paths),
         "pictures": asdict(params),
     }
     document = {"format_version": FORMAT_VERSION, "made_for": made_for}
@@ -218,7 +216,7 @@ def _open(folder: Path, photos: PhotoSet, prior: Prior, params: PictureParams) -
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
-            f"{folder} holds other files, expected a new folder or one of a teacher's pictures: choose another"
+            f"{folder} holds other files, expected a new folder or one of a prior's pictures: choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_complete(path, lambda fresh: fresh.write_text(json.dumps(document, indent=2) + "\n"))

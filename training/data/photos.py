@@ -4,6 +4,8 @@ Photos are decoded once and kept in memory as uint8, up to a budget."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,6 +109,13 @@ class PhotoSet:
         raise OSError(
             f"none of the {len(self.paths)} photos can be read any more: is the disk still connected?"
         )
+
+
+def photos_digest(paths: Sequence[Path], root: Path | None = None) -> str:
+    """SHA-256 in hex that stands for photos: their names, or paths below root, and sizes in bytes, in this order."""
+    names = [path.name if root is None else path.relative_to(root).as_posix() for path in paths]
+    listing = [[name, path.stat().st_size] for name, path in zip(names, paths, strict=True)]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def split_photos(paths: Sequence[Path], held_out: int) -> tuple[list[Path], list[Path]]:
