@@ -71,7 +71,7 @@ def test_pictures_for_something_else_are_refused(
 def test_pictures_of_another_format_are_named(pictures: Path) -> None:
     about = pictures / "pictures.json"
     about.write_text(about.read_text().replace('"format_version": 2', '"format_version": 1'))
-    with pytest.raises(ValueError, match=r"pictures\.json: expected a teacher's pictures of format 2, got 1"):
+    with pytest.raises(ValueError, match=r"pictures\.json: expected a prior's pictures of format 2, got 1"):
         PictureCache(pictures)
 
 

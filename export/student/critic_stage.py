@@ -1,6 +1,6 @@
 """Train the critic (`training.metrics.critic`) to tell photos from reconstructions of them.
 
-The reconstructions are those of the student, of bicubic upscaling and of a teacher. Use photos that the student was
+The reconstructions are those of the student, of bicubic upscaling and of a prior. Use photos that the student was
 not trained on: on its training photos the student may reproduce details that it cannot reconstruct elsewhere."""
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class CriticStage(Stage):
     def versions(self, batch: Batch) -> dict[str, Tensor]:
         """The pictures to compare each photo with, three times (B, 3, H, W).
 
-        plain: a reconstruction by the student, by bicubic upscaling or, if the batch has targets, by the teacher.
+        plain: a reconstruction by the student, by bicubic upscaling or, if the batch has targets, by the prior.
         spoilt: the student's reconstruction with a flaw.
         photo: the photo with a flaw."""
         drawn = self.draw(batch.lr, batch.items, "sample").float()

@@ -167,7 +167,12 @@ class StudentGdpo(StudentStage):
         }, {}
 
     def noise(self, features: Tensor, batch: Batch, stream: str, *leading: int) -> Tensor:
-        """Noise (B, *leading, noise channels, h/fold, w/fold) for features (B, width, h/fold, w/fold). stream: names the use of it."""
+        """Noise (B, *leading, noise channels, h/fold, w/fold).
+
+        features: (B, width, h/fold, w/fold), whose type and device it gets.
+        batch: the pictures, whose items select it.
+        stream: names the use of it.
+        leading: further axes, such as the samples of a group."""
         shape = (*leading, self.student.config.noise_channels, *features.shape[2:])
         return normal(self.settings.seed, batch.items, shape, stream).to(features)
 

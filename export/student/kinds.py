@@ -39,7 +39,7 @@ class Sources:
     features: SqueezeFeatures | None
     """SqueezeNet features for the perceptual loss; None leaves that loss out."""
     pictures: tuple[Path, ...]
-    """Folders of pictures made by a teacher (`gdposr train pictures`)."""
+    """Folders of pictures made by a prior (`gdposr train pictures`)."""
     photos: PhotoSet
     """The training photos."""
     perceptual_weights: Path | None = None
@@ -49,7 +49,7 @@ class Sources:
     device: torch.device | str = "cpu"
     """Device that computes the reward's metrics."""
     prior: Prior | None = None
-    """Teacher that runs during training of the core, instead of `pictures`."""
+    """Prior that runs during training of the core, instead of `pictures`."""
 
     def on_device(self, settings: RunSettings) -> bool:
         """Whether LR pictures are made in batches on the device instead of one by one in the loaders."""
@@ -89,7 +89,7 @@ def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | 
 
 
 def cached_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.cards) -> Pairs:
-    """Pairs from a teacher's stored pictures, and drawn cards. cards: share of drawn pairs, 0 to 1."""
+    """Pairs from a prior's stored pictures, and drawn cards. cards: share of drawn pairs, 0 to 1."""
     caches = [PictureCache(folder) for folder in sources.pictures]
     return CachedPairs(caches, settings.crop, settings.seed, cards=cards)
 
@@ -99,13 +99,13 @@ def core_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
         return photo_pairs(settings, sources, settings.cards)
     if not sources.pictures:
         raise ValueError(
-            "the core needs a teacher's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
+            "the core needs a prior's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
         )
     return cached_pairs(settings, sources, settings.cards)
 
 
 def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:
-    """Pairs from a teacher's stored pictures if there are any, else degraded photos."""
+    """Pairs from a prior's stored pictures if there are any, else degraded photos."""
     return cached_pairs(settings, sources) if sources.pictures else photo_pairs(settings, sources)
 
 

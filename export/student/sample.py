@@ -28,6 +28,7 @@ from runtime.text import print_error
 from runtime.upscale.color import color_fix
 from training.data.degradation import from_picture, to_picture
 from training.devices import torch_device
+from training.pixels import to_bytes
 
 BICUBIC = "bicubic"
 
@@ -143,12 +144,12 @@ def main(argv: list[str] | None = None) -> int:
         "--color-fix", choices=COLOR_FIXES, default="none", help="as in gdposr upscale (default none)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
-    # pictures: each drawn as often as asked for
     args = parser.parse_args(argv)
     try:
         if args.samples < 1:
             raise ValueError(f"--samples must be at least 1, got {args.samples}")
         draw = drawer(args)
+        # pictures: each drawn as often as asked for
         for name, path in sorted(named_photos(args.lr).items()):
             lr = read_rgb(path)
             for k in range(args.sample, args.sample + args.samples):
@@ -166,7 +167,7 @@ def _fixed(sr: np.ndarray, lr: np.ndarray, method: str) -> np.ndarray:
     if method == "none":
         return sr
     fixed = color_fix(sr.astype(np.float32) / 255, lr.astype(np.float32) / 255, method)
-    return np.rint(fixed.clip(0, 1) * 255).astype(np.uint8)
+    return to_bytes(torch.from_numpy(fixed)).numpy()
 
 
 if __name__ == "__main__":
