@@ -75,7 +75,7 @@ class DistillConfig(RunSettings):
     """Weight of the L1 distance between the student's and the teacher's difference of two samples, in texture."""
     teacher_mean: float = 0.0
     """Share, 0 to 1, of the mean of the teacher's samples in the target of pixel, structure, colour, chroma and grid. The rest is the
-    photo. At 0 these losses hold the student's mean to the photo, even if the teacher's mean differs and whatever `teacher` is."""
+    photo. At 0 these losses compare with the photo only; the teacher's mean has no influence."""
     fresh: int = 0
     """Batches of new pairs without the teacher after each batch with it."""
     cache_turns: bool = False

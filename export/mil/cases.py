@@ -12,6 +12,7 @@ from runtime.backends.onnx import OnnxBackend
 from runtime.bundle.manifest import Manifest
 from runtime.noise import noise_field
 
+# Selects photos, crops and noise.
 SEED: Final = 11
 # Side in LR pixels of the photos. For a larger tile they are repeated, mirrored.
 PHOTO_SIDE: Final = 64

@@ -27,6 +27,7 @@ DEVICES: Final = (REFERENCE, *COMPUTE_UNITS)
 Arrays = Mapping[str, np.ndarray]
 Runner = Callable[[Arrays], dict[str, np.ndarray]]
 Open = Callable[[Program, str], Runner]
+# Largest value of an image for Core ML. Runners take and give [0, 1].
 _IMAGE_PEAK: Final = 255.0
 
 

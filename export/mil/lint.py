@@ -22,12 +22,15 @@ from typing import Any, Final
 from export.mil.package.program import Constant, Operation, Program
 from export.mil.package.tensor import TensorType
 
+# Most axes of a tensor.
 MAX_RANK: Final = 4
+# Longest axis in elements.
 MAX_SIDE: Final = 16384
+# Largest side of a window in elements.
 MAX_KERNEL: Final = 13
-# The last axis is padded to a multiple of this.
+# Bytes to a multiple of which the last axis is padded.
 ROW_BYTES: Final = 64
-# Least padding of a tensor that raises a flag.
+# Least padding of a tensor, in bytes, that raises a flag.
 WASTE_BYTES: Final = 1 << 16
 
 RULES: Final[Mapping[str, str]] = {
@@ -61,6 +64,7 @@ _GATHERS: Final = frozenset(("gather", "gather_nd", "gather_along_axis"))
 _CONVOLUTIONS: Final = frozenset(("conv", "conv_transpose"))
 _POOLS: Final = frozenset(("max_pool", "avg_pool", "l2_pool"))
 _CONSTANTS: Final = "constexpr_"
+# Bytes per element on the engine; 2 for all other types.
 _BYTES: Final = {"fp32": 4, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 
 
@@ -185,7 +189,7 @@ def _flags(program: Program) -> Iterator[Flag]:
     fixed = _fixed(program)
     ends = {feature.name for feature in (*program.inputs, *program.outputs)}
     for op in _computed(program):
-        yield from _op_flags(op, producers, fixed, ends)
+        yield from _op_flags(op, producers, fixed)
         for output in op.outputs:
             yield from _output_flags(op, output.type, edge=_is_edge(op, ends))
 
@@ -207,7 +211,7 @@ def _fixed(program: Program) -> dict[str, Constant | None]:
 
 
 def _op_flags(
-    op: Operation, producers: Mapping[str, Operation], fixed: Mapping[str, Constant | None], ends: set[str]
+    op: Operation, producers: Mapping[str, Operation], fixed: Mapping[str, Constant | None]
 ) -> Iterator[Flag]:
     def is_fixed(key: str) -> bool:
         return all(isinstance(value, Constant) or value in fixed for value in op.arguments.get(key, ()))

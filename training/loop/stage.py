@@ -158,9 +158,11 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
-        """Sample number k of LR pictures (n, 3, h, w) for validation -> (n, 3, 4h, 4w).
+        """A sample of LR pictures for validation, (n, 3, 4h, 4w).
 
+        lr: (n, 3, h, w) in [0, 1].
         hr: the matching photos, for stages without an SR output.
+        k: number of the sample.
         prompts: of the photos; none for models without text."""
         raise NotImplementedError
 

@@ -1,1 +1,1 @@
-"""Image metrics as pure torch functions on batches, for training and measurement."""
+"""Scores of pictures for training and measurement, of torch batches or of single NumPy pictures; each module says which."""

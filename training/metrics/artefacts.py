@@ -11,6 +11,7 @@ from training.metrics.luma import luma_y
 # Period in output pixels: a student at half the LR resolution unshuffles LR by 2 and shuffles up to 4x. One at LR resolution has a
 # period of 4, whose frequencies are among those of 8.
 SHUFFLE_PERIOD = 8
+# Side in output pixels of the blocks whose spectra are averaged.
 SPECTRUM_BLOCK = 128
 # Output pixels from a tile border to the lines that it is compared with.
 SEAM_DISTANCES = (SHUFFLE_PERIOD, 2 * SHUFFLE_PERIOD)

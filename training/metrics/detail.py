@@ -57,11 +57,11 @@ class SeedDiversity:
     """RMS difference of two samples over R, G and B in levels, (n,) each; NaN if HR has no such part."""
 
     texture: Tensor
-    """On texture and edges of HR, where samples may differ."""
+    """Difference on texture and edges of HR, where samples may differ."""
     flat: Tensor
-    """On flat parts of HR, where any difference is noise."""
+    """Difference on flat parts of HR, where any difference is noise."""
     low: Tensor
-    """Of means over 8x8 pixels everywhere, where any difference changes the content."""
+    """Difference of means over 8x8 pixels everywhere, where any difference changes the content."""
 
 
 def flat_mask(hr: Tensor) -> Tensor:

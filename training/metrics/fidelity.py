@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # PSNR in dB of equal pictures in a batch, since rewards must be finite.
 PSNR_CAP = 100.0
+# Side and standard deviation in pixels of the Gaussian window of SSIM.
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 

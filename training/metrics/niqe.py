@@ -15,7 +15,9 @@ from PIL import Image
 
 from training.metrics.luma import rounded_luma
 
+# Side in pixels of the blocks that give features.
 BLOCK = 96
+# Features per block: 18 at each of two scales.
 FEATURES = 36
 MODEL_FILE = Path(__file__).parent / "niqe_pristine.npz"
 # Offsets of the neighbours: right, below, both diagonals.

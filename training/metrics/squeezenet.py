@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from training.checkpoint import read_tensors
 from training.metrics.fidelity import MetricError
 
+# Means of B, G and R in levels of 0..255, which the Caffe network expects to be subtracted.
 BGR_MEAN = (104.0, 117.0, 123.0)
 # Smallest side in pixels. Smaller pictures have no fire9 map.
 MIN_SIDE = 35
 LAYERS = ("conv1", "fire3", "fire5", "fire7", "fire9")
+# Channels of each fire module: after its 1x1 squeeze, and of each of its two expansions.
 _FIRES = {
     2: (16, 64),
     3: (16, 64),

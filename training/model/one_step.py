@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from training.model.schedule import NoiseSchedule
 from training.model.text import DEFAULT_PROMPT, TextConditioner
 
+# Timesteps, 0 to 999, of the noise that is added to the LR latent (t_n), and that the UNet is given (t_d).
 NOISE_TIMESTEP = 250
 DENOISE_TIMESTEP = 100
 

@@ -61,7 +61,7 @@ class GdpoSettings(LoraSettings, ObjectiveSettings):
     weight: float = 2500.0
     """w in the loss: the published 5000 including its factor 1/2. A larger value saturates the loss sooner."""
     metrics: tuple[str, ...] = ("psnr", "maniqa", "musiq")
-    """As in the paper, see `RewardSettings`."""
+    """Metrics of the reward, as in the paper; see `RewardSettings`."""
     anchor: float = 0.0
     """condition=lr: weight of the squared distance to the reference's latent, in units of the group's variance. A larger
     value keeps the policy closer to it; with 0 nothing pulls it back."""

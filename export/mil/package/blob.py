@@ -16,9 +16,12 @@ from export.mil.package.tensor import DTYPES, PackageError, TensorType, packed_b
 
 _HEADER: Final = struct.Struct("<II")
 _METADATA: Final = struct.Struct("<IIQQQ")
+# Mark at the start of a blob's metadata.
 _MARK: Final = 0xDEADBEEF
+# Version of the layout, from the file's header.
 _VERSION: Final = 2
-_ALIGNMENT: Final = 64
+# Bytes of the header with its filling, the least of a file.
+_LEAST_BYTES: Final = 64
 
 
 class WeightFile:
@@ -30,7 +33,7 @@ class WeightFile:
             raise PackageError(
                 f"{path}: expected the weights of the program, got nothing; copy the whole package"
             )
-        if path.stat().st_size < _ALIGNMENT:
+        if path.stat().st_size < _LEAST_BYTES:
             raise PackageError(
                 f"{path}: expected a weight file, got {path.stat().st_size} bytes; convert again"
             )

@@ -23,9 +23,9 @@ class Feature:
     flexible: str | None = None
     """Kind of flexible size, "range" or "enumerated"; None if there is one size only."""
     ranges: tuple[tuple[int, int | None], ...] = ()
-    """For a range: lower and upper bound of each dimension; None for no upper bound."""
+    """Lower and upper bound of each dimension of a range; None for no upper bound."""
     shapes: tuple[tuple[int, ...], ...] = ()
-    """For an enumeration: the possible shapes."""
+    """Possible shapes of an enumeration."""
 
 
 def read_features(

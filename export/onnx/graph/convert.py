@@ -28,7 +28,9 @@ from runtime.bundle.manifest import GraphSpec, TensorSpec
 
 __all__ = ["BASE", "FEATURES", "IMAGE", "NOISE", "SR", "OnnxPair", "data_file", "export_fp32", "save_checked"]
 
+# Version of the ONNX operators that graphs are written in.
 OPSET = 18
+# Largest ONNX file: protobuf counts its bytes in 31 bits.
 MAX_BYTES = 2**31 - 1
 # Limit for weights inside the graph's file. Larger weights go to a separate file.
 INSIDE_BYTES = 1_500_000_000

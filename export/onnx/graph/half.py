@@ -20,6 +20,7 @@ from export.onnx.graph.convert import INSIDE_BYTES, check_file, data_file, save_
 from export.onnx.graph.ranges import Feed, agreement, emulation, reduced, run
 from runtime.errors import GdposrError
 
+# Largest finite value of float16.
 FP16_MAX = 65504.0
 # Factor of safety, since other photos may have larger values than the measured ones.
 MARGIN = 4.0

@@ -13,6 +13,7 @@ import onnx
 from export.onnx.graph.ranges import float_values, watched
 from export.onnx.int8.integer_form import LAYOUT, drop_unused
 
+# Bits per operand of a layer that stays in floating point.
 FLOAT_BITS: Final = 32
 WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
 SUMS: Final = ("Add",)

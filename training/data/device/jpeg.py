@@ -50,6 +50,7 @@ TO_YCBCR = (
     (-0.168735892, -0.331264108, 0.5),
     (0.5, -0.418687589, -0.081312411),
 )
+# Inverse of the JFIF conversion: rows R, G, B; columns Y, Cb, Cr, the last two about 0.
 TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
 
 

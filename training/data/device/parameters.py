@@ -185,9 +185,9 @@ class Mixture:
     """Shares of the degradations of a `PairDataset`, 0 to 1. The rest is the paper's."""
 
     mild: float
-    """Of the milder chain, "camera" in `draw`."""
+    """Share of the milder chain, "camera" in `draw`."""
     plain: float
-    """Of plain reduction, `PLAIN` in `draw`."""
+    """Share of plain reduction, `PLAIN` in `draw`."""
 
     def kind(self, seed: int, item: int) -> str:
         """The kind of an item, as `draw` names it."""
