@@ -11,7 +11,7 @@ from PIL import Image
 from runtime.errors import ImageError
 from training.metrics.artefacts import checkerboard_db, colour_shift, diversity, seam
 from training.metrics.fidelity import psnr_y, ssim_y
-from training.metrics.luma import luma_y
+from training.metrics.luma import gray_levels, luma, luma_y, rounded_luma, whole_y
 from training.metrics.niqe import niqe
 from training.metrics.sqf import scorer, sqf, unavailable
 
@@ -22,6 +22,33 @@ Pixels = Callable[..., np.ndarray]
 
 def load(path: Path) -> np.ndarray:
     return np.array(Image.open(path).convert("RGB"))
+
+
+def test_forms_of_luma_agree_with_scikit_image_and_each_other(
+    make_pixels: Pixels, need: Callable[..., None]
+) -> None:
+    need("skimage", "torch")
+    import torch
+    from skimage.color import rgb2ycbcr
+
+    pixels = np.concatenate(
+        [make_pixels(64, 48), np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)]
+    )
+    pixels[0, :8] = [[int(bit) * 255 for bit in f"{corner:03b}"] for corner in range(8)]  # of the RGB cube
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    # limited range, 16 to 235
+    expected = rgb2ycbcr(pixels)[..., 0]
+    np.testing.assert_allclose(luma_y(pixels), expected, atol=1e-9)
+    whole = whole_y(*np.moveaxis(pixels.astype(np.int64), 2, 0))
+    assert np.abs(whole - expected).max() <= 0.5
+    assert np.array_equal(whole_y(*(images[0] * 255).round().long()).numpy(), whole)
+    assert (whole.min(), whole.max()) == (16, 235)
+    # full range, 0 to 255: the same weights, which scikit-image scales to 219 levels above 16
+    full = (expected - 16) * 255 / 219
+    np.testing.assert_allclose(luma(images)[0, 0].numpy(), full, atol=2e-3)
+    for rounded in (rounded_luma(pixels), gray_levels(images)[0].numpy()):
+        assert np.abs(rounded - full).max() <= 0.502
+        assert (rounded.min(), rounded.max()) == (0, 255)
 
 
 def noisy(picture: np.ndarray, levels: int) -> np.ndarray:
