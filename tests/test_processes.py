@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
-from processes import run_in
+from processes import TIMEOUT, run_in
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
@@ -18,7 +19,7 @@ from safetensors.torch import load_file  # noqa: E402
 from export.distill import cli as distill  # noqa: E402
 from export.student import cli as student_cli  # noqa: E402
 from export.student.kinds import CORE  # noqa: E402
-from export.student.network import TINY_STUDENT, Student, save_student  # noqa: E402
+from export.student.network import TINY_STUDENT, Student, load_student, save_student  # noqa: E402
 from training import main as diffusion  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
@@ -146,6 +147,50 @@ def test_every_stage_goes_on_with_another_number_of_processes(
         elif key.startswith("module/"):
             close = torch.isclose(a[key], b[key], atol=1e-4, rtol=1e-3).float().mean()
             assert float(close) > 0.95, f"{key}: {float(close):.3f} are close"
+
+
+@pytest.mark.slow
+def test_torchrun_trains_a_stage_in_two_processes(
+    pictures: Path, photos: Path, tmp_path: Path, run_python: Callable[..., CompletedProcess[str]]
+) -> None:
+    """The line of docs/training.md, with processes that torchrun starts itself."""
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "export.student.cli",
+    ]
+    stage = [
+        "student-core",
+        "--preset",
+        "tiny",
+        "--data",
+        photos,
+        "--pictures",
+        pictures,
+        "--set",
+        "feature=0",
+    ]
+    out = tmp_path / "run"
+    on_cpu = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    found = run_python(
+        *launch, *stage, "--workers", "0", "--steps", "2", "--out", out, env=on_cpu, timeout=TIMEOUT
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stderr.count("student written to") == 1  # by the first process alone
+    config = json.loads((out / "config.json").read_text())
+    assert (config["processes"], config["settings"]["precision"]) == (2, "no")
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 2
+    assert log[-1]["psnr"] > 0
+    assert list((out / "samples").iterdir())
+    assert (out / "state" / "state.safetensors").is_file()
+    student, provenance = load_student(out / "model")
+    assert all(value.isfinite().all() for value in student.state_dict().values())
+    assert provenance["stage"] == "student-core"
 
 
 def test_a_run_goes_on_with_another_number_of_processes(pictures: Path, photos: Path, tmp_path: Path) -> None:
