@@ -1,6 +1,7 @@
 """Training the student: losses, the two-step run, budgets, resume, failures."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -391,6 +392,36 @@ def test_auto_precision_is_resolved_and_kept(
         run(out, photos, weights, steps=2, resume=True, config=config)
     named = replace(TINY, precision="fp32")
     assert run(out, photos, weights, steps=2, resume=True, config=named)["step"] == 2
+
+
+def test_distillation_in_bfloat16_keeps_weights_in_float32(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses are the recorded ones but for rounding. Samples and losses are float32, what the network computes is not."""
+    dtypes, losses, forward = set(), [], StudentDistill.forward
+
+    def watched(stage: StudentDistill, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        made = forward(stage, phase, batch, carry)
+        features, _ = stage.student.encode(batch.lr)
+        dtypes.add((features.dtype, made[0]["loss"].dtype, *{weight.dtype for weight in stage.parameters()}))
+        return made
+
+    monkeypatch.setattr(StudentDistill, "forward", watched)
+    distill.run(
+        replace(TINY, precision="bf16", adversary_from=0.4),
+        photos,
+        weights,
+        tmp_path / "run",
+        Budget(steps=2),
+        workers=0,
+        on_step=lambda step, of_step: losses.append(of_step),
+    )
+    assert dtypes == {(torch.bfloat16, torch.float32, torch.float32)}
+    for of_step, recorded in zip(losses, RECORDED, strict=True):
+        assert of_step["student/pixel"] == pytest.approx(recorded["pixel"], rel=0.02)
+    assert math.isfinite(losses[-1]["student/loss"])
+    trained = load_file(tmp_path / "run" / "student" / "model.safetensors")
+    assert {value.dtype for value in trained.values()} == {torch.float32}
 
 
 def test_a_missing_compiler_is_named(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from gdposr.cli import main as gdposr  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402
 from training.data.device.degradation import degrade_batch  # noqa: E402
 from training.data.photos import PhotoSet, find_images  # noqa: E402
+from training.loop.stage import Carry, Losses  # noqa: E402
 from training.metrics.squeezenet import SqueezeFeatures  # noqa: E402
 
 SHAPE = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
@@ -408,6 +409,44 @@ def core_command(pictures: Path, photos: Path, out: Path, *more: str) -> list[st
         ),
         *("--workers", "0", "--set", "feature=0", *more),
     ]
+
+
+def test_core_trains_in_bfloat16_on_weights_of_float32(
+    pictures: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses are float32's but for rounding, and no weight is trained or stored in less than float32."""
+    dtypes, losses, forward = [], {}, StudentCore.forward
+
+    def watched(stage: StudentCore, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
+        made = forward(stage, phase, batch, carry)
+        features, _ = stage.student.encode(batch.lr)
+        dtypes[-1].add(
+            (features.dtype, made[0]["loss"].dtype, *{weight.dtype for weight in stage.parameters()})
+        )
+        return made
+
+    monkeypatch.setattr(StudentCore, "forward", watched)
+    for precision in ("no", "bf16"):
+        dtypes.append(set())
+        losses[precision] = []
+        cli.run(
+            "student-core",
+            cli.with_settings(CORE.presets["tiny"], ["feature=0", f"precision={precision}"]),
+            photos,
+            tmp_path / precision,
+            cli.Budget(steps=2),
+            pictures=[pictures],
+            workers=0,
+            on_step=lambda step, of_step, to=losses[precision]: to.append(of_step["student/pixel"]),
+        )
+    assert dtypes == [
+        {(computed, torch.float32, torch.float32)} for computed in (torch.float32, torch.bfloat16)
+    ]
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
+    assert losses["bf16"] != losses["no"]
+    trained = load_file(tmp_path / "bf16" / "model" / "model.safetensors")
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    assert json.loads((tmp_path / "bf16" / "config.json").read_text())["settings"]["precision"] == "bf16"
 
 
 def test_resumed_core_equals_one_that_was_not_stopped(pictures: Path, photos: Path, tmp_path: Path) -> None:
