@@ -36,7 +36,7 @@ class Source:
     scale: int
     """Upscaling factor."""
     size: SizeRule
-    """Which image sizes the model takes, and how larger images are tiled."""
+    """Rule for the image sizes that the model takes, and for tiles of larger images."""
     noise: NoiseSpec
     """Version and shape of the noise."""
     parameters: int

@@ -47,6 +47,7 @@ PROBE_FLOOR_DB = {
     "w8": 40.0,
     "w4": 30.0,
 }
+# Files of the probe in a bundle, and the seed of its noise.
 PROBE_INPUT, PROBE_OUTPUT, PROBE_SEED = "probe_lr.png", "probe_sr.png", 7
 DEFAULT_PRECISION = {"cpu": "int8", "cuda": "fp16", "ane": "fp16", "openvino": "int8"}
 SYSTEMS = ("iOS17", "iOS18")

@@ -284,6 +284,13 @@ def _names(tensors: Sequence[TensorSpec]) -> tuple[str, ...]:
 
 
 def _package(path: Path, tile: int, system: str, floor: float, images: bool) -> Package:
+    """The manifest's entry of a package.
+
+    path: of the package, a folder.
+    tile: side in LR pixels that it takes.
+    system: least system, such as "iOS17".
+    floor: least PSNR in dB against the bundle.
+    images: whether it takes and gives images instead of arrays."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return Package(
         tuple(

@@ -24,6 +24,7 @@ from training.model.text import PromptSource
 from training.pixels import to_bytes
 from training.settings import differences
 
+# Version of cache.json and what it describes.
 FORMAT_VERSION = 2
 CACHE_FILE = "cache.json"
 # Items per file.

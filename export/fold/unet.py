@@ -13,6 +13,10 @@ from export.fold.layers import GroupNorm, conv_from, fold_conv, require
 
 
 def _norm_and_conv(norm: Any, act: Any, conv: nn.Conv2d, name: str) -> nn.Sequential:
+    """The last layers of a UNet.
+
+    norm, act, conv: diffusers' modules; the convolution is used as it is.
+    name: prefix of their names, for errors."""
     require(type(act) is nn.SiLU, f"{name}.conv_act", "SiLU", type(act).__name__)
     return nn.Sequential(GroupNorm(norm, f"{name}.conv_norm_out"), nn.SiLU(), conv)
 

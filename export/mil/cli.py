@@ -21,6 +21,7 @@ from export.mil.package.program import SUFFIX, Program, find_packages, read_pack
 from runtime.errors import GdposrError
 from runtime.text import finite, print_error
 
+# Exit codes.
 OK, FAILED, USAGE = 0, 1, 2
 # Operations listed for each rule; --all lists all.
 _SHOWN = 3

@@ -151,7 +151,12 @@ def verify(
 def _open(
     programs: tuple[Program, ...], manifest: Manifest, floor: float | None, device: str
 ) -> list[_Opened]:
-    """A graph's package or chunks, once for each size that they take."""
+    """A graph's package or chunks, once for each size that they take.
+
+    programs: of the package, or of all chunks in order.
+    manifest: of the reference bundle.
+    floor: least PSNR in dB; None for the package's own, else the usual one.
+    device: that runs them."""
     first = programs[0]
     names = {feature.name for feature in first.inputs}
     specs = {ENCODER: manifest.encoder, GENERATOR: manifest.generator}
@@ -232,6 +237,13 @@ def _side(feature: Feature, axis: int, size: int | None, cell: int) -> int:
 
 
 def _compare(item: _Opened, manifest: Manifest, cases: Sequence[Case], device: str, open: Open) -> Result:
+    """Compare one graph's results with the reference's.
+
+    item: the package or its chunks.
+    manifest: of the reference bundle.
+    cases: inputs and expected results.
+    device: that runs it.
+    open: loads a package on a device."""
     blank = Result(item.name, item.role, device, item.size, {}, item.floor_db)
     try:
         run = open_chunks(item.programs, device, open)

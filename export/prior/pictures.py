@@ -199,6 +199,12 @@ def picture_pair(photos: PhotoSet, params: PictureParams, item: int) -> tuple[Te
 
 
 def _open(folder: Path, photos: PhotoSet, prior: Prior, params: PictureParams) -> None:
+    """Begin a cache, or check that it was begun for the same. Raises ValueError if not.
+
+    folder: of the cache.
+    photos: sources of the pictures.
+    prior: the network.
+    params: settings of the pictures."""
     made_for = {
         "prior": prior.name,
         "weights_sha256": prior.digest,

@@ -24,6 +24,7 @@ from training.loop.stage import RunSettings
 
 log = logging.getLogger("train")
 
+# Exit codes.
 OK, FAILED, INTERRUPTED = 0, 2, 130
 
 S = TypeVar("S", bound=RunSettings)

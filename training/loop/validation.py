@@ -32,8 +32,11 @@ def bicubic(lr: Tensor) -> Tensor:
 
 
 class Sampler(Protocol):
-    """Gives sample number k of some pictures: (n, 3, h, w), (n, 3, 4h, 4w) -> (n, 3, 4h, 4w).
+    """Gives a sample of some pictures, (n, 3, 4h, 4w).
 
+    lr: (n, 3, h, w) in [0, 1].
+    hr: the matching photos, (n, 3, 4h, 4w).
+    k: number of the sample.
     prompts: of the pictures; none for models without text."""
 
     def __call__(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor: ...

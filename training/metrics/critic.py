@@ -18,6 +18,7 @@ from training.checkpoint import read_json, read_tensors
 
 WEIGHTS_FILE = "critic.safetensors"
 CONFIG_FILE = "critic.json"
+# Version of critic.json and what it describes.
 FORMAT_VERSION = 1
 # Smallest side of a picture in pixels.
 MIN_SIDE = 16

@@ -98,6 +98,12 @@ def create_metrics(
 def _create(
     name: str, device: torch.device, perceptual_weights: str | Path | None, critic: str | Path | None
 ) -> Metric:
+    """The metric of a name. Raises MetricError if it is unknown or cannot be loaded.
+
+    name: of the metric.
+    device: that computes it.
+    perceptual_weights: SqueezeNet 1.1 weights, for sqf.
+    critic: trained critic, for critic."""
     if name == "psnr":
         return Metric(name, True, True, psnr)
     if name == "ssim":

@@ -28,6 +28,7 @@ from training.model.schedule import NoiseSchedule
 from training.model.text import TextConditioner, load_text
 
 MODEL_FILE = "model.json"
+# Version of model.json and what it describes.
 FORMAT_VERSION = 1
 # Kinds of model.json.
 ADAPTERS, MERGED = "adapters", "merged"
@@ -180,6 +181,12 @@ def _own_prompt(provenance: Mapping[str, Any]) -> str | None:
 def _load_run(
     folder: Path, document: Mapping[str, Any], base: str | Path | None, seen: tuple[Path, ...]
 ) -> OneStepModel:
+    """A model of adapters, merged into the model that they were trained on.
+
+    folder: of the adapters.
+    document: its model.json.
+    base: text encoder and scheduler, if the model below has none.
+    seen: folders that are being loaded, to find a circle."""
     try:
         below = find_model(_resolve(document["base"], folder))
     except (FileNotFoundError, ValueError) as error:

@@ -55,6 +55,11 @@ def nearest(x: Tensor, axis: int, target: int) -> Tensor:
 
 
 def _bilinear(x: Tensor, height: int, width: int, mode: str) -> Tensor:
+    """x with its last two axes resized.
+
+    x: (..., h, w).
+    height, width: to have.
+    mode: where the samples lie, see `grid`."""
     x = linear(x, -2, grid(x.shape[-2], height, mode))
     return linear(x, -1, grid(x.shape[-1], width, mode))
 

@@ -59,6 +59,13 @@ def data_file(graph: Path) -> Path:
 
 
 def _export(source: Source, role: str, path: Path, metadata: Mapping[str, str], inside_bytes: int) -> Path:
+    """Write one graph; returns its path.
+
+    source: the model.
+    role: encoder or generator.
+    path: of the file to write.
+    metadata: to store in the graph.
+    inside_bytes: more bytes of weights than this go to a file beside it."""
     module, spec = source.modules[role], source.specs[role]
     with _quiet():
         program: Any = torch.onnx.export(

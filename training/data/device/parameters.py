@@ -226,6 +226,13 @@ def _screenshot(rng: np.random.Generator, item: int, lr: Size) -> Screenshot:
 
 
 def _chain(rng: np.random.Generator, kind: str, item: int, hr: Size, params: DegradationParams) -> Chain:
+    """Draw a chain of two degradations.
+
+    rng: source of randomness.
+    kind: name of the chain, "camera" or "heavy".
+    item: number of the pair.
+    hr: height and width of the photo in pixels.
+    params: ranges and probabilities."""
     lr = (hr[0] // 4, hr[1] // 4)
     first = _order(rng, params.first, hr, params.antialias)
     second = _order(rng, params.second, lr, params.antialias)
@@ -241,6 +248,12 @@ def _chain(rng: np.random.Generator, kind: str, item: int, hr: Size, params: Deg
 
 
 def _order(rng: np.random.Generator, stage: StageParams, size: Size, antialias: bool) -> Order:
+    """Draw one of the two degradations of a chain.
+
+    rng: source of randomness.
+    stage: ranges and probabilities.
+    size: height and width in pixels that its resize factor is relative to.
+    antialias: whether it is resized with antialiasing."""
     kernel = random_kernel(rng, stage.kernel) if rng.random() < stage.blur_prob else None
     factor = random_resize_factor(rng, stage.resize_prob, stage.resize_range)
     smaller = (max(1, int(size[0] * factor)), max(1, int(size[1] * factor)))
