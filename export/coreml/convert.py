@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # Element type of inputs and outputs by precision.
 ARRAYS: Final = {"fp16": np.float16, "fp32": np.float32}
-# Least PSNR in dB against torch, by precision. The shipped student has 73.7; an earlier one had torch's very values in fp32.
+# Least PSNR in dB against torch, by precision. The shipped student has 73.7; in fp32 an earlier one equalled torch.
 FLOOR_DB: Final = {"fp16": 70.0, "fp32": 100.0}
 # Highest PSNR in dB that a package with pixel buffers promises. Rounding to 8 bits alone gives 58.9 dB, and devices add errors.
 IMAGE_FLOOR_DB: Final = 50.0

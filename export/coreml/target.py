@@ -33,7 +33,7 @@ CHUNK_BYTES = 1_000_000_000
 # Default variants of a student.
 STUDENT_VARIANTS = ("fp16", "w8a8")
 ONE_STEP_VARIANTS = ("fp16", "palette6")
-# PSNR in dB at which a mixed plan aims for encoder and generator, each with the other uncompressed.
+# Target PSNR in dB of a mixed plan, for encoder and generator each while the other is uncompressed.
 MIXED_ROLE_DB = 51.5
 # Floors of one-step models in dB; the pocket one has 71.5, 53.6 and 41.9. Those of a student are in export.coreml.compress.
 ONE_STEP_FLOOR_DB = {"fp16": 40.0, "linear8": 40.0, "palette8": 40.0, "palette6": 35.0}

@@ -26,7 +26,7 @@ from training.model.loading import MODEL_FILE, find_model, load_model, read_mode
 from training.model.one_step import OneStepModel, base_module
 
 KIND = "gdposr one-step model"
-# Colour fix of a bundle, for the VAE's colours. The public code takes AdaIN, which was .1 to .2 dB behind (training/EXPERIMENTS.md).
+# Colour fix of a bundle, for the VAE's colours. AdaIN, the public code's, measured 0.1 to 0.2 dB lower (training/EXPERIMENTS.md).
 COLOR_FIX = "wavelet"
 # PSNR of the folded graphs against the model they were folded from, float32.
 FOLD_FLOOR_DB = 80.0

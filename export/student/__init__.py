@@ -1,1 +1,1 @@
-"""The shipped student: its network, the stages that train it, and the pictures it is trained on."""
+"""The shipped student: its network and the stages that train it."""
