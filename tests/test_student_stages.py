@@ -1,4 +1,4 @@
-"""The student's stages on the common trainer: a teacher's pictures, the core, the noise; resumed, in two processes, by command."""
+"""The student's stages on the common trainer: a prior's pictures, the core, the noise; resumed, in two processes, by command."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def core(**settings: object) -> StudentCore:
     )  # type: ignore[arg-type]
 
 
-def test_core_learns_the_teacher_and_no_noise(pictures: Path) -> None:
+def test_core_learns_the_prior_and_no_noise(pictures: Path) -> None:
     stage = core(feature=0.0, adversary=0.0, lr=2e-3)
     batch = a_batch(pictures, 4)
     assert stage.phases(0.5) == ("student",)
@@ -372,7 +372,7 @@ def test_wrong_settings_are_named(make, message: str) -> None:  # type: ignore[n
 def test_lr_pictures_come_from_the_device_if_the_setting_says_so(
     kind: str, pictures: Path, photos: Path, ncnn_network: Path
 ) -> None:
-    """Pictures of a teacher have theirs; a core without such needs a teacher, which runs on the device."""
+    """Pictures of a prior have theirs; a core without such needs a prior, which runs on the device."""
     prior = Prior.load(ncnn_network) if kind == "student-core" else None
     sources = Sources(None, None, (), PhotoSet(find_images(photos)), prior=prior)
     for where in ("loader", "device"):

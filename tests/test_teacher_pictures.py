@@ -1,4 +1,4 @@
-"""The teacher's pictures that the student's core learns from: made, kept, refused, read."""
+"""The prior's pictures that the student's core learns from: made, kept, refused, read."""
 
 from pathlib import Path
 
