@@ -20,8 +20,8 @@ TOY = ROOT / "tests" / "data" / "toy.gdposr"
 
 # The files that take longest. They come first, or one process would still work on such a file when the others have nothing left.
 LONGEST = (
-    "stages", "merge", "quantize", "export_targets", "shipped_model", "export", "coreml", "teacher", "determinism", "critic", "loading",
-    "gate", "compress", "weight_only", "activations", "batch",
+    "stages", "gdpo", "merge", "quantize", "export_targets", "shipped_model", "export", "coreml", "teacher", "determinism", "critic",
+    "loading", "stage_inputs", "gate", "compress", "weight_only", "activations", "naosd", "batch",
 )  # fmt: skip
 
 
@@ -243,6 +243,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         Image.fromarray(np.clip(waves, 0, 255).astype(np.uint8)).save(folder / f"{k}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature Stable Diffusion 2.1; only to read. Needs the extra `train`."""
+    from make_miniature_sd21 import make_miniature
+
+    return make_miniature(tmp_path_factory.mktemp("sd21") / "miniature")
 
 
 NCNN_NETWORK = """7767517

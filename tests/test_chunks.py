@@ -13,9 +13,7 @@ pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
-from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
-
-from export import cli as command_line  # noqa: E402
+from export import cli as command_line  # noqa: E402  (after importorskip)
 from export.coreml.convert import convert  # noqa: E402
 from export.coreml.target import CHUNK_FLOOR_DB, PACKED_CHUNK_FLOOR_DB  # noqa: E402
 from export.fold.chunks import Chunk, cut, generator_steps, pack  # noqa: E402
@@ -44,11 +42,6 @@ from training.model.schedule import NoiseSchedule  # noqa: E402
 
 TILE = 16
 CHUNKS = 3
-
-
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_miniature(tmp_path_factory.mktemp("sd21"))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from processes import run_in
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
-from make_miniature_sd21 import make_miniature  # noqa: E402  (after importorskip)
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 
 from export.distill import cli as distill  # noqa: E402
 from export.student import cli as student_cli  # noqa: E402
@@ -29,11 +28,6 @@ from training.model.schedule import NoiseSchedule  # noqa: E402
 from training.stages.presets import PRETRAIN  # noqa: E402
 
 Main = Callable[[Sequence[str]], int]
-
-
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_miniature(tmp_path_factory.mktemp("sd21") / "miniature")
 
 
 @pytest.fixture(scope="module")

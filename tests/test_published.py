@@ -12,7 +12,6 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("diffusers", reason="needs the extra `train`")
 
 from diffusers import UNet2DConditionModel  # noqa: E402  (after importorskip)
-from make_miniature_sd21 import make_miniature  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -66,11 +65,6 @@ SD21_UNET = {
     "attention_head_dim": (5, 10, 20, 20),
     "use_linear_projection": True,
 }
-
-
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_miniature(tmp_path_factory.mktemp("published") / "miniature")
 
 
 @pytest.mark.parametrize(("stage", "name"), [(s, n) for s, table in PUBLISHED.items() for n in table])
