@@ -20,8 +20,8 @@ TOY = ROOT / "tests" / "data" / "toy.gdposr"
 
 # The files that take longest. They come first, or one process would still work on such a file when the others have nothing left.
 LONGEST = (
-    "stages", "gdpo", "merge", "quantize", "export_targets", "shipped_model", "export", "coreml", "teacher", "determinism", "critic",
-    "loading", "stage_inputs", "gate", "compress", "weight_only", "activations", "naosd", "batch",
+    "stages", "gdpo", "merge", "quantize", "export_targets", "shipped_model", "export", "coreml", "teacher_runs", "determinism",
+    "critic", "loading", "stage_inputs", "gate", "compress", "weight_only", "activations", "naosd", "batch",
 )  # fmt: skip
 
 
@@ -251,6 +251,26 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from make_miniature_sd21 import make_miniature
 
     return make_miniature(tmp_path_factory.mktemp("sd21") / "miniature")
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small one-step model; only to read. Needs the extra `train`."""
+    from teachers import tiny_model
+
+    from training.model.saving import save_merged
+
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    save_merged(tiny_model(), folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_run: Path) -> Any:
+    """The model of `teacher_run` as the teacher of a distillation; only to read."""
+    from export.distill.teacher import Teacher
+
+    return Teacher.load(teacher_run)
 
 
 NCNN_NETWORK = """7767517
