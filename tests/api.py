@@ -12,6 +12,7 @@ from typing import Any
 
 HOST = "127.0.0.1"
 LONG = 30.0  # seconds; a test that waits so long has failed
+SMALL = {"max_bytes": 200_000, "max_pixels": 4000}  # limits of a server for small photos
 
 
 @dataclass

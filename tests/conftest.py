@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,19 @@ def gdposr(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def start_server(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """start_server(workers=1, **limits) as a context: a server for apps on the toy bundle. Needs the extra `server`."""
+    from api import running
+
+    from runtime.upscale.upscaler import Upscaler
+
+    folder = tmp_path_factory.mktemp("requests")
+    with pytest.MonkeyPatch.context() as patch, Upscaler(toy_bundle, threads=1) as upscaler:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield lambda **options: running(upscaler, folder, **options)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`gdposr serve --api`: the command's bytes over HTTP, refusals with their reasons, clients that stall or leave."""
+"""`gdposr serve --api`: the command's bytes over HTTP, refusals with their reasons, faults, what else is served, its end."""
 
 import errno
 import io
@@ -9,16 +9,13 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from api import HOST, Client, reply, running, until
+from api import HOST, SMALL, Client, reply, until
 from mutations import png
 from PIL import Image
 
@@ -27,61 +24,15 @@ pytest.importorskip("uvicorn", reason="needs the extra server: pip install 'gdpo
 pytest.importorskip("prometheus_client", reason="needs the extra server: pip install 'gdposr[server]'")
 
 from gdposr.console import UsageError
-from gdposr.server.protocol import PatientProtocol
 from gdposr.server.work import Answer, Work
 from runtime.errors import ImageError
 from runtime.image.read.decode import read_photo
-from runtime.upscale.upscaler import Upscaler
-
-SMALL = {"max_bytes": 200_000, "max_pixels": 4000}
 
 
 @pytest.fixture(scope="module")
-def upscaler(toy_bundle: Path) -> Iterator[Upscaler]:
-    with Upscaler(toy_bundle, threads=1) as opened:
+def client(start_server: Callable) -> Iterator[Client]:
+    with start_server(**SMALL) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the servers of these tests keep their files."""
-    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("requests"))
-    yield Path(tempfile.tempdir)
-    tempfile.tempdir = before
-
-
-@pytest.fixture(scope="module")
-def client(upscaler: Upscaler, folder: Path) -> Iterator[Client]:
-    with running(upscaler, folder, **SMALL) as opened:
-        yield opened
-
-
-@pytest.fixture
-def start(upscaler: Upscaler, folder: Path) -> Callable:
-    return lambda **options: running(upscaler, folder, **options)
-
-
-class Gate:
-    """Stands in for the work: waits until it is opened, and ends when its job is given up, unless it is deaf."""
-
-    def __init__(self) -> None:
-        self.open, self.deaf = threading.Event(), False
-        self.size = 100
-
-    def __call__(self, job) -> Answer:
-        while not self.open.wait(0.01):
-            if not self.deaf:
-                job.check()
-        path = job.wanted.folder / "photo_x4_seed0.png"
-        path.write_bytes(bytes(self.size))
-        return Answer(path, 1)
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    made = Gate()
-    monkeypatch.setattr(Work, "__call__", lambda self, job: made(job))
-    return made
 
 
 # the command's bytes
@@ -142,9 +93,9 @@ def test_several_versions_are_a_zip_of_the_command_s_files(
     assert single.body == found["photo_x4_seed7_s1.png"]
 
 
-def test_two_workers_give_the_same_bytes(start, make_photo) -> None:
+def test_two_workers_give_the_same_bytes(start_server, make_photo) -> None:
     photos = [make_photo(f"{k}.png", 40, 40, seed=k) for k in range(6)]
-    with start() as one, start(workers=2) as two:
+    with start_server() as one, start_server(workers=2) as two:
         expected = [one.upscale(photo).body for photo in photos]
         waiting = [two.begin(photo) for photo in photos]
         assert [reply(each.getresponse()).body for each in waiting] == expected
@@ -234,119 +185,8 @@ def test_a_refused_client_need_not_send_its_photo(client: Client) -> None:
             assert line.recv(12) == b"HTTP/1.1 " + status
 
 
-def test_a_full_queue_is_429_with_a_time_and_takes_photos_again(start, gate: Gate, make_photo) -> None:
-    photo = make_photo("a.png")
-    with start(waiting=1) as client:
-        taken = [client.begin(photo), client.begin(photo)]
-        until(lambda: client.health()["waiting"] == 1 and client.health()["at_work"] == 1)
-        refused = client.upscale(photo)
-        assert refused.status == 429
-        assert 1 <= int(refused.headers["Retry-After"]) <= 120
-        assert "queue" in refused.error
-        assert client.health()["status"] == "ok"
-        gate.open.set()
-        assert [reply(each.getresponse()).status for each in taken] == [200, 200]
-        assert client.upscale(photo).status == 200
-        assert (client.counted(429), client.counted(200)) == (1, 3)
-
-
-def test_too_many_uploads_at_once_are_429(start, gate: Gate) -> None:
-    with start(uploads=1) as client, socket.create_connection((HOST, client.port)) as slow:
-        slow.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
-        until(lambda: client.folders())
-        assert client.upscale(b"abc").status == 429
-        slow.sendall(b"abcdef")
-        gate.open.set()
-        assert slow.recv(12) == b"HTTP/1.1 200"
-        assert client.upscale(b"abc").status == 200
-
-
-def test_too_many_connections_are_503_with_a_time(start) -> None:
-    with start(connections=2) as client:
-
-        def answered() -> bool:
-            status = client.upscale(b"abc").status
-            client.connections.pop().close()
-            return status == 422
-
-        idle = [socket.create_connection((HOST, client.port)) for _ in range(2)]
-        refused = client.upscale(b"abc")
-        assert (refused.status, "Retry-After" in refused.headers) == (503, True)
-        assert "expected at most 2 connections" in refused.error
-        for line in (*idle, *client.connections):
-            line.close()
-        until(answered)
-
-
-def test_time_runs_out_at_work_and_in_the_queue(start, gate: Gate, make_photo) -> None:
-    photo = make_photo("a.png")
-    gate.deaf = True
-    with start(timeout=1.5) as client:
-        first = client.begin(photo)
-        until(lambda: client.health()["at_work"] == 1)
-        late = client.upscale(photo)
-        assert (late.status, int(late.headers["Retry-After"]) >= 1) == (503, True)
-        assert "has waited in the queue for 1.5 s" in late.error
-        slow = reply(first.getresponse())
-        assert slow.status == 504
-        assert "expected the pictures within 1.5 s" in slow.error
-        assert client.health()["at_work"] == 1  # its file stays until it lets go of it
-        gate.deaf = False
-        until(lambda: client.health()["at_work"] == 0)
-        until(lambda: client.folders() == [])
-        gate.open.set()
-        assert client.upscale(photo).status == 200
-
-
-def test_a_photo_that_comes_too_slowly_is_408(start) -> None:
-    with start(transfer_timeout=0.3) as client, socket.create_connection((HOST, client.port)) as slow:
-        slow.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\nabc")
-        slow.settimeout(10)
-        assert slow.recv(12) == b"HTTP/1.1 408"
-        assert client.folders() == []
-
-
 def test_other_places_and_methods(client: Client) -> None:
     assert (client.ask("/v1/nothing").status, client.ask("/v1/upscale").status) == (404, 405)
-
-
-# clients that leave or stall
-
-
-@pytest.mark.parametrize("place", ["at_work", "waiting"])
-def test_a_client_that_leaves_ends_its_job(start, gate: Gate, make_photo, place: str) -> None:
-    photo = make_photo("a.png")
-    with start() as client:
-        first = client.begin(photo)
-        until(lambda: client.health()["at_work"] == 1)
-        second = client.begin(photo)
-        until(lambda: client.health()["waiting"] == 1)
-        (first if place == "at_work" else second).close()
-        until(lambda: client.health()["waiting"] == 0)
-        until(lambda: client.counted(499) == 1)
-        gate.open.set()
-        stays = second if place == "at_work" else first
-        assert reply(stays.getresponse()).status == 200
-        until(lambda: client.folders() == [])
-
-
-def test_work_itself_ends_when_the_client_leaves(start, monkeypatch: pytest.MonkeyPatch, make_photo) -> None:
-    """Through the real upscaler: its progress function is what stops it."""
-    written, write = [], Work._write
-
-    def counted(self: Work, *arguments: Any) -> None:
-        write(self, *arguments)
-        written.append(arguments)
-
-    monkeypatch.setattr(Work, "_write", counted)
-    with start() as client:
-        first = client.begin(make_photo("large.png", 400, 400), "samples=8")
-        until(lambda: client.health()["at_work"] == 1)
-        first.close()
-        until(lambda: client.health()["at_work"] == 0)
-        until(lambda: client.folders() == [])
-        assert client.counted(499) == 1
-    assert len(written) < 8
 
 
 def test_a_client_that_leaves_while_it_sends_leaves_nothing(client: Client) -> None:
@@ -358,61 +198,6 @@ def test_a_client_that_leaves_while_it_sends_leaves_nothing(client: Client) -> N
     assert client.folders() == []
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"",
-        b"POST /v1/upsc",
-        b"POST /v1/upscale HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\nabc",
-    ],
-)
-def test_a_client_that_never_goes_on_loses_its_connection(
-    start, monkeypatch: pytest.MonkeyPatch, sent: bytes
-) -> None:
-    monkeypatch.setattr(PatientProtocol, "patience", 1.0)
-    with start(**SMALL) as client, socket.create_connection((HOST, client.port), timeout=10) as line:
-        line.sendall(sent)
-        received = b""
-        try:
-            while part := line.recv(1000):
-                received += part
-        except ConnectionResetError:
-            pass
-        assert received[:12] == (b"HTTP/1.1 413" if b"Length" in sent else b"")
-
-
-@pytest.mark.parametrize("reads", [False, True])
-def test_a_client_that_does_not_take_its_answer_loses_its_connection(
-    start, gate: Gate, monkeypatch: pytest.MonkeyPatch, reads: bool
-) -> None:
-    """Neither one that stalls nor one that reads a little now and then may keep the answer's file for long."""
-    monkeypatch.setattr(PatientProtocol, "stalled", 0.3)
-    gate.open.set()
-    gate.size = 30_000_000
-    with start(transfer_timeout=1.0) as client, socket.socket() as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.connect((HOST, client.port))
-        line.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
-        line.settimeout(10)
-        assert line.recv(12) == b"HTTP/1.1 200"
-
-        def removed() -> bool:
-            if reads:
-                line.recv(100_000)
-            return client.folders() == []
-
-        until(removed)
-        received = 0
-        try:
-            while part := line.recv(1 << 20):
-                received += len(part)
-        except ConnectionResetError:
-            pass
-        assert received < gate.size
-        gate.size = 100
-        assert client.upscale(b"abc").status == 200
-
-
 # faults
 
 
@@ -421,14 +206,18 @@ def test_a_client_that_does_not_take_its_answer_loses_its_connection(
     [(OSError(errno.ENOSPC, "full"), 503), (MemoryError(), 503), (RuntimeError("/secret/path"), 500)],
 )
 def test_a_fault_of_the_server_is_told_without_details(
-    start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, status: int
+    start_server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    status: int,
 ) -> None:
     def work(self: Work, job: object) -> Answer:
         if isinstance(error, OSError):
             raise ImageError("x: cannot be written") from error
         raise error
 
-    with start() as client:
+    with start_server() as client:
         monkeypatch.setattr(Work, "__call__", work)
         answer = client.upscale(b"abc")
         assert answer.status == status
@@ -474,20 +263,6 @@ def test_the_description_names_every_parameter_and_answer_and_loads_nothing(clie
 
 
 # the command
-
-
-def test_at_the_end_the_photo_at_work_is_finished_and_the_next_refused(start, gate: Gate) -> None:
-    with start() as client:
-        first = client.begin(b"abc")
-        until(lambda: client.health()["at_work"] == 1)
-        second = client.begin(b"abc")
-        until(lambda: client.health()["waiting"] == 1)
-        client.stop()
-        refused = reply(second.getresponse())
-        assert (refused.status, "Retry-After" in refused.headers) == (503, True)
-        gate.open.set()
-        assert reply(first.getresponse()).status == 200
-    assert list(client.folder.glob("gdposr-api-*/*")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
