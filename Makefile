@@ -150,7 +150,7 @@ CRISP_SET     = lr=4e-4 cards=0.3 feature=0.6 adversary=0.5 adversary_from=0.03
 LETTERS_SET   = lr=5e-4 warmup_steps=50 cards=0.7 feature=0.6 adversary=0 ema=0.998
 NOISE_SET     = batch=4 crop=128 score=12 cards=0.5 adversary=0.3 adversary_from=0.2 flat=0.02
 GDPO_SET      = lr=4e-4 anchor=0.1
-MIX           = --share 0.35 --noise 0.65
+MIX           = --share 0 --noise 0.65
 CHAIN_ARGS    =
 # state.old: what a kill in the middle of replacing it leaves
 resumed       = $(if $(wildcard $(CHAIN)/$(1)/state $(CHAIN)/$(1)/state.old),--resume)
@@ -195,8 +195,9 @@ $(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/mean/config.json,$(DE
 $(CHAIN)/gdpo/model/config.json: | $(CHAIN)/noise/model/config.json
 	$(call stage,gdpo,gdpo,0.02,$(GDPO_SET)) --steps 150 --init $(CHAIN)/noise/model
 
+# The picture of the mean, the noise of the tuned model: training the noise changes the picture too, and people like it less.
 $(CHAIN)/student/config.json: | $(CHAIN)/gdpo/model/config.json
-	$(RUN) -m export.student.interpolate $(CHAIN)/gdpo/model $(CHAIN)/noise/model $(MIX) --half --out $(CHAIN)/student
+	$(RUN) -m export.student.interpolate $(if $(PRIOR),$(CHAIN)/mean,"$(CORE)") $(CHAIN)/gdpo/model $(MIX) --half --out $(CHAIN)/student
 
 $(CHAIN)/pocket.gdposr/manifest.json: | $(CHAIN)/student/config.json
 	$(RUN) -m gdposr export --checkpoint $(CHAIN)/student --out $(CHAIN)/pocket.gdposr --targets onnx,coreml

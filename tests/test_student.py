@@ -187,6 +187,30 @@ def test_a_mixture_can_take_its_noise_as_stronger(tmp_path: Path) -> None:
         assert (mixed["1.5"](lr, noise) - mixed["1"](lr, noise)).abs().max() > 1e-3
 
 
+def test_a_core_takes_the_noise_of_another_student(tmp_path: Path) -> None:
+    """With share 0 its own picture stays, to the bit of a moved bias, and the noise has the effect that the factor asks for."""
+    core = lively(replace(SMALL, noise_gate=False))
+    with torch.no_grad():
+        core.generator.noise.weight.zero_()
+    noisy = lively(replace(SMALL, noise_gate=True))
+    mixed = interpolate.interpolate(core, noisy, 0.0, noise=0.5)
+    for name in interpolate.NOISE_PATH:
+        factor = 0.5 if name == "generator.noise.weight" else 1.0
+        assert torch.equal(mixed.state_dict()[name], factor * noisy.state_dict()[name]), name
+    lr, noise = torch.rand(1, 3, 16, 16), torch.randn(1, SMALL.noise_channels, 8, 8)
+    with torch.no_grad():
+        silent = mixed(lr, torch.zeros_like(noise))
+        torch.testing.assert_close(silent, core(lr, noise), atol=1e-5, rtol=0)
+        assert (mixed(lr, noise) - silent).abs().max() > 1e-3
+        halfway = interpolate.interpolate(core, noisy, 0.5)
+    torch.testing.assert_close(
+        halfway.encoder.stem.weight, (core.encoder.stem.weight + noisy.encoder.stem.weight) / 2
+    )
+    assert torch.equal(halfway.generator.gate.weight, noisy.generator.gate.weight)
+    with pytest.raises(ValueError, match="one shape"):
+        interpolate.interpolate(noisy, core, 0.0)
+
+
 def test_saved_student_comes_back_equal(tmp_path: Path) -> None:
     student = lively()
     save_student(student, tmp_path / "run", {"steps": 3})

@@ -4,7 +4,10 @@
 
 Both students must descend from the same weights, such as a faithful one and one richer in texture. The mixture
 behaves like something between the two, except for its response to noise, which is weaker than either's, because
-different responses partly cancel. `--noise` compensates for that."""
+different responses partly cancel. `--noise` compensates for that.
+
+A core, which has no path for noise yet, as the first student gets the second's path: convolution and gate. With
+`--share 0` the picture without noise is exactly the core's, and the second gives the noise alone."""
 
 from __future__ import annotations
 
@@ -16,14 +19,18 @@ from typing import Any
 
 import torch
 
+from export.student.core import with_noise
 from export.student.network import Student, load_student, save_student
 from runtime.text import print_error
+
+# Weights that noise passes and nothing else does. The bias of the noise's convolution belongs to the picture.
+NOISE_PATH = ("generator.noise.weight", "generator.gate.weight", "generator.gate.bias")
 
 
 def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:
     """(1 - share) * first + share * second, weight by weight.
 
-    first, second: of one shape.
+    first, second: of one shape; the first may lack the gate of the noise, and then takes the second's path of the noise.
     share: in [0, 1].
     noise: factor above 0 on the weights of the noise's convolution, with the same effect as scaling the noise.
 
@@ -32,12 +39,18 @@ def interpolate(first: Student, second: Student, share: float, noise: float = 1.
         raise ValueError(f"share must be from 0 (the first student) to 1 (the second), got {share}")
     if not 0 < noise < math.inf:
         raise ValueError(f"noise must be a factor above 0, got {noise}")
+    borrowed = second.config.noise_gate and not first.config.noise_gate
+    if borrowed:
+        first = with_noise(first, second.config.noise_channels)
     if first.config != second.config:
         raise ValueError(f"students of one shape are expected, got {first.config} and {second.config}")
     mixed = Student(first.config)
     theirs = second.state_dict()
     mixed.load_state_dict(
-        {name: torch.lerp(value, theirs[name], share) for name, value in first.state_dict().items()}
+        {
+            name: theirs[name] if borrowed and name in NOISE_PATH else torch.lerp(value, theirs[name], share)
+            for name, value in first.state_dict().items()
+        }
     )
     with torch.no_grad():
         mixed.generator.noise.weight.mul_(noise)

@@ -54,7 +54,7 @@ STAGES = (
     Stage("mean", ("teacher",), "mean"),
     Stage("noise", ("energy", "seeds"), "noise/model"),
     Stage("gdpo", ("wins",), "gdpo/model"),
-    Stage("mix", ("photo", "energy"), "student"),
+    Stage("mix", ("teacher", "photo"), "student"),
 )
 
 
