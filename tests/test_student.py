@@ -14,7 +14,15 @@ from safetensors import SafetensorError  # noqa: E402  (after importorskip)
 
 from export.student import interpolate  # noqa: E402
 from export.student import network as checkpoints  # noqa: E402
-from export.student.network import Student, StudentConfig, bicubic_weight, load_student, save_student, widened  # noqa: E402
+from export.student.network import (  # noqa: E402
+    NOISE_PATH,
+    Student,
+    StudentConfig,
+    bicubic_weight,
+    load_student,
+    save_student,
+    widened,
+)
 
 SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=4)
 
@@ -194,9 +202,11 @@ def test_a_core_takes_the_noise_of_another_student(tmp_path: Path) -> None:
         core.generator.noise.weight.zero_()
     noisy = lively(replace(SMALL, noise_gate=True))
     mixed = interpolate.interpolate(core, noisy, 0.0, noise=0.5)
-    for name in interpolate.NOISE_PATH:
-        factor = 0.5 if name == "generator.noise.weight" else 1.0
-        assert torch.equal(mixed.state_dict()[name], factor * noisy.state_dict()[name]), name
+    for name in NOISE_PATH:
+        factor = 0.5 if name == "noise.weight" else 1.0
+        assert torch.equal(
+            mixed.generator.get_parameter(name), factor * noisy.generator.get_parameter(name)
+        ), name
     lr, noise = torch.rand(1, 3, 16, 16), torch.randn(1, SMALL.noise_channels, 8, 8)
     with torch.no_grad():
         silent = mixed(lr, torch.zeros_like(noise))

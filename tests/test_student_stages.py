@@ -16,10 +16,18 @@ from export.prior.network import Prior  # noqa: E402
 from export.prior.pictures import CachedPairs, PictureCache  # noqa: E402
 from export.student import cli  # noqa: E402
 from export.student.adversary import Adversary  # noqa: E402
-from export.student.core import CoreSettings, StudentCore, deepened, stages_before, started, with_noise  # noqa: E402
+from export.student.core import (  # noqa: E402
+    CoreSettings,
+    StudentCore,
+    deepened,
+    silence,
+    stages_before,
+    started,
+    with_noise,
+)
 from export.student.kinds import CORE, KINDS, Sources, preparation  # noqa: E402
 from export.student.losses import fine_part, gradient_loss, low_pass_loss, told_by, with_colours_of  # noqa: E402
-from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
+from export.student.network import NOISE_PATH, Student, StudentConfig, load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
 from gdposr.cli import main as gdposr  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402
@@ -226,6 +234,28 @@ def test_noise_trains_the_generator_alone_and_spreads_samples(pictures: Path) ->
     assert late["structure"] < 0.02
     first, second = (stage.sample(batch.lr, batch.hr, k) for k in range(2))
     assert not torch.equal(first, second)
+
+
+def test_the_picture_without_noise_stays_if_only_the_noise_learns(pictures: Path) -> None:
+    stage = noise_stage(noise_only=True)
+    batch = a_batch(pictures, 2)
+
+    def silent() -> torch.Tensor:
+        with torch.no_grad():
+            features, base = stage.student.encode(batch.lr)
+            return stage.student.generator(features, base, silence(stage.student, features))
+
+    before, sample = silent(), stage.sample(batch.lr, batch.hr, 0)
+    parameters = stage.groups()["noise"][0]
+    assert len(parameters) == len(NOISE_PATH)
+    optimizer = torch.optim.Adam(parameters, 3e-3)
+    for _ in range(3):
+        losses, _ = stage("noise", batch, {})
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+    assert torch.equal(silent(), before)
+    assert not torch.equal(stage.sample(batch.lr, batch.hr, 0), sample)
 
 
 def test_an_adversary_joins_the_noise_late_and_pushes_the_generator_alone(pictures: Path) -> None:

@@ -20,11 +20,8 @@ from typing import Any
 import torch
 
 from export.student.core import with_noise
-from export.student.network import Student, load_student, save_student
+from export.student.network import NOISE_PATH, Student, load_student, save_student
 from runtime.text import print_error
-
-# Weights that noise passes and nothing else does. The bias of the noise's convolution belongs to the picture.
-NOISE_PATH = ("generator.noise.weight", "generator.gate.weight", "generator.gate.bias")
 
 
 def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:
@@ -48,7 +45,9 @@ def interpolate(first: Student, second: Student, share: float, noise: float = 1.
     theirs = second.state_dict()
     mixed.load_state_dict(
         {
-            name: theirs[name] if borrowed and name in NOISE_PATH else torch.lerp(value, theirs[name], share)
+            name: theirs[name]
+            if borrowed and name.removeprefix("generator.") in NOISE_PATH
+            else torch.lerp(value, theirs[name], share)
             for name, value in first.state_dict().items()
         }
     )

@@ -10,7 +10,7 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +154,10 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         base = self.base(image)
         return self.features(image), base
+
+
+# Parameters of a generator that only noise passes. The bias of the noise's convolution belongs to the picture.
+NOISE_PATH: Final = ("noise.weight", "gate.weight", "gate.bias")
 
 
 class Generator(nn.Module):

@@ -30,7 +30,7 @@ from export.student.losses import (
     told_by,
     without_grain,
 )
-from export.student.network import Generator, Student
+from export.student.network import NOISE_PATH, Generator, Student
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings
 from training.metrics.detail import flat_mask
@@ -56,6 +56,9 @@ class NoiseSettings(RunSettings):
     noise_channels: int = 4
     """Noise channels per cell: 4 for a cell of one LR pixel, 16 for a cell of 2x2. With 4 for a cell of 2x2, textures
     repeat a few shapes. If the student has another number, its noise convolution starts anew."""
+    noise_only: bool = False
+    """Whether only the path of the noise learns, its convolution and the gate. The picture without noise then stays the core's.
+    Otherwise all of the generator learns."""
     samples: int = 2
     """Samples drawn of each input, at least 2."""
     cards: float = 0.25
@@ -106,7 +109,7 @@ class NoiseSettings(RunSettings):
 
 
 class StudentNoise(StudentStage):
-    """Trains the generator. Phases: "noise", and "adversary" after it has joined.
+    """Trains the generator, or its path of the noise alone. Phases: "noise", and "adversary" after it has joined.
 
     The encoder is frozen. A frozen copy of the core's generator gives the reference for edges, structure and colour."""
 
@@ -130,6 +133,9 @@ class StudentNoise(StudentStage):
             with torch.no_grad():
                 nn.init.kaiming_uniform_(noise.weight, a=5**0.5)
                 noise.weight.mul_(NOISE_START)
+        if settings.noise_only:
+            for name, parameter in student.generator.named_parameters():
+                parameter.requires_grad_(name in NOISE_PATH)
         self.adversary_on = False
         self.adversary = Adversary(settings.discriminator_width).requires_grad_(settings.adversary > 0)
         self.history = history or []
@@ -139,7 +145,8 @@ class StudentNoise(StudentStage):
         return ("noise", "adversary") if self.adversary_on else ("noise",)
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        found = {"noise": (list(self.student.generator.parameters()), self.settings.lr)}
+        learning = [p for p in self.student.generator.parameters() if p.requires_grad]
+        found = {"noise": (learning, self.settings.lr)}
         if self.settings.adversary > 0:
             found["adversary"] = (list(self.adversary.parameters()), self.settings.discriminator_lr)
         return found
