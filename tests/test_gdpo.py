@@ -116,6 +116,7 @@ def test_noise_of_the_loss_is_shared_unless_asked_otherwise(
         assert not torch.equal(noise[0], noise[1])
 
 
+@pytest.mark.slow
 def test_validation_compares_the_policy_with_its_reference(
     miniature: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_groups_that_hardly_differ_count_less_with_min_spread(miniature: Path, p
     assert float(share.mean()) == pytest.approx(float(strength), rel=0.05)
 
 
+@pytest.mark.slow
 def test_an_anchor_holds_the_lr_conditioned_policy(miniature: Path, photos: Path) -> None:
     batch = replace(a_batch(photos), prompts=("a", "b"))
 

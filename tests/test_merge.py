@@ -381,6 +381,7 @@ def test_half_precision_of_all_parts_keeps_its_floor(small: Source, graphs: dict
     assert psnr(came, small(torch.from_numpy(image), torch.from_numpy(noise)).numpy()) >= FLOOR_DB
 
 
+@pytest.mark.slow
 def test_a_students_graphs_keep_the_bytes_that_are_shipped(root: Path, tmp_path: Path) -> None:
     bundle = root / "runtime" / "bundles" / "pocket.gdposr"
     student = load_source(root / "export" / "weights" / "pocket")
