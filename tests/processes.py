@@ -1,5 +1,6 @@
 """Work in several processes that train together, as `accelerate launch` starts them, by gloo on the CPU."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -37,6 +38,8 @@ def _join(rank: int, count: int, port: int, work: Callable[[], Any], file: Path)
     with file.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
+    # The parent's garbage may hold sessions of ONNX Runtime, and to destroy one waits for its threads, which a fork has not.
+    gc.freeze()
     code = 1
     try:
         import torch
