@@ -138,10 +138,10 @@ distill: $(DEV) ## distil a tuned one-step model to a student [TEACHER=run, DATA
 CHAIN         = runs/chain
 CHAIN_MINUTES = 480
 WORKERS       = 1
-# The teacher: a .param file with its .bin, or x4plus of the extra `prior`. PRIOR= leaves out the stages that need its pictures, and CORE takes their place.
+# The prior: a .param file with its .bin, or x4plus of the extra `prior`. PRIOR= leaves out the stages that need its pictures, and CORE takes their place.
 PRIOR         = $(if $(wildcard $(PEER_NCNN)),$(PEER_NCNN),x4plus)
 CORE          = export/weights/pocket-core
-# As many as the teacher makes in about 4 % of the minutes, on two CPU cores; x4plus takes fourteen times as long as a small one.
+# As many as the prior makes in about 4 % of the minutes, on two CPU cores; x4plus takes fourteen times as long as a small one.
 PICTURES      = $(shell awk 'BEGIN {n = int($(CHAIN_MINUTES) * $(if $(filter x4plus,$(PRIOR)),0.36,5)); print (n < 16 ? 16 : (n > 3400 ? 3400 : n))}')
 # Settings by stage, as KEY=VALUE words; EXPERIMENTS.md says where they come from. CHAIN_ARGS goes to every stage.
 ALL_CORE_SET  = student.far_blocks=2 batch=2 crop=192 crispness=1.3
@@ -171,7 +171,7 @@ chain: $(CHAIN)/table.md ## everything: photos to a bundle in runs/chain, and wh
 
 $(CHAIN)/pictures.done: | $(DEV)
 	@mkdir -p $(CHAIN)
-	@echo "teacher: $(PRIOR), $(PICTURES) pictures (PRIOR=FILE.param names another, PRIOR= begins with $(CORE) instead)"
+	@echo "prior: $(PRIOR), $(PICTURES) pictures (PRIOR=FILE.param names another, PRIOR= begins with $(CORE) instead)"
 	$(RUN) -m gdposr train pictures --data "$(DATA)" --prior "$(PRIOR)" --out $(CHAIN)/pictures --items $(PICTURES)
 	@touch $@
 
@@ -189,7 +189,7 @@ $(CHAIN)/mean/config.json: | $(CHAIN)/letters/model/config.json
 	$(RUN) -m export.student.interpolate $(CHAIN)/crisp/model $(CHAIN)/letters/model --share 0.5 --out $(CHAIN)/mean
 
 $(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/mean/config.json,$(DEV))
-	@$(if $(PRIOR),,echo "no teacher (PRIOR=): no pictures and no core of its own; the chain begins with the core in $(CORE)")
+	@$(if $(PRIOR),,echo "no prior (PRIOR=): no pictures and no core of its own; the chain begins with the core in $(CORE)")
 	$(call stage,noise,noise,0.08,$(NOISE_SET)) $(FROM_PICTURES) --init $(if $(PRIOR),$(CHAIN)/mean,"$(CORE)")
 
 $(CHAIN)/gdpo/model/config.json: | $(CHAIN)/noise/model/config.json

@@ -29,7 +29,7 @@ def enlarged(lr: Tensor, sample: int = 0) -> Tensor:
 @pytest.fixture(scope="module")
 def held(photos: Path) -> Held:
     found = held_pictures(photos, held_out=2, draws=2, size=96, cards=3)
-    return replace(found, taught=tuple(enlarged(lr) for lr in found.lr))
+    return replace(found, prior=tuple(enlarged(lr) for lr in found.lr))
 
 
 def test_pictures_are_of_the_photos_that_stages_leave_out(photos: Path, held: Held) -> None:
@@ -58,7 +58,7 @@ def test_columns_tell_better_pictures_and_differing_seeds(held: Held) -> None:
 
     plain, better = columns(enlarged, held), columns(near, held)
     assert "sqf" not in plain  # without weights
-    assert all(np.isposinf(plain["teacher"]))
+    assert all(np.isposinf(plain["prior"]))
     assert max(plain["seeds"]) == 0
     assert min(better["seeds"]) > 1
     for key in ("photo", "cards"):
@@ -114,7 +114,7 @@ def test_gains_and_costs_are_told_with_their_intervals() -> None:
     assert verdict(tiny).startswith("**noise** adds nothing: energy score, 1/255 -0.000")
     unmeasured = Row("crisp", ("sqf",), {}, {"photo": difference(-1, 1)})
     assert verdict(unmeasured) == "**crisp** not measured: SQF."
-    given = Row(GIVEN, ("teacher",), {}, {"photo": difference(0.5, 0.7)})
+    given = Row(GIVEN, ("prior",), {}, {"photo": difference(0.5, 0.7)})
     assert verdict(given) == f"**{GIVEN}** was not trained here."
 
 
@@ -179,8 +179,8 @@ def test_report_has_every_stage_and_every_file(
     text = capsys.readouterr().out
     assert f"| {GIVEN} |" in text
     assert "| core |" not in text
-    assert "No teacher was given (PRIOR=)" in text
-    assert "PSNR to the teacher's picture" not in text.splitlines()[4]
+    assert "No prior was given (PRIOR=)" in text
+    assert "PSNR to the prior's picture" not in text.splitlines()[4]
 
 
 def test_what_is_missing_is_named(
@@ -190,5 +190,5 @@ def test_what_is_missing_is_named(
         find_stages(tmp_path, None)
     assert [stage.name for stage, _ in find_stages(chain, chain)] == [GIVEN, "noise", "gdpo", "mix"]
     assert table.main(["--chain", str(chain), "--data", str(photos)]) == 2
-    assert "give either --prior, the chain's teacher, or --core" in capsys.readouterr().err
+    assert "give either --prior, the chain's prior, or --core" in capsys.readouterr().err
     assert markdown([Row("bicubic", (), {"photo": [20.0]}, {})], [], []).count("|") == 9

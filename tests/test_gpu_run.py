@@ -90,7 +90,7 @@ def test_what_is_missing_is_named(root: Path, photos: Path, ncnn_network: Path, 
 
 
 @pytest.mark.slow
-def test_a_stage_without_a_student_and_a_teacher_that_is_not_there_are_named(
+def test_a_stage_without_a_student_and_a_prior_that_is_not_there_are_named(
     root: Path, photos: Path, ncnn_network: Path, tmp_path: Path
 ) -> None:
     found = gpu_run(root, tmp_path, "noise", DATA=photos, PRIOR=ncnn_network)
@@ -98,4 +98,4 @@ def test_a_stage_without_a_student_and_a_teacher_that_is_not_there_are_named(
     assert "run core first, or give INIT=FOLDER" in found.stderr
     found = gpu_run(root, tmp_path, DATA=photos, PRIOR=tmp_path / "none.param")
     assert found.returncode == 2
-    assert "no teacher" in found.stderr
+    assert "no prior" in found.stderr

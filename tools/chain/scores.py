@@ -42,8 +42,8 @@ class Held:
     """Photo of each picture. Crops of one photo are not independent."""
     cards: tuple[tuple[Tensor, Tensor], ...]
     """LR and HR of drawn cards."""
-    taught: tuple[Tensor, ...] = ()
-    """The teacher's pictures, (3, 4h, 4w) each; none without a teacher."""
+    prior: tuple[Tensor, ...] = ()
+    """The prior's pictures, (3, 4h, 4w) each; none without a prior."""
 
 
 def held_pictures(
@@ -79,12 +79,12 @@ def columns(draw: Draw, held: Held, features: SqueezeFeatures | None = None) -> 
     """The measures of `stages.MEASURES` but wins, each with one value per picture; cards with one per card.
 
     A picture that equals its target has an infinite PSNR. features: for SQF; None leaves it out."""
-    found: dict[str, list[float]] = {name: [] for name in ("photo", "teacher", "sqf", "energy", "seeds")}
+    found: dict[str, list[float]] = {name: [] for name in ("photo", "prior", "sqf", "energy", "seeds")}
     for k, (lr, hr) in enumerate(zip(held.lr, held.hr, strict=True)):
         first, second = (draw(lr, sample).clamp(0, 1)[None] for sample in range(SAMPLES))
         found["photo"].append(float(psnr_rgb(first, hr[None])))
-        if held.taught:
-            found["teacher"].append(float(psnr_rgb(first, held.taught[k][None])))
+        if held.prior:
+            found["prior"].append(float(psnr_rgb(first, held.prior[k][None])))
         if features is not None:
             found["sqf"].append(float(sqf(features, first, hr[None])))
         found["energy"].append(255 * float(energy_score(torch.stack([first, second]), hr[None])))

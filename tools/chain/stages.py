@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# The first row of every chain, and the stage that replaces those of the core if no teacher was given.
+# The first row of every chain, and the stage that replaces those of the core if no prior was given.
 BICUBIC, GIVEN = "bicubic", "given core"
 
 
@@ -25,7 +25,7 @@ class Measure:
 # Wins: share of samples with the higher reward of `student-gdpo`, each against the noise stage's of the same noise.
 MEASURES = {
     "photo": Measure("PSNR to the photo, dB", True, 2),
-    "teacher": Measure("PSNR to the teacher's picture, dB", True, 2),
+    "prior": Measure("PSNR to the prior's picture, dB", True, 2),
     "cards": Measure("PSNR of drawn cards, dB", True, 2),
     "sqf": Measure("SQF", False, 4),
     "energy": Measure("energy score, 1/255", False, 3),
@@ -48,13 +48,13 @@ class Stage:
 
 # In the order of `make chain`.
 STAGES = (
-    Stage("core", ("teacher",), "core/model"),
+    Stage("core", ("prior",), "core/model"),
     Stage("crisp", ("sqf",), "crisp/model"),
     Stage("letters", ("cards",), "letters/model"),
-    Stage("mean", ("teacher",), "mean"),
+    Stage("mean", ("prior",), "mean"),
     Stage("noise", ("energy", "seeds"), "noise/model"),
     Stage("gdpo", ("wins",), "gdpo/model"),
-    Stage("mix", ("teacher", "photo"), "student"),
+    Stage("mix", ("prior", "photo"), "student"),
 )
 
 
@@ -62,7 +62,7 @@ def find_stages(chain: Path, core: Path | None) -> list[tuple[Stage, Path]]:
     """The stages of a finished chain with their models' folders.
 
     chain: folder of the chain.
-    core: the core that a chain without a teacher began with. It replaces the stages before noise.
+    core: the core that a chain without a prior began with. It replaces the stages before noise.
 
     Raises FileNotFoundError if a model is missing."""
     found = [(stage, chain / stage.model) for stage in STAGES]

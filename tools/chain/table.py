@@ -155,8 +155,8 @@ def _notes(held: Held, prior: str | None, core: Path | None, features: bool) -> 
     """The sentences below the table.
 
     held: the pictures.
-    prior: the teacher; None: there was none.
-    core: the given core, which stands in for the stages that need a teacher.
+    prior: the published network that the core learned from; None: there was none.
+    core: the given core, which stands in for the stages that need a prior.
     features: whether SQF was measured.
     """
     photos = len(set(held.names))
@@ -168,7 +168,7 @@ def _notes(held: Held, prior: str | None, core: Path | None, features: bool) -> 
         notes.append(f"Of fewer than {FEW} photos the intervals are too narrow: do not trust them.")
     if prior is None:
         notes.append(
-            f"No teacher was given (PRIOR=): pictures, core, crisp and letters were left out, and {core} stands in their place."
+            f"No prior was given (PRIOR=): pictures, core, crisp and letters were left out, and {core} stands in their place."
         )
     if not features:
         notes.append("No SqueezeNet weights were given (SQF_WEIGHTS=): SQF is not measured.")
@@ -181,9 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--chain", type=Path, required=True, help="folder of make chain")
     parser.add_argument("--data", type=Path, required=True, help="the photos that it trained on")
-    parser.add_argument("--prior", help="its teacher: a .param file or x4plus")
+    parser.add_argument("--prior", help="the prior of its core: a .param file or x4plus")
     parser.add_argument(
-        "--core", type=Path, metavar="STUDENT", help="the core that it began with instead of a teacher"
+        "--core", type=Path, metavar="STUDENT", help="the core that it began with instead of a prior"
     )
     parser.add_argument("--perceptual-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1, for SQF")
     parser.add_argument("--draws", type=int, default=3, help="crops of each photo (default: %(default)s)")
@@ -197,14 +197,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         if (args.prior is None) == (args.core is None):
-            raise ValueError(
-                "give either --prior, the chain's teacher, or --core, what it began with instead"
-            )
+            raise ValueError("give either --prior, the chain's prior, or --core, what it began with instead")
         held = held_pictures(args.data, held_out=args.held_out, draws=args.draws)
         if args.prior is not None:
-            say(f"pictures of the teacher, {len(held.lr)} of them")
+            say(f"pictures of the prior, {len(held.lr)} of them")
             prior = enlarger(args.prior)
-            held = replace(held, taught=tuple(prior(lr).clamp(0, 1) for lr in held.lr))
+            held = replace(held, prior=tuple(prior(lr).clamp(0, 1) for lr in held.lr))
         features = SqueezeFeatures(args.perceptual_weights) if args.perceptual_weights else None
         rows = measure(args.chain, held, features, args.core)
         files = exported(args.chain / "pocket.gdposr", held)
