@@ -248,6 +248,15 @@ def test_only_the_generator_moves_and_the_run_says_how(photos: Path, tmp_path: P
     assert row["drift"] > 0
 
 
+def test_only_the_path_of_the_noise_moves_if_asked(photos: Path, tmp_path: Path) -> None:
+    made = stage(noise_only=True)
+    before = {name: value.clone() for name, value in made.student.state_dict().items()}
+    run(photos, tmp_path / "run", Budget(steps=3), made)
+    after = made.student.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert moved == {"generator.noise.weight"}, "a tiny student has no gate"
+
+
 def test_an_untrained_policy_ties_with_its_reference(photos: Path, tmp_path: Path) -> None:
     validation = Validation(PhotoSet(find_images(photos)), tmp_path, size=64, batch=3)
     found = stage().measure(validation)

@@ -23,7 +23,7 @@ from export.student.losses import (
     with_coarse_part_of,
     with_colours_of,
 )
-from export.student.network import Student, StudentConfig, load_student, save_student, widened
+from export.student.network import NOISE_PATH, Student, StudentConfig, load_student, save_student, widened
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings, Stage
 from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature_distance
@@ -199,6 +199,16 @@ class StudentStage(Stage):
 
     student: Student
     history: list[dict[str, Any]]
+
+    def free_generator(self, noise_only: bool) -> None:
+        """Let the generator learn, or only its path of the noise, and nothing else of the student."""
+        self.student.requires_grad_(False)
+        for name, parameter in self.student.generator.named_parameters():
+            parameter.requires_grad_(not noise_only or name in NOISE_PATH)
+
+    def learning(self) -> list[nn.Parameter]:
+        """What of the generator learns."""
+        return [p for p in self.student.generator.parameters() if p.requires_grad]
 
     def sample(self, lr: Tensor, hr: Tensor, k: int, prompts: Sequence[str] = ()) -> Tensor:
         c = self.student.config

@@ -63,6 +63,9 @@ class StudentGdpoSettings(ObjectiveSettings):
     group: int = 8
     """Samples of each LR picture, 6 to 12."""
     metrics: tuple[str, ...] = ("psnr", "smooth", "texture")
+    noise_only: bool = False
+    """Whether only the path of the noise learns, its convolution and the gate. The picture without noise then stays as it is.
+    Otherwise all of the generator learns."""
     weight: float = 1.0
     """Factor on the movement, without unit. At 1, a move by one standard deviation of the group changes the argument
     of the sigmoid by a few nats. A larger value saturates the loss sooner."""
@@ -125,14 +128,13 @@ class StudentGdpo(StudentStage):
         self.student, self.settings, self.metrics = student, settings, metrics
         self.history = history or []
         self.reference = copy.deepcopy(student.generator).requires_grad_(False)
-        student.requires_grad_(False)
-        student.generator.requires_grad_(True)
+        self.free_generator(settings.noise_only)
 
     def phases(self, progress: float) -> tuple[str, ...]:
         return ("policy",)
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        return {"policy": (list(self.student.generator.parameters()), self.settings.lr)}
+        return {"policy": (self.learning(), self.settings.lr)}
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:
         s = self.settings

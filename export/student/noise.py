@@ -30,7 +30,7 @@ from export.student.losses import (
     told_by,
     without_grain,
 )
-from export.student.network import NOISE_PATH, Generator, Student
+from export.student.network import Generator, Student
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings
 from training.metrics.detail import flat_mask
@@ -126,16 +126,13 @@ class StudentNoise(StudentStage):
         self.core = Generator(student.config)
         self.core.load_state_dict(student.generator.state_dict())
         self.core.requires_grad_(False)
-        student.encoder.requires_grad_(False)
         noise = student.generator.noise
         if not noise.weight.any():  # all zero: a core, which had no noise yet
             torch.manual_seed(settings.seed)
             with torch.no_grad():
                 nn.init.kaiming_uniform_(noise.weight, a=5**0.5)
                 noise.weight.mul_(NOISE_START)
-        if settings.noise_only:
-            for name, parameter in student.generator.named_parameters():
-                parameter.requires_grad_(name in NOISE_PATH)
+        self.free_generator(settings.noise_only)
         self.adversary_on = False
         self.adversary = Adversary(settings.discriminator_width).requires_grad_(settings.adversary > 0)
         self.history = history or []
@@ -145,8 +142,7 @@ class StudentNoise(StudentStage):
         return ("noise", "adversary") if self.adversary_on else ("noise",)
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        learning = [p for p in self.student.generator.parameters() if p.requires_grad]
-        found = {"noise": (learning, self.settings.lr)}
+        found = {"noise": (self.learning(), self.settings.lr)}
         if self.settings.adversary > 0:
             found["adversary"] = (list(self.adversary.parameters()), self.settings.discriminator_lr)
         return found
