@@ -216,7 +216,7 @@ def noise_stage(**settings: object) -> StudentNoise:
 
 
 def test_noise_trains_the_generator_alone_and_spreads_samples(pictures: Path) -> None:
-    stage = noise_stage()
+    stage = noise_stage(noise_only=False)
     batch = a_batch(pictures, 4)
     encoder = [p.clone() for p in stage.student.encoder.parameters()]
     optimizer = torch.optim.Adam(stage.groups()["noise"][0], 3e-3)
@@ -237,7 +237,7 @@ def test_noise_trains_the_generator_alone_and_spreads_samples(pictures: Path) ->
 
 
 def test_the_picture_without_noise_stays_if_only_the_noise_learns(pictures: Path) -> None:
-    stage = noise_stage(noise_only=True)
+    stage = noise_stage()
     batch = a_batch(pictures, 2)
 
     def silent() -> torch.Tensor:
