@@ -108,8 +108,8 @@ def test_gains_and_costs_are_told_with_their_intervals() -> None:
     assert "; nothing in energy score, 1/255 -0.100 (-0.400 to +0.200)" in verdict(half)
     gdpo = Row("gdpo", ("wins",), {}, {"wins": difference(0.1, 0.3)})
     assert verdict(gdpo) == "**gdpo** adds wins over the noise stage 0.700 (0.600 to 0.800)."
-    mix = Row("mix", ("photo",), {}, {"photo": difference(0.01, 0.03), "wins": difference(-0.3, -0.1)})
-    assert verdict(mix).endswith("It costs wins over the noise stage 0.300 (0.200 to 0.400).")
+    faithful = Row("gdpo", ("photo",), {}, {"photo": difference(0.01, 0.03), "wins": difference(-0.3, -0.1)})
+    assert verdict(faithful).endswith("It costs wins over the noise stage 0.300 (0.200 to 0.400).")
     tiny = replace(noise, aims=("energy",), change={"energy": difference(-0.0004, -0.0002)})
     assert verdict(tiny).startswith("**noise** adds nothing: energy score, 1/255 -0.000")
     unmeasured = Row("crisp", ("sqf",), {}, {"photo": difference(-1, 1)})
@@ -169,7 +169,7 @@ def test_report_has_every_stage_and_every_file(
     assert table.main([*common, "--prior", str(ncnn_network), "--out", str(out)]) == 0
     text = out.read_text()
     assert capsys.readouterr().out == text
-    for name in ("bicubic", "core", "crisp", "letters", "mean", "noise", "gdpo", "mix", "fp32", "int8"):
+    for name in ("bicubic", "core", "crisp", "letters", "mean", "noise", "gdpo", "fp32", "int8"):
         assert f"| {name} |" in text, name
     for stage in STAGES:
         assert f"- **{stage.name}** " in text
@@ -188,7 +188,7 @@ def test_what_is_missing_is_named(
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected the model of the stage core.*make chain"):
         find_stages(tmp_path, None)
-    assert [stage.name for stage, _ in find_stages(chain, chain)] == [GIVEN, "noise", "gdpo", "mix"]
+    assert [stage.name for stage, _ in find_stages(chain, chain)] == [GIVEN, "noise", "gdpo"]
     assert table.main(["--chain", str(chain), "--data", str(photos)]) == 2
     assert "give either --prior, the chain's prior, or --core" in capsys.readouterr().err
     assert markdown([Row("bicubic", (), {"photo": [20.0]}, {})], [], []).count("|") == 9

@@ -26,7 +26,7 @@ from runtime.upscale.upscaler import Upscaler
 from training.metrics.artefacts import colour_shift
 
 # Digest of the bundle that has passed all cases: another one's maker runs them all, reads the figures and writes its digest here.
-KNOWN: Final = "a202e548d5afbb6a"
+KNOWN: Final = "9d26d31d64bc7556"
 PRECISIONS: Final = ("int8", "fp32")
 SHARP_PHOTOS: Final = (
     "astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "camera", "hubble_deep_field",
