@@ -134,14 +134,14 @@ def test_chain_runs_every_stage_in_order(tree: Path) -> None:
     assert '--prior "my.param" --out runs/chain/pictures --items 500' in commands[0]
     core, crisp, letters, noise, gdpo = trained
     assert settings_of(core)["student.far_blocks"] == "2"
-    assert (settings_of(core)["adversary"], settings_of(crisp)["adversary"]) == ("0", "0.5")
+    assert (settings_of(core)["adversary"], settings_of(crisp)["adversary"]) == ("0", "0.4")
     assert float(settings_of(letters)["cards"]) > float(settings_of(crisp)["cards"])
     for line, before in zip(
         (crisp, letters, noise, gdpo), ("core/model", "crisp/model", "mean", "noise/model"), strict=True
     ):
         assert line.partition("--init ")[2].split()[0] == f"runs/chain/{before}"
     assert all("--pictures runs/chain/pictures" in line for line in (core, crisp, letters, noise))
-    assert commands[-3].startswith("-m export.student.interpolate runs/chain/mean runs/chain/gdpo/model")
+    assert commands[-3].startswith("-m export.student.interpolate runs/chain/gdpo/model runs/chain/noise/model")
     assert "--targets onnx,coreml" in commands[-2]
     assert '--prior "my.param"' in commands[-1]
 

@@ -143,16 +143,21 @@ def test_weights_in_pieces_are_all_counted(base: Path, tmp_path: Path) -> None:
     assert count_weights(load_model(folder)) == count_weights(model) == numbers(*weight_files(folder))
 
 
+def same(sr: np.ndarray, other: np.ndarray) -> bool:
+    """Up to the last bits of the arithmetic, which a processor may take in another order: they round a pixel the other way."""
+    return int(np.abs(sr.astype(int) - other).max()) <= 1
+
+
 def test_the_public_layout_takes_its_text_from_the_given_base(make_pixels: Pixels, tmp_path: Path) -> None:
     folder, text = make_public_layout(tmp_path / "public"), make_miniature(tmp_path / "sd21")
     pixels = make_pixels(12, 10)
     with open_rows([("GDPO", str(folder))], 4, 1, str(text)) as (row,):
-        assert np.array_equal(row.upscale(pixels, SEED), restore(load_model(folder, base=text), pixels, SEED))
+        assert same(row.upscale(pixels, SEED), restore(load_model(folder, base=text), pixels, SEED))
         assert row.parameters == numbers(*weight_files(folder))
     model = load_model(folder, base=text)
     with open_rows([("GDPO", str(folder))], 4, 1, str(text), "the photo") as (row,):
-        assert np.array_equal(row.upscale(pixels, SEED), restore(model, pixels, SEED, prompt="the photo"))
-        assert not np.array_equal(row.upscale(pixels, SEED), restore(model, pixels, SEED))
+        assert same(row.upscale(pixels, SEED), restore(model, pixels, SEED, prompt="the photo"))
+        assert not same(row.upscale(pixels, SEED), restore(model, pixels, SEED))
 
 
 def test_a_model_that_cannot_be_a_row_is_told_by_its_name(

@@ -126,20 +126,18 @@ def test_widened_student_gives_the_same_pictures_and_learns_with_its_new_channel
             widened(narrow, replace(SMALL, **wrong))
 
 
-def test_a_mixture_tells_of_the_runs_that_both_began_with_once() -> None:
-    start, more = {"steps": 1}, {"steps": 2}
+def test_a_mixture_tells_of_each_run_once() -> None:
+    start, more, other = ({"steps": steps} for steps in (1, 2, 3))
     first = {"steps": 7, "history": [start, more]}
-    second = {"steps": 9, "history": [start, {"steps": 3}]}
+    second = {"steps": 9, "history": [start, other]}
     mixed = interpolate.told(first, second, 0.3)
-    assert mixed["history"] == [start]
-    assert mixed["interpolated"] == {
-        "share_of_second": 0.3,
-        "noise": 1.0,
-        "first": {"steps": 7, "history": [more]},
-        "second": {"steps": 9, "history": [{"steps": 3}]},
+    parents = {"first": {"steps": 7}, "second": {"steps": 9}}
+    assert mixed == {
+        "interpolated": {"share_of_second": 0.3, "noise": 1.0, **parents},
+        "history": [start, more, other],
     }
-    assert interpolate.told({"steps": 7}, first, 0.5)["history"] == []
-    assert interpolate.told(first, first, 0.5)["history"] == [start, more]
+    assert interpolate.told(mixed, first, 0.5)["history"] == [start, more, other]
+    assert interpolate.told({"steps": 7}, first, 0.5)["history"] == [start, more]
 
 
 def test_interpolated_student_lies_between_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,22 +71,15 @@ def mix(
 
 
 def told(first: dict[str, Any], second: dict[str, Any], share: float, noise: float = 1.0) -> dict[str, Any]:
-    """Provenance of the mixture. The stages that both students share are listed once, under "history".
+    """Provenance of the mixture: of both students, and under "history" each stage that either had before, once, the first's first.
 
     first, second: provenance of the students.
     share, noise: as given to `interpolate`."""
-    histories = [list(parent.get("history", [])) for parent in (first, second)]
-    common = 0
-    while (
-        all(len(history) > common for history in histories) and histories[0][common] == histories[1][common]
-    ):
-        common += 1
-    own = [
-        parent | ({"history": history[common:]} if len(history) > common else {})
-        for parent, history in zip((_without(first), _without(second)), histories, strict=True)
-    ]
-    mixed = {"share_of_second": share, "noise": noise, "first": own[0], "second": own[1]}
-    return {"interpolated": mixed, "history": histories[0][:common]}
+    history: list[Any] = []
+    for parent in (first, second):
+        history += [stage for stage in parent.get("history", []) if stage not in history]
+    parents = {"first": _without(first), "second": _without(second)}
+    return {"interpolated": {"share_of_second": share, "noise": noise, **parents}, "history": history}
 
 
 def _without(parent: dict[str, Any]) -> dict[str, Any]:
