@@ -141,7 +141,9 @@ def test_chain_runs_every_stage_in_order(tree: Path) -> None:
     ):
         assert line.partition("--init ")[2].split()[0] == f"runs/chain/{before}"
     assert all("--pictures runs/chain/pictures" in line for line in (core, crisp, letters, noise))
-    assert commands[-3].startswith("-m export.student.interpolate runs/chain/gdpo/model runs/chain/noise/model")
+    assert commands[-3].startswith(
+        "-m export.student.interpolate runs/chain/gdpo/model runs/chain/noise/model"
+    )
     assert "--targets onnx,coreml" in commands[-2]
     assert '--prior "my.param"' in commands[-1]
 
