@@ -195,7 +195,8 @@ $(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/mean/config.json,$(DE
 $(CHAIN)/gdpo/model/config.json: | $(CHAIN)/noise/model/config.json
 	$(call stage,gdpo,gdpo,0.02,$(GDPO_SET)) --steps 150 --init $(CHAIN)/noise/model
 
-# What ships: the tuned student in float16. MIX="--share 0.3" goes a part of the way back to the student before the tuning, --noise 0.8 weakens the noise.
+# What ships: the tuned student in float16. MIX="--share 0.3" goes a part of the way back to the student before the tuning,
+# MIX="--share 0 --noise 0.8" weakens the noise.
 $(CHAIN)/student/config.json: | $(CHAIN)/gdpo/model/config.json
 	$(RUN) -m export.student.interpolate $(CHAIN)/gdpo/model $(CHAIN)/noise/model $(MIX) --half --out $(CHAIN)/student
 

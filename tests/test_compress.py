@@ -130,7 +130,7 @@ def test_compression_of_pixel_buffer_packages_scales_them_once(source: Source, t
         path = convert(source, role, tmp_path, height=16, width=16, images=True)
         small = compress(path, "palette6", tmp_path / f"{role}.palette6.mlpackage")
         assert op_counts(small)["mul"] == 1
-        for variant, floor in (("palette6", "49"), ("palette8", "50")):  # 8 bits keep no more
+        for variant, floor in (("palette6", "48"), ("palette8", "50")):  # 8 bits keep no more
             exact = compress(path, variant, tmp_path / f"{role}.floor.mlpackage")
             assert read_spec(exact).description.metadata.userDefined["gdposr.floor_db"] == floor
         assert read_spec(small).description.input == read_spec(path).description.input

@@ -137,7 +137,9 @@ def test_a_mixture_tells_of_each_run_once() -> None:
         "history": [start, more, other],
     }
     assert interpolate.told(mixed, first, 0.5)["history"] == [start, more, other]
-    assert interpolate.told({"steps": 7}, first, 0.5)["history"] == [start, more]
+    assert interpolate.told({"steps": 6}, first, 0.5)["history"] == [start, more]
+    after = {"steps": 9, "history": [start, {"steps": 7}]}
+    assert interpolate.told(after, {"steps": 7, "history": [start]}, 0.5)["history"] == [start]
 
 
 def test_interpolated_student_lies_between_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,6 +258,14 @@ def test_the_picture_without_noise_stays_if_only_the_noise_learns(pictures: Path
     assert not torch.equal(stage.sample(batch.lr, batch.hr, 0), sample)
 
 
+def test_the_gate_stays_where_it_would_scale_a_bias() -> None:
+    student = noise_stage().student  # a gated one
+    with torch.no_grad():
+        student.generator.noise.bias.fill_(0.1)
+    tuned = StudentNoise(student, noise_stage().settings)
+    assert [id(p) for p in tuned.learning()] == [id(student.generator.noise.weight)]
+
+
 def test_an_adversary_joins_the_noise_late_and_pushes_the_generator_alone(pictures: Path) -> None:
     stage = noise_stage(adversary=0.5, adversary_from=0.3, discriminator_width=8)
     batch = a_batch(pictures, 2)

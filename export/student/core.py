@@ -201,10 +201,16 @@ class StudentStage(Stage):
     history: list[dict[str, Any]]
 
     def free_generator(self, noise_only: bool) -> None:
-        """Let the generator learn, or only its path of the noise, and nothing else of the student."""
+        """Let the generator learn, or only its path of the noise, and nothing else of the student.
+
+        The gate is left out of that path where the convolution of the noise has a bias, as after tuning: it would scale the bias,
+        which belongs to the picture without noise."""
+        generator = self.student.generator
+        biased = generator.gate is not None and bool(generator.noise.bias.any())
+        path = NOISE_PATH[:1] if biased else NOISE_PATH
         self.student.requires_grad_(False)
-        for name, parameter in self.student.generator.named_parameters():
-            parameter.requires_grad_(not noise_only or name in NOISE_PATH)
+        for name, parameter in generator.named_parameters():
+            parameter.requires_grad_(not noise_only or name in path)
 
     def learning(self) -> list[nn.Parameter]:
         """What of the generator learns."""

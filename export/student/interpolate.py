@@ -75,10 +75,12 @@ def told(first: dict[str, Any], second: dict[str, Any], share: float, noise: flo
 
     first, second: provenance of the students.
     share, noise: as given to `interpolate`."""
+    parents = {"first": _without(first), "second": _without(second)}
     history: list[Any] = []
     for parent in (first, second):
-        history += [stage for stage in parent.get("history", []) if stage not in history]
-    parents = {"first": _without(first), "second": _without(second)}
+        history += [
+            stage for stage in parent.get("history", []) if stage not in (*history, *parents.values())
+        ]
     return {"interpolated": {"share_of_second": share, "noise": noise, **parents}, "history": history}
 
 

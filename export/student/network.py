@@ -156,7 +156,8 @@ class Encoder(nn.Module):
         return self.features(image), base
 
 
-# Parameters of a generator that only noise passes. The bias of the noise's convolution belongs to the picture.
+# Parameters of a generator that only noise passes, while the noise's convolution has no bias. A bias belongs to the picture without
+# noise, and the gate scales it, too.
 NOISE_PATH: Final = ("noise.weight", "gate.weight", "gate.bias")
 
 

@@ -63,7 +63,7 @@ class NoiseSettings(RunSettings):
     """Samples drawn of each input, at least 2."""
     cards: float = 0.25
     """Share of the pairs, 0 to 1, that are drawn. Their samples are bound to the card itself, so that noise leaves letters and
-    patterns alone, and the generator goes on learning them."""
+    patterns alone. With noise_only=false the generator goes on learning them, too."""
     score: float = 5.0
     """Weight of the energy score of the fine parts."""
     truth_error: float = 8.0

@@ -31,7 +31,7 @@ class Batch:
     drawn: Tensor | None = None
     """(B,) bool, True for drawn cards."""
     target: Tensor | None = None
-    """A teacher's pictures of lr, (B, 3, 4h, 4w), or its samples for `noise`, (B, S, 3, 4h, 4w) uint8; None without a teacher."""
+    """A prior's pictures of lr, (B, 3, 4h, 4w), or a teacher's samples for `noise`, (B, S, 3, 4h, 4w) uint8; None without either."""
     noise: Tensor | None = None
     """Noise of a teacher's samples, (B, S, C, h', w'); None if the stage draws its own."""
 

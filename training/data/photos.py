@@ -171,9 +171,9 @@ class Pair(NamedTuple):
     drawn: bool
     """Whether hr is a drawn card instead of the photo."""
     target: Tensor | None = None
-    """A teacher's picture of lr, (3, s, s); or its samples for `noise`, (S, 3, s, s) uint8. None if there are none yet."""
+    """A prior's picture of lr, (3, s, s); or a teacher's samples for `noise`, (S, 3, s, s) uint8. None if there are none yet."""
     noise: Tensor | None = None
-    """Noise of a teacher's S samples, (S, C, h, w); None for other teachers."""
+    """Noise of a teacher's S samples, (S, C, h, w); None without a teacher."""
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):

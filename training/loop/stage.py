@@ -150,7 +150,7 @@ class Stage(nn.Module):
         return progress
 
     def prepare(self, batch: Batch) -> Batch:
-        """Complete a batch on the device before the phases see it, for example with a teacher's pictures."""
+        """Complete a batch on the device before the phases see it, for example with a prior's pictures."""
         return batch
 
     def forward(self, phase: str, batch: Batch, carry: Carry) -> tuple[Losses, Carry]:

@@ -41,12 +41,12 @@ def unreduced(hr: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 class DevicePreparation:
-    """Completes a batch on its device: LR pictures from the HR pictures and, with a teacher, its pictures as target.
+    """Completes a batch on its device: LR pictures from the HR pictures and, with a prior, its pictures as target.
 
     seed: of the degradations.
     mixture: of the paper's degradation with others; None for the everyday ones.
-    prior: the teacher, (n, 3, h, w) -> (n, 3, 4h, 4w). A module is moved to the first batch's device.
-    half: run the teacher in float16, except on a CPU."""
+    prior: the published network, (n, 3, h, w) -> (n, 3, 4h, 4w). A module is moved to the first batch's device.
+    half: run the prior in float16, except on a CPU."""
 
     def __init__(
         self,
