@@ -81,13 +81,13 @@ $(DEMO)/.photo: FORCE
 FORCE:
 
 test: $(DEV) ## run the tests, a process per core; prints the ten slowest [PYTEST_ARGS=, for the slow ones too]
-	$(PYTEST) --durations 10 $(PYTEST_ARGS) $(ARGS)
+	ALL_EXTRAS=1 $(PYTEST) --durations 10 $(PYTEST_ARGS) $(ARGS)
 
 check: $(DEV) ## formatting, lint, types and tests
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(PYTEST) $(PYTEST_ARGS)
+	ALL_EXTRAS=1 $(PYTEST) $(PYTEST_ARGS)
 
 # NumPy, Pillow, ONNX Runtime and rich at the lower bounds of pyproject.toml, to the letter. What needs torch or another extra is skipped.
 LOWEST = build/lowest
