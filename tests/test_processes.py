@@ -89,15 +89,15 @@ def words(case: Case, request: pytest.FixtureRequest) -> list[str]:
 
 
 def assert_weights_agree(
-    a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], keys: list[str], *, atol: float
+    a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], keys: list[str], *, atol: float, loose: str = ""
 ) -> None:
-    """But for 5 % of all weights and a third of one tensor's. Adam turns the rounding of a gradient near zero into a step, and
-    processors that sum in another order differ in it, most in LoRA's first matrices, whose gradients are the smallest."""
-    close = {key: torch.isclose(a[key], b[key], atol=atol, rtol=1e-3).float() for key in keys}
-    shares = {key: float(found.mean()) for key, found in close.items()}
-    worst = min(shares, key=lambda key: shares[key])
-    assert shares[worst] > 0.66, f"{worst}: {shares[worst]:.3f} are close"
-    assert float(torch.cat([found.flatten() for found in close.values()]).mean()) > 0.95
+    """But for 5 % of a tensor's weights, since Adam turns the rounding of a gradient near zero into a step.
+
+    loose: tensors with this in their names may differ in a third, where processors that sum in another order round otherwise."""
+    for key in keys:
+        least = 0.66 if loose and loose in key else 0.95
+        close = float(torch.isclose(a[key], b[key], atol=atol, rtol=1e-3).float().mean())
+        assert close > least, f"{key}: {close:.3f} are close, expected more than {least}"
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_every_stage_goes_on_with_another_number_of_processes(
     for key in moving:
         torch.testing.assert_close(a[key], b[key], atol=0, rtol=0.05)
     weights = [key for key in a if key.startswith("module/") and key not in moving]
-    assert_weights_agree(a, b, weights, atol=1e-4)
+    assert_weights_agree(a, b, weights, atol=1e-4, loose="lora_A")  # whose gradients are the smallest
 
 
 @pytest.mark.slow

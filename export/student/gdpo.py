@@ -64,7 +64,8 @@ class StudentGdpoSettings(ObjectiveSettings):
     """Samples of each LR picture, 6 to 12."""
     metrics: tuple[str, ...] = ("psnr", "smooth", "texture")
     noise_only: bool = False
-    """Whether only the path of the noise learns, its convolution and the gate. The picture without noise then stays as it is.
+    """Whether only the path of the noise learns: its convolution, and the gate unless that convolution has a bias, which the gate
+    would scale. The picture without noise then stays as it is.
     Otherwise all of the generator learns."""
     weight: float = 1.0
     """Factor on the movement, without unit. At 1, a move by one standard deviation of the group changes the argument

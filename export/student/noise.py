@@ -57,7 +57,8 @@ class NoiseSettings(RunSettings):
     """Noise channels per cell: 4 for a cell of one LR pixel, 16 for a cell of 2x2. With 4 for a cell of 2x2, textures
     repeat a few shapes. If the student has another number, its noise convolution starts anew."""
     noise_only: bool = True
-    """Whether only the path of the noise learns, its convolution and the gate. The picture without noise then stays the core's.
+    """Whether only the path of the noise learns: its convolution, and the gate unless that convolution has a bias, which the gate
+    would scale. The picture without noise then stays the core's.
     Otherwise all of the generator learns, and people like the picture less (training/EXPERIMENTS.md, 2026-11-30)."""
     samples: int = 2
     """Samples drawn of each input, at least 2."""
