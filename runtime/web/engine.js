@@ -58,7 +58,6 @@ export class Engine {
     const ort = await loadRuntime(device, threads);
     const engine = new Engine(ort, bundle, device, precision, threads);
     await engine._start({ encoder, generator });
-    if (device === "webgpu") engine._watch(await ort.env.webgpu.device);
     return engine;
   }
 
@@ -128,6 +127,7 @@ export class Engine {
       throw this._fault(error);
     }
     if (this.side !== null) this._graphs = graphs; // for other shapes
+    if (this.device === "webgpu") this._watch(await this._ort.env.webgpu.device); // each start may bring a new one
   }
 
   async _adapt(shape) {
@@ -160,7 +160,8 @@ export class Engine {
 
   _watch(device) {
     device.lost.then((info) => {
-      this.lost = `the graphics card went away (${info.message || info.reason})`;
+      // ONNX Runtime destroys the device itself when its last session is released, as for windows of another shape
+      if (info.reason !== "destroyed") this.lost = `the graphics card went away (${info.message || info.reason})`;
     });
   }
 
