@@ -44,6 +44,20 @@ def test_same_seed_same_bytes(gdposr: Any, make_photo: Any, tmp_path: Path) -> N
     assert one != other
 
 
+def test_temperature_is_noted_in_the_picture(gdposr: Any, make_photo: Any, tmp_path: Path) -> None:
+    photo = make_photo("a.png", 20, 30)
+    for words, name in ((["--temperature", 0], "cold"), (["--temperature", "1.5"], "hot"), ([], "usual")):
+        assert gdposr("upscale", photo, "-o", tmp_path / f"{name}.png", *words)[0] == 0
+    cold, hot, usual = (Image.open(tmp_path / f"{name}.png") for name in ("cold", "hot", "usual"))
+    assert (cold.info["gdposr-temperature"], hot.info["gdposr-temperature"]) == ("0", "1.5")
+    assert "gdposr-temperature" not in usual.info
+    assert len({cold.tobytes(), hot.tobytes(), usual.tobytes()}) == 3
+    code, _, err = gdposr("upscale", photo, "-o", tmp_path / "no.png", "--temperature", 3)
+    assert code == 2
+    assert "temperature: expected 0 to 2, got 3" in err
+    assert not (tmp_path / "no.png").exists()
+
+
 def test_folder_keeps_its_tree_and_names_carry_the_seed(gdposr: Any, make_photo: Any, tmp_path: Path) -> None:
     make_photo("in/a.png")
     make_photo("in/sub/b.jpg")

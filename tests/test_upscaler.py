@@ -63,6 +63,31 @@ def test_encoding_again_changes_nothing(
         assert_same(a, b)
 
 
+def test_temperature_scales_the_noise(bundle: Bundle, make_pixels: Pixels) -> None:
+    image = make_pixels(24, 32)
+
+    def drawn(**temperature: float) -> list[np.ndarray]:
+        with Upscaler(bundle, precision="fp32", **temperature) as up:
+            return up.up(image, seed=3, samples=2)
+
+    cold, usual, one, hot = drawn(temperature=0), drawn(), drawn(temperature=1.0), drawn(temperature=2.0)
+    assert_same(cold[0], cold[1])
+    for a, b in zip(usual, one, strict=True):
+        assert_same(a, b)
+
+    def apart(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((a.astype(float) - b) ** 2)))
+
+    assert apart(*hot) > 1.5 * apart(*usual) > 0
+    assert apart(hot[0], cold[0]) > 1.5 * apart(usual[0], cold[0])
+
+
+@pytest.mark.parametrize("temperature", [-0.1, 2.5, float("nan")])
+def test_temperature_out_of_range_is_refused(bundle: Bundle, temperature: float) -> None:
+    with pytest.raises(SettingError, match="temperature: expected 0 to 2, got"):
+        Upscaler(bundle, temperature=temperature)
+
+
 def test_samples_are_lazy(bundle: Bundle, with_model: Callable[..., Upscaler], make_pixels: Pixels) -> None:
     model = Smooth()
     results = with_model(bundle, model).samples(make_pixels(8, 8), samples=2**32)

@@ -61,8 +61,8 @@ def pixels_of(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def enlarged(path: Path, precision: str, seed: int = 0) -> np.ndarray:
-    with Image.open(path) as image, Upscaler(device="cpu", precision=precision) as upscaler:
+def enlarged(path: Path, precision: str, seed: int = 0, **options: float) -> np.ndarray:
+    with Image.open(path) as image, Upscaler(device="cpu", precision=precision, **options) as upscaler:
         return upscaler.up(image.convert("RGB"), seed)[0]
 
 
@@ -135,6 +135,15 @@ return btoa(Array.from(new Uint8Array(await png.arrayBuffer()), (byte) => String
     assert {address.split("/")[2] for address in page.requests() if not address.startswith("blob:")} <= {
         page.url.split("/")[2]
     }
+
+
+def test_temperature_is_pythons(page: Page, picture: Path) -> None:
+    page.load("?backend=wasm&precision=fp32&temperature=1.7")
+    page.add(picture)
+    page.done()
+    found = pixels_of(page.save()).astype(int)
+    assert np.abs(found - enlarged(picture, "fp32", temperature=1.7)).max() <= 1
+    assert np.abs(found - enlarged(picture, "fp32")).max() > 1
 
 
 def test_int8_is_close_to_python_and_repeats_its_bytes(page: Page, picture: Path) -> None:

@@ -63,12 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="of several samples keep all, a labelled contact sheet, or the best by a no-reference score (default: all)",
     )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="how strongly texture is drawn: 0 not at all, 1 as the model learned it (default), 2 so that samples differ clearly, "
+        "with specks in places",
+    )
     parser.add_argument("--scale", type=scale_factor, help="any factor up to 4 (default: the model's own)")
     parser.add_argument(
         "--skip-existing",
         action="store_true",
-        help="skip photos whose output files exist; only names are compared, so use another folder for another model, precision "
-        "or colour fix; with --select best any one of the samples counts",
+        help="skip photos whose output files exist; only names are compared, so use another folder for another model, "
+        "precision, temperature or colour fix; with --select best any one of the samples counts",
     )
     # how they are computed: model, device, memory
     parser.add_argument(

@@ -42,13 +42,14 @@ def read_header_from(file: "Path | IO[bytes]") -> tuple[int | None, bool]:
         return None, False
 
 
-def notes_of(seed: int, sample: str, digest: str, precision: str) -> dict[str, str]:
+def notes_of(seed: int, sample: str, digest: str, precision: str, temperature: float = 1.0) -> dict[str, str]:
     """The notes inside an output on how it was made.
 
     seed: of the noise.
     sample: one number, or the first and last of a sheet, "0-3".
     digest: of the bundle.
     precision: of the model.
+    temperature: of the noise; noted unless it is 1.
     """
     return {
         "Software": f"gdposr {__version__}",
@@ -56,6 +57,7 @@ def notes_of(seed: int, sample: str, digest: str, precision: str) -> dict[str, s
         "gdposr-sample": sample,
         "gdposr-bundle": digest,
         "gdposr-precision": precision,
+        **({} if temperature == 1.0 else {"gdposr-temperature": f"{temperature:g}"}),
     }
 
 

@@ -232,7 +232,8 @@ class Batch:
         target = task.target(options.part(number))
         make_folder(target.parent)
         sample = str(number) if number is not None else f"0-{options.samples - 1}"
-        text = notes_of(options.seed, sample, options.digest, self._upscaler.precision)
+        upscaler = self._upscaler
+        text = notes_of(options.seed, sample, options.digest, upscaler.precision, upscaler.temperature)
         if options.strip:
             photo, text = photo.stripped(), {}
 

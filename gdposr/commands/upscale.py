@@ -211,6 +211,7 @@ def _open(args: argparse.Namespace, bundle: "Bundle") -> "Upscaler":
         threads=args.threads,
         tile=args.tile,
         color_fix=args.color_fix,
+        temperature=args.temperature,
         max_memory=args.max_memory,
         notify=say,
     )

@@ -135,6 +135,7 @@ def _settings(args: argparse.Namespace, options: Options) -> Settings:
         tile=args.tile,
         color_fix=args.color_fix,
         max_memory=args.max_memory,
+        temperature=args.temperature,
     )
 
 

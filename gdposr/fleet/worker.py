@@ -60,6 +60,8 @@ class Settings:
     """Colour fix. None: the model's own."""
     max_memory: int | None
     """Bytes that a worker may take. None: no limit."""
+    temperature: float = 1.0
+    """Standard deviation of the noise."""
     version: str = __version__
     """Version of the driver, which every node must have."""
 
@@ -74,6 +76,7 @@ class Settings:
             threads=self.threads,
             tile=self.tile,
             color_fix=self.color_fix,
+            temperature=self.temperature,
             max_memory=self.max_memory,
         )
         found = (__version__, upscaler.bundle.digest)

@@ -43,6 +43,8 @@ class Request:
     """LR pixels of a tile's core, before rounding to a size that the model takes. None: the fastest."""
     max_memory: int | None
     """Bytes this process may take. None: no limit."""
+    temperature: float = 1.0
+    """Standard deviation of the noise, at least 0."""
 
 
 class Rendering:
@@ -146,6 +148,7 @@ class Rendering:
             lengths = (padded.height, padded.width, padded.y0, padded.x0)  # in LR pixels
             rows, columns, y0, x0 = (length // noise.downscale for length in lengths)
             field = noise_field(request.seed, sample, rows, columns, channels=noise.channels, y0=y0, x0=x0)
+            field *= np.float32(request.temperature)
             with gate:
                 output = backend.generate(features, field[None])
             wanted = (1, 3, padded.height * scale, padded.width * scale)

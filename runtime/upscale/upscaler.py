@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from .rendering import Rendering, Request
 if TYPE_CHECKING:
     from ..image.photo import Photo
 
+# The highest temperature. Two samples of the built-in bundle then differ by 5.9 levels in fp32 and 5.5 in INT8, whose scale of
+# noise ends there; at 3 by 8.6 and 7.3, and specks are seen all over. On six photos of docs/blind.md.
+HOTTEST: Final = 2.0
 # The dtype of an array and of its result.
 PixelT = TypeVar("PixelT", bound=np.uint8 | np.uint16 | np.float32)
 
@@ -43,6 +46,8 @@ class Upscaler:
     tile: LR pixels of a tile's core. None: the fastest that memory allows; if tiles are blended, the bundle's.
     max_memory: bytes that this process may take, with the picture, the result and the program. None: no limit.
     color_fix: "none", "adain" or "wavelet". None: the bundle's.
+    temperature: standard deviation of the noise, from 0 to `HOTTEST`. 0: no texture is drawn, and all seeds give one picture. 1: what
+        the model was trained with. 2: samples differ more, with specks in places.
     check: run the bundle's probe first. A device that fails it is refused, or replaced if "auto" leaves a choice.
     notify: called with each note, such as a fallback. They are also in `notes`.
     """
@@ -57,6 +62,7 @@ class Upscaler:
         tile: int | None = None,
         max_memory: int | None = None,
         color_fix: str | None = None,
+        temperature: float = 1.0,
         check: bool = True,
         notify: Callable[[str], None] | None = None,
     ) -> None:
@@ -66,6 +72,11 @@ class Upscaler:
         self.color_fix = self.manifest.color_fix if color_fix is None else color_fix
         if self.color_fix not in COLOR_FIXES:
             raise SettingError(f"color_fix: expected one of {', '.join(COLOR_FIXES)}, got {self.color_fix!r}")
+        self.temperature = float(temperature)
+        if not 0.0 <= self.temperature <= HOTTEST:  # NaN fails too
+            raise SettingError(
+                f"temperature: expected 0 to {HOTTEST:g}, got {temperature!r}; 1 is what the model was trained with"
+            )
         self.tile = None if tile is None else setting("tile", tile, 1)
         self.max_memory = None if max_memory is None else setting("max_memory", max_memory, 1)
         self.threads = usable_processors() if threads is None else setting("threads", threads, 1)
@@ -187,7 +198,7 @@ class Upscaler:
             raise SettingError(
                 f"scale: expected above 0 and at most {self.scale}, got {scale!r}; choose one in that range"
             )
-        request = Request(seed, factor, samples, self.color_fix, self.tile, self.max_memory)
+        request = Request(seed, factor, samples, self.color_fix, self.tile, self.max_memory, self.temperature)
         return Rendering(engine, self.manifest, as_picture(image), request, progress)
 
     def up_photo(

@@ -11,7 +11,7 @@ import { Rendering } from "./rendering.js";
 export class Model {
   /**
    * @param {Bundle} bundle
-   * @param {import("./choice.js").Request & {tile?: number}} request
+   * @param {import("./choice.js").Request & {tile?: number, temperature?: number}} request
    * @param {(text: string) => void} note
    */
   static async load(bundle, request, note, machine = MACHINE) {
@@ -47,7 +47,8 @@ export class Model {
     this.close();
     this._photo = await Photo.open(blob);
     this._key = key;
-    this._rendering = new Rendering(this._photo, this.bundle.manifest, this._engine, { tile: this._request.tile, note: this._note });
+    const { tile, temperature } = this._request;
+    this._rendering = new Rendering(this._photo, this.bundle.manifest, this._engine, { tile, temperature, note: this._note });
     return this._photo;
   }
 

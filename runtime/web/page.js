@@ -19,11 +19,12 @@ let current = null;
 /** The work under way: a photo, its seed and how to stop it. */
 let job = null;
 
-/** Settings in the address, such as ?backend=wasm&precision=fp32&threads=1&tile=64&seed=7. */
+/** Settings in the address, such as ?backend=wasm&precision=fp32&threads=1&tile=64&temperature=2. */
 function requestOf(query) {
   const request = {};
   for (const key of ["backend", "precision"]) if (query.get(key)) request[key] = query.get(key);
   for (const key of ["threads", "tile"]) if (/^[1-9]\d{0,4}$/.test(query.get(key) ?? "")) request[key] = Number(query.get(key));
+  if (/^[01](\.\d+)?$|^2$/.test(query.get("temperature") ?? "")) request.temperature = Number(query.get("temperature"));
   return request;
 }
 

@@ -29,9 +29,10 @@ export class Rendering {
    * @param {{width: number, height: number, window: Function}} photo a `Photo`
    * @param {object} manifest
    * @param {Model} model
-   * @param {{tile?: number, note?: (text: string) => void}} options tile: side of a core, in LR pixels
+   * @param {{tile?: number, temperature?: number, note?: (text: string) => void}} options tile: side of a core, in LR pixels;
+   *   temperature: standard deviation of the noise
    */
-  constructor(photo, manifest, model, { tile = preferredTile(), note = () => {} } = {}) {
+  constructor(photo, manifest, model, { tile = preferredTile(), temperature = 1, note = () => {} } = {}) {
     this._photo = photo;
     this._manifest = manifest;
     this._note = note;
@@ -40,6 +41,7 @@ export class Rendering {
     /** @type {Map<string, object>} features by tile */
     this._kept = new Map();
     this._wanted = tile;
+    this._temperature = Math.fround(temperature);
     this.use(model);
   }
 
@@ -135,6 +137,7 @@ export class Rendering {
       // sample: with the noise of these pixels, which does not depend on the tiles
       const cells = [height, columns, padded.y0, padded.x0].map((length) => length / noise.downscale);
       const field = noiseField(seed, sample, cells[0], cells[1], noise.channels, cells[2], cells[3]);
+      for (let i = 0; i < field.length; i++) field[i] *= this._temperature;
       const output = await this._model.generate(features, field, cells[0], cells[1]);
       if (output.length !== 3 * height * columns * scale * scale) {
         throw new DeviceError(`expected ${3 * height * columns * scale * scale} values, got ${output.length}; use another backend`);
