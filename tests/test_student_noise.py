@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("accelerate", reason="needs the extra `train`")
 
-from test_student_stages import SHAPE, a_batch, a_student  # noqa: E402  (after importorskip)
+from student_cases import SHAPE, a_batch, a_student  # noqa: E402  (after importorskip)
 
 from export.student.adversary import Adversary  # noqa: E402
 from export.student.core import silence, with_noise  # noqa: E402

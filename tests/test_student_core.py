@@ -1,0 +1,166 @@
+"""The student's core: how it grows from another student, what its target is, and when the adversary joins."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+pytest.importorskip("accelerate", reason="needs the extra `train`")
+
+from student_cases import SHAPE, a_batch, a_student  # noqa: E402  (after importorskip)
+
+from export.student.core import (  # noqa: E402
+    CoreSettings,
+    StudentCore,
+    deepened,
+    stages_before,
+    started,
+)
+from export.student.losses import fine_part, gradient_loss, low_pass_loss, told_by, with_colours_of  # noqa: E402
+from export.student.network import StudentConfig, save_student  # noqa: E402
+from training.metrics.squeezenet import SqueezeFeatures  # noqa: E402
+
+# ------------------------------------------------------------------------------------------------ shape
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        StudentConfig(width=12, encoder_blocks=3, generator_blocks=2, detail=8),
+        StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8, far_blocks=2),
+    ],
+    ids=["deeper and wider", "far blocks"],
+)
+def test_deepened_student_gives_the_same_pictures(shape: StudentConfig) -> None:
+    student = a_student()
+    deeper = deepened(student, shape)
+    image, noise = torch.rand(1, 3, 16, 16), torch.randn(1, 4, 8, 8)
+    torch.testing.assert_close(deeper(image, noise), student(image, noise), atol=1e-5, rtol=1e-4)
+    assert deeper.parameters_total > student.parameters_total
+    with pytest.raises(ValueError, match="it has more blocks"):
+        deepened(deeper, SHAPE)
+
+
+def test_blocks_do_not_move_the_far_blocks_behind_them() -> None:
+    far = deepened(a_student(), replace(SHAPE, far_blocks=1))
+    with pytest.raises(ValueError, match="leave encoder_blocks at 1"):
+        deepened(far, replace(far.config, encoder_blocks=2))
+
+
+def test_what_is_new_in_a_student_is_a_function_of_the_seed(tmp_path: Path) -> None:
+    save_student(
+        a_student(), tmp_path / "student", {"stage": "student-core", "history": [{"stage": "first"}]}
+    )
+    wider = replace(SHAPE, width=12)
+    found = []
+    for earlier in (1, 2):  # what was drawn before in this process
+        torch.manual_seed(earlier)
+        student, origin = started(wider, tmp_path / "student", seed=5)
+        found.append(student.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert stages_before(origin) == [{"stage": "first"}, {"stage": "student-core"}]
+    assert stages_before({}) == []
+
+
+# ------------------------------------------------------------------------------------------------ the core
+
+
+def core(**settings: object) -> StudentCore:
+    return StudentCore(
+        a_student(), CoreSettings(student=SHAPE, batch=2, crop=64, discriminator_width=8, **settings)
+    )  # type: ignore[arg-type]
+
+
+def test_core_learns_the_prior_and_no_noise(pictures: Path) -> None:
+    stage = core(feature=0.0, adversary=0.0, lr=2e-3)
+    batch = a_batch(pictures, 4)
+    assert stage.phases(0.5) == ("student",)
+    optimizer = torch.optim.Adam(stage.groups()["student"][0], 2e-3)
+    seen = []
+    for _ in range(60):
+        losses, _ = stage("student", batch, {})
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        seen.append(float(losses["pixel"]))
+    assert seen[-1] < 0.7 * seen[0]
+    assert not stage.student.generator.noise.weight.any()
+    first, second = (stage.sample(batch.lr, batch.hr, k) for k in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(
+        stage.student(batch.lr, torch.randn(4, 4, 8, 8)).clamp(0, 1), first.clamp(0, 1)
+    )
+
+
+def test_crispness_moves_the_target_away_from_the_enlargement(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    enlarged = torch.full_like(batch.hr, 0.5)
+    own, crisp, soft = (
+        core(adversary=0.0, crispness=c, truth=0.0)._target(batch, enlarged) for c in (1.0, 1.5, 0.5)
+    )
+    prior = with_colours_of(batch.target, batch.lr)
+    torch.testing.assert_close(own, with_colours_of(prior, batch.lr))
+    torch.testing.assert_close(fine_part(soft), fine_part(prior) / 2, atol=2e-3, rtol=0)
+    wanted = with_colours_of((enlarged + 1.5 * (prior - enlarged)).clamp(0, 1), batch.lr)
+    torch.testing.assert_close(crisp, wanted)
+
+
+def test_what_is_coarse_in_the_target_is_the_photos(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    enlarged = torch.full_like(batch.hr, 0.5)
+    dark = replace(batch, target=batch.target * 0.5)
+    without, target = (
+        core(adversary=0.0, truth=t, truth_error=1e4)._target(dark, enlarged) for t in (0.0, 1.0)
+    )
+    assert low_pass_loss(target, batch.hr, 4) < 0.3 * low_pass_loss(without, batch.hr, 4)
+    assert gradient_loss(fine_part(target), fine_part(without)) < 0.5 * gradient_loss(batch.hr, without)
+
+
+def test_an_input_that_tells_less_of_the_photo_leaves_more_to_the_prior(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    clean = torch.nn.functional.avg_pool2d(batch.hr, 4)
+    level = torch.full((2, 1, 1, 1), 5 / 255)
+    told = [told_by(clean + k * level, batch.hr, 5 / 255).flatten().tolist() for k in (0, 1, 3)]
+    assert told == [pytest.approx([share] * 2, abs=1e-4) for share in (1.0, 0.5, 0.1)]
+    enlarged = torch.full_like(batch.hr, 0.5)
+    dark = replace(batch, target=batch.target * 0.5)
+    known, vague = (
+        core(adversary=0.0)._target(replace(dark, lr=clean + shift), enlarged) for shift in (0.0, 0.1)
+    )
+    assert low_pass_loss(known, batch.hr, 4) < 0.5 * low_pass_loss(vague, batch.hr, 4)
+
+
+def test_a_drawn_card_is_its_own_target(pictures: Path) -> None:
+    batch = replace(a_batch(pictures, 2), drawn=torch.tensor([True, False]))
+    target = core(adversary=0.0)._target(batch, torch.full_like(batch.hr, 0.5))
+    assert torch.equal(target[0], batch.hr[0])
+    assert not torch.equal(target[1], batch.hr[1])
+
+
+def test_adversary_joins_late_pulls_by_its_share_and_learns_to_tell(pictures: Path, weights: Path) -> None:
+    stage = StudentCore(
+        a_student(),
+        CoreSettings(
+            student=SHAPE, batch=2, crop=64, discriminator_width=8, adversary=0.5, adversary_from=0.3
+        ),
+        SqueezeFeatures(weights),
+    ).eval()
+    batch = a_batch(pictures, 4)
+    assert stage.phases(0.29) == ("student",)
+    losses, carry = stage("student", batch, {})
+    assert "push" not in losses
+    assert stage.phases(0.3) == ("student", "adversary")
+    losses, carry = stage("student", batch, {})
+    losses["loss"].backward()
+    assert all(p.grad is None for p in stage.adversary.parameters())  # a phase moves its own alone
+    assert any(p.grad is not None and p.grad.any() for p in stage.student.parameters())
+    optimizer = torch.optim.Adam(stage.groups()["adversary"][0], 1e-2)
+    told = []
+    for _ in range(40):
+        judged, _ = stage("adversary", batch, carry)
+        optimizer.zero_grad()
+        judged["loss"].backward()
+        optimizer.step()
+        told.append(float(judged["loss"].detach()))
+    assert told[-1] < 0.8 * told[0]
