@@ -1,40 +1,26 @@
-"""Accuracy: every row measured alike, pairs matched by name with clear errors, gates that decide."""
+"""Accuracy: every row measured alike on the toy bundle, what the report says of it, and settings that cannot be right."""
 
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import accuracy_cases
 import numpy as np
 import pytest
+from accuracy_cases import NAMES
 from PIL import Image
 
-from calibration.measure.accuracy import AccuracyReport, ImageScore, Row, evaluate, measure_row
-from calibration.measure.gates import GATE_NAMES, INT8_GATES, Gates, check_gates, default_budgets
+from calibration.measure.accuracy import AccuracyReport, evaluate
+from calibration.measure.gates import INT8_GATES, Gates
 from calibration.measure.intervals import difference, interval
-from calibration.measure.methods import Method, Tiled, bicubic, tile_borders
-from calibration.measure.pairs import find_pairs, read_rgb
-from calibration.measure.table import compared, evenly
+from calibration.measure.methods import Method, bicubic
+from calibration.measure.pairs import read_rgb
 from calibration.sensitivity import LayerNoise
-from runtime.bundle.manifest import SizeRule
 from runtime.errors import BundleError, ImageError, SettingError
 from training.metrics import pyiqa as perceptual
 
-Pixels = Callable[..., np.ndarray]
-NAMES = ("a", "b", "c")
-
-
-@pytest.fixture
-def folders(tmp_path: Path, make_pixels: Pixels) -> tuple[Path, Path]:
-    """Three pairs, LR 36x32 and HR 144x128."""
-    lr_dir, hr_dir = tmp_path / "lr", tmp_path / "hr"
-    lr_dir.mkdir()
-    hr_dir.mkdir()
-    for seed, name in enumerate(NAMES):
-        hr = Image.fromarray(make_pixels(144, 128, seed=seed))
-        hr.save(hr_dir / f"{name}.png")
-        hr.resize((32, 36), Image.Resampling.BOX).save(lr_dir / f"{name}.png")
-    return lr_dir, hr_dir
+folders = accuracy_cases.folders  # a fixture
 
 
 def copy_hr(folders: tuple[Path, Path], target: Path, change: int = 0) -> Path:
@@ -257,50 +243,6 @@ def test_extra_metrics_stand_beside_the_others(
     assert report.row("bicubic").differences["lpips"].mean == pytest.approx(change)
 
 
-def test_diversity_and_seam_are_of_pictures_from_the_whole_list(folders: tuple[Path, Path]) -> None:
-    assert evenly(24, 8) == [0, 3, 7, 10, 13, 16, 20, 23]
-    assert (evenly(3, 8), evenly(5, 1), evenly(5, 0)) == ([0, 1, 2], [0], [])
-    pairs = find_pairs(*folders)
-    step = {read_rgb(pair.lr).tobytes(): 10 * (1 + k) for k, pair in enumerate(pairs)}
-
-    def samples(lr: np.ndarray, count: int) -> list[np.ndarray]:
-        return [np.full((4, 4, 3), k * step[lr.tobytes()], np.uint8) for k in range(count)]
-
-    method = Method("random", "model", lambda name, lr: bicubic(lr, 4), samples=samples)
-    row = measure_row(method, pairs, 4, None, 2, 2)
-    assert row.diversity == pytest.approx((10 + 30) / 2)  # of the first and the last picture
-    assert (row.intervals["diversity"].low, row.intervals["diversity"].high) == pytest.approx((10, 30))
-    together = measure_row(method, pairs, 4, None, 2, 2, group=lambda name: "one photo").intervals[
-        "diversity"
-    ]
-    assert (together.low, together.high) == pytest.approx((20, 20))
-
-
-def test_the_seam_is_that_of_small_tiles(folders: tuple[Path, Path]) -> None:
-    """A method whose tiles differ by 40 levels, on the first picture only."""
-
-    def tiled(lr: np.ndarray) -> Tiled:
-        picture = bicubic(lr, 4) // 2
-        picture[64:] += 40
-        return Tiled(picture, (64,), ())
-
-    method = Method("cut", "peer", lambda name, lr: bicubic(lr, 4), tiled=tiled)
-    row = measure_row(method, find_pairs(*folders), 4, None, 1)
-    assert row.seam is not None
-    assert row.seam > 3
-    assert measure_row(method, find_pairs(*folders), 4, None, 0).seam is None
-    flat = dataclasses.replace(method, tiled=lambda lr: Tiled(np.zeros((144, 128, 3), np.uint8), (64,), ()))
-    assert measure_row(flat, find_pairs(*folders), 4, None).seam is None
-
-
-def test_borders_are_where_the_runtime_cuts() -> None:
-    rule = SizeRule(multiple_of=2, minimum=8, tile=64, context=6)
-    assert tile_borders(40, 100, 32, rule, 4) == ((128,), (128, 256, 384))
-    assert tile_borders(32, 20, 32, rule, 4) == ((), ())
-    blended = dataclasses.replace(rule, overlap=8)
-    assert tile_borders(40, 64, 32, blended, 4) == ((96,), (96, 192))
-
-
 def test_sensitivity_is_read_from_the_manifest(folders: tuple[Path, Path], toy_copy: Path) -> None:
     path = toy_copy / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -336,170 +278,3 @@ def test_settings_are_checked_before_any_work(
     ):
         with pytest.raises((ImageError, SettingError), match=message):
             evaluate(toy_bundle, *folders, **options)
-
-
-def test_a_result_of_the_wrong_size_is_named(folders: tuple[Path, Path]) -> None:
-    method = Method("odd", "peer", lambda name, lr: bicubic(lr, 2))
-    with pytest.raises(
-        ImageError, match=r"odd: a: expected \(144, 128, 3\) uint8 like HR, got \(72, 64, 3\)"
-    ):
-        measure_row(method, find_pairs(*folders), 4, None)
-
-
-def test_an_hr_photo_of_the_wrong_size_is_named(folders: tuple[Path, Path]) -> None:
-    method = Method("bicubic", "bicubic", lambda name, lr: bicubic(lr, 2))
-    with pytest.raises(ImageError, match="a: HR must be 2 times LR, expected 64x72, got 128x144"):
-        measure_row(method, find_pairs(*folders), 2, None)
-
-
-# ---- pairs
-
-
-def test_pairs_match_by_name_across_suffixes_and_subfolders(
-    tmp_path: Path, make_photo: Callable[..., Path]
-) -> None:
-    for name in ("lr/x/1.png", "lr/0.png", "hr/x/1.bmp", "hr/0.tif"):
-        make_photo(name)
-    pairs = find_pairs(tmp_path / "lr", tmp_path / "hr")
-    assert [pair.name for pair in pairs] == ["0", "x/1"]
-    assert pairs[1].hr == tmp_path / "hr/x/1.bmp"
-    assert len(find_pairs(tmp_path / "lr", tmp_path / "hr", limit=1)) == 1
-
-
-def test_lonely_doubled_and_missing_photos_are_named(tmp_path: Path, make_photo: Callable[..., Path]) -> None:
-    for name in ("lr/1.png", "lr/2.png", "hr/2.png", "hr/3.png", "twice/1.png", "twice/1.jpg"):
-        make_photo(name)
-    (tmp_path / "empty").mkdir()
-    for lr, hr, message in (
-        ("lr", "hr", r"2 have no partner: 1 \(only in .*lr\), 3 \(only in .*hr\)"),
-        ("twice", "lr", "have the same name"),
-        ("empty", "hr", "got none"),
-        ("none", "hr", "expected a folder"),
-    ):
-        with pytest.raises(ImageError, match=message):
-            find_pairs(tmp_path / lr, tmp_path / hr)
-
-
-def test_gray_is_repeated_and_alpha_refused(make_photo: Callable[..., Path]) -> None:
-    gray = read_rgb(make_photo("gray.png", channels=1))
-    assert gray.shape == (24, 32, 3)
-    assert (gray[..., 0] == gray[..., 2]).all()
-    with pytest.raises(ImageError, match="without transparency"):
-        read_rgb(make_photo("clear.png", channels=4))
-
-
-# ---- gates
-
-
-def row(name: str, psnr: float = 25.0, sqf: float | None = 0.5, diversity: float | None = 4.0) -> Row:
-    return Row(name, "model", psnr, 0.75, sqf, 6.0, (0, 0, 0), 0.0, 0.5, diversity, None, None, "cpu", (), ())
-
-
-@pytest.mark.parametrize(("other", "expected"), [
-    (row("int8"), True),
-    (row("int8", psnr=24.905), True),
-    (row("int8", psnr=24.895), False),
-    (row("int8", sqf=0.5049), True),
-    (row("int8", sqf=0.5051), False),
-    (row("int8", diversity=3.81), True),
-    (row("int8", diversity=3.79), False),
-    (row("int8", sqf=None), False),
-])  # fmt: skip
-def test_int8_keeps_its_budget_against_fp32(other: Row, expected: bool) -> None:
-    results = check_gates({"int8": INT8_GATES}, [row("fp32"), other])
-    assert [result.row for result in results] == ["int8"] * 3
-    assert all(result.ok for result in results) is expected
-
-
-def test_absolute_gates_hold_for_every_model_row_only() -> None:
-    folder = dataclasses.replace(row("other", psnr=1.0), kind="folder")
-    gates = Gates(min_psnr=25.2, max_niqe=6.5)
-    results = check_gates(
-        {"fp32": gates, "int8": gates, "other": gates},
-        [folder, row("fp32", psnr=25.3), row("int8", psnr=25.1)],
-    )
-    assert [(r.row, r.gate, r.ok) for r in results] == [
-        ("fp32", "min_psnr", True), ("fp32", "max_niqe", True), ("int8", "min_psnr", False), ("int8", "max_niqe", True)
-    ]  # fmt: skip
-
-
-def test_each_row_is_held_to_its_own_budget() -> None:
-    budgets = {"int8": Gates(max_psnr_loss=0.1), "w4": Gates(max_psnr_loss=0.5, min_ssim=0.8)}
-    results = check_gates(
-        budgets, [row("fp32"), row("int8", psnr=24.7), row("w4", psnr=24.7), row("w8", psnr=1.0)]
-    )
-    assert [(r.row, r.gate, r.limit, r.ok) for r in results] == [
-        ("int8", "max_psnr_loss", 0.1, False), ("w4", "min_ssim", 0.8, False), ("w4", "max_psnr_loss", 0.5, True)
-    ]  # fmt: skip
-
-
-def test_the_seam_gate_is_for_rows_that_have_tiles() -> None:
-    gates = Gates(max_seam=1.1)
-    onnx = dataclasses.replace(row("int8"), target="onnx", seam=1.2)
-    package = dataclasses.replace(row("coreml fp16"), target="coreml")
-    unmeasured = dataclasses.replace(row("fp32"), target="onnx")
-    results = check_gates(dict.fromkeys(("int8", "coreml fp16", "fp32"), gates), [unmeasured, onnx, package])
-    assert [(r.row, r.value, r.ok) for r in results] == [("fp32", None, False), ("int8", 1.2, False)]
-
-
-def test_rows_that_are_equally_perfect_lose_nothing() -> None:
-    exact = [dataclasses.replace(row(name, psnr=np.inf), niqe=np.inf) for name in ("fp32", "int8")]
-    results = check_gates({"int8": Gates(max_psnr_loss=0.1, max_niqe_rise=0.0)}, exact)
-    assert [(r.value, r.ok) for r in results] == [(0, True), (0, True)]
-
-
-def test_gates_go_to_a_dictionary_and_back() -> None:
-    assert INT8_GATES.to_dict() == {"max_psnr_loss": 0.1, "max_sqf_rise": 0.01, "min_diversity_ratio": 0.95}
-    assert Gates.from_dict(INT8_GATES.to_dict()) == INT8_GATES
-    assert Gates.from_dict(dict.fromkeys(GATE_NAMES, 1)).to_dict() == dict.fromkeys(GATE_NAMES, 1.0)
-    assert Gates().to_dict() == {}
-    with pytest.raises(SettingError, match=r"gates among min_psnr, .*, got 'max_psnr_los'"):
-        Gates.from_dict({"max_psnr_los": 0.1})
-    for wrong in ("0.1", None, True, float("nan"), float("inf")):
-        with pytest.raises(SettingError, match="max_psnr_loss: expected a finite number"):
-            Gates.from_dict({"max_psnr_loss": wrong})
-
-
-def test_gates_can_be_left_out_and_replaced() -> None:
-    assert INT8_GATES.without(["max_sqf_rise"]) == Gates(max_psnr_loss=0.1, min_diversity_ratio=0.95)
-    changed = INT8_GATES.overridden(Gates(max_psnr_loss=0.0, max_seam=1.5))
-    assert changed == dataclasses.replace(INT8_GATES, max_psnr_loss=0.0, max_seam=1.5)
-
-
-def test_every_row_but_fp32_has_a_budget_by_default() -> None:
-    stated = {"w4": {"max_psnr_loss": 0.5}, "w2": {"max_psnr_loss": 9}}
-    assert default_budgets(stated, ["fp32", "int8", "w4"]) == {
-        "int8": INT8_GATES,
-        "w4": Gates(max_psnr_loss=0.5),
-    }
-    assert default_budgets({"fp32": {"min_psnr": 25}}, ["fp32"]) == {"fp32": Gates(min_psnr=25)}
-    with pytest.raises(SettingError, match=r"budget of int8: .*max_los"):
-        default_budgets({"int8": {"max_los": 1}}, ["int8"])
-
-
-# ---- comparisons
-
-
-def scored(name: str, *psnr: float) -> Row:
-    images = tuple(ImageScore(str(k), p, 0.7, None, 5.0, (0, 0, 0), None) for k, p in enumerate(psnr))
-    return dataclasses.replace(row(name, psnr=float(np.mean(psnr))), images=images)
-
-
-def test_rows_are_compared_picture_by_picture() -> None:
-    rows = compared([scored("fp32", 25.0, 30.0, 35.0), scored("int8", 24.9, 29.9, 34.9)])
-    assert rows[0].differences == {}
-    found = rows[1].differences["psnr"]
-    assert (found.mean, found.low, found.high) == pytest.approx((-0.1, -0.1, -0.1))
-    assert found.real
-    assert not rows[1].differences["ssim"].real
-
-
-def test_without_fp32_nothing_is_compared() -> None:
-    rows = [scored("int8", 25.0), scored("w8", 26.0)]
-    assert compared(rows) == rows
-
-
-def test_a_metric_without_a_mean_difference_is_left_out() -> None:
-    """One picture is exact in fp32 alone, another in INT8 alone."""
-    rows = compared([scored("fp32", np.inf, 30.0), scored("int8", 30.0, np.inf)])
-    assert set(rows[1].differences) == {"ssim", "niqe"}
