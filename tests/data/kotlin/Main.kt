@@ -1,4 +1,4 @@
-// Runs the examples for tests/test_examples.py.
+// Runs the examples for tests/test_examples_kotlin.py.
 package gdposr
 
 import ai.onnxruntime.Wire
