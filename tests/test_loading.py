@@ -1,10 +1,8 @@
-"""Loading and saving: every layout on a miniature checkpoint, exact round trips, and errors that say what to do."""
+"""Loading and saving: every layout on a miniature checkpoint, exact round trips, and what a save replaces."""
 
-import json
 import shutil
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -13,62 +11,18 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 for package in ("diffusers", "peft", "transformers"):
     pytest.importorskip(package, reason="needs the extra `train`")
 
-from diffusers import AutoencoderTiny, UNet2DConditionModel  # noqa: E402  (after importorskip)
-from lora import unet_lora, vae_encoder_lora  # noqa: E402
-from make_miniature_sd21 import main, make_miniature, make_public_layout  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+import loading_cases  # noqa: E402  (after importorskip)
+from diffusers import AutoencoderTiny, UNet2DConditionModel  # noqa: E402
+from loading_cases import WEIGHTS, adapted, run, save_run  # noqa: E402
+from make_miniature_sd21 import main, make_public_layout  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
-from export.load import load_source  # noqa: E402
 from training.model.loading import MODEL_FILE, load_model, read_model_file  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402
-from training.model.saving import save_merged, save_run_model  # noqa: E402
+from training.model.saving import save_merged  # noqa: E402
 from training.model.schedule import NoiseSchedule  # noqa: E402
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def sd21(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Only to read."""
-    return make_miniature(tmp_path_factory.mktemp("models") / "sd21")
-
-
-@pytest.fixture(scope="module")
-def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Only to read."""
-    return make_public_layout(tmp_path_factory.mktemp("models") / "gdpo")
-
-
-def run(model: OneStepModel, prompts: tuple[str, ...] = ("a cat", "the photo")) -> "torch.Tensor":
-    draw = torch.Generator().manual_seed(1)
-    noise = torch.randn(2, *model.latent_shape(8, 8), generator=draw)
-    with torch.no_grad():
-        return model(torch.rand(2, 3, 8, 8, generator=draw), noise, prompts)
-
-
-def adapted(source: Path, rank: int = 4, seed: int = 5, **arguments: object) -> OneStepModel:
-    """The model at source with adapters on UNet and VAE encoder that say something."""
-    model = load_model(source, **arguments)
-    model.unet, model.vae = unet_lora(model.unet, rank), vae_encoder_lora(model.vae, rank)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
-    return model
-
-
-def save_run(model: OneStepModel, folder: Path, base: Path, **arguments: object) -> Path:
-    settings = {
-        "noise_timestep": 300,
-        "denoise_timestep": 90,
-        "unet_adapter": model.unet,
-        "vae_adapter": model.vae,
-        "provenance": {"steps": 7},
-        **arguments,
-    }
-    save_run_model(folder, base=base, **settings)
-    return folder
+sd21, public = loading_cases.sd21, loading_cases.public  # fixtures
 
 
 def test_miniature_is_small_and_a_function_of_its_seed(
@@ -259,182 +213,11 @@ def test_nothing_else_is_ever_replaced(sd21: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
 
 
-def test_places_without_a_model(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"notes\.txt is a file; expected a diffusers folder"):
-        load_model(tmp_path / "notes.txt")
-    with pytest.raises(FileNotFoundError, match=r"unet/config\.json is missing|vae/config\.json is missing"):
-        load_model(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere; expected"):
-        load_model(tmp_path / "nowhere")
-
-
 def test_the_folder_one_stands_in(sd21: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(sd21)
     save_merged(load_model("."), tmp_path / "here")
     monkeypatch.chdir(tmp_path)
     assert torch.equal(run(load_model("here")), run(load_model(sd21)))
-
-
-def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"there is no folder nobody/no-such-model, and it cannot be loaded as a hub name .* check the name and the net",
-    ):
-        load_model("nobody/no-such-model")
-
-
-def test_a_path_that_is_gone_is_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by a name of the repository's own folders nor as a checkpoint to export."""
-
-    def refused(*args: object, **more: object) -> str:
-        raise AssertionError("the hub was asked")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refused)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "export" / "weights").mkdir(parents=True)
-    gone = "export/weights/pocket-teacher"
-    with pytest.raises(
-        FileNotFoundError, match=rf"no model at {gone}; .* docs/training\.md tells how to train"
-    ):
-        load_model(gone)
-    with pytest.raises(
-        FileNotFoundError, match=rf"{gone} is not a student .* docs/training\.md tells how to"
-    ):
-        load_source(Path(gone))
-    with pytest.raises(FileNotFoundError, match="the hub was asked"):
-        load_model("weights/pocket-teacher/unet")
-
-
-@pytest.fixture
-def hub(sd21: Path, public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """huggingface_hub answers from local folders: base/sd21, and Joypop/GDPO with its model in ckp/GDPOSR."""
-    shutil.copytree(sd21, tmp_path / "hub" / "base" / "sd21")
-    shutil.copytree(public, tmp_path / "hub" / "Joypop" / "GDPO" / "ckp" / "GDPOSR")
-    (tmp_path / "hub" / "Joypop" / "GDPO" / "ckp" / "DAPE.pth").write_bytes(b"a pickle")
-
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        fetched = tmp_path / "cache" / name
-        for path in sorted((tmp_path / "hub" / name).rglob("*")):
-            inside = path.relative_to(tmp_path / "hub" / name)
-            if path.is_file() and any(fnmatch(inside.as_posix(), pattern) for pattern in allow_patterns):
-                (fetched / inside).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, fetched / inside)
-        fetched.mkdir(parents=True, exist_ok=True)
-        return str(fetched)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache"
-
-
-def test_a_folder_of_a_hub_repository(sd21: Path, public: Path, hub: Path) -> None:
-    model = load_model("Joypop/GDPO/ckp/GDPOSR", base="base/sd21")
-    assert torch.equal(run(model), run(load_model(public, base=sd21)))
-    fetched = {path.relative_to(hub).as_posix() for path in (hub / "Joypop").rglob("*") if path.is_file()}
-    assert fetched == {
-        f"Joypop/GDPO/ckp/GDPOSR/{part}/{file}"
-        for part in ("unet", "vae")
-        for file in ("config.json", WEIGHTS)
-    }
-
-
-def test_runs_on_a_folder_of_a_hub_repository(hub: Path, tmp_path: Path) -> None:
-    source = "Joypop/GDPO/ckp/GDPOSR"
-    model = adapted(source, base="base/sd21")
-    folder = save_run(model, tmp_path / "run" / "model", source, text_base="base/sd21")
-    assert read_model_file(folder)["base"] == source
-    model.set_timesteps(300, 90)
-    torch.testing.assert_close(run(load_model(tmp_path / "run")), run(model), atol=1e-5, rtol=1e-5)
-
-
-def test_the_wrong_folder_of_a_hub_repository(hub: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"the repository Joypop/GDPO has no model in ckp/NAOSD/"):
-        load_model("Joypop/GDPO/ckp/NAOSD", base="base/sd21")
-    with pytest.raises(
-        FileNotFoundError, match=r"vae/config\.json is missing.*the folder itself: ckp/GDPOSR$"
-    ):
-        load_model("Joypop/GDPO", base="base/sd21")
-    with pytest.raises(FileNotFoundError, match=r"no model at Joypop/GDPO/\.\./other"):
-        load_model("Joypop/GDPO/../other")
-
-
-def broken(sd21: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(sd21, folder))
-
-
-def test_broken_checkpoints_are_named(sd21: Path, tmp_path: Path) -> None:
-    folder = broken(sd21, tmp_path / "a")
-    config = json.loads((folder / "unet" / "config.json").read_text())
-    (folder / "unet" / "config.json").write_text(json.dumps(config | {"block_out_channels": [16, 64]}))
-    with pytest.raises(ValueError, match="unet: the weights do not fit the config"):
-        load_model(folder)
-    (folder / "unet" / "config.json").write_text(json.dumps(config | {"_class_name": "UNet3D"}))
-    with pytest.raises(ValueError, match="holds a UNet3D, expected UNet2DConditionModel"):
-        load_model(folder)
-    (folder / "unet" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
-        load_model(folder)
-
-    folder = broken(sd21, tmp_path / "b")
-    weights = load_file(folder / "unet" / WEIGHTS)
-    save_file(weights | {"conv_in.lora_A.weight": torch.zeros(1)}, folder / "unet" / WEIGHTS)
-    with pytest.raises(ValueError, match=r"1 unexpected weights, such as conv_in\.lora_A\.weight"):
-        load_model(folder)
-    del weights["conv_out.bias"]
-    save_file(weights, folder / "unet" / WEIGHTS)
-    with pytest.raises(ValueError, match=r"1 missing weights, such as conv_out\.bias"):
-        load_model(folder)
-    (folder / "unet" / WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"found: diffusion_pytorch_model\.bin\)\. Pickles"):
-        load_model(folder)
-
-    folder = broken(sd21, tmp_path / "c")
-    (folder / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "linear"}')
-    with pytest.raises(ValueError, match="lacks num_train_timesteps"):
-        load_model(folder)
-    text = load_file(folder / "text_encoder" / "model.safetensors")
-    shutil.copy(sd21 / "scheduler" / "scheduler_config.json", folder / "scheduler")
-    del text["text_model.final_layer_norm.weight"]
-    save_file(text, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="not a complete CLIP text model"):
-        load_model(folder)
-
-
-def test_broken_runs_are_named(sd21: Path, tmp_path: Path) -> None:
-    folder = save_run(adapted(sd21), tmp_path / "run", sd21, vae_adapter=None)
-    good = read_model_file(folder)
-    for change, says in (
-        ({"kind": "student"}, "describes no model: kind must be adapters or merged"),
-        ({"format_version": 2}, "format_version 2, this program reads 1"),
-        ({"base": None}, "lacks base"),
-        ({"adapters": ["text_adapter"]}, "names an adapter 'text_adapter'"),
-        ({"adapters": ["vae_adapter"]}, r"adapter_config\.json is missing"),
-        ({"base": "."}, "leads back to itself"),
-        ({"noise_timestep": 1000}, r"0 \.\. 999"),
-    ):
-        (folder / MODEL_FILE).write_text(json.dumps({**good, **change}))
-        with pytest.raises((ValueError, FileNotFoundError), match=says):
-            load_model(folder)
-    (folder / MODEL_FILE).write_text("{")
-    with pytest.raises(ValueError, match=r"model\.json is not JSON"):
-        load_model(folder)
-
-
-def test_adapter_of_another_size_is_refused(sd21: Path, tmp_path: Path) -> None:
-    folder = save_run(adapted(sd21), tmp_path / "run", sd21)
-    config = json.loads((sd21 / "unet" / "config.json").read_text())
-    other = broken(sd21, tmp_path / "wide")
-    UNet2DConditionModel.from_config(
-        config | {"block_out_channels": [24, 32], "attention_head_dim": [3, 4]}
-    ).save_pretrained(str(other / "unet"))
-    document = read_model_file(folder)
-    (folder / MODEL_FILE).write_text(json.dumps({**document, "base": str(other)}))
-    with pytest.raises(
-        ValueError, match=r"unet_adapter does not fit this UNet2DConditionModel: .* the base needs"
-    ):
-        load_model(folder)
 
 
 FULL_DISK = """
@@ -461,12 +244,3 @@ def test_full_disk_at_the_model_save_leaves_the_old_model(sd21: Path, root: Path
     assert f"could not write the model to {folder}" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     load_model(folder)
-
-
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_damaged_weights_are_named(part: str, tmp_path: Path) -> None:
-    folder = make_miniature(tmp_path / "sd21")
-    file = next((folder / part).glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match=part):
-        load_model(folder)
