@@ -50,7 +50,7 @@ def test_failed_write_is_the_failure_of_its_own_photo(
 class FakeUpscaler:
     """Stands for a model: each picture tells how many samples are alive when the next is made."""
 
-    precision = "fp32"
+    precision, temperature = "fp32", 1.0
 
     def __init__(self) -> None:
         self.alive: list[int] = []
