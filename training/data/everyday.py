@@ -24,7 +24,7 @@ from training.data.degradation import (
 from training.data.kernels import gaussian_kernel
 from training.pixels import rounded
 
-KINDS = ("clean", "jpeg", "blur", "sensor", "camera", "screenshot", "heavy")
+KINDS = ("clean", "jpeg", "blur", "sensor", "raw", "camera", "screenshot", "heavy")
 # JPEG quality, inclusive.
 JPEG_RANGE = (30, 95)
 # Probability of a second compression, on another grid of blocks.
@@ -35,6 +35,8 @@ BLUR_SIGMA = (0.4, 1.6)
 SHOT_RANGE = (0.0, 0.0025)
 # Standard deviation of the read noise in levels of 1/255. Its square root is drawn evenly, so that weak noise is more frequent.
 READ_RANGE = (0.5, 25.0)
+# Standard deviation of noise that nothing has smoothed, in levels of 1/255: a raw conversion at high ISO, a scan.
+RAW_RANGE = (1.0, 25.0)
 # Share of the noise that remains in the colours.
 CHROMA_SHARE = (0.2, 1.0)
 # Sigma of the noise's blur in LR pixels. Demosaicking and denoising make noise coarse.
@@ -63,6 +65,8 @@ def degrade_everyday(hr: Tensor, rng: np.random.Generator, kind: str | None = No
         lr = soft(lr, rng)
     if kind == "sensor":
         lr = sensor_noise(lr, rng)
+    if kind == "raw":
+        lr = raw_noise(lr, rng)
     if kind == "jpeg" or (kind in ("blur", "sensor") and rng.random() < 0.6):
         lr = compressed(lr, rng)
     return rounded(lr)
@@ -110,6 +114,14 @@ def sensor_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
     share = rng.uniform(*CHROMA_SHARE)
     noisy = lr + deviation * (gray + share * (noise - noise.mean(0, keepdim=True)))
     return sharpen(noisy.clamp(0, 1), 0.8, rng.uniform(0.2, 1.0)) if rng.random() < 0.3 else noisy
+
+
+def raw_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
+    """White noise, independent in each channel."""
+    deviation = rng.uniform(*RAW_RANGE) / 255
+    return (lr + deviation * torch.from_numpy(rng.standard_normal(tuple(lr.shape), dtype=np.float32))).clamp(
+        0, 1
+    )
 
 
 def screenshot(hr: Tensor, rng: np.random.Generator) -> Tensor:

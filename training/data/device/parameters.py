@@ -67,7 +67,7 @@ class SensorNoise:
 
 @dataclass(frozen=True)
 class Reduced:
-    """The kinds clean, jpeg, blur, sensor and plain."""
+    """The kinds clean, jpeg, blur, sensor, raw and plain."""
 
     kind: str
     """One of `KINDS`, or plain."""
@@ -175,7 +175,7 @@ def draw(seed: int, item: int, size: Size, kind: str | None = None) -> Plan:
         once = Compression(int(rng.integers(low, high + 1)), None) if rng.random() < PLAIN_JPEG_PROB else None
         return Reduced(kind, item, name, None, None, once)
     kernel = _soft(rng) if kind == "blur" else None
-    noise = _sensor(rng) if kind == "sensor" else None
+    noise = _sensor(rng) if kind == "sensor" else _raw(rng) if kind == "raw" else None
     packed = kind == "jpeg" or (kind in ("blur", "sensor") and rng.random() < COMPRESSED_PROB)
     return Reduced(kind, item, name, kernel, noise, _compression(rng) if packed else None)
 
@@ -207,6 +207,12 @@ def _sensor(rng: np.random.Generator) -> SensorNoise:
     grain = gaussian_kernel(5, sigma) if sigma > 0.3 else None
     chroma = rng.uniform(*everyday.CHROMA_SHARE)
     return SensorNoise(shot, read, grain, chroma, rng.uniform(0.2, 1.0) if rng.random() < 0.3 else None)
+
+
+def _raw(rng: np.random.Generator) -> SensorNoise:
+    # a sensor's noise is sqrt(3) times the gray of white noise, and a share of its colour
+    deviation = rng.uniform(*everyday.RAW_RANGE) / 255
+    return SensorNoise(0.0, deviation / 3**0.5, None, 3**0.5, None)
 
 
 def _compression(rng: np.random.Generator) -> Compression:
