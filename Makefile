@@ -146,10 +146,9 @@ PICTURES      = $(shell awk 'BEGIN {n = int($(CHAIN_MINUTES) * $(if $(filter x4p
 # Settings by stage, as KEY=VALUE words; EXPERIMENTS.md says where they come from. CHAIN_ARGS goes to every stage.
 ALL_CORE_SET  = student.far_blocks=2 batch=2 crop=192 crispness=1.3
 CORE_SET      = lr=6e-4 cards=0.25 feature=0 adversary=0
-CRISP_SET     = lr=4e-4 cards=0.6 feature=0.6 adversary=0.4 adversary_from=0.03
-LETTERS_SET   = lr=5e-4 warmup_steps=50 cards=0.7 feature=0.6 adversary=0 ema=0.998
-NOISE_SET     = batch=4 crop=128 score=20 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.07
-GDPO_SET      = lr=4e-4 anchor=0.1
+CRISP_SET     = lr=5e-4 cards=0.5 feature=0.6 adversary=0.4 adversary_from=0.35 ema=0.998
+NOISE_SET     = batch=4 crop=128 score=22 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.1
+GDPO_SET      = lr=4e-4 anchor=0.1 weighting=fixed group=12
 MIX           = --share 0
 CHAIN_ARGS    =
 # state.old: what a kill in the middle of replacing it leaves
@@ -179,21 +178,18 @@ $(CHAIN)/core/model/config.json: | $(CHAIN)/pictures.done
 	$(call stage,core,core,0.70,$(ALL_CORE_SET) $(CORE_SET)) $(FROM_PICTURES)
 
 $(CHAIN)/crisp/model/config.json: | $(CHAIN)/core/model/config.json
-	$(call stage,crisp,core,0.13,$(ALL_CORE_SET) $(CRISP_SET)) $(FROM_PICTURES) --init $(CHAIN)/core/model
+	$(call stage,crisp,core,0.16,$(ALL_CORE_SET) $(CRISP_SET)) $(FROM_PICTURES) --init $(CHAIN)/core/model
 
-$(CHAIN)/letters/model/config.json: | $(CHAIN)/crisp/model/config.json
-	$(call stage,letters,core,0.03,$(ALL_CORE_SET) $(LETTERS_SET)) $(FROM_PICTURES) --init $(CHAIN)/crisp/model
-
-# Halfway between crisp and letters: what letters costs the rest mostly comes back, what it gives to cards mostly stays.
-$(CHAIN)/mean/config.json: | $(CHAIN)/letters/model/config.json
-	$(RUN) -m export.student.interpolate $(CHAIN)/crisp/model $(CHAIN)/letters/model --share 0.5 --out $(CHAIN)/mean
+# Halfway between core and crisp: nearer to the prior's pictures than crisp, and as crisp to the eye.
+$(CHAIN)/mean/config.json: | $(CHAIN)/crisp/model/config.json
+	$(RUN) -m export.student.interpolate $(CHAIN)/core/model $(CHAIN)/crisp/model --share 0.5 --out $(CHAIN)/mean
 
 $(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/mean/config.json,$(DEV))
 	@$(if $(PRIOR),,echo "no prior (PRIOR=): no pictures and no core of its own; the chain begins with the core in $(CORE)")
 	$(call stage,noise,noise,0.08,$(NOISE_SET)) $(FROM_PICTURES) --init $(if $(PRIOR),$(CHAIN)/mean,"$(CORE)")
 
 $(CHAIN)/gdpo/model/config.json: | $(CHAIN)/noise/model/config.json
-	$(call stage,gdpo,gdpo,0.02,$(GDPO_SET)) --steps 150 --init $(CHAIN)/noise/model
+	$(call stage,gdpo,gdpo,0.02,$(GDPO_SET)) --steps 350 --init $(CHAIN)/noise/model
 
 # What ships: the tuned student in float16. MIX="--share 0.3" goes a part of the way back to the student before the tuning,
 # MIX="--share 0 --noise 0.8" weakens the noise.

@@ -169,13 +169,13 @@ def test_report_has_every_stage_and_every_file(
     assert table.main([*common, "--prior", str(ncnn_network), "--out", str(out)]) == 0
     text = out.read_text()
     assert capsys.readouterr().out == text
-    for name in ("bicubic", "core", "crisp", "letters", "mean", "noise", "gdpo", "fp32", "int8"):
+    for name in ("bicubic", "core", "crisp", "mean", "noise", "gdpo", "fp32", "int8"):
         assert f"| {name} |" in text, name
     for stage in STAGES:
         assert f"- **{stage.name}** " in text
     assert "Of fewer than 10 photos the intervals are too narrow" in text
 
-    assert table.main([*common, "--core", str(chain / "letters/model")]) == 0
+    assert table.main([*common, "--core", str(chain / "crisp/model")]) == 0
     text = capsys.readouterr().out
     assert f"| {GIVEN} |" in text
     assert "| core |" not in text

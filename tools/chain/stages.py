@@ -50,7 +50,6 @@ class Stage:
 STAGES = (
     Stage("core", ("prior",), "core/model"),
     Stage("crisp", ("sqf",), "crisp/model"),
-    Stage("letters", ("cards",), "letters/model"),
     Stage("mean", ("prior",), "mean"),
     Stage("noise", ("energy", "seeds"), "noise/model"),
     Stage("gdpo", ("wins",), "student"),  # with the weights as they ship, in float16
@@ -66,7 +65,7 @@ def find_stages(chain: Path, core: Path | None) -> list[tuple[Stage, Path]]:
     Raises FileNotFoundError if a model is missing."""
     found = [(stage, chain / stage.model) for stage in STAGES]
     if core is not None:
-        found = [(Stage(GIVEN, STAGES[0].aims, ""), core), *found[4:]]
+        found = [(Stage(GIVEN, STAGES[0].aims, ""), core), *found[3:]]
     for stage, folder in found:
         if not folder.is_dir():
             raise FileNotFoundError(
