@@ -151,7 +151,6 @@ def quantized(
             nncf.Dataset(list(feeds)),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(feeds),
-            fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(names=others),
             advanced_parameters=_parameters(weight_bits),
         )
@@ -174,9 +173,10 @@ def check_finite(role: str, path: Path, model: onnx.ModelProto, feeds: Sequence[
 
 
 def _parameters(weight_bits: int) -> Any:
-    """NNCF's settings: ranges from the smallest to the largest value seen.
+    """NNCF's settings: ranges from the smallest to the largest value seen, and biases as they were trained.
 
-    NNCF's default, a mean over samples, cuts off the strongest details: 38 instead of 46 dB for the worst photo."""
+    NNCF's default range, a mean over samples, cuts off the strongest details: 38 instead of 46 dB for the worst photo. Its bias correction
+    makes pictures sharper: of RealSR it costs the student .12 dB of PSNR, where INT8 without it costs .01."""
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import (
         AggregatorType,
@@ -186,6 +186,7 @@ def _parameters(weight_bits: int) -> Any:
     )
 
     return AdvancedQuantizationParameters(
+        disable_bias_correction=True,
         overflow_fix=OverflowFix.ENABLE if weight_bits == 7 else OverflowFix.DISABLE,
         activations_range_estimator_params=RangeEstimatorParameters(
             min=StatisticsCollectorParameters(
