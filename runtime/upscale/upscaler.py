@@ -30,8 +30,8 @@ from .rendering import Rendering, Request
 if TYPE_CHECKING:
     from ..image.photo import Photo
 
-# The highest temperature. Two samples of the built-in bundle then differ by 5.9 levels in fp32 and 5.5 in INT8, whose scale of
-# noise ends there; at 3 by 8.6 and 7.3, and specks are seen all over. On six photos of docs/blind.md.
+# The highest temperature. Two samples of an earlier built-in bundle then differed by 5.9 levels in fp32 and 5.5 in INT8, whose scale of
+# noise ends there; at 3 by 8.6 and 7.3, and specks were seen all over. On six photos of docs/blind.md.
 HOTTEST: Final = 2.0
 # The dtype of an array and of its result.
 PixelT = TypeVar("PixelT", bound=np.uint8 | np.uint16 | np.float32)
