@@ -71,14 +71,18 @@ class Options:
         """Files written per photo."""
         return len(self.numbers) if self.select == "all" else 1
 
-    def described(self, bundle: "Bundle") -> dict[str, Any]:
-        """The request's fields in a report."""
+    def described(self, bundle: "Bundle", temperature: float) -> dict[str, Any]:
+        """The request's fields in a report.
+
+        bundle: the model.
+        temperature: of the noise."""
         from runtime.image.grain import NAME
 
         return {
             "version": __version__,
             "bundle": {"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
             "seed": self.seed,
+            "temperature": temperature,
             "samples": len(self.numbers),
             "sample": self.only,  # null: all from 0
             "select": self.select,

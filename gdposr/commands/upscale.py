@@ -186,7 +186,7 @@ def _run(args: argparse.Namespace, labels: dict[str, str]) -> int:
         for status in ("ok", "skipped", "own", "failed")
     }
     seconds = time.perf_counter() - begin
-    report = {**options.described(bundle), **facts, "photos": len(tasks), **counts}
+    report = {**options.described(bundle, args.temperature), **facts, "photos": len(tasks), **counts}
     report |= {"interrupted": stop is not None, "seconds": round(seconds, 3)}
     if args.json:
         emit(report | {"files": [vars(outcome) for outcome in outcomes]})

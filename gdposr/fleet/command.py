@@ -94,7 +94,7 @@ def run_on_ray(args: argparse.Namespace, options: Options, bundle: "Bundle") -> 
     # tell how it went
     seconds = time.perf_counter() - begin
     if args.json_lines:
-        told = {**options.described(bundle), **facts, "photos": len(photos), **counts}
+        told = {**options.described(bundle, args.temperature), **facts, "photos": len(photos), **counts}
         emit_line({"type": "summary", **told, "interrupted": stop is not None, "seconds": round(seconds, 3)})
     say(summary(counts, len(photos), seconds))
     if stop is not None:

@@ -61,7 +61,7 @@ class Settings:
     max_memory: int | None
     """Bytes that a worker may take. None: no limit."""
     temperature: float = 1.0
-    """Standard deviation of the noise."""
+    """Standard deviation of the noise, 0 to 2."""
     version: str = __version__
     """Version of the driver, which every node must have."""
 

@@ -44,7 +44,7 @@ class Request:
     max_memory: int | None
     """Bytes this process may take. None: no limit."""
     temperature: float = 1.0
-    """Standard deviation of the noise, at least 0."""
+    """Standard deviation of the noise, 0 to `upscaler.HOTTEST`."""
 
 
 class Rendering:

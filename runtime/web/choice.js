@@ -9,6 +9,9 @@ import { BundleError, DeviceError, firstLine } from "./errors.js";
 import { Engine, findWebgpu } from "./engine.js";
 import { runProbe } from "./probe.js";
 
+/** The highest temperature, as in runtime/upscale/upscaler.py. */
+const HOTTEST = 2;
+
 /** The functions that a choice calls. Tests give their own. */
 export const MACHINE = { create: Engine.create, probe: runProbe, findWebgpu };
 
@@ -21,6 +24,10 @@ export const MACHINE = { create: Engine.create, probe: runProbe, findWebgpu };
 export async function chooseEngine(bundle, request, note, machine = MACHINE) {
   if (request.precision && !bundle.precisions.includes(request.precision)) {
     throw new BundleError(`precision: expected one of ${bundle.precisions.join(", ")}, got ${request.precision}.`);
+  }
+  const { temperature = 1 } = request;
+  if (!(temperature >= 0 && temperature <= HOTTEST)) { // NaN fails too
+    throw new BundleError(`temperature: expected 0 to ${HOTTEST}, got ${temperature}; 1 is what the model was trained with.`);
   }
   const backend = request.backend ?? "auto";
   if (backend !== "wasm") {

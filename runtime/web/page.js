@@ -24,7 +24,7 @@ function requestOf(query) {
   const request = {};
   for (const key of ["backend", "precision"]) if (query.get(key)) request[key] = query.get(key);
   for (const key of ["threads", "tile"]) if (/^[1-9]\d{0,4}$/.test(query.get(key) ?? "")) request[key] = Number(query.get(key));
-  if (/^[01](\.\d+)?$|^2$/.test(query.get("temperature") ?? "")) request.temperature = Number(query.get("temperature"));
+  if (query.get("temperature")) request.temperature = Number(query.get("temperature"));
   return request;
 }
 

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 # Target PSNR in dB against fp32 when layers are chosen. It costs a picture that has 27 dB to its photo 0.04 dB of a budget of 0.1 dB.
 # At 49 dB the student's sums stay in floating point, which takes 11 % longer.
 PLAN_DB: Final = 47.0
-# Least share of the work in INT8.
+# Least share of the work in INT8, by `Layer.work`, in which an addition counts as `layers.SUM_WORK` multiply-accumulates.
 LEAST_SHARE: Final = 0.5
 
 

@@ -51,7 +51,7 @@ class Compression:
 
 @dataclass(frozen=True)
 class SensorNoise:
-    """Parameters of `training.data.everyday.sensor_noise`."""
+    """Parameters of `training.data.everyday.sensor_noise`, and of `raw_noise`, whose chroma is sqrt(3)."""
 
     shot: float
     """Variance of the shot noise at full brightness."""
