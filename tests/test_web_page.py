@@ -144,6 +144,8 @@ def test_temperature_is_pythons(page: Page, picture: Path) -> None:
     found = pixels_of(page.save()).astype(int)
     assert np.abs(found - enlarged(picture, "fp32", temperature=1.7)).max() <= 1
     assert np.abs(found - enlarged(picture, "fp32")).max() > 1
+    page.load("?temperature=3", state="failed")
+    assert "temperature: expected 0 to 2, got 3" in page.text("message")
 
 
 def test_int8_is_close_to_python_and_repeats_its_bytes(page: Page, picture: Path) -> None:
