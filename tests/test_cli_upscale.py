@@ -52,6 +52,8 @@ def test_temperature_is_noted_in_the_picture(gdposr: Any, make_photo: Any, tmp_p
     assert (cold.info["gdposr-temperature"], hot.info["gdposr-temperature"]) == ("0", "1.5")
     assert "gdposr-temperature" not in usual.info
     assert len({cold.tobytes(), hot.tobytes(), usual.tobytes()}) == 3
+    _, out, _ = gdposr("upscale", photo, "-o", tmp_path / "told.png", "--temperature", 2, "--json")
+    assert json.loads(out)["temperature"] == 2
     code, _, err = gdposr("upscale", photo, "-o", tmp_path / "no.png", "--temperature", 3)
     assert code == 2
     assert "temperature: expected 0 to 2, got 3" in err

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from training.data.everyday import KINDS, degrade_everyday, sensor_noise  # noqa: E402  (after importorskip)
+from training.data.everyday import KINDS, RAW_RANGE, degrade_everyday, raw_noise, sensor_noise  # noqa: E402  (after importorskip)
 
 
 def picture() -> torch.Tensor:
@@ -48,6 +48,21 @@ def test_clean_is_clean_and_the_others_are_not() -> None:
     assert clean < 1.5
     assert error("jpeg") > 1.5 * clean
     assert error("heavy") > error("jpeg")
+
+
+def test_raw_noise_is_white_and_as_strong_in_every_channel() -> None:
+    flat = torch.full((3, 96, 96), 0.5)
+    for k in range(6):
+        noise = (raw_noise(flat, np.random.default_rng(k)) - flat) * 255
+        deviations = noise.flatten(1).std(1)
+        low, high = RAW_RANGE
+        assert 0.9 * low < deviations.min()
+        assert deviations.max() < 1.1 * high
+        assert deviations.max() < 1.05 * deviations.min()
+        neighbours = torch.corrcoef(
+            torch.stack([noise[0, :, 1:].flatten(), noise[0, :, :-1].flatten(), noise[1, :, 1:].flatten()])
+        )
+        assert (neighbours - torch.eye(3)).abs().max() < 0.05
 
 
 def test_sensor_noise_is_weaker_in_colour_than_in_brightness() -> None:

@@ -1,5 +1,6 @@
 """Archives on Ray, what a worker does, without Ray: its bytes are the plain command's, its report, faults of a node, resume."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -90,6 +91,11 @@ def test_bytes_are_the_plain_commands(
     assert f"failed: {archive.as_uri() if as_store else archive}/broken.jpg: expected a picture" in err
     assert "6 photos: 5 done; 1 failed" in err
     assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+def test_temperature_reaches_the_worker(settings: Settings) -> None:
+    with dataclasses.replace(settings, temperature=1.5).open() as upscaler:
+        assert upscaler.temperature == 1.5
 
 
 def test_the_report_has_a_row_for_each_photo(

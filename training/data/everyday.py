@@ -117,11 +117,10 @@ def sensor_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def raw_noise(lr: Tensor, rng: np.random.Generator) -> Tensor:
-    """White noise, independent in each channel."""
+    """White noise, independent in each channel, of a deviation in `RAW_RANGE`: (3, h, w) in [0, 1] -> the same shape and range."""
     deviation = rng.uniform(*RAW_RANGE) / 255
-    return (lr + deviation * torch.from_numpy(rng.standard_normal(tuple(lr.shape), dtype=np.float32))).clamp(
-        0, 1
-    )
+    noise = torch.from_numpy(rng.standard_normal(tuple(lr.shape), dtype=np.float32))
+    return (lr + deviation * noise).clamp(0, 1)
 
 
 def screenshot(hr: Tensor, rng: np.random.Generator) -> Tensor:

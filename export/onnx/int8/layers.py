@@ -18,9 +18,9 @@ FLOAT_BITS: Final = 32
 WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
 SUMS: Final = ("Add",)
 _PASSIVE: Final = (*LAYOUT, "Relu", "LeakyRelu", "Pad", "Concat", "Identity")
-# Multiply-accumulates whose cost by `Layer.cost` is that of one addition. Of the student at 142x142 pixels on one core with VNNI, ONNX
-# Runtime 1.32: a convolution of 20,736 multiply-accumulates a pixel takes 2.05 ms in INT8, a sum of 48 channels with what converts to
-# and from floats .68 ms, in integers .13 ms.
+# Multiply-accumulates whose cost by `Layer.cost` is that of one addition. Of the student at 142x142 pixels on one core with VNNI, by
+# the profiler of ONNX Runtime 1.32: a convolution of 20,736 multiply-accumulates a pixel takes 2.05 ms in INT8, a sum of 48 channels
+# with what converts to and from floats .68 ms, in integers .13 ms.
 SUM_WORK: Final = 40
 PRODUCT: Final = "product of attention"
 FIRST: Final = "first convolution"
