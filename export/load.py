@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from export.source import BASE, FEATURES, IMAGE, NOISE, SR, STUDENT, Source
-from export.student.network import CONFIG_FILE, WEIGHTS_FILE, Student, load_student
+from export.student.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_student
+from export.student.model.network import Student
 from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 from runtime.files import sha256_of
 
@@ -58,7 +59,7 @@ def student_source(student: Student, training: Mapping[str, Any], checkpoint_sha
     student = student.cpu().float().eval()
     image = TensorSpec(IMAGE, 3, 1.0, (0.0, 1.0))
     features = TensorSpec(FEATURES, c.width, 1.0 / c.fold)
-    base = TensorSpec(BASE, 3 * c.scale**2, 1.0)
+    base = TensorSpec(BASE, c.base_channels, 1.0)
     noise = TensorSpec(NOISE, c.noise_channels, 1.0 / c.fold)
     sr = TensorSpec(SR, 3, float(c.scale), (0.0, 1.0))
     context = -(-c.receptive_radius // c.fold) * c.fold

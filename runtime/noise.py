@@ -30,7 +30,7 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 # Cells of four channels computed at a time, so that temporaries stay in the processor's cache.
-_BAND_CELLS: Final = 1 << 12
+_BAND_CELLS: Final = 1 << 13
 
 # Acklam's coefficients, highest power first.
 _A = (-3.969683028665376e01, 2.209460984245205e02, -2.759285104469687e02,

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from export.prior.pictures import CachedPairs, PictureCache
-from export.student.network import Student, StudentConfig
+from export.student.model.network import Student, StudentConfig
 from training.data.batches import Batch, batches
 
 SHAPE = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)

@@ -24,7 +24,7 @@ from export.mil.lint import is_compressed, lint  # noqa: E402
 from export.mil.package.program import Operation, Program, read_package  # noqa: E402
 from export.mil.pair import PackagePair  # noqa: E402
 from export.source import ROLES, Source, psnr  # noqa: E402
-from export.student.network import Student, StudentConfig  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402
 

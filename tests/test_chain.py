@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 from torch import Tensor  # noqa: E402  (after importorskip)
 
 from calibration.measure.intervals import Difference  # noqa: E402
-from export.student.network import TINY_STUDENT, Student, save_student  # noqa: E402
+from export.student.model.checkpoint import save_student  # noqa: E402
+from export.student.model.network import TINY_STUDENT, Student  # noqa: E402
 from tools.chain import export, table  # noqa: E402
 from tools.chain.export import Exported  # noqa: E402
 from tools.chain.scores import Held, columns, held_pictures, on_pixels, wins  # noqa: E402

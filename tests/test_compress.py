@@ -23,7 +23,7 @@ from export.mil.evaluate import Evaluator  # noqa: E402
 from export.mil.package.program import read_package  # noqa: E402
 from export.mil.package.tensor import PackageError  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
-from export.student.network import Student, StudentConfig  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 
 SMALL = StudentConfig(width=32, encoder_blocks=1, generator_blocks=1, detail=16)

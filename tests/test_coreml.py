@@ -18,8 +18,9 @@ from export.coreml.description import AUTHOR  # noqa: E402
 from export.coreml.package import operations, quiet, read_spec, weights_folder, write_package  # noqa: E402
 from export.load import load_source, student_source  # noqa: E402
 from export.mil.package.tensor import PackageError  # noqa: E402
-from export.source import Source  # noqa: E402
-from export.student.network import Student, StudentConfig  # noqa: E402
+from export.mil.pair import PackagePair  # noqa: E402
+from export.source import Source, psnr  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 
 SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8, noise_gate=True)
@@ -140,6 +141,32 @@ def test_shipped_student_consists_of_operations_that_phones_accelerate(root: Pat
         "pixel_shuffle": 1,
         "relu": 3,
     }
+
+
+def test_a_consistent_student_keeps_its_picture_and_the_limits_of_phones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = Student(
+        StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8, fold=1, consistent=True)
+    )
+    with torch.no_grad():
+        student.generator.last.weight.mul_(10)
+        student.generator.trust.bias.fill_(2.0)
+    source = student_source(student, {"steps": 0}, "ab" * 32)
+    packages = {role: convert(source, role, tmp_path, **SIZE) for role in source.modules}
+    for path in packages.values():
+        assert (
+            max(output.type.tensorType.rank for op in operations(read_spec(path)) for output in op.outputs)
+            <= 4
+        )
+    assert (
+        "then the LR image"
+        in {f.name: f.shortDescription for f in read_spec(packages["encoder"]).description.output}["base"]
+    )
+    draw = torch.Generator().manual_seed(1)
+    image, noise = (torch.rand(1, channels, *SIZE.values(), generator=draw) for channels in (3, 4))
+    with torch.no_grad():
+        expected = student(image, noise).numpy()
+    assert psnr(PackagePair(packages, source.specs)(image.numpy(), noise.numpy()), expected) >= 60
 
 
 def test_full_precision_keeps_arrays_and_arithmetic_in_float32(source: Source, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from PIL import Image  # noqa: E402  (after importorskip)
 
 from export.student.critic_stage import CriticSettings, CriticStage, build  # noqa: E402
-from export.student.network import Student, StudentConfig, save_student  # noqa: E402
+from export.student.model.checkpoint import save_student  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from training.data.batches import batches  # noqa: E402
 from training.data.flaws import FLAWS, spoil  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402

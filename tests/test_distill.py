@@ -17,7 +17,7 @@ from safetensors.torch import load_file  # noqa: E402
 from export.distill import cli as distill  # noqa: E402
 from export.distill import stage as stages  # noqa: E402
 from export.distill.recipe import DistillConfig  # noqa: E402
-from export.student.network import load_student  # noqa: E402
+from export.student.model.checkpoint import load_student  # noqa: E402
 from training import settings  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
 

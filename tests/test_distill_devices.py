@@ -14,7 +14,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from export.distill import cli as distill  # noqa: E402
 from export.distill.stage import StudentDistill  # noqa: E402
-from export.student.network import load_student  # noqa: E402
+from export.student.model.checkpoint import load_student  # noqa: E402
 from training.data.batches import Batch  # noqa: E402
 from training.data.device.degradation import degrade_batch  # noqa: E402
 from training.data.device.parameters import Mixture  # noqa: E402

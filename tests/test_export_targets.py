@@ -22,7 +22,8 @@ from export.coreml.target import ONE_STEP_FLOOR_DB, mixed_plans  # noqa: E402
 from export.fold.layers import FoldError  # noqa: E402
 from export.load import load_source  # noqa: E402
 from export.mil.cli import main as coreml  # noqa: E402
-from export.student.network import Student, StudentConfig, save_student  # noqa: E402
+from export.student.model.checkpoint import save_student  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from runtime.bundle.reader import DEFAULT_BUNDLE, Bundle  # noqa: E402
 from runtime.errors import SettingError  # noqa: E402
 from runtime.upscale.upscaler import Upscaler  # noqa: E402

@@ -53,7 +53,7 @@ def test_all_stages_one_after_the_other_bring_back_weights_log_and_sheet(
 ) -> None:
     from safetensors import safe_open
 
-    from export.student.network import load_student
+    from export.student.model.checkpoint import load_student
 
     values = {"DATA": photos, "PRIOR": ncnn_network}
     first = gpu_run(root, tmp_path, "core", **values)

@@ -264,7 +264,7 @@ def test_check_finds_a_way_back(module: str, source: str) -> None:
         ("runtime", "import openvino"),
         ("runtime", "import coremltools"),
         ("training", "from calibration import metrics"),
-        ("calibration", "import export.student.network"),
+        ("calibration", "import export.student.model.network"),
         (
             "export",
             "def f():\n    from importlib import import_module\n    return import_module('gdposr.cli')",

@@ -32,7 +32,8 @@ from export.mil.package.tensor import PackageError, TensorType  # noqa: E402
 from export.mil.pair import PackagePair  # noqa: E402
 from export.mil.verify import CHAIN, FLOOR_KEY, VerifyError, default_floor, verify  # noqa: E402
 from export.source import psnr  # noqa: E402
-from export.student.network import Student, StudentConfig, load_student, save_student  # noqa: E402
+from export.student.model.checkpoint import load_student, save_student  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 from runtime.errors import DeviceError  # noqa: E402
 

@@ -8,7 +8,7 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from torch import nn  # noqa: E402
 
 from export.student.core import CoreSettings, StudentCore  # noqa: E402  (after importorskip)
-from export.student.network import Student, StudentConfig  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from training.loop.optimizers import UPDATE_RMS, Muon, Optimizers, orthogonalised  # noqa: E402
 
 SHAPE = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8, fold=1)

@@ -18,7 +18,8 @@ from safetensors.torch import load_file  # noqa: E402  (after importorskip)
 from export.distill import cli as distill  # noqa: E402
 from export.student import cli as student_cli  # noqa: E402
 from export.student.kinds import CORE  # noqa: E402
-from export.student.network import TINY_STUDENT, Student, load_student, save_student  # noqa: E402
+from export.student.model.checkpoint import load_student, save_student  # noqa: E402
+from export.student.model.network import TINY_STUDENT, Student  # noqa: E402
 from training import main as diffusion  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402

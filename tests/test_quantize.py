@@ -34,7 +34,8 @@ from export.onnx.int8.nncf_graphs import QuantizationError, Workbench  # noqa: E
 from export.onnx.int8.quality import Quality, broken, judge, losses  # noqa: E402
 from export.onnx.int8.quantize import INT8_PRESETS, Int8Request, quantize_int8  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
-from export.student.network import Student, StudentConfig, save_student  # noqa: E402
+from export.student.model.checkpoint import save_student  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from export.write_bundle import Wanted, write_bundle  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 

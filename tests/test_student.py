@@ -13,16 +13,11 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 from safetensors import SafetensorError  # noqa: E402  (after importorskip)
 
 from export.student import interpolate  # noqa: E402
-from export.student import network as checkpoints  # noqa: E402
-from export.student.network import (  # noqa: E402
-    NOISE_PATH,
-    Student,
-    StudentConfig,
-    bicubic_weight,
-    load_student,
-    save_student,
-    widened,
-)
+from export.student.model import checkpoint as checkpoints  # noqa: E402
+from export.student.model.checkpoint import load_student, save_student  # noqa: E402
+from export.student.model.growing import widened  # noqa: E402
+from export.student.model.kernels import bicubic_weight  # noqa: E402
+from export.student.model.network import NOISE_PATH, Student, StudentConfig  # noqa: E402
 
 SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=4)
 

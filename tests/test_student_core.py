@@ -10,15 +10,11 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 
 from student_cases import SHAPE, a_batch, a_student  # noqa: E402  (after importorskip)
 
-from export.student.core import (  # noqa: E402
-    CoreSettings,
-    StudentCore,
-    deepened,
-    stages_before,
-    started,
-)
+from export.student.core import CoreSettings, StudentCore, stages_before  # noqa: E402
 from export.student.losses import fine_part, gradient_loss, low_pass_loss, told_by, with_colours_of  # noqa: E402
-from export.student.network import StudentConfig, save_student  # noqa: E402
+from export.student.model.checkpoint import save_student  # noqa: E402
+from export.student.model.growing import deepened, started  # noqa: E402
+from export.student.model.network import StudentConfig  # noqa: E402
 from training.metrics.squeezenet import SqueezeFeatures  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------ shape

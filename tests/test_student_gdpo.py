@@ -20,7 +20,8 @@ from export.student.gdpo import (  # noqa: E402
     relative_change,
 )
 from export.student.losses import distances  # noqa: E402
-from export.student.network import TINY_STUDENT, Student, load_student, save_student  # noqa: E402
+from export.student.model.checkpoint import load_student, save_student  # noqa: E402
+from export.student.model.network import TINY_STUDENT, Student  # noqa: E402
 from gdposr.cli import main  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402
 from training.data.photos import CropParams, PairDataset, PhotoSet, find_images  # noqa: E402

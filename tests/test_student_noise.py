@@ -11,8 +11,9 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from student_cases import SHAPE, a_batch, a_student  # noqa: E402  (after importorskip)
 
 from export.student.adversary import Adversary  # noqa: E402
-from export.student.core import silence, with_noise  # noqa: E402
-from export.student.network import NOISE_PATH, Student  # noqa: E402
+from export.student.core import silence  # noqa: E402
+from export.student.model.growing import with_noise  # noqa: E402
+from export.student.model.network import NOISE_PATH, Student  # noqa: E402
 from export.student.noise import NoiseSettings, StudentNoise  # noqa: E402
 from training.data.batches import Batch  # noqa: E402
 

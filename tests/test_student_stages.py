@@ -17,7 +17,7 @@ from export.prior.network import Prior  # noqa: E402
 from export.student import cli  # noqa: E402
 from export.student.core import CoreSettings, StudentCore  # noqa: E402
 from export.student.kinds import CORE, KINDS, Sources, preparation  # noqa: E402
-from export.student.network import load_student, save_student  # noqa: E402
+from export.student.model.checkpoint import load_student, save_student  # noqa: E402
 from export.student.noise import NoiseSettings  # noqa: E402
 from gdposr.cli import main as gdposr  # noqa: E402
 from training.data.batches import Batch, batches  # noqa: E402

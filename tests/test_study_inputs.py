@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
 from calibration.studies import inputs  # noqa: E402  (after importorskip)
 from export.student import sample  # noqa: E402
-from export.student.network import Student, StudentConfig, save_student  # noqa: E402
+from export.student.model.checkpoint import save_student  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 
 
 def tree(folder: Path) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ from calibration.measure.onestep import restore  # noqa: E402
 from export.distill import fidelity  # noqa: E402
 from export.distill.stage import StudentDistill  # noqa: E402
 from export.distill.teacher import Teacher, by_sample, fitted, item_noise, model_digest  # noqa: E402
-from export.student.network import Student, StudentConfig, save_student  # noqa: E402
+from export.student.model.checkpoint import save_student  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from runtime.noise import noise_field  # noqa: E402
 from training.metrics.squeezenet import SqueezeFeatures  # noqa: E402
 from training.model.one_step import OneStepModel  # noqa: E402

@@ -19,7 +19,8 @@ from export.distill import cli as distill  # noqa: E402
 from export.distill import fidelity  # noqa: E402
 from export.distill.recipe import PRESETS  # noqa: E402
 from export.distill.teacher import Teacher  # noqa: E402
-from export.student.network import Student, load_student, nameless, save_student  # noqa: E402
+from export.student.model.checkpoint import load_student, nameless, save_student  # noqa: E402
+from export.student.model.network import Student  # noqa: E402
 from training.loop.budget import Budget  # noqa: E402
 from training.model.saving import save_merged  # noqa: E402
 

@@ -24,7 +24,8 @@ from export.onnx.graph.weight_only import WeightOnly, compress_onnx, compress_pa
 from export.onnx.target import ONNX_FLOOR_DB, default_precisions  # noqa: E402
 from export.parity import samples  # noqa: E402
 from export.source import Source, psnr  # noqa: E402
-from export.student.network import Student, StudentConfig, save_student  # noqa: E402
+from export.student.model.checkpoint import save_student  # noqa: E402
+from export.student.model.network import Student, StudentConfig  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 from runtime.upscale.upscaler import Upscaler  # noqa: E402
 

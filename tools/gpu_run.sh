@@ -134,7 +134,7 @@ collect() { # weights in float16 and one sheet of samples; runs after every call
 import shutil, sys
 from pathlib import Path
 from PIL import Image
-from export.student.network import load_student, save_student
+from export.student.model.checkpoint import load_student, save_student
 
 state, out = map(Path, sys.argv[1:])
 sheets = []

@@ -89,7 +89,8 @@ def _meaning(source: Source, tensor: TensorSpec) -> str:
     if tensor in source.specs["generator"].outputs:
         return f"SR image, RGB, {source.scale} times as high and wide as the LR image."
     if tensor.name == BASE:
-        return f"Bicubic enlargement by {source.scale} before its pixel shuffle, handed to the generator unchanged."
+        image = ", then the LR image" if tensor.channels > 3 * source.scale**2 else ""
+        return f"Bicubic enlargement by {source.scale} before its pixel shuffle{image}, handed to the generator unchanged."
     if tensor in source.specs["encoder"].outputs:
         return "Features, handed to the generator unchanged."
     return "Values between two chunks, handed on unchanged."

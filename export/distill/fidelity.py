@@ -20,7 +20,8 @@ from calibration.measure.diversity import DIVERSITY_FLOOR, agreement
 from calibration.measure.onestep import restore
 from calibration.measure.pairs import Pair, find_pairs, read_rgb
 from export.distill.teacher import SAMPLES, Teacher
-from export.student.network import Student, StudentConfig, load_student
+from export.student.model.checkpoint import load_student
+from export.student.model.network import Student, StudentConfig
 from export.student.sample import student_sample
 from runtime.errors import GdposrError
 from runtime.text import print_error

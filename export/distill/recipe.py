@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from export.student.network import TINY_STUDENT, StudentConfig
+from export.student.model.network import TINY_STUDENT, StudentConfig
 from training.data.cards import Variety
 from training.loop.stage import RunSettings
 from training.metrics.squeezenet import LAYERS

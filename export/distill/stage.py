@@ -26,7 +26,8 @@ from export.distill.losses import (
 from export.distill.recipe import DistillConfig
 from export.distill.teacher import SAMPLES, Teacher, by_picture, by_sample
 from export.student.adversary import PatchDiscriminator, discriminator_loss, generator_loss
-from export.student.core import StudentStage, stages_before, started
+from export.student.core import StudentStage, stages_before
+from export.student.model.growing import started
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses
 from training.loop.validation import Validation
@@ -110,8 +111,9 @@ class StudentDistill(StudentStage):
         assert batch.drawn is not None
         taught = None if batch.target is None else from_bytes(by_sample(batch.target))
         features, base = self.student.encode(batch.lr)
-        residual = self.student.generator.residual(features.repeat(2, 1, 1, 1), self._noise(batch))
-        samples = torch.pixel_shuffle(base.float().repeat(2, 1, 1, 1) + residual.float(), c.student.scale)
+        samples = self.student.generator.picture(
+            features.repeat(2, 1, 1, 1), base.repeat(2, 1, 1, 1), self._noise(batch)
+        )
 
         # random shifts, so that no loss sees the pixel-shuffle grid at a fixed phase
         shifts = [integers(c.seed, batch.items, 0, PHASE, axis).tolist() for axis in ("dy", "dx")]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.student.network import StudentConfig
+from export.student.model.network import StudentConfig
 from runtime.noise import noise_field
 from training.model.loading import load_model
 from training.model.one_step import OneStepModel, base_config

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from export.fold.layers import FoldError, require
 from export.fold.unet import FoldedUnet, KlDecoder, KlEncoder, TinyDecoder, TinyEncoder
 from export.source import FEATURES, IMAGE, NOISE, SR, Source, psnr
-from export.student.network import bicubic_weight
+from export.student.model.kernels import bicubic_weight
 from runtime.bundle.manifest import GraphSpec, NoiseSpec, SizeRule, TensorSpec
 from runtime.files import sha256_of
 from training.model.loading import MODEL_FILE, find_model, load_model, read_model_file

@@ -26,7 +26,8 @@ from calibration.measure.intervals import FEW, differences, interval
 from export.student.cli import run
 from export.student.gdpo import StudentGdpoSettings
 from export.student.kinds import KINDS
-from export.student.network import Student, load_student
+from export.student.model.checkpoint import load_student
+from export.student.model.network import Student
 from runtime.text import print_error
 from training.data.everyday import degrade_everyday
 from training.data.photos import PhotoSet, find_images, split_photos

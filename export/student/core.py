@@ -7,11 +7,12 @@ the student's pictures with the prior's make it crisper."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.student.adversary import Adversary
@@ -19,11 +20,14 @@ from export.student.losses import (
     chroma_loss,
     gradient_loss,
     low_pass_loss,
+    sharpened,
     told_by,
+    trusted,
     with_coarse_part_of,
     with_colours_of,
 )
-from export.student.network import NOISE_PATH, Student, StudentConfig, load_student, save_student, widened
+from export.student.model.checkpoint import save_student
+from export.student.model.network import NOISE_PATH, Student, StudentConfig
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings, Stage
 from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature_distance
@@ -31,9 +35,8 @@ from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature
 # Default shape, at LR resolution. It costs as much as 96 channels at half that resolution, with a quarter of the weights, and trains in
 # less than half the steps (training/EXPERIMENTS.md, "The shape was the brake").
 SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
-# Scale of the gate's initial weights. The features have a standard deviation of about 0.1, so the gate's values have about 1. Gate
-# weights that start at zero stay small, and the gate is then the same everywhere.
-GATE_START = 10.0
+# Sigma in pixels of the unsharp mask on the target.
+SHARPENED_SIGMA = 1.2
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,19 @@ class CoreSettings(RunSettings):
     crispness: float = 1.15
     """Factor on the target's difference from the bicubic upscale; 1 leaves the target as it is. A larger value asks
     for more contrast and compensates for the softness of a small network."""
+    sharpness: float = 0.0
+    """Amount of an unsharp mask on the target, with a sigma of 1.2 pixels; 0 leaves it as it is. Other than crispness, it
+    strengthens the finest detail alone."""
     truth: float = 1.0
     """Share of the photo in the target's coarse part (means over 4x4 pixels), for inputs that still show it. 0: all
     of it from the prior; 1: all of it from the photo."""
     truth_error: float = 5.0
     """RMS error in levels of 1/255, between an input and those 4x4 means, at which the photo's share is half of
     `truth`. A larger value trusts the photo for more strongly degraded inputs too."""
+    trust: float = 0.05
+    """Weight of the cross-entropy between a consistent student's trust in its input and `losses.trusted`."""
+    trust_ratio: float = 0.1
+    """The ratio of `losses.trusted`. A larger value also trusts inputs that are less clean."""
     cards: float = 0.2
     """Share of drawn pairs, 0 to 1: letters and patterns as fine as an LR picture can hold. Priors get these wrong."""
     pixel: float = 1.0
@@ -91,10 +101,10 @@ class CoreSettings(RunSettings):
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"optimizer must be muon or adamw, got {self.optimizer!r}")
-        for name in ("crispness", "truth_error"):
+        for name in ("crispness", "truth_error", "trust_ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("pixel", "gradient", "chroma", "feature", "adversary"):
+        for name in ("sharpness", "trust", "pixel", "gradient", "chroma", "feature", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("adversary_from", "truth", "cards"):
@@ -102,79 +112,6 @@ class CoreSettings(RunSettings):
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if len(self.feature_layers) != len(LAYERS):
             raise ValueError(f"feature_layers must be {len(LAYERS)} weights, got {len(self.feature_layers)}")
-
-
-def deepened(student: Student, config: StudentConfig) -> Student:
-    """A student of a larger shape that gives the same pictures (Net2Net, Chen et al. 2016).
-
-    The last convolution of every added block starts at zero. Raises ValueError if the new shape has fewer blocks or channels,
-    or more blocks before the dilated ones."""
-    have = student.config
-    counts = ("encoder_blocks", "far_blocks", "generator_blocks")
-    if any(getattr(config, name) < getattr(have, name) for name in counts):
-        raise ValueError(f"a student of shape {have} cannot become one of {config}: it has more blocks")
-    if have.far_blocks and config.encoder_blocks > have.encoder_blocks:
-        raise ValueError(
-            f"a student of shape {have} cannot become one of {config}: blocks cannot be added in front of its far_blocks; "
-            f"leave encoder_blocks at {have.encoder_blocks}"
-        )
-    earlier = widened(student, replace(config, **{name: getattr(have, name) for name in counts}))
-    deeper = Student(config)
-    for part, count in (
-        ("encoder", have.encoder_blocks + have.far_blocks),
-        ("generator", have.generator_blocks),
-    ):
-        for block in getattr(deeper, part).blocks[count:]:
-            nn.init.zeros_(block.conv2.weight)
-    deeper.load_state_dict(deeper.state_dict() | earlier.state_dict())
-    return deeper
-
-
-def with_noise(student: Student, channels: int, seed: int = 0) -> Student:
-    """The same core with another number of noise channels and a gate on the noise.
-
-    channels: noise channels per cell. Their weights start at zero, so the noise has no effect yet.
-    seed: of the gate's initial weights. The gate's values then differ between channels and places."""
-    fresh = Student(replace(student.config, noise_channels=channels, noise_gate=True))
-    core = {name: value for name, value in student.state_dict().items() if ".gate." not in name}
-    state = fresh.state_dict() | core
-    state["generator.noise.weight"] = torch.zeros_like(fresh.generator.noise.weight)
-    # The core used the bias of the noise convolution without a gate. Move it to the features, which the gate does not scale.
-    last = (
-        f"encoder.blocks.{len(student.encoder.blocks) - 1}.conv2"
-        if len(student.encoder.blocks)
-        else "encoder.stem"
-    )
-    state[f"{last}.bias"] = state[f"{last}.bias"] + state["generator.noise.bias"]
-    state["generator.noise.bias"] = torch.zeros_like(state["generator.noise.bias"])
-    spread = GATE_START / student.config.width**0.5
-    state["generator.gate.weight"] = torch.empty_like(state["generator.gate.weight"]).normal_(
-        std=spread, generator=torch.Generator().manual_seed(seed)
-    )
-    state["generator.gate.bias"] = torch.full_like(state["generator.gate.bias"], 0.5)
-    fresh.load_state_dict(state)
-    return fresh
-
-
-def started(config: StudentConfig, init: Path | None, seed: int) -> tuple[Student, dict[str, Any]]:
-    """A new student, or the one at `init` brought to this shape, and its provenance.
-
-    New weights depend on seed only. If the number of noise channels differs from that at `init`, the noise
-    convolution starts anew. Raises ValueError if the checkpoint does not fit into the shape."""
-    torch.manual_seed(seed)
-    student = Student(config)
-    if init is None:
-        return student, {}
-    earlier, provenance = load_student(init)
-    channels = earlier.config.noise_channels
-    try:
-        state = deepened(earlier, replace(config, noise_channels=channels)).state_dict()
-    except ValueError as error:
-        raise ValueError(f"{init}: {error}; set student.* to match") from error
-    if channels != config.noise_channels:
-        del state["generator.noise.weight"]
-    student.load_state_dict(student.state_dict() | state)
-    return student, provenance
 
 
 def stages_before(provenance: dict[str, Any]) -> list[dict[str, Any]]:
@@ -201,7 +138,7 @@ class StudentStage(Stage):
     history: list[dict[str, Any]]
 
     def free_generator(self, noise_only: bool) -> None:
-        """Let the generator learn, or only its path of the noise, and nothing else of the student.
+        """Let the generator learn, or only its path of the noise, and nothing else of the student. Its trust in the input stays.
 
         The gate is left out of that path where the convolution of the noise has a bias, as after tuning: it would scale the bias,
         which belongs to the picture without noise."""
@@ -210,7 +147,7 @@ class StudentStage(Stage):
         path = NOISE_PATH[:1] if biased else NOISE_PATH
         self.student.requires_grad_(False)
         for name, parameter in generator.named_parameters():
-            parameter.requires_grad_(not noise_only or name in path)
+            parameter.requires_grad_(name in path if noise_only else not name.startswith("trust."))
 
     def learning(self) -> list[nn.Parameter]:
         """What of the generator learns."""
@@ -280,12 +217,19 @@ class StudentCore(StudentStage):
         if phase == "adversary":
             return {"loss": self.adversary.loss(carry["target"], carry["picture"], carry["enlarged"])}, {}
         features, base = self.student.encode(batch.lr)
-        residual = self.student.generator.residual(features, silence(self.student, features))
-        scale = self.student.config.scale
-        picture = torch.pixel_shuffle((base + residual).float(), scale)
-        enlarged = torch.pixel_shuffle(base.float(), scale)
+        generator, scale = self.student.generator, self.student.config.scale
+        logit = generator.trust_logit(features) if self.student.config.consistent else None
+        # the pictures' losses do not teach the trust: an error that texture hides costs them as much as one on a plain wall
+        trust = None if logit is None else torch.sigmoid(logit.detach())
+        picture = generator.picture(features, base, silence(self.student, features), trust)
+        enlarged = torch.pixel_shuffle(base[:, : 3 * scale**2].float(), scale)
         target = self._target(batch, enlarged)
         losses = self._losses(picture, target, enlarged, photos_in(batch, 0, (len(picture) + 1) // 2))
+        if logit is not None:
+            wanted = trusted(batch.lr.float(), batch.hr.float(), self.settings.trust_ratio)
+            found = F.binary_cross_entropy_with_logits(logit.float(), wanted)
+            losses["loss"] = losses["loss"] + self.settings.trust * found
+            losses["trust"] = found.detach()
         seen = slice(len(picture) // 2, None)  # the discriminator trains on the half it has not just judged
         shown = {"picture": picture.detach().clamp(0, 1), "target": target, "enlarged": enlarged.detach()}
         return losses, {name: value[seen] for name, value in shown.items()}
@@ -298,7 +242,10 @@ class StudentCore(StudentStage):
         if batch.target is None:
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)
-        crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness).clamp(0, 1)
+        crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness)
+        if self.settings.sharpness > 0:
+            crisp = sharpened(crisp, self.settings.sharpness, SHARPENED_SIGMA)
+        crisp = crisp.clamp(0, 1)
         hr = batch.hr.float()
         share = self.settings.truth * told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
         # colours again, since clamping shifts the mean

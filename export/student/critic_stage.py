@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.student.network import Student, load_student
+from export.student.model.checkpoint import load_student
+from export.student.model.network import Student
 from training.data.batches import Batch
 from training.data.flaws import FLAWS, spoil
 from training.loop.stage import Carry, Losses, RunSettings, Stage

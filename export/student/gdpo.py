@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from export.student.core import StudentStage
 from export.student.losses import distances
-from export.student.network import Student
+from export.student.model.network import Student
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses
 from training.loop.validation import Validation

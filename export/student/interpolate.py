@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from export.student.core import with_noise
-from export.student.network import NOISE_PATH, Student, load_student, save_student
+from export.student.model.checkpoint import load_student, save_student
+from export.student.model.growing import with_noise
+from export.student.model.network import NOISE_PATH, Student
 from runtime.text import print_error
 
 

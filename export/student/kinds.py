@@ -12,10 +12,12 @@ import torch
 from export.prior.network import Prior
 from export.prior.pictures import CachedPairs, PictureCache
 from export.student import critic_stage as critics
-from export.student.core import CoreSettings, StudentCore, stages_before, started
+from export.student.core import CoreSettings, StudentCore, stages_before
 from export.student.critic_stage import CriticSettings
 from export.student.gdpo import StudentGdpo, StudentGdpoSettings
-from export.student.network import TINY_STUDENT, load_student
+from export.student.model.checkpoint import load_student
+from export.student.model.growing import started
+from export.student.model.network import TINY_STUDENT
 from export.student.noise import NoiseSettings, StudentNoise
 from training.data.batches import Pairs
 from training.data.cards import Variety

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from export.student.adversary import Adversary
-from export.student.core import StudentStage, photos_in, silence, with_noise
+from export.student.core import StudentStage, photos_in, silence
 from export.student.losses import (
     chroma_loss,
     energy_score,
@@ -30,7 +30,8 @@ from export.student.losses import (
     told_by,
     without_grain,
 )
-from export.student.network import Generator, Student
+from export.student.model.growing import with_noise
+from export.student.model.network import Generator, Student
 from training.data.batches import Batch
 from training.loop.stage import Carry, Losses, RunSettings
 from training.metrics.detail import flat_mask
@@ -167,9 +168,8 @@ class StudentNoise(StudentStage):
             truth = self._truth(batch, core)
         shape = (s.samples, self.student.config.noise_channels, *features.shape[2:])
         noise = normal(s.seed, batch.items, shape, "noise").to(features).transpose(0, 1).flatten(0, 1)
-        residual = self.student.generator.residual(features.repeat(s.samples, 1, 1, 1), noise)
-        pictures = torch.pixel_shuffle(
-            (base.repeat(s.samples, 1, 1, 1) + residual).float(), self.student.config.scale
+        pictures = self.student.generator.picture(
+            features.repeat(s.samples, 1, 1, 1), base.repeat(s.samples, 1, 1, 1), noise
         )
         samples = pictures.unflatten(0, (s.samples, n))
         cores = core.repeat(s.samples, 1, 1, 1)

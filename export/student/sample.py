@@ -20,7 +20,8 @@ from torch import Tensor
 from calibration.measure.onestep import restore
 from calibration.measure.pairs import named_photos, read_rgb
 from export.prior.network import PACKAGED, Prior
-from export.student.network import Student, load_student
+from export.student.model.checkpoint import load_student
+from export.student.model.network import Student
 from runtime.bundle.manifest import COLOR_FIXES
 from runtime.errors import GdposrError
 from runtime.noise import noise_field

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any, Final
 
@@ -188,10 +189,13 @@ def choose(
     return Plan(shape, lanes, keep, estimate + keep * kept)
 
 
+@lru_cache(maxsize=4)
 def _cuts(
     size: tuple[int, int], core: int, least: int, rule: SizeRule
-) -> Iterator[tuple[tuple[int, int], int, int]]:
+) -> tuple[tuple[tuple[int, int], int, int], ...]:
     """The ways to cut a picture: height and width of its cores, the pixels that all calls are shown, and their number.
+
+    Kept, since pictures often come in one size and a small one is enlarged in a few milliseconds.
 
     size: of the picture.
     core, least: the largest and the smallest side of a core.
@@ -214,8 +218,10 @@ def _cuts(
         pairs: Iterable[Any] = zip(*(axis(length, sides) for length in size), strict=True)
     else:
         pairs = product(*(list(axis(length, even(length))) for length in size))
-    for (height, down, rows), (width, across, columns) in pairs:
-        yield (height, width), down * across, rows * columns
+    return tuple(
+        ((height, width), down * across, rows * columns)
+        for (height, down, rows), (width, across, columns) in pairs
+    )
 
 
 def peak(demand: Demand, costs: Costs, rule: SizeRule, tile: tuple[int, int], lanes: int) -> int:
