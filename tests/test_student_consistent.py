@@ -12,6 +12,7 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from student_cases import a_batch  # noqa: E402  (after importorskip)
 
 from export.student.core import CoreSettings, StudentCore  # noqa: E402
+from export.student.interpolate import interpolate  # noqa: E402
 from export.student.losses import sharpened, trusted  # noqa: E402
 from export.student.model.checkpoint import load_student, save_student  # noqa: E402
 from export.student.model.growing import started  # noqa: E402
@@ -165,6 +166,20 @@ def test_a_plain_student_becomes_a_consistent_one(tmp_path: Path) -> None:
     save_student(student, tmp_path / "consistent")
     with pytest.raises(ValueError, match="cannot become one of"):
         started(PLAIN, tmp_path / "consistent", seed=0)
+
+
+def test_a_consistent_core_takes_over_the_noise_of_a_plain_student() -> None:
+    core, other = a_student(), a_student(replace(PLAIN, noise_gate=True))
+    mixed = interpolate(core, other, share=0.0)
+    assert mixed.config == replace(SHAPE, noise_gate=True)
+    assert torch.equal(mixed.generator.noise.weight, other.generator.noise.weight)
+    image, silence = torch.rand(1, 3, 16, 16), torch.zeros(1, 4, 16, 16)
+    with torch.no_grad():
+        core.generator.trust.bias.fill_(1.0)
+        trusting = interpolate(core, other, share=0.0)
+        assert float((trusting(image, silence) - mixed(image, silence)).abs().max()) > 0.01
+    with pytest.raises(ValueError, match="students of one shape"):
+        interpolate(a_student(PLAIN), a_student(), share=0.0)
 
 
 def test_later_stages_leave_the_trust_alone() -> None:

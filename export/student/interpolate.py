@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from runtime.text import print_error
 def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:
     """(1 - share) * first + share * second, weight by weight.
 
-    first, second: of one shape; the first may lack the gate of the noise, and then takes the second's path of the noise.
+    first, second: of one shape, with two exceptions. If the first lacks the gate of the noise, it takes the second's path of
+        the noise. If only the first is consistent, the mixture has its trust.
     share: in [0, 1].
     noise: factor above 0 on the weights of the noise's convolution, with the same effect as scaling the noise.
 
@@ -40,10 +42,14 @@ def interpolate(first: Student, second: Student, share: float, noise: float = 1.
     borrowed = second.config.noise_gate and not first.config.noise_gate
     if borrowed:
         first = with_noise(first, second.config.noise_channels)
-    if first.config != second.config:
+    theirs = second.state_dict()
+    shape = second.config
+    if first.config.consistent and not shape.consistent:
+        shape = replace(shape, consistent=True)
+        theirs = first.state_dict() | theirs
+    if first.config != shape:
         raise ValueError(f"students of one shape are expected, got {first.config} and {second.config}")
     mixed = Student(first.config)
-    theirs = second.state_dict()
     mixed.load_state_dict(
         {
             name: theirs[name]
