@@ -30,6 +30,8 @@ def lively(config: StudentConfig = SMALL) -> Student:
         for block in (*student.encoder.blocks, *student.generator.blocks):
             block.conv2.weight.mul_(4)
         student.generator.last.weight.mul_(10)
+        if student.generator.trust is not None:
+            student.generator.trust.weight.normal_(std=0.3)
     return student
 
 
@@ -76,7 +78,11 @@ def test_noise_changes_the_picture_and_nothing_else_does() -> None:
     assert float((student(image, noise) - student(image, noise.flip(0))).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("shape", [SMALL, replace(SMALL, far_blocks=2, fold=1)], ids=["plain", "far blocks"])
+@pytest.mark.parametrize(
+    "shape",
+    [SMALL, replace(SMALL, far_blocks=2, fold=1), replace(SMALL, fold=1, consistent=True)],
+    ids=["plain", "far blocks", "consistent"],
+)
 def test_receptive_field_is_as_stated(shape: StudentConfig) -> None:
     student = lively(shape).double()
     radius = shape.receptive_radius

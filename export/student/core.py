@@ -68,7 +68,7 @@ class CoreSettings(RunSettings):
     truth_error: float = 5.0
     """RMS error in levels of 1/255, between an input and those 4x4 means, at which the photo's share is half of
     `truth`. A larger value trusts the photo for more strongly degraded inputs too."""
-    trust: float = 0.05
+    trust: float = 0.005
     """Weight of the cross-entropy between a consistent student's trust in its input and `losses.trusted`."""
     trust_ratio: float = 0.1
     """The ratio of `losses.trusted`. A larger value also trusts inputs that are less clean."""

@@ -64,11 +64,15 @@ class StudentConfig:
     @property
     def receptive_radius(self) -> int:
         """Radius of the receptive field of an output pixel, in LR pixels."""
-        cells = 1 + 2 * self.encoder_blocks + 2 * self.generator_blocks + 1  # stem, blocks, expansion
-        cells += sum(2 * 2 ** (k + 1) for k in range(self.far_blocks))
+        seen = (
+            1 + 2 * self.encoder_blocks + sum(2 * 2 ** (k + 1) for k in range(self.far_blocks))
+        )  # stem, blocks
+        drawn = 2 * self.generator_blocks + 1  # blocks, expansion
         # 1 for the last convolution, fold - 1 for an LR pixel's place inside its cell
-        radius = self.fold * cells + 1 + (self.fold - 1)
-        return radius + 2 * self.consistent  # and 2 for the kernel that spreads the correction
+        radius = self.fold * (seen + drawn) + 1 + (self.fold - 1)
+        if not self.consistent:
+            return radius
+        return max(radius, seen + TRUST_WINDOW // 2) + 2  # 2 for the kernel that spreads the correction
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,6 +86,12 @@ class StudentConfig:
             )
         return cls(**values)
 
+
+# Side in LR pixels of the window whose mean tells how far the input is trusted. A degradation is alike over a neighbourhood, and
+# a map of single pixels would show in the picture as a grid.
+TRUST_WINDOW: Final = 13
+# Factor on the trust's logit. Features deviate by about 0.1, so that weights of a usual size would give logits near 0.
+TRUST_SCALE: Final = 30.0
 
 # For tests: a step of training takes moments on a CPU.
 TINY_STUDENT = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
@@ -170,7 +180,7 @@ class Generator(nn.Module):
             if self.trust is not None:  # next to none anywhere
                 assert self.trust.bias is not None
                 self.trust.weight.zero_()
-                self.trust.bias.fill_(-4.0)
+                self.trust.bias.fill_(-4.0 / TRUST_SCALE)
 
     def residual(self, features: Tensor, noise: Tensor) -> Tensor:
         """The residual, which is added to the base, (n, 48, h, w)."""
@@ -201,9 +211,10 @@ class Generator(nn.Module):
         return F.pixel_shuffle(cells + spread, scale)
 
     def trust_logit(self, features: Tensor) -> Tensor:
-        """Logit of how far a consistent student trusts the image, (n, 1, h, w)."""
+        """Logit of how far a consistent student trusts the image, (n, 1, h, w), a mean over what a window finds."""
         assert self.trust is not None
-        return self.trust(features)
+        places = TRUST_SCALE * self.trust(features)
+        return F.avg_pool2d(places, TRUST_WINDOW, 1, TRUST_WINDOW // 2, count_include_pad=False)
 
     def forward(self, features: Tensor, base: Tensor, noise: Tensor) -> Tensor:
         return self.picture(features, base, noise).clamp(0.0, 1.0)
