@@ -144,10 +144,10 @@ CORE          = export/weights/pocket-core
 # As many as the prior makes in about 4 % of the minutes, on two CPU cores; x4plus takes fourteen times as long as a small one.
 PICTURES      = $(shell awk 'BEGIN {n = int($(CHAIN_MINUTES) * $(if $(filter x4plus,$(PRIOR)),0.36,5)); print (n < 16 ? 16 : (n > 3400 ? 3400 : n))}')
 # Settings by stage, as KEY=VALUE words; EXPERIMENTS.md says where they come from. CHAIN_ARGS goes to every stage.
-ALL_CORE_SET  = student.far_blocks=2 batch=2 crop=192 crispness=1.3
-CORE_SET      = lr=6e-4 cards=0.25 feature=0 adversary=0
-CRISP_SET     = lr=5e-4 cards=0.5 feature=0.6 adversary=0.4 adversary_from=0.35 ema=0.998
-NOISE_SET     = batch=4 crop=128 score=22 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.1
+ALL_CORE_SET  = student.far_blocks=2 student.consistent=true batch=2 crop=192 crispness=1.3 sharpness=1 chroma=3 ema=0.998
+CORE_SET      = lr=6e-4 cards=0.3 feature=0.2 adversary=0
+CRISP_SET     = lr=4e-4 cards=0.5 feature=0.6 adversary=0.4 adversary_from=0.05
+NOISE_SET     = batch=4 crop=128 score=22 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.15
 GDPO_SET      = lr=4e-4 anchor=0.1 weighting=fixed group=12
 MIX           = --share 0
 CHAIN_ARGS    =

@@ -48,6 +48,7 @@ def client(start_server: Callable) -> Iterator[Client]:
         ("a.png", 3, "format=jpeg&quality=80&seed=1", "--quality 80 --seed 1", ".jpg"),
         ("a.webp", 4, "format=webp", "", ".webp"),
         ("a.jpg", 3, "strip=true", "--strip", ".png"),
+        ("a.png", 3, "temperature=1.5&seed=2", "--temperature 1.5 --seed 2", ".png"),
     ],
 )
 def test_answers_are_the_command_s_bytes(
@@ -154,6 +155,8 @@ def test_a_picture_the_format_cannot_hold_is_refused(client: Client, make_pixels
         ("samples=2&sample=1", "sample is one version"),
         ("format=tiff", "format: "),
         ("quality=101", "quality: "),
+        ("temperature=2.1", "temperature: "),
+        ("temperature=nan", "temperature: "),
         ("sampels=3", "unknown parameter 'sampels': expected some of seed, "),
     ],
 )
@@ -251,7 +254,9 @@ def test_the_description_names_every_parameter_and_answer_and_loads_nothing(clie
     description = json.loads(client.ask("/openapi.json").body)
     operation = description["paths"]["/v1/upscale"]["post"]
     names = [each["name"] for each in operation["parameters"]]
-    assert names == ["seed", "samples", "sample", "scale", "format", "quality", "strip"]
+    assert names == [
+        "seed", "samples", "sample", "scale", "temperature", "format", "quality", "strip",
+    ]  # fmt: skip
     assert set(operation["responses"]) == {"200", "408", "413", "415", "422", "429", "503", "504"}
     assert "requestBody" in operation
     answer = client.ask("/")

@@ -70,7 +70,7 @@ class CoreSettings(RunSettings):
     `truth`. A larger value trusts the photo for more strongly degraded inputs too."""
     trust: float = 0.005
     """Weight of the cross-entropy between a consistent student's trust in its input and `losses.trusted`."""
-    trust_ratio: float = 0.1
+    trust_ratio: float = 0.15
     """The ratio of `losses.trusted`. A larger value also trusts inputs that are less clean."""
     cards: float = 0.2
     """Share of drawn pairs, 0 to 1: letters and patterns as fine as an LR picture can hold. Priors get these wrong."""

@@ -26,6 +26,7 @@ from gdposr.server.order import Order
 from gdposr.server.refusals import GONE, RETRY, Refusal, refusal_of
 from gdposr.server.upload import receive_photo
 from gdposr.server.work import Answer, PhotoRequest
+from runtime.upscale.upscaler import HOTTEST
 
 # Where photos are posted to.
 PATH = "/v1/upscale"
@@ -44,6 +45,13 @@ class UpscaleQuery(BaseModel):
     scale: float | None = Field(
         None, gt=0, le=4, allow_inf_nan=False, description="any factor up to 4 (default: the model's own)"
     )
+    temperature: float = Field(
+        1.0,
+        ge=0,
+        le=HOTTEST,
+        allow_inf_nan=False,
+        description="how strongly texture is drawn: 0 none, 2 most",
+    )
     format: Literal["png", "jpeg", "webp"] = Field("png", description="of each picture")
     quality: int = Field(95, ge=1, le=100, description="of a JPEG or WebP")
     strip: bool = Field(False, description="no metadata in the pictures; what their colours depend on stays")
@@ -58,7 +66,16 @@ class UpscaleQuery(BaseModel):
                 f"samples: expected at most {limits.max_samples}, got {self.samples}: ask again for others by `sample`",
             )
         factor = scale if self.scale is None else self.scale
-        return Order(self.seed, factor, self.samples or 1, self.sample, self.format, self.quality, self.strip)
+        return Order(
+            self.seed,
+            factor,
+            self.samples or 1,
+            self.sample,
+            self.temperature,
+            self.format,
+            self.quality,
+            self.strip,
+        )
 
 
 class PhotoService:

@@ -21,6 +21,8 @@ class Order:
     """Versions 0, 1, ... of the seed."""
     only: int | None = None
     """Number of the one version to make. None: all `samples`."""
+    temperature: float = 1.0
+    """Standard deviation of the noise, from 0 to the runtime's `HOTTEST`."""
     format: str = "png"
     """One of SUFFIXES."""
     quality: int = 95

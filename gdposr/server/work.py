@@ -85,6 +85,7 @@ class Work:
                 scale=order.scale,
                 samples=len(targets),
                 progress=job.check,
+                temperature=order.temperature,
             )
             # write
             for number, target in targets.items():
@@ -116,7 +117,8 @@ class Work:
         """
         from runtime.image.write.encode import write_photo
 
-        text = notes_of(order.seed, str(number), self._upscaler.bundle.digest, self._upscaler.precision)
+        bundle, precision = self._upscaler.bundle, self._upscaler.precision
+        text = notes_of(order.seed, str(number), bundle.digest, precision, order.temperature)
         if order.strip:
             photo, text = photo.stripped(), {}
 

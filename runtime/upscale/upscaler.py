@@ -72,11 +72,7 @@ class Upscaler:
         self.color_fix = self.manifest.color_fix if color_fix is None else color_fix
         if self.color_fix not in COLOR_FIXES:
             raise SettingError(f"color_fix: expected one of {', '.join(COLOR_FIXES)}, got {self.color_fix!r}")
-        self.temperature = float(temperature)
-        if not 0.0 <= self.temperature <= HOTTEST:  # NaN fails too
-            raise SettingError(
-                f"temperature: expected 0 to {HOTTEST:g}, got {temperature!r}; 1 is what the model was trained with"
-            )
+        self.temperature = _temperature(temperature)
         self.tile = None if tile is None else setting("tile", tile, 1)
         self.max_memory = None if max_memory is None else setting("max_memory", max_memory, 1)
         self.threads = usable_processors() if threads is None else setting("threads", threads, 1)
@@ -183,11 +179,14 @@ class Upscaler:
         scale: float | None = None,
         samples: int = 1,
         progress: Progress | None = None,
+        *,
+        temperature: float | None = None,
     ) -> Rendering:
         """An image ready to be enlarged by `.strips(sample)` or `.sample(sample)`.
 
         image, seed, scale, progress: as for `samples`.
         samples: how many will be asked for. From two on the encoder's features are kept, if they fit.
+        temperature: of this picture, from 0 to `HOTTEST`. None: the upscaler's.
         """
         engine = self._engine
         if engine is None:
@@ -198,7 +197,8 @@ class Upscaler:
             raise SettingError(
                 f"scale: expected above 0 and at most {self.scale}, got {scale!r}; choose one in that range"
             )
-        request = Request(seed, factor, samples, self.color_fix, self.tile, self.max_memory, self.temperature)
+        heat = self.temperature if temperature is None else _temperature(temperature)
+        request = Request(seed, factor, samples, self.color_fix, self.tile, self.max_memory, heat)
         return Rendering(engine, self.manifest, as_picture(image), request, progress)
 
     def up_photo(
@@ -267,3 +267,12 @@ class Upscaler:
         self._notes.append(note)
         if self._notify is not None:
             self._notify(note)
+
+
+def _temperature(value: float) -> float:
+    heat = float(value)
+    if not 0.0 <= heat <= HOTTEST:  # NaN fails too
+        raise SettingError(
+            f"temperature: expected 0 to {HOTTEST:g}, got {value!r}; 1 is what the model was trained with"
+        )
+    return heat
