@@ -144,10 +144,9 @@ CORE          = export/weights/pocket-core
 # As many as the prior makes in about 4 % of the minutes, on two CPU cores; x4plus takes fourteen times as long as a small one.
 PICTURES      = $(shell awk 'BEGIN {n = int($(CHAIN_MINUTES) * $(if $(filter x4plus,$(PRIOR)),0.36,5)); print (n < 16 ? 16 : (n > 3400 ? 3400 : n))}')
 # Settings by stage, as KEY=VALUE words; EXPERIMENTS.md says where they come from. CHAIN_ARGS goes to every stage.
-ALL_CORE_SET  = student.far_blocks=2 student.consistent=true batch=2 crop=192 crispness=1.3 sharpness=1 chroma=3 ema=0.998
-CORE_SET      = lr=6e-4 cards=0.3 feature=0.2 adversary=0
-CRISP_SET     = lr=4e-4 cards=0.5 feature=0.6 adversary=0.4 adversary_from=0.05
-NOISE_SET     = batch=4 crop=128 score=22 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.15
+CORE_SET      = student.far_blocks=2 student.consistent=true batch=2 crop=192 crispness=1.3 sharpness=1 chroma=3 lr=6e-4 cards=0.5 \
+	feature=0.2 adversary=0 ema=0.998
+NOISE_SET     = batch=4 crop=128 score=26 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.15
 GDPO_SET      = lr=4e-4 anchor=0.1 weighting=fixed group=12
 MIX           = --share 0
 CHAIN_ARGS    =
@@ -175,18 +174,11 @@ $(CHAIN)/pictures.done: | $(DEV)
 	@touch $@
 
 $(CHAIN)/core/model/config.json: | $(CHAIN)/pictures.done
-	$(call stage,core,core,0.70,$(ALL_CORE_SET) $(CORE_SET)) $(FROM_PICTURES)
+	$(call stage,core,core,0.86,$(CORE_SET)) $(FROM_PICTURES)
 
-$(CHAIN)/crisp/model/config.json: | $(CHAIN)/core/model/config.json
-	$(call stage,crisp,core,0.16,$(ALL_CORE_SET) $(CRISP_SET)) $(FROM_PICTURES) --init $(CHAIN)/core/model
-
-# Halfway between core and crisp: nearer to the prior's pictures than crisp, and as crisp to the eye.
-$(CHAIN)/mean/config.json: | $(CHAIN)/crisp/model/config.json
-	$(RUN) -m export.student.interpolate $(CHAIN)/core/model $(CHAIN)/crisp/model --share 0.5 --out $(CHAIN)/mean
-
-$(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/mean/config.json,$(DEV))
+$(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/core/model/config.json,$(DEV))
 	@$(if $(PRIOR),,echo "no prior (PRIOR=): no pictures and no core of its own; the chain begins with the core in $(CORE)")
-	$(call stage,noise,noise,0.08,$(NOISE_SET)) $(FROM_PICTURES) --init $(if $(PRIOR),$(CHAIN)/mean,"$(CORE)")
+	$(call stage,noise,noise,0.08,$(NOISE_SET)) $(FROM_PICTURES) --init $(if $(PRIOR),$(CHAIN)/core/model,"$(CORE)")
 
 $(CHAIN)/gdpo/model/config.json: | $(CHAIN)/noise/model/config.json
 	$(call stage,gdpo,gdpo,0.02,$(GDPO_SET)) --steps 350 --init $(CHAIN)/noise/model

@@ -113,8 +113,8 @@ def test_gains_and_costs_are_told_with_their_intervals() -> None:
     assert verdict(faithful).endswith("It costs wins over the noise stage 0.300 (0.200 to 0.400).")
     tiny = replace(noise, aims=("energy",), change={"energy": difference(-0.0004, -0.0002)})
     assert verdict(tiny).startswith("**noise** adds nothing: energy score, 1/255 -0.000")
-    unmeasured = Row("crisp", ("sqf",), {}, {"photo": difference(-1, 1)})
-    assert verdict(unmeasured) == "**crisp** not measured: SQF."
+    unmeasured = Row("core", ("sqf",), {}, {"photo": difference(-1, 1)})
+    assert verdict(unmeasured) == "**core** not measured: SQF."
     given = Row(GIVEN, ("prior",), {}, {"photo": difference(0.5, 0.7)})
     assert verdict(given) == f"**{GIVEN}** was not trained here."
 
@@ -170,13 +170,13 @@ def test_report_has_every_stage_and_every_file(
     assert table.main([*common, "--prior", str(ncnn_network), "--out", str(out)]) == 0
     text = out.read_text()
     assert capsys.readouterr().out == text
-    for name in ("bicubic", "core", "crisp", "mean", "noise", "gdpo", "fp32", "int8"):
+    for name in ("bicubic", "core", "noise", "gdpo", "fp32", "int8"):
         assert f"| {name} |" in text, name
     for stage in STAGES:
         assert f"- **{stage.name}** " in text
     assert "Of fewer than 10 photos the intervals are too narrow" in text
 
-    assert table.main([*common, "--core", str(chain / "crisp/model")]) == 0
+    assert table.main([*common, "--core", str(chain / "core/model")]) == 0
     text = capsys.readouterr().out
     assert f"| {GIVEN} |" in text
     assert "| core |" not in text

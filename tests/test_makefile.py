@@ -93,8 +93,7 @@ def test_export_targets_say_what_to_write(tree: Path, target: str, kinds: str) -
 
 STAGES = [
     "pictures",
-    *2 * ["student-core"],
-    "interpolate",
+    "student-core",
     "student-noise",
     "student-gdpo",
     "interpolate",
@@ -132,13 +131,12 @@ def test_chain_runs_every_stage_in_order(tree: Path) -> None:
     assert all('--data "my photos"' in line and "--workers 3" in line for line in trained)
     assert not any("--resume" in line for line in commands)
     assert '--prior "my.param" --out runs/chain/pictures --items 500' in commands[0]
-    core, crisp, noise, gdpo = trained
+    core, noise, gdpo = trained
     assert settings_of(core)["student.far_blocks"] == "2"
-    assert (settings_of(core)["adversary"], settings_of(crisp)["adversary"]) == ("0", "0.4")
-    assert float(settings_of(crisp)["cards"]) > float(settings_of(core)["cards"])
-    for line, before in zip((crisp, noise, gdpo), ("core/model", "mean", "noise/model"), strict=True):
+    assert settings_of(core)["student.consistent"] == "true"
+    for line, before in zip((noise, gdpo), ("core/model", "noise/model"), strict=True):
         assert line.partition("--init ")[2].split()[0] == f"runs/chain/{before}"
-    assert all("--pictures runs/chain/pictures" in line for line in (core, crisp, noise))
+    assert all("--pictures runs/chain/pictures" in line for line in (core, noise))
     assert commands[-3].startswith(
         "-m export.student.interpolate runs/chain/gdpo/model runs/chain/noise/model"
     )
@@ -159,7 +157,7 @@ def test_chain_has_settings_that_its_stages_know(tree: Path) -> None:
 
 def test_chain_without_a_prior_begins_with_the_core_of_the_repository_and_says_so(tree: Path) -> None:
     commands = chain_commands(tree, "PRIOR=")
-    assert [stage_of(command) for command in commands] == STAGES[4:]
+    assert [stage_of(command) for command in commands] == STAGES[2:]
     assert '--init "export/weights/pocket-core"' in commands[0]
     assert "--pictures" not in commands[0]
     assert '--core "export/weights/pocket-core"' in commands[-1]
@@ -175,17 +173,17 @@ def test_chain_leaves_finished_stages_and_resumes_the_one_that_was_stopped(tree:
     (chain / "core/model/config.json").write_text("{}")
     (chain / "pictures.done").write_text("")
     (chain / "core/state").mkdir()
-    (chain / "crisp/state").mkdir(parents=True)
+    (chain / "noise/state").mkdir(parents=True)
     commands = chain_commands(tree, "PRIOR=my.param")
     assert [stage_of(command) for command in commands] == STAGES[2:]
-    assert ["--resume" in command for command in commands] == [True] + [False] * 6
+    assert ["--resume" in command for command in commands] == [True] + [False] * 4
 
 
 def test_chain_goes_on_from_a_state_that_was_being_replaced(tree: Path) -> None:
     (tree / "runs/chain/core/state.old").mkdir(parents=True)
     commands = chain_commands(tree, "PRIOR=my.param", "CHAIN_ARGS=--preset tiny")
     trained = [line for line in commands if "--preset tiny" in line]
-    assert ["--resume" in line for line in trained] == [True] + [False] * 3
+    assert ["--resume" in line for line in trained] == [True] + [False] * 2
 
 
 def test_chain_refuses_a_folder_that_make_cannot_name(tree: Path) -> None:

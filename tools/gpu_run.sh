@@ -32,10 +32,10 @@ case $what in core | noise | gdpo) stages=$what ;; all) stages="core noise gdpo"
 DATA=${DATA:-runs/data} OUT=${OUT:-out} STATE=${STATE:-runs/gpu} DRY_RUN=${DRY_RUN:-}
 MINUTES=${MINUTES:-9} TOTAL=${TOTAL:-25} PRIOR=${PRIOR:-x4plus}
 FEATURES=${FEATURES:-} INIT=${INIT:-} WHEELS=${WHEELS:-} WORKERS=${WORKERS:-$(nproc)}
-# Those of `make chain`, for larger batches; core and crisp are one run, whose adversary joins late.
-CORE_SET=${CORE_SET:-batch=64 student.far_blocks=2 crispness=1.3 cards=0.5 feature=0.6 adversary=0.4 adversary_from=0.7}
-NOISE_SET=${NOISE_SET:-batch=48 score=20 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.07}
-GDPO_SET=${GDPO_SET:-batch=16 lr=4e-4 anchor=0.1}
+# Those of `make chain`, for larger batches.
+CORE_SET=${CORE_SET:-batch=64 student.far_blocks=2 student.consistent=true crispness=1.3 sharpness=1 chroma=3 cards=0.5 feature=0.2 adversary=0}
+NOISE_SET=${NOISE_SET:-batch=48 score=26 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.15}
+GDPO_SET=${GDPO_SET:-batch=16 lr=4e-4 anchor=0.1 weighting=fixed group=12}
 if [ -z "${PYTHON:-}" ]; then PYTHON=python3; [ -x .venv/bin/python ] && PYTHON=.venv/bin/python; fi
 # Seconds of a call that are kept for saving and collecting.
 LEAVE=40

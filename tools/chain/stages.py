@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# The first row of every chain, and the stage that replaces those of the core if no prior was given.
+# The first row of every chain, and the stage that replaces the core if no prior was given.
 BICUBIC, GIVEN = "bicubic", "given core"
 
 
@@ -49,8 +49,6 @@ class Stage:
 # In the order of `make chain`.
 STAGES = (
     Stage("core", ("prior",), "core/model"),
-    Stage("crisp", ("sqf",), "crisp/model"),
-    Stage("mean", ("prior",), "mean"),
     Stage("noise", ("energy", "seeds"), "noise/model"),
     Stage("gdpo", ("wins",), "student"),  # with the weights as they ship, in float16
 )
@@ -60,12 +58,12 @@ def find_stages(chain: Path, core: Path | None) -> list[tuple[Stage, Path]]:
     """The stages of a finished chain with their models' folders.
 
     chain: folder of the chain.
-    core: the core that a chain without a prior began with. It replaces the stages before noise.
+    core: the core that a chain without a prior began with. It replaces the stage before noise.
 
     Raises FileNotFoundError if a model is missing."""
     found = [(stage, chain / stage.model) for stage in STAGES]
     if core is not None:
-        found = [(Stage(GIVEN, STAGES[0].aims, ""), core), *found[3:]]
+        found = [(Stage(GIVEN, STAGES[0].aims, ""), core), *found[1:]]
     for stage, folder in found:
         if not folder.is_dir():
             raise FileNotFoundError(

@@ -168,7 +168,7 @@ def _notes(held: Held, prior: str | None, core: Path | None, features: bool) -> 
         notes.append(f"Of fewer than {FEW} photos the intervals are too narrow: do not trust them.")
     if prior is None:
         notes.append(
-            f"No prior was given (PRIOR=): pictures, core and crisp were left out, and {core} stands in their place."
+            f"No prior was given (PRIOR=): pictures and core were left out, and {core} stands in their place."
         )
     if not features:
         notes.append("No SqueezeNet weights were given (SQF_WEIGHTS=): SQF is not measured.")
