@@ -29,7 +29,7 @@ from export.load import student_source  # noqa: E402
 from export.onnx.graph.convert import OnnxPair, export_fp32  # noqa: E402
 from export.onnx.int8 import quantize  # noqa: E402
 from export.onnx.int8.integer_form import integer_form  # noqa: E402
-from export.onnx.int8.layers import SUM_WORK, find_layers  # noqa: E402
+from export.onnx.int8.layers import SUM_WORK, find_layers, interpolations  # noqa: E402
 from export.onnx.int8.nncf_graphs import QuantizationError, Workbench  # noqa: E402
 from export.onnx.int8.quality import Quality, broken, judge, losses  # noqa: E402
 from export.onnx.int8.quantize import INT8_PRESETS, Int8Request, quantize_int8  # noqa: E402
@@ -123,14 +123,14 @@ def test_quantized_graphs_stay_close_to_fp32_with_weights_of_one_byte(
     for role, path in made.paths.items():
         stored = [tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4]
         for tensor in stored:  # the bicubic base stays in floating point
-            assert (tensor.data_type == onnx.TensorProto.INT8) == (list(tensor.dims) != [48, 3, 5, 5])
+            assert (tensor.data_type == onnx.TensorProto.INT8) == (list(tensor.dims) != [48, 1, 5, 5])
         assert len(list(weights(path))) == {"encoder": 3, "generator": 6}[role]
 
 
 def test_what_leaves_a_graph_stays_float_and_the_rest_is_quantized(made: quantize.Int8Graphs) -> None:
     floats = made.to_dict()["float_layers"]
     assert {BASE, "encoder/blocks/0/Add", "generator/Add_2"} <= set(floats)
-    assert {row.layer for row in made.rows} == set(made.bits)
+    assert {row.layer for row in made.rows} == set(made.bits) - {BASE}  # by rule, so not measured
     assert made.unchecked == ("max_sqf_rise",)
 
 
@@ -299,12 +299,22 @@ def test_a_node_that_nncf_refuses_is_named_with_the_remedy(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fixed_kernels_are_told_from_learned_ones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = Student(
+        StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8, fold=1, consistent=True)
+    )
+    graphs = export_fp32(student_source(student.eval(), {}, "0" * 64), tmp_path, {})
+    found = {role: list(interpolations(onnx.load(path))) for role, path in graphs.items()}
+    assert found == {"encoder": [BASE], "generator": ["generator/Conv"]}
+
+
 def test_work_is_counted_in_multiply_accumulates_per_lr_pixel(
     graphs: dict[str, Path], sets: SampleSets
 ) -> None:
     feed = {"image": sets.calibration[0].lr[None]}
     found = {layer.name: layer for layer in find_layers(onnx.load(graphs["encoder"]), feed, 32 * 32)}
-    assert found[BASE].work == 48 * 3 * 25  # at every LR pixel
+    assert found[BASE].work == 48 * 25  # at every LR pixel
     assert found["encoder/blocks/0/conv1/Conv"].work == 16 * 16 * 9 / 4  # at every second in both directions
     # the features: an output, so in float whatever it takes
     assert found["encoder/blocks/0/Add"].work == SUM_WORK * 16 / 4

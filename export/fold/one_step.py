@@ -51,10 +51,10 @@ class Enlarge(nn.Module):
         self.register_buffer("weight", bicubic_weight(scale))
 
     def forward(self, image: Tensor) -> Tensor:
-        picture = F.pixel_shuffle(F.conv2d(image, self.weight, padding=2), self.scale)
+        picture = F.pixel_shuffle(F.conv2d(image, self.weight, padding=2, groups=3), self.scale)
         ones = torch.ones_like(image[:, :1])
         # share of the kernel inside the image
-        share = F.conv2d(ones, self.weight[: self.scale**2, :1], padding=2)
+        share = F.conv2d(ones, self.weight[: self.scale**2], padding=2)
         return (picture / F.pixel_shuffle(share, self.scale)).clamp(0.0, 1.0)
 
 

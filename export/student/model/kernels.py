@@ -1,4 +1,4 @@
-"""Fixed interpolation kernels: weights of convolutions at LR resolution, whose result a pixel shuffle enlarges."""
+"""Fixed interpolation kernels: weights of convolutions at LR resolution, in groups of one colour, before a pixel shuffle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def bicubic_weight(scale: int) -> Tensor:
-    """Weights (3 * scale^2, 3, 5, 5) such that pixel_shuffle(conv(x, padding=2), scale) is the bicubic upscale of x.
+    """Weights (3 * scale^2, 1, 5, 5) such that pixel_shuffle(conv(x, padding=2, groups=3), scale) is the bicubic upscale of x.
 
     Keys' kernel with a = -0.5, half-pixel centres."""
     return _of_each_colour(_bicubic_taps(scale))
@@ -41,10 +41,6 @@ def _bicubic_taps(scale: int) -> Tensor:
 
 
 def _of_each_colour(taps: Tensor) -> Tensor:
-    """The kernels of both axes as a convolution that keeps the colours apart: (scale, 5) -> (3 * scale^2, 3, 5, 5)."""
-    scale = len(taps)
-    plane = torch.einsum("ai,bj->abij", taps, taps).reshape(scale * scale, 5, 5)
-    weight = torch.zeros(3, scale * scale, 3, 5, 5)
-    for channel in range(3):
-        weight[channel, :, channel] = plane
-    return weight.reshape(3 * scale * scale, 3, 5, 5)
+    """The kernels of both axes as a convolution of three groups: (scale, 5) -> (3 * scale^2, 1, 5, 5)."""
+    plane = torch.einsum("ai,bj->abij", taps, taps).reshape(-1, 1, 5, 5)
+    return plane.repeat(3, 1, 1, 1)

@@ -134,7 +134,7 @@ class Encoder(nn.Module):
 
     def base(self, image: Tensor) -> Tensor:
         """The bicubic upscale before its pixel shuffle, and the image if the student is consistent: (n, 48 or 51, h, w)."""
-        bicubic = F.conv2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), self.bicubic)
+        bicubic = F.conv2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), self.bicubic, groups=3)
         return torch.cat([bicubic, image], dim=1) if self.config.consistent else bicubic
 
     def features(self, image: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class Generator(nn.Module):
         means = cells.flatten(0, 1).unflatten(0, (-1, scale**2)).mean(1).unflatten(0, (-1, 3))
         missing = image - means
         trusted = missing * (torch.sigmoid(self.trust_logit(features)) if trust is None else trust)
-        spread = F.conv2d(F.pad(trusted, (2, 2, 2, 2), mode="replicate"), self.spreading)
+        spread = F.conv2d(F.pad(trusted, (2, 2, 2, 2), mode="replicate"), self.spreading, groups=3)
         return F.pixel_shuffle(cells + spread, scale)
 
     def trust_logit(self, features: Tensor) -> Tensor:
