@@ -7,7 +7,7 @@ public enum Model {
     public static let multipleOf = 1
 
     /// `size.context`: LR pixels that a value of the result depends on, in each direction.
-    public static let context = 27
+    public static let context = 29
 
     /// `coreml.*.height` and `width`: LR pixels a side. A Core ML package takes windows of this one size.
     public static let window = 128

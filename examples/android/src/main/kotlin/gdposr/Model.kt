@@ -12,7 +12,7 @@ object Model {
     const val MINIMUM = 8
 
     /** `size.context`: LR pixels that a value of the result depends on, in each direction. */
-    const val CONTEXT = 27
+    const val CONTEXT = 29
 
     /** `noise.version`, see docs/noise.md. */
     const val NOISE_VERSION = 1
