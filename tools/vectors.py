@@ -83,7 +83,7 @@ SPANS: Final = (
     (129, 128),
     (1000, 128),
     (141, 64),
-    (35, 55),
+    (35, 60),
 )
 # Noise of the small picture.
 SEED, SAMPLE = 11, 2
