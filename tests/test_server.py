@@ -24,15 +24,21 @@ pytest.importorskip("uvicorn", reason="needs the extra server: pip install 'gdpo
 pytest.importorskip("prometheus_client", reason="needs the extra server: pip install 'gdposr[server]'")
 
 from gdposr.console import UsageError
+from gdposr.server import app
 from gdposr.server.work import Answer, Work
 from runtime.errors import ImageError
 from runtime.image.read.decode import read_photo
+from runtime.upscale import upscaler
 
 
 @pytest.fixture(scope="module")
 def client(start_server: Callable) -> Iterator[Client]:
     with start_server(**SMALL) as opened:
         yield opened
+
+
+def test_the_limit_of_the_temperature_is_the_runtimes() -> None:
+    assert app.HOTTEST == upscaler.HOTTEST
 
 
 # the command's bytes
