@@ -111,6 +111,7 @@ def test_graphs_are_dynamic_readable_and_free_of_the_exporting_machine(exported:
             "ReduceMean",
             "Sigmoid",
             "Squeeze",
+            "AveragePool",
         }, kinds
 
 
