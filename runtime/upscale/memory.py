@@ -33,8 +33,9 @@ LANE_BUDGET: Final = 1 << 30
 # once 4.98 s; 334 two at once 4.79 s; 500 two at once 4.15 s, in 1.5 GB.
 ROOMY: Final = 2
 
-# Measured with a built-in bundle before the consistent ones, ONNX Runtime 1.32 on x86-64: the most memory of a fresh process that loads the model, computes
-# its probe and gives the strips of 400x600 pixels, less those strips and the picture. One call at a time on tiles of 16, 48, 96, 192
+# Measured with a built-in bundle before the consistent ones, ONNX Runtime 1.32 on x86-64: the most memory of a fresh process that
+# loads the model, computes its probe and gives the strips of 400x600 pixels, less those strips and the picture. One call at a time
+# on tiles of 16, 48, 96, 192
 # (46, 78, 126, 222 with context): INT8 82, 90, 114, 201 MB, fp32 84, 95, 116, 211 MB; two at once: INT8 92, 114, 152, 313 MB, fp32
 # 98, 124, 177, 354 MB. Along these a pixel shown takes at most 2690 bytes, 4.5 times the 604 bytes of its image, features, noise and
 # output. An earlier bundle, whose cells were 2x2 pixels, took up to 5.1 times its 480 bytes. The one that ships now, whose generator
