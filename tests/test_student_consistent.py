@@ -13,11 +13,12 @@ from student_cases import a_batch  # noqa: E402  (after importorskip)
 
 from export.student.core import CoreSettings, StudentCore  # noqa: E402
 from export.student.interpolate import interpolate  # noqa: E402
-from export.student.losses import sharpened, trusted  # noqa: E402
+from export.student.losses import trusted  # noqa: E402
 from export.student.model.checkpoint import load_student, save_student  # noqa: E402
 from export.student.model.growing import started  # noqa: E402
 from export.student.model.kernels import bicubic_weight, spreading_weight  # noqa: E402
 from export.student.model.network import TRUST_SCALE, Student, StudentConfig  # noqa: E402
+from training.data.degradation import sharpen  # noqa: E402
 from training.data.everyday import degrade_everyday  # noqa: E402
 from training.randomness import generator  # noqa: E402
 
@@ -132,9 +133,9 @@ def test_the_same_noise_is_trusted_more_where_texture_hides_it() -> None:
 
 def test_sharpening_strengthens_by_wavelength() -> None:
     for period, gain in ((4, 1 + 0.8 * (1 - math.exp(-0.72 * (math.pi / 2) ** 2))), (1e9, 1.0)):
-        wave = torch.cos(2 * math.pi / period * torch.arange(40.0)).expand(1, 3, 40, 40)
+        wave = torch.cos(2 * math.pi / period * torch.arange(40.0)).expand(3, 40, 40)
         torch.testing.assert_close(
-            sharpened(wave, 0.8, 1.2)[..., 8:-8], gain * wave[..., 8:-8], atol=2e-3, rtol=0
+            sharpen(wave, 1.2, 0.8)[..., 8:-8], gain * wave[..., 8:-8], atol=2e-3, rtol=0
         )
 
 

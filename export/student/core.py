@@ -20,7 +20,6 @@ from export.student.losses import (
     chroma_loss,
     gradient_loss,
     low_pass_loss,
-    sharpened,
     told_by,
     trusted,
     with_coarse_part_of,
@@ -29,6 +28,7 @@ from export.student.losses import (
 from export.student.model.checkpoint import save_student
 from export.student.model.network import NOISE_PATH, Student, StudentConfig
 from training.data.batches import Batch
+from training.data.degradation import sharpen
 from training.loop.stage import Carry, Losses, RunSettings, Stage
 from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature_distance
 
@@ -244,7 +244,9 @@ class StudentCore(StudentStage):
         target = with_colours_of(batch.target, batch.lr)
         crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness)
         if self.settings.sharpness > 0:
-            crisp = sharpened(crisp, self.settings.sharpness, SHARPENED_SIGMA)
+            with torch.autocast(crisp.device.type, enabled=False):  # bfloat16 would round the target
+                planes = sharpen(crisp.float().flatten(0, 1), SHARPENED_SIGMA, self.settings.sharpness)
+            crisp = planes.unflatten(0, (-1, 3))
         crisp = crisp.clamp(0, 1)
         hr = batch.hr.float()
         share = self.settings.truth * told_by(batch.lr.float(), hr, self.settings.truth_error / 255)

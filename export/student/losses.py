@@ -82,7 +82,7 @@ def told_by(lr: Tensor, photo: Tensor, error: float) -> Tensor:
 
 
 # Sides in LR pixels: of the windows over which an input's trust is judged, and of those whose mean separates texture from the rest.
-TRUST_WINDOW = 17
+ERROR_WINDOW = 17
 TEXTURE_WINDOW = 5
 # Strength of texture, in [0, 1], that counts as none.
 NO_TEXTURE = 1.5 / 255
@@ -98,9 +98,9 @@ def trusted(lr: Tensor, photo: Tensor, ratio: float) -> Tensor:
     Texture hides an error, so the same error weighs less there. Typical ratios: 0.01 to 0.04 for a clean reduction, 0.2 to
     0.9 for JPEG, 0.3 to 0.5 for blur, 1 and more for noise on smooth places."""
     means = F.avg_pool2d(photo, 4)
-    error = _window_mean((lr - means).square().mean(1, keepdim=True), TRUST_WINDOW)
+    error = _window_mean((lr - means).square().mean(1, keepdim=True), ERROR_WINDOW)
     texture = _window_mean(
-        (means - _window_mean(means, TEXTURE_WINDOW)).square().mean(1, keepdim=True), TRUST_WINDOW
+        (means - _window_mean(means, TEXTURE_WINDOW)).square().mean(1, keepdim=True), ERROR_WINDOW
     )
     return 1 / (1 + (error / (texture + NO_TEXTURE**2) / ratio).square())
 
@@ -108,19 +108,6 @@ def trusted(lr: Tensor, photo: Tensor, ratio: float) -> Tensor:
 def _window_mean(image: Tensor, side: int) -> Tensor:
     """Mean over a square around each pixel, of what of it lies inside the picture. side: odd."""
     return F.avg_pool2d(image, side, 1, side // 2, count_include_pad=False)
-
-
-def sharpened(image: Tensor, amount: float, sigma: float) -> Tensor:
-    """Unsharp mask: (n, 3, h, w) -> same, not limited to [0, 1].
-
-    amount: how much of what a Gaussian blur removes is added.
-    sigma: of the blur, in pixels."""
-    reach = math.ceil(3 * sigma)
-    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float32) / sigma).square())
-    taps = (taps / taps.sum()).to(image).expand(3, 1, 1, -1)
-    across = F.conv2d(F.pad(image, (reach, reach, 0, 0), mode="replicate"), taps, groups=3)
-    both = F.conv2d(F.pad(across, (0, 0, reach, reach), mode="replicate"), taps.mT, groups=3)
-    return image + amount * (image - both)
 
 
 # Side in pixels of the squares of the local cosine transform.
