@@ -152,7 +152,7 @@ def test_the_trust_learns_from_the_photo_and_not_from_the_pictures_losses(pictur
 
     assert float(gradient(0.0)) == 0.0
     logit = torch.full_like(batch.lr[:, :1], -4.0)
-    wanted = trusted(batch.lr, batch.hr, 0.15)
+    wanted = trusted(batch.lr, batch.hr, CoreSettings().trust_ratio)
     slope = TRUST_SCALE * (torch.sigmoid(logit) - wanted).mean()  # of the cross-entropy, by the bias
     torch.testing.assert_close(gradient(2.0)[0], 2 * slope, atol=1e-3, rtol=1e-4)
 

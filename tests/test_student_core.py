@@ -134,6 +134,20 @@ def test_a_drawn_card_is_its_own_target(pictures: Path) -> None:
     assert not torch.equal(target[1], batch.hr[1])
 
 
+def test_the_grid_loss_sees_a_mesh_of_the_pixel_shuffle(pictures: Path) -> None:
+    stage = core(adversary=0.0, grid=2.0)
+    batch = a_batch(pictures, 2)
+    mesh = torch.zeros_like(batch.hr)
+    mesh[..., ::4, ::4] = 0.04
+    flat = torch.full_like(batch.hr, 0.5)
+    clean, meshed = (stage._losses(flat + more, flat, flat, []) for more in (0 * mesh, mesh))
+    assert float(clean["grid"]) == 0
+    assert float(meshed["grid"]) > 0.002
+    without = core(adversary=0.0, grid=0.0)._losses(flat + mesh, flat, flat, [])
+    assert "grid" not in without
+    torch.testing.assert_close(meshed["loss"], without["loss"] + 2 * meshed["grid"])
+
+
 def test_adversary_joins_late_pulls_by_its_share_and_learns_to_tell(pictures: Path, weights: Path) -> None:
     stage = StudentCore(
         a_student(),

@@ -19,6 +19,7 @@ from export.student.adversary import Adversary
 from export.student.losses import (
     chroma_loss,
     gradient_loss,
+    grid_loss,
     low_pass_loss,
     told_by,
     trusted,
@@ -68,9 +69,9 @@ class CoreSettings(RunSettings):
     truth_error: float = 5.0
     """RMS error in levels of 1/255, between an input and those 4x4 means, at which the photo's share is half of
     `truth`. A larger value trusts the photo for more strongly degraded inputs too."""
-    trust: float = 0.005
+    trust: float = 0.02
     """Weight of the cross-entropy between a consistent student's trust in its input and `losses.trusted`."""
-    trust_ratio: float = 0.15
+    trust_ratio: float = 0.3
     """The ratio of `losses.trusted`. A larger value also trusts inputs that are less clean."""
     cards: float = 0.2
     """Share of drawn pairs, 0 to 1: letters and patterns as fine as an LR picture can hold. Priors get these wrong."""
@@ -81,6 +82,9 @@ class CoreSettings(RunSettings):
     chroma: float = 2.0
     """Weight of the L1 distance between colours without brightness. It penalises colour fringes and blotches, which
     the L1 of pixels hardly sees."""
+    grid: float = 10.0
+    """Weight of `losses.grid_loss` with a period of 4 pixels, the pixel shuffle's. The feature loss likes a mesh of that period,
+    wherever it misses texture that the student cannot draw."""
     feature: float = 0.3
     """Weight of the squared distance between SqueezeNet features; used if --perceptual-weights is given."""
     feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
@@ -104,7 +108,7 @@ class CoreSettings(RunSettings):
         for name in ("crispness", "truth_error", "trust_ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("sharpness", "trust", "pixel", "gradient", "chroma", "feature", "adversary"):
+        for name in ("sharpness", "trust", "pixel", "gradient", "chroma", "grid", "feature", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("adversary_from", "truth", "cards"):
@@ -269,6 +273,9 @@ class StudentCore(StudentStage):
         anchor = s.pixel * (losses["pixel"] + losses["structure"])
         anchor = anchor + s.gradient * losses["gradient"] + s.chroma * losses["chroma"]
         total = anchor
+        if s.grid > 0:
+            losses["grid"] = grid_loss(picture, target, period=self.student.config.scale)
+            total = total + s.grid * losses["grid"]
         if judged and self.features is not None and s.feature > 0:
             with torch.no_grad():
                 far = self.features.maps(target[judged])

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from export.student.model.checkpoint import load_student, save_student
-from export.student.model.growing import with_noise
+from export.student.model.growing import BLOCKS, deepened, with_noise
 from export.student.model.network import NOISE_PATH, Student
 from runtime.text import print_error
 
@@ -29,8 +29,9 @@ from runtime.text import print_error
 def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:
     """(1 - share) * first + share * second, weight by weight.
 
-    first, second: of one shape, with two exceptions. If the first lacks the gate of the noise, it takes the second's path of
-        the noise. If only the first is consistent, the mixture has its trust.
+    first, second: of one shape, with three exceptions. If the first lacks the gate of the noise, it takes the second's path of
+        the noise. If only the first is consistent, the mixture has its trust. If the second has fewer blocks, it is deepened first,
+        which leaves its pictures as they are.
     share: in [0, 1].
     noise: factor above 0 on the weights of the noise's convolution, with the same effect as scaling the noise.
 
@@ -42,6 +43,10 @@ def interpolate(first: Student, second: Student, share: float, noise: float = 1.
     borrowed = second.config.noise_gate and not first.config.noise_gate
     if borrowed:
         first = with_noise(first, second.config.noise_channels)
+    if any(getattr(second.config, name) < getattr(first.config, name) for name in BLOCKS):
+        second = deepened(
+            second, replace(second.config, **{name: getattr(first.config, name) for name in BLOCKS})
+        )
     theirs = second.state_dict()
     shape = second.config
     if first.config.consistent and not shape.consistent:
