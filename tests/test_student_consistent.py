@@ -183,6 +183,20 @@ def test_a_consistent_core_takes_over_the_noise_of_a_plain_student() -> None:
         interpolate(a_student(PLAIN), a_student(), share=0.0)
 
 
+def test_the_trust_does_not_see_a_bias_that_moves_into_its_features() -> None:
+    """A core's convolution of the noise has a bias; with a gate behind it, the features carry that bias."""
+    core, other = a_student(), a_student(replace(PLAIN, noise_gate=True))
+    with torch.no_grad():
+        core.generator.noise.weight.zero_()
+        core.generator.noise.bias.uniform_(-1, 1)
+        core.generator.trust.weight.uniform_(-0.1, 0.1)
+        mixed = interpolate(core, other, share=0.0)
+        image, silence = torch.rand(1, 3, 16, 16), torch.zeros(1, 4, 16, 16)
+        before, after = (s.generator.trust_logit(s.encode(image)[0]) for s in (core, mixed))
+        torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
+        torch.testing.assert_close(mixed(image, silence), core(image, silence), atol=1e-5, rtol=0)
+
+
 def test_later_stages_leave_the_trust_alone() -> None:
     settings = CoreSettings(student=SHAPE, adversary=0)
     for noise_only in (False, True):

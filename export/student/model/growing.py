@@ -85,6 +85,9 @@ def with_noise(student: Student, channels: int, seed: int = 0) -> Student:
         else "encoder.stem"
     )
     state[f"{last}.bias"] = state[f"{last}.bias"] + state["generator.noise.bias"]
+    if student.generator.trust is not None:  # reads the features, too, and must not see what was moved
+        seen = student.generator.trust.weight[:, :, 0, 0] @ student.generator.noise.bias
+        state["generator.trust.bias"] = state["generator.trust.bias"] - seen.detach()
     state["generator.noise.bias"] = torch.zeros_like(state["generator.noise.bias"])
     spread = GATE_START / student.config.width**0.5
     state["generator.gate.weight"] = torch.empty_like(state["generator.gate.weight"]).normal_(
