@@ -224,17 +224,6 @@ def test_a_core_takes_the_noise_of_another_student(tmp_path: Path) -> None:
         interpolate.interpolate(noisy, core, 0.0)
 
 
-def test_a_second_student_with_fewer_blocks_is_deepened() -> None:
-    """As for the noise of an earlier, shallower core."""
-    shallow = lively(replace(SMALL, noise_gate=True))
-    deep = lively(replace(shallow.config, generator_blocks=SMALL.generator_blocks + 1))
-    mixed = interpolate.interpolate(deep, shallow, 1.0)
-    assert mixed.config == deep.config
-    lr, noise = torch.rand(1, 3, 16, 16), torch.randn(1, SMALL.noise_channels, 8, 8)
-    with torch.no_grad():
-        torch.testing.assert_close(mixed(lr, noise), shallow(lr, noise), atol=1e-5, rtol=0)
-
-
 def test_saved_student_comes_back_equal(tmp_path: Path) -> None:
     student = lively()
     save_student(student, tmp_path / "run", {"steps": 3})

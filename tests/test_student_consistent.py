@@ -197,21 +197,6 @@ def test_the_trust_does_not_see_a_bias_that_moves_into_its_features() -> None:
         torch.testing.assert_close(mixed(image, silence), core(image, silence), atol=1e-5, rtol=0)
 
 
-def test_a_trust_that_decides() -> None:
-    student = a_student()
-    with torch.no_grad():
-        student.generator.trust.weight.uniform_(-0.1, 0.1)
-        image = torch.rand(1, 3, 16, 16)
-        features, _ = student.encode(image)
-        before = student.generator.trust_logit(features)
-        after = interpolate(student, student, 0.0, trust=2.5).generator.trust_logit(features)
-    torch.testing.assert_close(after, 2.5 * (before - math.log(1.5)), atol=1e-3, rtol=1e-4)
-    with pytest.raises(ValueError, match="trust must be a factor above 0, got 0"):
-        interpolate(student, student, 0.0, trust=0.0)
-    with pytest.raises(ValueError, match="the first is none"):
-        interpolate(a_student(PLAIN), a_student(PLAIN), 0.0, trust=2.0)
-
-
 def test_later_stages_leave_the_trust_alone() -> None:
     settings = CoreSettings(student=SHAPE, adversary=0)
     for noise_only in (False, True):

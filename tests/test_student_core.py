@@ -134,18 +134,21 @@ def test_a_drawn_card_is_its_own_target(pictures: Path) -> None:
     assert not torch.equal(target[1], batch.hr[1])
 
 
-def test_the_grid_loss_sees_a_mesh_of_the_pixel_shuffle(pictures: Path) -> None:
-    stage = core(adversary=0.0, grid=2.0)
-    batch = a_batch(pictures, 2)
-    mesh = torch.zeros_like(batch.hr)
-    mesh[..., ::4, ::4] = 0.04
-    flat = torch.full_like(batch.hr, 0.5)
-    clean, meshed = (stage._losses(flat + more, flat, flat, []) for more in (0 * mesh, mesh))
-    assert float(clean["grid"]) == 0
-    assert float(meshed["grid"]) > 0.002
-    without = core(adversary=0.0, grid=0.0)._losses(flat + mesh, flat, flat, [])
-    assert "grid" not in without
-    torch.testing.assert_close(meshed["loss"], without["loss"] + 2 * meshed["grid"])
+def test_beside_a_feature_loss_a_mesh_costs(pictures: Path, weights: Path) -> None:
+    def losses(mesh: float, **settings: float) -> "dict[str, torch.Tensor]":
+        stage = core(adversary=0.0, **settings)
+        stage.features = SqueezeFeatures(weights)
+        target = torch.full((1, 3, 64, 64), 0.5)
+        picture = target.clone()
+        picture[..., ::4, ::4] += mesh
+        picture[..., 32:, ::4, ::4] -= 2 * mesh  # of the other sign there
+        return stage._losses(picture, target, target, [0])
+
+    assert float(losses(0.0)["grid"]) == 0
+    with_it, without = losses(0.04, grid=2.0), losses(0.04, grid=0.0)
+    assert float(with_it["grid"]) > 0.002
+    torch.testing.assert_close(with_it["loss"], without["loss"] + 2 * with_it["grid"])
+    assert "grid" not in losses(0.04, feature=0.0)
 
 
 def test_adversary_joins_late_pulls_by_its_share_and_learns_to_tell(pictures: Path, weights: Path) -> None:

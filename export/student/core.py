@@ -38,6 +38,8 @@ from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature
 SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
 # Sigma in pixels of the unsharp mask on the target.
 SHARPENED_SIGMA = 1.2
+# Side in periods of the grid loss's windows. In larger ones a mesh whose sign changes from place to place escapes it.
+GRID_CELLS = 3
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ class CoreSettings(RunSettings):
     truth_error: float = 5.0
     """RMS error in levels of 1/255, between an input and those 4x4 means, at which the photo's share is half of
     `truth`. A larger value trusts the photo for more strongly degraded inputs too."""
-    trust: float = 0.02
+    trust: float = 0.005
     """Weight of the cross-entropy between a consistent student's trust in its input and `losses.trusted`."""
-    trust_ratio: float = 0.3
+    trust_ratio: float = 0.15
     """The ratio of `losses.trusted`. A larger value also trusts inputs that are less clean."""
     cards: float = 0.2
     """Share of drawn pairs, 0 to 1: letters and patterns as fine as an LR picture can hold. Priors get these wrong."""
@@ -82,9 +84,9 @@ class CoreSettings(RunSettings):
     chroma: float = 2.0
     """Weight of the L1 distance between colours without brightness. It penalises colour fringes and blotches, which
     the L1 of pixels hardly sees."""
-    grid: float = 10.0
-    """Weight of `losses.grid_loss` with a period of 4 pixels, the pixel shuffle's. The feature loss likes a mesh of that period,
-    wherever it misses texture that the student cannot draw."""
+    grid: float = 30.0
+    """Weight of `losses.grid_loss` with the pixel shuffle's period in windows of `GRID_CELLS`, beside a feature loss. That likes a
+    mesh of this period wherever it misses texture that the student cannot draw."""
     feature: float = 0.3
     """Weight of the squared distance between SqueezeNet features; used if --perceptual-weights is given."""
     feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
@@ -273,10 +275,9 @@ class StudentCore(StudentStage):
         anchor = s.pixel * (losses["pixel"] + losses["structure"])
         anchor = anchor + s.gradient * losses["gradient"] + s.chroma * losses["chroma"]
         total = anchor
-        if s.grid > 0:
-            losses["grid"] = grid_loss(picture, target, period=self.student.config.scale)
-            total = total + s.grid * losses["grid"]
         if judged and self.features is not None and s.feature > 0:
+            losses["grid"] = grid_loss(picture, target, self.student.config.scale, GRID_CELLS)
+            total = total + s.grid * losses["grid"]
             with torch.no_grad():
                 far = self.features.maps(target[judged])
             near = self.features.maps(picture[judged])

@@ -1,16 +1,13 @@
 """Mix the weights of two students: network interpolation (Wang et al., ESRGAN, 2018).
 
-    python -m export.student.interpolate FIRST SECOND --share 0.5 [--noise 1.4] [--trust 2.5] --out STUDENT
+    python -m export.student.interpolate FIRST SECOND --share 0.5 [--noise 1.4] --out STUDENT
 
 Both students must descend from the same weights, such as a faithful one and one richer in texture. The mixture
 behaves like something between the two, except for its response to noise, which is weaker than either's, because
 different responses partly cancel. `--noise` compensates for that.
 
 A core, which has no path for noise yet, as the first student gets the second's path: convolution and gate. With
-`--share 0` the picture without noise is exactly the core's, and the second gives the noise alone.
-
-A consistent student's trust in its input is learnt as a probability, and where it doubts, it gives back half of the input's noise
-and blur. `--trust` makes it decide."""
+`--share 0` the picture without noise is exactly the core's, and the second gives the noise alone."""
 
 from __future__ import annotations
 
@@ -24,44 +21,27 @@ from typing import Any
 import torch
 
 from export.student.model.checkpoint import load_student, save_student
-from export.student.model.growing import BLOCKS, deepened, with_noise
-from export.student.model.network import NOISE_PATH, TRUST_SCALE, Student
+from export.student.model.growing import with_noise
+from export.student.model.network import NOISE_PATH, Student
 from runtime.text import print_error
 
-# The trust that `--trust` makes one half: an input is taken back only if it is more likely clean than not.
-DECIDED = 0.6
 
-
-def interpolate(
-    first: Student, second: Student, share: float, noise: float = 1.0, trust: float = 1.0
-) -> Student:
+def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:
     """(1 - share) * first + share * second, weight by weight.
 
-    first, second: of one shape, with three exceptions. If the first lacks the gate of the noise, it takes the second's path of
-        the noise. If only the first is consistent, the mixture has its trust. If the second has fewer blocks, it is deepened first,
-        which leaves its pictures as they are.
+    first, second: of one shape, with two exceptions. If the first lacks the gate of the noise, it takes the second's path of
+        the noise. If only the first is consistent, the mixture has its trust.
     share: in [0, 1].
     noise: factor above 0 on the weights of the noise's convolution, with the same effect as scaling the noise.
-    trust: factor above 0 on the logit of a consistent student's trust, taken from that of `DECIDED`; 1 leaves the trust as it is.
 
     Raises ValueError if the shapes differ."""
     if not 0 <= share <= 1:
         raise ValueError(f"share must be from 0 (the first student) to 1 (the second), got {share}")
     if not 0 < noise < math.inf:
         raise ValueError(f"noise must be a factor above 0, got {noise}")
-    if not 0 < trust < math.inf:
-        raise ValueError(f"trust must be a factor above 0, got {trust}")
-    if trust != 1 and not first.config.consistent:
-        raise ValueError(
-            "trust is a factor for consistent students (student.consistent=true), and the first is none"
-        )
     borrowed = second.config.noise_gate and not first.config.noise_gate
     if borrowed:
         first = with_noise(first, second.config.noise_channels)
-    if any(getattr(second.config, name) < getattr(first.config, name) for name in BLOCKS):
-        second = deepened(
-            second, replace(second.config, **{name: getattr(first.config, name) for name in BLOCKS})
-        )
     theirs = second.state_dict()
     shape = second.config
     if first.config.consistent and not shape.consistent:
@@ -80,22 +60,11 @@ def interpolate(
     )
     with torch.no_grad():
         mixed.generator.noise.weight.mul_(noise)
-        if trust != 1 and mixed.generator.trust is not None and mixed.generator.trust.bias is not None:
-            mixed.generator.trust.bias.sub_(math.log(DECIDED / (1 - DECIDED)) / TRUST_SCALE)
-            for parameter in mixed.generator.trust.parameters():
-                parameter.mul_(trust)
     return mixed.eval()
 
 
 def mix(
-    first: Path,
-    second: Path,
-    share: float,
-    out: Path,
-    *,
-    noise: float = 1.0,
-    trust: float = 1.0,
-    half: bool = False,
+    first: Path, second: Path, share: float, out: Path, *, noise: float = 1.0, half: bool = False
 ) -> None:
     """Interpolate two checkpoints and write the result.
 
@@ -103,28 +72,23 @@ def mix(
     share: of the second, 0 to 1.
     out: folder of the new checkpoint; its provenance describes both students.
     noise: factor on the weights of the noise's convolution.
-    trust: factor on the logit of the trust.
     half: store the weights as float16."""
     (one, before), (two, after) = load_student(first), load_student(second)
-    provenance = told(before, after, share, noise, trust)
-    save_student(interpolate(one, two, share, noise, trust), out, provenance, half=half)
+    save_student(interpolate(one, two, share, noise), out, told(before, after, share, noise), half=half)
 
 
-def told(
-    first: dict[str, Any], second: dict[str, Any], share: float, noise: float = 1.0, trust: float = 1.0
-) -> dict[str, Any]:
+def told(first: dict[str, Any], second: dict[str, Any], share: float, noise: float = 1.0) -> dict[str, Any]:
     """Provenance of the mixture: of both students, and under "history" each stage that either had before, once, the first's first.
 
     first, second: provenance of the students.
-    share, noise, trust: as given to `interpolate`."""
+    share, noise: as given to `interpolate`."""
     parents = {"first": _without(first), "second": _without(second)}
     history: list[Any] = []
     for parent in (first, second):
         history += [
             stage for stage in parent.get("history", []) if stage not in (*history, *parents.values())
         ]
-    factors = {"share_of_second": share, "noise": noise} | ({} if trust == 1 else {"trust": trust})
-    return {"interpolated": {**factors, **parents}, "history": history}
+    return {"interpolated": {"share_of_second": share, "noise": noise, **parents}, "history": history}
 
 
 def _without(parent: dict[str, Any]) -> dict[str, Any]:
@@ -147,18 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FACTOR",
         help="strengthens (above 1) or weakens the effect of the noise",
     )
-    parser.add_argument(
-        "--trust",
-        type=float,
-        default=1.0,
-        metavar="FACTOR",
-        help="makes a consistent student decide (above 1) whether it trusts its input",
-    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint")
     parser.add_argument("--half", action="store_true", help="store float16 weights, half the bytes")
     args = parser.parse_args(argv)
     try:
-        mix(args.first, args.second, args.share, args.out, noise=args.noise, trust=args.trust, half=args.half)
+        mix(args.first, args.second, args.share, args.out, noise=args.noise, half=args.half)
     except (ValueError, OSError) as error:
         print_error(error)
         return 2

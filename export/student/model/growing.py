@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +15,6 @@ from export.student.model.network import Student, StudentConfig
 # Scale of the gate's initial weights. The features have a standard deviation of about 0.1, so the gate's values have about 1. Gate
 # weights that start at zero stay small, and the gate is then the same everywhere.
 GATE_START = 10.0
-# Settings that count blocks.
-BLOCKS: Final = ("encoder_blocks", "far_blocks", "generator_blocks")
 
 
 def widened(student: Student, config: StudentConfig) -> Student:
@@ -50,14 +48,15 @@ def deepened(student: Student, config: StudentConfig) -> Student:
     The last convolution of every added block starts at zero. Raises ValueError if the new shape has fewer blocks or channels,
     or more blocks before the dilated ones."""
     have = student.config
-    if any(getattr(config, name) < getattr(have, name) for name in BLOCKS):
+    counts = ("encoder_blocks", "far_blocks", "generator_blocks")
+    if any(getattr(config, name) < getattr(have, name) for name in counts):
         raise ValueError(f"a student of shape {have} cannot become one of {config}: it has more blocks")
     if have.far_blocks and config.encoder_blocks > have.encoder_blocks:
         raise ValueError(
             f"a student of shape {have} cannot become one of {config}: blocks cannot be added in front of its far_blocks; "
             f"leave encoder_blocks at {have.encoder_blocks}"
         )
-    earlier = widened(student, replace(config, **{name: getattr(have, name) for name in BLOCKS}))
+    earlier = widened(student, replace(config, **{name: getattr(have, name) for name in counts}))
     deeper = Student(config)
     for part, count in (
         ("encoder", have.encoder_blocks + have.far_blocks),
