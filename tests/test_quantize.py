@@ -29,7 +29,7 @@ from export.load import student_source  # noqa: E402
 from export.onnx.graph.convert import OnnxPair, export_fp32  # noqa: E402
 from export.onnx.int8 import quantize  # noqa: E402
 from export.onnx.int8.integer_form import integer_form  # noqa: E402
-from export.onnx.int8.layers import SUM_WORK, find_layers, interpolations  # noqa: E402
+from export.onnx.int8.layers import SUM_WORK, find_layers, of_the_picture  # noqa: E402
 from export.onnx.int8.nncf_graphs import QuantizationError, Workbench  # noqa: E402
 from export.onnx.int8.quality import Quality, broken, judge, losses  # noqa: E402
 from export.onnx.int8.quantize import INT8_PRESETS, Int8Request, quantize_int8  # noqa: E402
@@ -299,14 +299,17 @@ def test_a_node_that_nncf_refuses_is_named_with_the_remedy(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fixed_kernels_are_told_from_learned_ones(tmp_path: Path) -> None:
+def test_what_gives_pictures_is_told_from_what_gives_features(tmp_path: Path) -> None:
     torch.manual_seed(0)
     student = Student(
         StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8, fold=1, consistent=True)
     )
     graphs = export_fp32(student_source(student.eval(), {}, "0" * 64), tmp_path, {})
-    found = {role: list(interpolations(onnx.load(path))) for role, path in graphs.items()}
-    assert found == {"encoder": [BASE], "generator": ["generator/Conv"]}
+    found = {role: of_the_picture(onnx.load(path)) for role, path in graphs.items()}
+    assert found == {
+        "encoder": {BASE: "interpolation"},
+        "generator": {"generator/Conv": "interpolation", "generator/last/Conv": "last convolution"},
+    }
 
 
 def test_work_is_counted_in_multiply_accumulates_per_lr_pixel(

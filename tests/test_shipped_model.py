@@ -26,7 +26,7 @@ from runtime.upscale.upscaler import Upscaler
 from training.metrics.artefacts import colour_shift
 
 # Digest of the bundle that has passed all cases: another one's maker runs them all, reads the figures and writes its digest here.
-KNOWN: Final = "e0e2e85e4cd9f1ec"
+KNOWN: Final = "461a63b6e315ef80"
 PRECISIONS: Final = ("int8", "fp32")
 SHARP_PHOTOS: Final = (
     "astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "camera", "hubble_deep_field",

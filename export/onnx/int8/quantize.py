@@ -21,7 +21,7 @@ from calibration.measure.gates import INT8_GATES, Gates
 from calibration.samples import SampleSets
 from calibration.sensitivity import LayerNoise, measure, noisiest, plan, predicted_db
 from export.onnx.graph.convert import OnnxPair
-from export.onnx.int8.layers import FLOAT_BITS, Layer, interpolations, kept_float
+from export.onnx.int8.layers import FLOAT_BITS, Layer, kept_float, of_the_picture
 from export.onnx.int8.nncf_graphs import QuantizationError, Workbench
 from export.onnx.int8.quality import JUDGED, Score, broken, judge, losses
 from export.source import ROLES
@@ -145,7 +145,7 @@ def quantize_int8(
             f"float layer: expected some of {', '.join(layers)}, got {unknown[0]!r}; choose one of these"
         )
     kept = dict.fromkeys(request.keep_float, "asked for")
-    rule = kept_float if request.hybrid else interpolations
+    rule = kept_float if request.hybrid else of_the_picture
     found = {name: why for model in bench.models.values() for name, why in rule(model).items()}
     kept |= {name: found[name] for name in layers if name in found}
     if request.hybrid:
