@@ -40,17 +40,17 @@ TEXT_SIZES: Final = (5, 6, 7, 8, 10)  # LR pixels of an em: bicubic reads 0.77 o
 TEXT_LOSS: Final = 0.06  # share of glyphs to be read by bicubic and not by the model (none)
 FOREIGN_DB: Final = -15.0  # a frequency not the pattern's own, to the pattern's: a fifth of its amplitude
 FOREIGN_GAIN_DB: Final = 3.0  # or, where bicubic lets through more than that, at most so much above bicubic
-TEXTURE: Final = 0.9  # levels, below the finest step of an 8-bit picture (0.82)
-SEEDS_APART: Final = 1.1  # levels between two seeds of a sky: two such textures with nothing in common (0.70)
+TEXTURE: Final = 0.8  # levels, below the finest step of an 8-bit picture (0.77)
+SEEDS_APART: Final = 1.1  # levels between two seeds of a sky: two such textures with nothing in common (0.56)
 KEPT_DB: Final = (
-    31.5  # reduced again, a sharp photo is as it was: RMS of 6.8 levels; faint stars go with the noise (31.6)
+    32.0  # reduced again, a sharp photo is as it was: RMS of 6.4 levels; faint stars go with the noise (32.1)
 )
-CLEAN_LOSS_DB: Final = 1.3  # PSNR that sharpness may cost; OSEDiff pays 2.0 dB on RealSR (1.18)
-SHIFT: Final = 0.8  # levels (0.55)
-GRAY_TINT: Final = 2.0  # levels; colour in a gray photo (0.78)
-PATTERN_TINT: Final = 4.0  # levels; colour in a gray pattern of up to 204 levels of contrast (1.4)
-WORTH: Final = 0.002  # SQF that the best of 8 samples wins over the mean one (0.0022; of four pairs 0.0033)
-LOW_PASS_APART: Final = 1.0  # levels between two samples, coarser than about 8 pixels (0.45)
+CLEAN_LOSS_DB: Final = 1.3  # PSNR that sharpness may cost; OSEDiff pays 2.0 dB on RealSR (1.02)
+SHIFT: Final = 0.8  # levels (0.65)
+GRAY_TINT: Final = 2.0  # levels; colour in a gray photo (0.68)
+PATTERN_TINT: Final = 4.0  # levels; colour in a gray pattern of up to 204 levels of contrast (1.1)
+WORTH: Final = 0.002  # SQF that the best of 8 samples wins over the mean one (0.0022; of four pairs 0.0028)
+LOW_PASS_APART: Final = 1.0  # levels between two samples, coarser than about 8 pixels (0.43)
 
 
 @dataclass(frozen=True)
