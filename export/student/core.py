@@ -85,8 +85,8 @@ class CoreSettings(RunSettings):
     """Weight of the L1 distance between colours without brightness. It penalises colour fringes and blotches, which
     the L1 of pixels hardly sees."""
     grid: float = 30.0
-    """Weight of `losses.grid_loss` with the pixel shuffle's period in windows of `GRID_CELLS`, beside a feature loss. That likes a
-    mesh of this period wherever it misses texture that the student cannot draw."""
+    """Weight of `losses.grid_loss`, at the pixel shuffle's period and in windows of `GRID_CELLS` periods. Used with the feature loss
+    only, which rewards a mesh of this period where the student cannot draw the texture."""
     feature: float = 0.3
     """Weight of the squared distance between SqueezeNet features; used if --perceptual-weights is given."""
     feature_layers: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
