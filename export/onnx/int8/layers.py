@@ -92,7 +92,8 @@ def of_the_picture(model: onnx.ModelProto) -> dict[str, str]:
     - The last convolution beside these, whose result is added to such a picture. In floats it makes a first sample take
       about an eighth longer and a further one a third.
 
-    Empty for other students. Rounded, they give each of the 16 places inside an LR pixel an error of its own: a mesh on smooth pictures."""
+    Empty for other students. Rounded, they give each of the 16 places inside an LR pixel an error of its own, a mesh on
+    smooth pictures."""
     grouped = {
         node.name: attribute.i
         for node in model.graph.node
