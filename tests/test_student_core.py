@@ -141,7 +141,7 @@ def test_beside_a_feature_loss_a_mesh_costs(pictures: Path, weights: Path) -> No
         target = torch.full((1, 3, 64, 64), 0.5)
         picture = target.clone()
         picture[..., ::4, ::4] += mesh
-        picture[..., 32:, ::4, ::4] -= 2 * mesh  # of the other sign there
+        picture[..., 32::4, ::4] -= 2 * mesh  # of the other sign there
         return stage._losses(picture, target, target, [0])
 
     assert float(losses(0.0)["grid"]) == 0

@@ -34,12 +34,12 @@ LANE_BUDGET: Final = 1 << 30
 ROOMY: Final = 2
 
 # Measured with a built-in bundle before the consistent ones, ONNX Runtime 1.32 on x86-64: the most memory of a fresh process that
-# loads the model, computes its probe and gives the strips of 400x600 pixels, less those strips and the picture. One call at a time
-# on tiles of 16, 48, 96, 192
-# (46, 78, 126, 222 with context): INT8 82, 90, 114, 201 MB, fp32 84, 95, 116, 211 MB; two at once: INT8 92, 114, 152, 313 MB, fp32
-# 98, 124, 177, 354 MB. Along these a pixel shown takes at most 2690 bytes, 4.5 times the 604 bytes of its image, features, noise and
-# output. An earlier bundle, whose cells were 2x2 pixels, took up to 5.1 times its 480 bytes. The one that ships now, whose generator
-# holds another picture to compare it with the image, breaks a limit of 200 MB by .1 MB at 5.8, and holds all at 6.4.
+# loads the model, computes its probe and gives the strips of 400x600 pixels, less those strips and the picture. One call at a
+# time on tiles of 16, 48, 96, 192 (46, 78, 126, 222 with context): INT8 82, 90, 114, 201 MB, fp32 84, 95, 116, 211 MB; two at
+# once: INT8 92, 114, 152, 313 MB, fp32 98, 124, 177, 354 MB. Along these a pixel shown takes at most 2690 bytes, 4.5 times the
+# 604 bytes of its image, features, noise and output. An earlier bundle, whose cells were 2x2 pixels, took up to 5.1 times its 480
+# bytes. The one that ships now, whose generator holds another picture to compare it with the image, breaks a limit of 200 MB by
+# .1 MB at 5.8, and holds all at 6.4.
 CALL_FACTOR: Final = 6.4
 # Memory of the program alone, extrapolated to zero pixels and without weights: INT8 73 MB with 0.4 MB of graph files, fp32 74 MB with
 # 1.2 MB.
