@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from export.onnx.graph.ranges import watched
+from export.onnx.int8.rounding import fitted_range, seen
 
 # Operations that move values without changing them.
 LAYOUT = ("DepthToSpace", "Reshape", "Transpose")
@@ -48,16 +48,8 @@ def integer_form(
 def output_ranges(
     source: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of each tensor over the feeds; the range always includes zero."""
-    ranges = dict.fromkeys(names, (0.0, 0.0))
-    if not names:
-        return ranges
-    values_of = watched(source, names)
-    for feed in feeds:
-        for name, value in values_of(feed).items():
-            low, high = ranges[name]
-            ranges[name] = min(low, float(value.min())), max(high, float(value.max()))
-    return ranges
+    """`fitted_range` of each tensor over the feeds."""
+    return {name: fitted_range(values) for name, values in seen(source, names, feeds).items()}
 
 
 def _unsigned(graph: onnx.GraphProto) -> None:

@@ -17,6 +17,7 @@ from export.onnx.int8.integer_form import LAYOUT, drop_unused
 FLOAT_BITS: Final = 32
 WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
 SUMS: Final = ("Add",)
+_LINEAR: Final = (*LAYOUT, "Clip", "Tanh", "Add", "Sub", "Mul", "Div")
 _PASSIVE: Final = (*LAYOUT, "Relu", "LeakyRelu", "Pad", "Concat", "Identity")
 # Multiply-accumulates whose cost by `Layer.cost` is that of one addition. Of the student at 142x142 pixels on one core with VNNI, by
 # the profiler of ONNX Runtime 1.32: a convolution of 20,736 multiply-accumulates a pixel takes 2.05 ms in INT8, a sum of 48 channels
@@ -26,6 +27,7 @@ PRODUCT: Final = "product of attention"
 FIRST: Final = "first convolution"
 LAST: Final = "last convolution"
 FIXED: Final = "interpolation"
+SUMMED: Final = "sum with a picture"
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,13 @@ def _leaves(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
 
 
 def of_the_picture(model: onnx.ModelProto) -> dict[str, str]:
-    """Convolutions of a consistent student that always stay in floating point, each with the reason: they make the picture itself.
+    """Nodes of a consistent student that always stay in floating point, each with the reason: their results are pictures.
 
     - Convolutions in groups, which interpolate pictures by fixed kernels. They are .3 % of the work each.
-    - The last convolution beside these, whose result is added to such a picture. In floats it makes a first sample take
-      about an eighth longer and a further one a third.
+    - Sums behind the last convolution, in which such a picture takes part.
 
     Empty for other students. Rounded, they give each of the 16 places inside an LR pixel an error of its own, a mesh on
-    smooth pictures."""
+    smooth pictures. The last convolution itself may be quantized, if its kernels keep their sums (`rounding.keep_sums`)."""
     grouped = {
         node.name: attribute.i
         for node in model.graph.node
@@ -104,7 +105,8 @@ def of_the_picture(model: onnx.ModelProto) -> dict[str, str]:
     kept = {name: FIXED for name, count in grouped.items() if count > 1}
     shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.output}
     pictures = [name for name, shape in shapes.items() if kept and shape[1].dim_value == 3]  # RGB
-    return kept | dict.fromkeys(_before(model.graph, pictures, kept), LAST)
+    sums = [node.name for node in _before(model.graph, pictures) if node.op_type in SUMS]
+    return kept | dict.fromkeys(sums, SUMMED)
 
 
 def kept_float(model: onnx.ModelProto) -> dict[str, str]:
@@ -131,21 +133,22 @@ def kept_float(model: onnx.ModelProto) -> dict[str, str]:
                 continue
         direct.update(node.output)
     ends = [node.input[0] for node in model.graph.node if kept.get(node.name) == FIRST]
-    return kept | dict.fromkeys(_before(model.graph, ends, kept), LAST)
+    last = [node.name for node in _before(model.graph, ends) if node.op_type == "Conv"]
+    return kept | {name: LAST for name in last if name not in kept}
 
 
-def _before(graph: onnx.GraphProto, ends: Iterable[str], kept: Mapping[str, str]) -> Iterator[str]:
-    """The convolutions whose results reach the ends through sums, products, bounds and layout alone.
+def _before(graph: onnx.GraphProto, ends: Iterable[str]) -> Iterator[onnx.NodeProto]:
+    """The convolutions whose results reach the ends through sums, products, bounds and layout alone, and these nodes.
 
-    ends: names of the values to trace back from.
-    kept: convolutions at which the way ends."""
+    ends: names of the values to trace back from."""
     makers = {output: node for node in graph.node for output in node.output}
     waiting = list(ends)
     while waiting:
         node = makers.get(waiting.pop())
-        if node is not None and node.op_type == "Conv" and node.name not in kept:
-            yield node.name
-        elif node is not None and node.op_type in (*LAYOUT, "Clip", "Tanh", "Add", "Sub", "Mul", "Div"):
+        if node is None or node.op_type not in ("Conv", *_LINEAR):
+            continue
+        yield node
+        if node.op_type != "Conv":
             waiting += node.input
 
 

@@ -20,6 +20,7 @@ from export.onnx.graph.ranges import reduced
 from export.onnx.graph.weight_only import compress_onnx
 from export.onnx.int8.integer_form import integer_form
 from export.onnx.int8.layers import find_layers, passive, quantized_alone
+from export.onnx.int8.rounding import fit_ranges, keep_sums
 from export.source import ROLES, psnr
 from runtime.bundle.manifest import GraphSpec
 from runtime.errors import GdposrError
@@ -154,6 +155,8 @@ def quantized(
             ignored_scope=nncf.IgnoredScope(names=others),
             advanced_parameters=_parameters(weight_bits),
         )
+    keep_sums(made, model)
+    fit_ranges(made, model, feeds)
     return made
 
 
