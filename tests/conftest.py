@@ -21,8 +21,8 @@ TOY = ROOT / "tests" / "data" / "toy.gdposr"
 
 # The files that take longest. They come first, or one process would still work on such a file when the others have nothing left.
 LONGEST = (
-    "stages", "gdpo", "merge", "quantize", "export_targets", "shipped_model", "export", "coreml", "teacher_runs", "determinism",
-    "critic", "loading", "stage_inputs", "gate", "compress", "weight_only", "activations", "naosd", "batch",
+    "stages", "gdpo", "merge", "merge_graphs", "quantize", "export_targets", "shipped_model", "export", "coreml", "teacher_runs",
+    "determinism", "critic", "loading", "stage_inputs", "gate", "compress", "weight_only", "activations", "naosd", "batch",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the tests of picture files share: 16-bit PNG and TIFF made by hand, an EXIF block, reading without a warning."""
+"""What the tests of picture files share: 16-bit PNG and TIFF made by hand, 8-bit pixels, an EXIF block, reading without a warning."""
 
 import io
 import itertools
@@ -31,6 +31,16 @@ PASSES = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )  # Adam7: x, y, steps
+RNG = np.random.default_rng(0)
+
+
+def pixels(channels: int, dtype: Any = np.uint8, height: int = 12, width: int = 17) -> np.ndarray:
+    return RNG.integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
+
+
+def smooth(height: int = 24, width: int = 32) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([4 * x, 6 * y, 3 * (x + y)], axis=2).astype(np.uint8)
 
 
 def silent_read(path: Path) -> Photo:

@@ -1,4 +1,4 @@
-"""Packages of a student from end to end: verify against a bundle, lint, devices, and the command."""
+"""Packages of a student from end to end: verify against a bundle, devices, and the command."""
 
 import json
 import shutil
@@ -16,81 +16,27 @@ onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("skimage", reason="needs the extra `export`, whose scikit-image holds the photos")
 ct = pytest.importorskip("coremltools", reason="needs the extra `coreml`")
 
-from coremltools.converters.mil import Builder as mb  # noqa: E402  (after importorskip)
+import mil_cases  # noqa: E402  (after importorskip)
+from coremltools.converters.mil import Builder as mb  # noqa: E402
+from mil_cases import HEIGHT, SMALL, WIDTH  # noqa: E402
 from test_mil_evaluate import save  # noqa: E402
 
-from export import cli as command_line  # noqa: E402
 from export.load import load_source  # noqa: E402
 from export.mil import device  # noqa: E402
 from export.mil.cli import main  # noqa: E402
 from export.mil.device import CoreMLRunner, open_runner, unit_range  # noqa: E402
 from export.mil.evaluate import Evaluator  # noqa: E402
-from export.mil.lint import RULES, lint  # noqa: E402
 from export.mil.package.feature import Feature  # noqa: E402
 from export.mil.package.program import Operation, Program, read_package  # noqa: E402
 from export.mil.package.tensor import PackageError, TensorType  # noqa: E402
 from export.mil.pair import PackagePair  # noqa: E402
 from export.mil.verify import CHAIN, FLOOR_KEY, VerifyError, default_floor, verify  # noqa: E402
 from export.source import psnr  # noqa: E402
-from export.student.model.checkpoint import load_student, save_student  # noqa: E402
-from export.student.model.network import Student, StudentConfig  # noqa: E402
+from export.student.model.checkpoint import load_student  # noqa: E402
 from runtime.bundle.reader import Bundle  # noqa: E402
 from runtime.errors import DeviceError  # noqa: E402
 
-SMALL = StudentConfig(width=8, encoder_blocks=1, generator_blocks=1, detail=8)
-HEIGHT, WIDTH = 32, 24
-
-
-def convert(module: Any, inputs: tuple[Any, ...], names: list[str], outputs: list[str], path: Path) -> Any:
-    """A float16 package of a torch module."""
-    exported = torch.export.export(module.eval(), inputs).run_decompositions({})
-    model = ct.convert(
-        exported,
-        convert_to="mlprogram",
-        minimum_deployment_target=ct.target.iOS17,
-        compute_precision=ct.precision.FLOAT16,
-        inputs=[ct.TensorType(name=n, shape=i.shape) for n, i in zip(names, inputs, strict=True)],
-        outputs=[ct.TensorType(name=n) for n in outputs],
-        skip_model_load=True,
-    )
-    model.save(str(path))
-    return model
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student's bundle with fp32 graphs, and beside them its two packages."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("student")
-    student = Student(SMALL)
-    with torch.no_grad():
-        student.generator.last.weight.mul_(5)  # a residual that can be seen
-    save_student(student, folder / "checkpoint", {"steps": 0})
-    out = folder / "small.gdposr"
-    assert (
-        command_line.main(
-            ["--checkpoint", str(folder / "checkpoint"), "--out", str(out), "--precision", "fp32"]
-        )
-        == 0
-    )
-    image = torch.zeros(1, 3, HEIGHT, WIDTH)
-    with torch.no_grad():
-        features, base = student.encoder(image)
-    noise = torch.zeros(1, SMALL.noise_channels, HEIGHT // 2, WIDTH // 2)
-    convert(student.encoder, (image,), ["image"], ["features", "base"], out / "encoder.fp16.mlpackage")
-    convert(
-        student.generator,
-        (features, base, noise),
-        ["features", "base", "noise"],
-        ["sr"],
-        out / "generator.fp16.mlpackage",
-    )
-    return out
-
-
-@pytest.fixture(scope="module")
-def packages(bundle: Path) -> dict[str, Path]:
-    return {role: bundle / f"{role}.fp16.mlpackage" for role in ("encoder", "generator")}
+bundle, packages = mil_cases.bundle, mil_cases.packages  # fixtures
 
 
 def test_student_in_half_precision_keeps_40_db_against_torch(bundle: Path, packages: dict[str, Path]) -> None:
@@ -295,64 +241,6 @@ def test_pictures_cross_the_border_in_8_bits() -> None:
         CoreMLRunner(program, Negative())({"photo": image})
 
 
-def test_lint_counts_operations_and_weights(packages: dict[str, Path]) -> None:
-    report = lint(read_package(packages["generator"]))
-    assert report.operations["conv"] == 5
-    assert report.operations["pixel_shuffle"] == 2
-    (half,) = [storage for storage in report.storage if storage.kind == "fp16"]
-    assert half.tensors >= 5
-    assert {flag.rule for flag in report.flags} <= {"padding"}
-
-
-# what raises each rule, from a (1, 4, 6, 8) float32 array
-BREAKERS: dict[str, Callable[[Any], Any]] = {
-    "rank": lambda a: mb.expand_dims(x=a, axes=[0]),
-    "float32": lambda a: mb.relu(x=a),
-    "weights": lambda a: mb.conv(x=a, weight=mb.reshape(x=a, shape=[12, 4, 2, 2]), pad_type="valid"),
-    "gather": lambda a: mb.gather(
-        x=a, indices=mb.reduce_argmax(x=mb.reshape(x=a, shape=[48, 4]), axis=1, keep_dims=False), axis=1
-    ),
-    "kernel": lambda a: mb.avg_pool(
-        x=mb.tile(x=a, reps=[1, 1, 4, 4]), kernel_sizes=[15, 15], pad_type="valid"
-    ),
-    "size": lambda a: mb.tile(x=mb.reshape(x=a, shape=[1, 192, 1, 1]), reps=[1, 1, 1, 16385]),
-    "whole": lambda a: mb.cast(x=a, dtype="int32"),
-    "cast": lambda a: mb.relu(x=mb.cast(x=mb.cast(x=mb.sin(x=a), dtype="fp16"), dtype="fp32")),
-    "tokens": lambda a: mb.linear(x=mb.reshape(x=a, shape=[1, 24, 8]), weight=np.ones((5, 8), np.float32)),
-    "padding": lambda a: mb.tile(x=mb.reshape(x=a, shape=[1, 192, 1, 1]), reps=[1, 1, 32, 1]),
-    "unsupported": lambda a: mb.reduce_prod(x=a, axes=[1]),
-}
-
-
-def test_every_rule_of_lint_is_raised_by_what_breaks_it(tmp_path: Path) -> None:
-    assert set(BREAKERS) | {"range"} == set(RULES)
-    path = save(
-        lambda a: tuple(build(a) for build in BREAKERS.values()), tmp_path / "all.mlpackage", inputs=1
-    )
-    program = read_package(path)
-    makers = {output.name: op for op in program.operations for output in op.outputs}
-    broken = [makers[feature.name].name for feature in program.outputs]
-    raised = {(flag.rule, flag.name) for flag in lint(program).flags}
-    for rule, name in zip(BREAKERS, broken, strict=True):
-        assert (rule, name) in raised or rule == "cast", (
-            rule
-        )  # the cast of a cast stands before its last operation
-    assert "cast" in {rule for rule, _ in raised}
-
-
-def test_products_with_a_matrix_are_told_from_attention(tmp_path: Path) -> None:
-    def build(a: Any) -> Any:
-        first = mb.matmul(x=a, y=np.ones((8, 5), np.float32), name="matrix")
-        return (
-            first,
-            mb.matmul(x=a, y=np.ones((1, 4, 8, 5), np.float32), name="values"),
-            mb.matmul(x=a, y=a, transpose_y=True),
-        )
-
-    flags = lint(read_package(save(build, tmp_path / "products.mlpackage", inputs=1))).flags
-    assert [flag.name for flag in flags if flag.rule == "tokens"] == ["matrix"]
-
-
 def test_command_lints_and_verifies(
     bundle: Path, packages: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,10 +276,3 @@ def test_command_lints_and_verifies(
     lonely = shutil.copytree(packages["encoder"], tmp_path / "encoder.fp16.mlpackage")
     assert main(["verify", str(lonely)]) == 2
     assert "name it by --against" in capsys.readouterr().err
-
-
-def test_strict_lint_fails_where_a_flag_is_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = save(lambda a: mb.relu(x=a), tmp_path / "float.mlpackage", inputs=1)
-    assert main(["lint", str(path)]) == 0
-    assert main(["lint", str(path), "--strict"]) == 1
-    assert "computed in float32" in capsys.readouterr().out

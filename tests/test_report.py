@@ -1,114 +1,28 @@
-"""The HTML report: self-contained, complete, its crops cut at the same place in every row, hostile names harmless."""
+"""The HTML report: self-contained, complete, broken gates visible, hostile names harmless; and its table in the terminal."""
 
-import base64
 import dataclasses
-import io
 import math
 import re
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("matplotlib", reason="needs the extra `report`")
 pytest.importorskip("jinja2", reason="needs the extra `report`")
 
-from calibration.measure.accuracy import AccuracyReport, ImageScore, Row
+import report_cases
+from report_cases import Checker, Pixels, make_row, plots, scored, section
+
+from calibration.measure.accuracy import AccuracyReport
 from calibration.measure.gates import GateResult
-from calibration.measure.intervals import Difference, Interval
+from calibration.measure.intervals import Difference
 from calibration.report.accuracy import CropCollector, render, table_rows, write_report
-from calibration.report.crops import busiest_box, judged_rows, shown_pictures, strip_order
 from calibration.sensitivity import LayerNoise
 from runtime.errors import ImageError
 
-Pixels = Callable[..., np.ndarray]
-PICTURES = [f"p{k}" for k in range(6)]
-VOID = {"meta", "br", "img", "input"}
+report, crops = report_cases.report, report_cases.crops  # fixtures
+
 HOSTILE = "<img src=x onerror=\"alert('1')\">&\a\udcff"  # the last is a byte of a file name that is no UTF-8
-
-
-def scored(name: str, psnr: float, niqe: float, sqf: float | None) -> ImageScore:
-    return ImageScore(name, psnr, 0.75, sqf, niqe, (0.1, -0.2, 0.3), 0.4, {"lpips": 0.25})
-
-
-def make_row(name: str, kind: str, sqf: float | None = 0.5, loss: float = 0.0) -> Row:
-    images = tuple(
-        scored(p, 25.0 + k - loss * (k == 2), 5.0 + (k == 4), None if sqf is None else sqf + (k == 3))
-        for k, p in enumerate(PICTURES)
-    )
-    return Row(
-        name, kind, 27.5, 0.75, sqf, 5.2, (0.1, -0.2, 0.3), 0.2, 0.4, 3.25 if kind == "model" else None,
-        3_600_000, 4_100_000, "cpu", ("a note",), images,
-        target="onnx" if kind == "model" else "", seam=1.04 if kind == "model" else None, extra={"lpips": 0.25},
-        intervals={"psnr": Interval(26.25, 28.75), "diversity": Interval(3.05, 3.45)}, milliseconds=42.0,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def report() -> AccuracyReport:
-    changes = {"psnr": Difference(-0.0185, -0.021, -0.016), "niqe": Difference(-0.05, -0.06, -0.04),
-               "ssim": Difference(0.001, -0.002, 0.004)}  # fmt: skip
-    int8 = dataclasses.replace(make_row("int8", "model", loss=0.5), differences=changes)
-    rows = (make_row("bicubic", "bicubic"), make_row("<peer>", "peer"), make_row("fp32", "model"), int8)
-    gates = (
-        GateResult("int8", "max_psnr_loss", 0.1, 0.0185, True),
-        GateResult("int8", "max_sqf_rise", 0.01, None, False),
-    )
-    return AccuracyReport(
-        {"name": "pocket", "digest": "0" * 16}, 4, "six <photos>", 6, 6, 0, 6, 4, None, 5.9, -0.3, rows, gates,
-        extra_metrics=("lpips",),
-        budgets={"int8": {"max_psnr_loss": 0.1, "max_sqf_rise": 0.01, "max_seam": 1.25}},
-        sensitivity={"onnx": tuple(LayerNoise(f"layer{k}", 8, 40.0 + k, 10.0) for k in range(20))},
-        machine={"cpu": "a processor"}, versions={"numpy": "2.4.0"},
-    )  # fmt: skip
-
-
-@pytest.fixture
-def crops(report: AccuracyReport, make_pixels: Pixels) -> CropCollector:
-    collector = CropCollector(64)
-    for seed, name in enumerate(PICTURES):
-        hr = make_pixels(160, 200, seed=seed)
-        collector("HR", name, hr)
-        collector("LR", name, hr[::4, ::4])
-        for row in report.rows:
-            collector(row.name, name, hr)
-    return collector
-
-
-class Checker(HTMLParser):
-    """Tags closed in order; what is loaded, and attributes that would run a script."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-        self.events: list[str] = []
-        self.images: list[tuple[str, str]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        named = {key: value or "" for key, value in attrs}
-        self.links += [named[key] for key in ("src", "href", "srcset", "xlink:href") if key in named]
-        self.events += [key for key in named if key.startswith("on")]
-        if tag == "img":
-            self.images.append((named["alt"], named["src"]))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def plots(page: str) -> list[ElementTree.Element]:
-    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
-
-
-def section(page: str, heading: str) -> str:
-    return page.partition(f"<h2>{heading}")[2].partition("<h2>")[0]
 
 
 # ---- the page
@@ -215,142 +129,6 @@ def test_all_gates_passed_is_said(report: AccuracyReport) -> None:
     assert "all 2 gates passed" in page
     assert "<h2>Gates: all passed" in page
     assert "FAIL" not in page
-
-
-# ---- crops
-
-
-def test_the_worst_pictures_are_shown_first_and_none_twice(report: AccuracyReport) -> None:
-    shown = dict(shown_pictures(report))
-    assert next(iter(shown)) == "p2"
-    assert shown["p2"] == "int8 loses most PSNR against fp32"
-    assert "lowest PSNR of int8" in shown["p0"]
-    assert "highest SQF of int8" in shown["p3"]
-    assert "highest NIQE of int8" in shown["p4"]
-    assert len(shown_pictures(report)) == len(shown)
-
-
-def test_the_worst_pictures_are_int8_s_and_those_of_the_row_nearest_its_limit(report: AccuracyReport) -> None:
-    """Not those of the last row, which keeps its limit by far."""
-    nearest, easy = (
-        dataclasses.replace(report.rows[-1], name=name, images=tuple(reversed(report.rows[-1].images)))
-        for name in ("coreml w8a8", "coreml fp16")
-    )
-    gates = tuple(
-        GateResult(name, "max_psnr_loss", 0.1, value, True)
-        for name, value in (("int8", 0.05), ("coreml w8a8", 0.09), ("coreml fp16", 0.001))
-    )
-    several = dataclasses.replace(report, rows=(*report.rows, nearest, easy), gates=gates)
-    assert [row.name for row in judged_rows(several)] == ["int8", "coreml w8a8"]
-    reasons = "; ".join(reason for _, reason in shown_pictures(several))
-    assert "int8 loses most PSNR" in reasons
-    assert "coreml w8a8 loses most PSNR" in reasons
-    assert "coreml fp16" not in reasons
-    usual = tuple(GateResult(gate.row, "min_diversity_ratio", 0.95, 0.999, True) for gate in gates)
-    kept = dataclasses.replace(several, gates=(*usual, *gates))
-    assert [row.name for row in judged_rows(kept)] == ["int8", "coreml w8a8"]
-    diversity = GateResult("coreml fp16", "min_diversity_ratio", 0.95, 0.9, False)
-    broken = dataclasses.replace(several, gates=(*gates, diversity))
-    assert [row.name for row in judged_rows(broken)] == ["int8", "coreml fp16"]
-    rows = tuple(row for row in several.rows if row.name != "int8")
-    assert [row.name for row in judged_rows(dataclasses.replace(several, rows=rows))] == ["coreml w8a8"]
-    assert [row.name for row in judged_rows(dataclasses.replace(several, rows=rows, gates=()))] == [
-        "coreml fp16"
-    ]
-
-
-def test_pictures_equal_to_hr_can_be_ranked(report: AccuracyReport) -> None:
-    images = tuple(dataclasses.replace(image, psnr=math.inf) for image in report.rows[2].images)
-    rows = tuple(dataclasses.replace(row, images=images, psnr=math.inf) for row in report.rows)
-    page = render(dataclasses.replace(report, rows=rows))
-    assert "\N{INFINITY}" in page
-    assert not re.search(r"\b(nan|inf)\b", page.partition("<body>")[2])
-
-
-def test_every_row_has_a_crop_of_the_same_place(report: AccuracyReport, crops: CropCollector) -> None:
-    images = Checker(render(report, crops)).images
-    pictures = {
-        name: np.array(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
-        for name, source in images[:6]
-    }
-    assert list(pictures) == strip_order(report.rows) == ["LR", "bicubic", "fp32", "int8", "HR", "<peer>"]
-    assert pictures["HR"].shape == (64, 64, 3)
-    assert pictures["LR"].shape == (16, 16, 3)
-    np.testing.assert_array_equal(pictures["HR"], pictures["int8"])
-    np.testing.assert_array_equal(pictures["HR"][::4, ::4], pictures["LR"])
-
-
-def test_the_comparison_embeds_no_image_of_its_own(report: AccuracyReport, crops: CropCollector) -> None:
-    page = render(report, crops)
-    shown = len(shown_pictures(report))
-    assert page.count('<section class="picture">') == shown
-    assert page.count("data:image/png") == shown * (len(report.rows) + 2)
-    template = re.findall(r"<template.*?</template>", page, re.DOTALL)
-    assert len(template) == 1
-    assert 'data-left="fp32" data-right="int8"' in template[0]
-    assert template[0].count("<select aria-label") == 2
-    assert 'type="range"' in template[0]
-    assert 'aria-pressed="false">flicker' in template[0]
-
-
-def test_a_hundred_pictures_stay_below_ten_megabytes(report: AccuracyReport) -> None:
-    names = [f"picture {k}" for k in range(100)]
-    images = tuple(scored(name, 25 + k % 7, 5, 0.5) for k, name in enumerate(names))
-    rows = tuple(dataclasses.replace(report.rows[-1], name=f"row {k}", images=images) for k in range(8))
-    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)  # the worst for PNG
-    collector = CropCollector()
-    collector.crops = {name: {row.name: noise for row in rows} for name in names}
-    assert len(render(dataclasses.replace(report, rows=rows), collector)) < 10e6
-
-
-def test_the_crop_lies_where_the_detail_is() -> None:
-    picture = np.full((200, 240, 3), 100, np.uint8)
-    picture[120:160, 160:200] = np.random.default_rng(0).integers(0, 256, (40, 40, 3))
-    top, left, bottom, right = busiest_box(picture, 64)
-    assert (bottom - top, right - left) == (64, 64)
-    assert top <= 120
-    assert bottom >= 160
-    assert left <= 160
-    assert right >= 200
-    assert busiest_box(picture[:40, :30], 64) == (0, 0, 40, 30)
-
-
-# ---- plots on the page
-
-
-def test_the_plots_are_valid_xml_and_their_dots_named(report: AccuracyReport) -> None:
-    page = render(report)
-    drawn = plots(page)
-    assert (
-        len(drawn) == 2 + 4 + 2
-    )  # trade-offs, one other precision twice in two metrics, two parts of the layers
-    titles = {title.text for svg in drawn for title in svg.iter("title")}
-    assert "<peer>: 0.5000 at 42" in titles
-    assert "p2: 27.00 and 26.50" in titles
-    assert "layer3, 8 bits: 43.0 dB, cost 10" in titles
-    assert "5 less sensitive layers" not in page
-    assert "6 less sensitive layers" in page
-
-
-def test_without_sqf_the_plots_show_psnr(report: AccuracyReport) -> None:
-    rows = tuple(
-        dataclasses.replace(row, sqf=None, images=tuple(dataclasses.replace(i, sqf=None) for i in row.images))
-        for row in report.rows
-    )
-    page = render(dataclasses.replace(report, rows=rows))
-    assert "PSNR-Y against milliseconds" in page
-    assert "SQF" not in section(page, "Picture by picture")
-    assert ">SQF<" not in section(page, "Summary")
-
-
-def test_a_model_without_a_time_is_neither_point_nor_level_line(report: AccuracyReport) -> None:
-    rows = (*report.rows[:3], dataclasses.replace(report.rows[3], milliseconds=None))
-    drawn = plots(section(render(dataclasses.replace(report, rows=rows)), "Quality"))
-    labels = [
-        {group.findtext("title") for group in svg.iter("g") if "label" in group.get("class", "")}
-        for svg in drawn
-    ]
-    assert labels == [{"bicubic", "<peer>", "fp32"}, {"bicubic", "<peer>", "fp32", "int8"}]
 
 
 # ---- hostile names, the terminal, the file
