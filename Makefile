@@ -136,52 +136,54 @@ distill: $(DEV) ## distil a tuned one-step model to a student [TEACHER=run, DATA
 
 # The line that ships, training/RUNBOOK.md. A stage that is finished stays, one that was stopped goes on where it was.
 CHAIN         = runs/chain
-CHAIN_MINUTES = 480
 WORKERS       = 1
-# The prior: a .param file with its .bin, or x4plus of the extra `prior`. PRIOR= leaves out the stages that need its pictures, and CORE takes their place.
-PRIOR         = $(if $(wildcard $(PEER_NCNN)),$(PEER_NCNN),x4plus)
+# The core that it begins with; CORE= trains one from nothing in CHAIN_MINUTES, on pictures of the prior.
 CORE          = export/weights/pocket-core
+CHAIN_MINUTES = 480
+# The prior: a .param file with its .bin, or x4plus of the extra `prior`. Beside a given core the table alone needs it.
+PRIOR         = $(or $(wildcard $(PEER_NCNN)),$(if $(CORE),,x4plus))
 # As many as the prior makes in about 4 % of the minutes, on two CPU cores; x4plus takes fourteen times as long as a small one.
 PICTURES      = $(shell awk 'BEGIN {n = int($(CHAIN_MINUTES) * $(if $(filter x4plus,$(PRIOR)),0.36,5)); print (n < 16 ? 16 : (n > 3400 ? 3400 : n))}')
 # Settings by stage, as KEY=VALUE words; EXPERIMENTS.md says where they come from. CHAIN_ARGS goes to every stage.
 CORE_SET      = student.far_blocks=2 student.consistent=true batch=2 crop=192 crispness=1.3 sharpness=0.65 chroma=3 lr=6e-4 cards=0.5 \
 	feature=0 adversary=0 ema=0.998
 NOISE_SET     = batch=4 crop=128 score=26 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.15
+NOISE_STEPS   = 4000
 GDPO_SET      = lr=4e-4 anchor=0.1 weighting=fixed group=12
+GDPO_STEPS    = 350
 MIX           = --share 0
 CHAIN_ARGS    =
 # state.old: what a kill in the middle of replacing it leaves
 resumed       = $(if $(wildcard $(CHAIN)/$(1)/state $(CHAIN)/$(1)/state.old),--resume)
 minutes       = --minutes $(shell awk 'BEGIN {print $(CHAIN_MINUTES) * $(1)}')
 settings      = $(foreach setting,$(1),--set $(setting))
-# stage NAME,KIND,SHARE OF THE MINUTES,SETTINGS
-stage         = $(RUN) -m gdposr train student-$(2) --data "$(DATA)" --out $(CHAIN)/$(1) --workers $(WORKERS) $(call minutes,$(3)) \
+# stage NAME,KIND,LENGTH,SETTINGS
+stage         = $(RUN) -m gdposr train student-$(2) --data "$(DATA)" --out $(CHAIN)/$(1) --workers $(WORKERS) $(3) \
 	$(call settings,$(4)) $(PERCEPTUAL) $(call resumed,$(1)) $(CHAIN_ARGS)
-FROM_PICTURES = $(if $(PRIOR),--pictures $(CHAIN)/pictures)
 
 ifneq ($(words $(CHAIN)),1)
 $(error CHAIN must be one folder without spaces, got "$(CHAIN)")
 endif
 
-chain: $(CHAIN)/table.md ## everything: photos to a bundle in runs/chain, and what each stage brought [DATA=, PRIOR=, CHAIN_MINUTES=480, WORKERS=]
+chain: $(CHAIN)/table.md ## the model that ships, from its core and photos to a bundle in runs/chain, and what each stage brought [DATA=, CORE=, PRIOR=, WORKERS=]
 	@cat $(CHAIN)/table.md
 	@echo "bundle: $(CHAIN)/pocket.gdposr; student: $(CHAIN)/student; this table: $(CHAIN)/table.md"
 
 $(CHAIN)/pictures.done: | $(DEV)
 	@mkdir -p $(CHAIN)
-	@echo "prior: $(PRIOR), $(PICTURES) pictures (PRIOR=FILE.param names another, PRIOR= begins with $(CORE) instead)"
+	@echo "prior: $(PRIOR), $(PICTURES) pictures (PRIOR=FILE.param names another)"
 	$(RUN) -m gdposr train pictures --data "$(DATA)" --prior "$(PRIOR)" --out $(CHAIN)/pictures --items $(PICTURES)
 	@touch $@
 
 $(CHAIN)/core/model/config.json: | $(CHAIN)/pictures.done
-	$(call stage,core,core,0.86,$(CORE_SET)) $(FROM_PICTURES)
+	$(call stage,core,core,$(call minutes,0.96),$(CORE_SET)) --pictures $(CHAIN)/pictures
 
-$(CHAIN)/noise/model/config.json: | $(if $(PRIOR),$(CHAIN)/core/model/config.json,$(DEV))
-	@$(if $(PRIOR),,echo "no prior (PRIOR=): no pictures and no core of its own; the chain begins with the core in $(CORE)")
-	$(call stage,noise,noise,0.08,$(NOISE_SET)) $(FROM_PICTURES) --init $(if $(PRIOR),$(CHAIN)/core/model,"$(CORE)")
+$(CHAIN)/noise/model/config.json: | $(if $(CORE),$(DEV),$(CHAIN)/core/model/config.json)
+	@$(if $(CORE),echo "the chain begins with the core in $(CORE) (CORE= trains one from nothing)")
+	$(call stage,noise,noise,--steps $(NOISE_STEPS),$(NOISE_SET)) --init $(if $(CORE),"$(CORE)",$(CHAIN)/core/model)
 
 $(CHAIN)/gdpo/model/config.json: | $(CHAIN)/noise/model/config.json
-	$(call stage,gdpo,gdpo,0.02,$(GDPO_SET)) --steps 350 --init $(CHAIN)/noise/model
+	$(call stage,gdpo,gdpo,--steps $(GDPO_STEPS),$(GDPO_SET)) --init $(CHAIN)/noise/model
 
 # What ships: the tuned student in float16. MIX="--share 0.3" goes a part of the way back to the student before the tuning,
 # MIX="--share 0 --noise 0.8" weakens the noise.
@@ -192,7 +194,8 @@ $(CHAIN)/pocket.gdposr/manifest.json: | $(CHAIN)/student/config.json
 	$(RUN) -m gdposr export --checkpoint $(CHAIN)/student --out $(CHAIN)/pocket.gdposr --targets onnx,coreml
 
 $(CHAIN)/table.md: $(CHAIN)/pocket.gdposr/manifest.json
-	$(RUN) -m tools.chain.table --chain $(CHAIN) --data "$(DATA)" $(if $(PRIOR),--prior "$(PRIOR)",--core "$(CORE)") $(PERCEPTUAL) --out $@ > /dev/null
+	$(RUN) -m tools.chain.table --chain $(CHAIN) --data "$(DATA)" $(if $(PRIOR),--prior "$(PRIOR)") \
+		$(if $(CORE),--core "$(CORE)" --ships "$(CHECKPOINT)") $(PERCEPTUAL) --out $@ > /dev/null
 
 EXPORT = $(RUN) -m gdposr export --checkpoint "$(CHECKPOINT)"
 
