@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -176,12 +177,23 @@ def test_report_has_every_stage_and_every_file(
         assert f"- **{stage.name}** " in text
     assert "Of fewer than 10 photos the intervals are too narrow" in text
 
-    assert table.main([*common, "--core", str(chain / "core/model")]) == 0
+    core = ["--core", str(chain / "core/model"), "--ships", str(chain / "student")]
+    assert table.main([*common, *core]) == 0
     text = capsys.readouterr().out
+    assert "and trained none (CORE= trains one from nothing)" in text
+    assert f"The student is {chain / 'student'}, weight for weight." in text
     assert f"| {GIVEN} |" in text
     assert "| core |" not in text
     assert "No prior was given (PRIOR=)" in text
     assert "PSNR to the prior's picture" not in text.splitlines()[4]
+
+
+def test_a_student_that_is_not_the_one_that_ships_is_told_by_its_pictures(chain: Path, held: Held) -> None:
+    text = table.beside(chain / "student", chain / "noise/model", held)
+    found = re.search(r"their pictures differ by ([0-9.]+) levels", text)
+    assert found
+    assert float(found[1]) > 0.1
+    assert "is not" in text
 
 
 def test_what_is_missing_is_named(
@@ -191,5 +203,5 @@ def test_what_is_missing_is_named(
         find_stages(tmp_path, None)
     assert [stage.name for stage, _ in find_stages(chain, chain)] == [GIVEN, "noise", "gdpo"]
     assert table.main(["--chain", str(chain), "--data", str(photos)]) == 2
-    assert "give either --prior, the chain's prior, or --core" in capsys.readouterr().err
+    assert "give --prior, the chain's prior, or --core" in capsys.readouterr().err
     assert markdown([Row("bicubic", (), {"photo": [20.0]}, {})], [], []).count("|") == 9

@@ -123,11 +123,13 @@ def settings_of(command: str) -> dict[str, str]:
 
 
 def test_chain_runs_every_stage_in_order(tree: Path) -> None:
-    commands = chain_commands(tree, "CHAIN_MINUTES=100", "DATA=my photos", "WORKERS=3", "PRIOR=my.param")
+    commands = chain_commands(
+        tree, "CORE=", "CHAIN_MINUTES=100", "DATA=my photos", "WORKERS=3", "PRIOR=my.param"
+    )
     assert [stage_of(command) for command in commands] == STAGES
-    trained = [line for line in commands if "--minutes" in line]
-    minutes = [float(line.split("--minutes ")[1].split()[0]) for line in trained]
-    assert sum(minutes) == pytest.approx(96)  # the pictures have about four
+    trained = [line for line in commands if "gdposr train student-" in line]
+    assert "--minutes 96 " in trained[0]  # the pictures have about four
+    assert ["--steps 4000 " in trained[1], "--steps 350 " in trained[2]] == [True, True]
     assert all('--data "my photos"' in line and "--workers 3" in line for line in trained)
     assert not any("--resume" in line for line in commands)
     assert '--prior "my.param" --out runs/chain/pictures --items 500' in commands[0]
@@ -136,12 +138,13 @@ def test_chain_runs_every_stage_in_order(tree: Path) -> None:
     assert settings_of(core)["student.consistent"] == "true"
     for line, before in zip((noise, gdpo), ("core/model", "noise/model"), strict=True):
         assert line.partition("--init ")[2].split()[0] == f"runs/chain/{before}"
-    assert all("--pictures runs/chain/pictures" in line for line in (core, noise))
+    assert "--pictures runs/chain/pictures" in core
     assert commands[-3].startswith(
         "-m export.student.interpolate runs/chain/gdpo/model runs/chain/noise/model"
     )
     assert "--targets onnx,coreml" in commands[-2]
     assert '--prior "my.param"' in commands[-1]
+    assert "--ships" not in commands[-1]
 
 
 def test_chain_has_settings_that_its_stages_know(tree: Path) -> None:
@@ -149,22 +152,28 @@ def test_chain_has_settings_that_its_stages_know(tree: Path) -> None:
     from export.student.kinds import KINDS
     from training.settings import with_settings
 
-    for command in chain_commands(tree, "PRIOR=my.param"):
+    for command in chain_commands(tree, "CORE=", "PRIOR=my.param"):
         if stage_of(command) in KINDS:
             given = [f"{name}={value}" for name, value in settings_of(command).items()]
             with_settings(KINDS[stage_of(command)].presets["pocket"], given)
 
 
-def test_chain_without_a_prior_begins_with_the_core_of_the_repository_and_says_so(tree: Path) -> None:
-    commands = chain_commands(tree, "PRIOR=")
+def test_chain_begins_with_the_core_of_what_ships_and_compares_with_that(tree: Path) -> None:
+    commands = chain_commands(tree, "PRIOR=my.param")
     assert [stage_of(command) for command in commands] == STAGES[2:]
     assert '--init "export/weights/pocket-core"' in commands[0]
-    assert "--pictures" not in commands[0]
-    assert '--core "export/weights/pocket-core"' in commands[-1]
-    shown = make(tree, "-n", "chain", "PRIOR=").stdout
-    assert "no prior (PRIOR=): no pictures and no core of its own" in shown
-    slow, quick = (chain_commands(tree, f"PRIOR={prior}")[0] for prior in ("x4plus", "small.param"))
+    assert '--core "export/weights/pocket-core" --ships "export/weights/pocket"' in commands[-1]
+    assert '--prior "my.param"' in commands[-1]
+    assert "--prior" not in chain_commands(tree, "PRIOR=")[-1]
+    assert "--prior" not in chain_commands(tree, "PEER_NCNN=none")[-1]  # no x4plus for the table alone
+    shown = make(tree, "-n", "chain").stdout
+    assert "begins with the core in export/weights/pocket-core" in shown
+
+
+def test_chain_makes_fewer_pictures_with_a_slow_prior(tree: Path) -> None:
+    slow, quick = (chain_commands(tree, "CORE=", f"PRIOR={prior}")[0] for prior in ("x4plus", "small.param"))
     assert ("--items 172" in slow, "--items 2400" in quick) == (True, True)
+    assert '--prior "x4plus"' in chain_commands(tree, "CORE=", "PEER_NCNN=none")[0]
 
 
 def test_chain_leaves_finished_stages_and_resumes_the_one_that_was_stopped(tree: Path) -> None:
@@ -174,14 +183,14 @@ def test_chain_leaves_finished_stages_and_resumes_the_one_that_was_stopped(tree:
     (chain / "pictures.done").write_text("")
     (chain / "core/state").mkdir()
     (chain / "noise/state").mkdir(parents=True)
-    commands = chain_commands(tree, "PRIOR=my.param")
+    commands = chain_commands(tree, "CORE=", "PRIOR=my.param")
     assert [stage_of(command) for command in commands] == STAGES[2:]
     assert ["--resume" in command for command in commands] == [True] + [False] * 4
 
 
 def test_chain_goes_on_from_a_state_that_was_being_replaced(tree: Path) -> None:
     (tree / "runs/chain/core/state.old").mkdir(parents=True)
-    commands = chain_commands(tree, "PRIOR=my.param", "CHAIN_ARGS=--preset tiny")
+    commands = chain_commands(tree, "CORE=", "PRIOR=my.param", "CHAIN_ARGS=--preset tiny")
     trained = [line for line in commands if "--preset tiny" in line]
     assert ["--resume" in line for line in trained] == [True] + [False] * 2
 

@@ -65,6 +65,9 @@ class CoreSettings(RunSettings):
     sharpness: float = 0.0
     """Amount of an unsharp mask on the target, with a sigma of 1.2 pixels; 0 leaves it as it is. Other than crispness, it
     strengthens the finest detail alone."""
+    sharpness_degraded: float = 0.0
+    """Further amount of that mask for an input that tells nothing of the photo, and less the more it tells (`losses.told_by`).
+    People like more of it there than on clean inputs (training/EXPERIMENTS.md, 2026-11-30)."""
     truth: float = 1.0
     """Share of the photo in the target's coarse part (means over 4x4 pixels), for inputs that still show it. 0: all
     of it from the prior; 1: all of it from the photo."""
@@ -110,7 +113,7 @@ class CoreSettings(RunSettings):
         for name in ("crispness", "truth_error", "trust_ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("sharpness", "trust", "pixel", "gradient", "chroma", "grid", "feature", "adversary"):
+        for name in ("sharpness", "sharpness_degraded", "trust", "pixel", "gradient", "chroma", "grid", "feature", "adversary"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("adversary_from", "truth", "cards"):
@@ -249,15 +252,15 @@ class StudentCore(StudentStage):
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)
         crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness)
-        if self.settings.sharpness > 0:
-            with torch.autocast(crisp.device.type, enabled=False):  # bfloat16 would round the target
-                planes = sharpen(crisp.float().flatten(0, 1), SHARPENED_SIGMA, self.settings.sharpness)
-            crisp = planes.unflatten(0, (-1, 3))
-        crisp = crisp.clamp(0, 1)
         hr = batch.hr.float()
-        share = self.settings.truth * told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
+        told = told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
+        with torch.autocast(crisp.device.type, enabled=False):  # bfloat16 would round the target
+            planes = crisp.float().flatten(0, 1)
+            detail = sharpen(planes, SHARPENED_SIGMA, 1.0) - planes
+        amount = self.settings.sharpness + (1 - told) * self.settings.sharpness_degraded
+        crisp = (crisp + amount * detail.unflatten(0, (-1, 3))).clamp(0, 1)
         # colours again, since clamping shifts the mean
-        mixed = with_colours_of(with_coarse_part_of(crisp, hr, share), batch.lr)
+        mixed = with_colours_of(with_coarse_part_of(crisp, hr, self.settings.truth * told), batch.lr)
         return (
             mixed if batch.drawn is None else torch.where(batch.drawn[:, None, None, None], batch.hr, mixed)
         )

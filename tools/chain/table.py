@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from calibration.measure.intervals import FEW, Difference, differences
+from export.student.model.checkpoint import load_student
 from export.student.sample import enlarger
 from gdposr.console import say
 from runtime.text import print_error
 from tools.chain.export import Exported, exported
 from tools.chain.scores import Draw, Held, columns, held_pictures, wins
-from tools.chain.stages import BICUBIC, GIVEN, MEASURES, find_stages
+from tools.chain.stages import BICUBIC, GIVEN, MEASURES, STAGES, find_stages
 from training.metrics.squeezenet import SqueezeFeatures
 
 # Share of wins if nothing was learned.
@@ -76,6 +79,22 @@ def measure(chain: Path, held: Held, features: SqueezeFeatures | None, core: Pat
         rows.append(Row(stage.name, stage.aims, values, changes(values, before, held.names)))
         before = values
     return rows
+
+
+def beside(built: Path, ships: Path, held: Held) -> str:
+    """Whether a chain's student is the one that ships, in words. Both are checkpoints.
+
+    On one machine, with as many threads, the stages give the same weights each time. Elsewhere sums are rounded differently."""
+    (one, _), (other, _) = load_student(built), load_student(ships)
+    ours, theirs = one.state_dict(), other.state_dict()
+    if ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours):
+        return f"The student is {ships}, weight for weight."
+    pictures = [[draw(lr, 0) for lr in held.lr] for draw in (_drawn(built), _drawn(ships))]
+    apart = [255 * float((a - b).square().mean().sqrt()) for a, b in zip(*pictures, strict=True)]
+    return (
+        f"The student is not {ships}, weight for weight: their pictures differ by {sum(apart) / len(apart):.2f} levels "
+        "of 255 (RMS, first seed)."
+    )
 
 
 def verdict(row: Row) -> str:
@@ -155,8 +174,8 @@ def _notes(held: Held, prior: str | None, core: Path | None, features: bool) -> 
     """The sentences below the table.
 
     held: the pictures.
-    prior: the published network that the core learned from; None: there was none.
-    core: the given core, which stands in for the stages that need a prior.
+    prior: the published network that the core learned from; None: it was not given.
+    core: the core that the chain began with; None: it trained its own.
     features: whether SQF was measured.
     """
     photos = len(set(held.names))
@@ -166,10 +185,12 @@ def _notes(held: Held, prior: str | None, core: Path | None, features: bool) -> 
     ]
     if photos < FEW:
         notes.append(f"Of fewer than {FEW} photos the intervals are too narrow: do not trust them.")
-    if prior is None:
+    if core is not None:
         notes.append(
-            f"No prior was given (PRIOR=): pictures and core were left out, and {core} stands in their place."
+            f"The chain began with the core in {core} and trained none (CORE= trains one from nothing)."
         )
+    if prior is None:
+        notes.append("No prior was given (PRIOR=): how near the core is to its pictures is not measured.")
     if not features:
         notes.append("No SqueezeNet weights were given (SQF_WEIGHTS=): SQF is not measured.")
     return notes
@@ -181,9 +202,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--chain", type=Path, required=True, help="folder of make chain")
     parser.add_argument("--data", type=Path, required=True, help="the photos that it trained on")
-    parser.add_argument("--prior", help="the prior of its core: a .param file or x4plus")
+    parser.add_argument("--prior", help="a .param file or x4plus, whose pictures the core should be near to")
     parser.add_argument(
-        "--core", type=Path, metavar="STUDENT", help="the core that it began with instead of a prior"
+        "--core", type=Path, metavar="STUDENT", help="the core that it began with, if it trained none"
+    )
+    parser.add_argument(
+        "--ships", type=Path, metavar="STUDENT", help="the student that ships, which it should have built"
     )
     parser.add_argument("--perceptual-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1, for SQF")
     parser.add_argument("--draws", type=int, default=3, help="crops of each photo (default: %(default)s)")
@@ -196,8 +220,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Exit code 0 on success, 2 on a wrong argument or a model that is missing."""
     args = _parser().parse_args(argv)
     try:
-        if (args.prior is None) == (args.core is None):
-            raise ValueError("give either --prior, the chain's prior, or --core, what it began with instead")
+        if args.prior is None and args.core is None:
+            raise ValueError(
+                "give --prior, the chain's prior, or --core, what it began with instead, or both"
+            )
         held = held_pictures(args.data, held_out=args.held_out, draws=args.draws)
         if args.prior is not None:
             say(f"pictures of the prior, {len(held.lr)} of them")
@@ -206,10 +232,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         features = SqueezeFeatures(args.perceptual_weights) if args.perceptual_weights else None
         rows = measure(args.chain, held, features, args.core)
         files = exported(args.chain / "pocket.gdposr", held)
+        built = None if args.ships is None else beside(args.chain / STAGES[-1].model, args.ships, held)
     except (ValueError, OSError) as error:
         print_error(error)
         return 2
-    text = markdown(rows, files, _notes(held, args.prior, args.core, features is not None))
+    notes = _notes(held, args.prior, args.core, features is not None)
+    text = markdown(rows, files, [*notes, built] if built else notes)
     if args.out is not None:
         args.out.write_text(text)
     print(text, end="")
