@@ -127,6 +127,26 @@ def test_an_input_that_tells_less_of_the_photo_leaves_more_to_the_prior(pictures
     assert low_pass_loss(known, batch.hr, 4) < 0.5 * low_pass_loss(vague, batch.hr, 4)
 
 
+def test_a_degraded_input_has_a_sharper_target_than_a_clean_one(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    clean = torch.nn.functional.avg_pool2d(batch.hr, 4)
+    enlarged = torch.full_like(batch.hr, 0.5)
+
+    def gain(lr: "torch.Tensor", **settings: float) -> float:
+        """Contrast of neighbouring pixels, of the target beside one that is not sharpened."""
+        plain, sharp = (
+            core(adversary=0.0, truth=0.0, crispness=1.0, **more)._target(replace(batch, lr=lr), enlarged)
+            for more in ({}, settings)
+        )
+        return float(sharp.diff().abs().mean() / plain.diff().abs().mean())
+
+    assert gain(clean, sharpness_degraded=1.0) == pytest.approx(1.0, abs=0.01)
+    assert 1.02 < gain(clean, sharpness=1.0) < gain(clean, sharpness=2.0)
+    strongly = gain(clean + 0.3, sharpness_degraded=1.0)  # tells nothing of the photo
+    assert strongly == pytest.approx(gain(clean + 0.3, sharpness=1.0), rel=0.02)
+    assert 1.01 < gain(clean + 5 / 255, sharpness_degraded=1.0) < strongly
+
+
 def test_a_drawn_card_is_its_own_target(pictures: Path) -> None:
     batch = replace(a_batch(pictures, 2), drawn=torch.tensor([True, False]))
     target = core(adversary=0.0)._target(batch, torch.full_like(batch.hr, 0.5))
