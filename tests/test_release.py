@@ -30,6 +30,10 @@ def test_workflow_checks_every_python(root: Path, settings: dict) -> None:
     assert called <= targets((root / "Makefile").read_text())
     for file in re.findall(r"-c (\S+?)\"", str(runs)):
         assert (root / file).is_file()
+    actions = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    assert actions
+    # a tag can be moved, a commit cannot
+    assert [name for name in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name)] == []
     assert workflow["permissions"] == {"contents": "read"}
     assert workflow[True]["push"]["branches"] == ["main"]  # YAML 1.1 reads the key "on" as true
 
