@@ -15,7 +15,7 @@ FROM python:3.13-slim
 RUN useradd --create-home --uid 1000 gdposr
 COPY --from=build /opt/gdposr /opt/gdposr
 ENV PATH=/opt/gdposr/bin:$PATH
-USER gdposr
+USER 1000
 WORKDIR /photos
 ENTRYPOINT ["gdposr"]
 CMD ["--help"]
