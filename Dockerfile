@@ -7,7 +7,7 @@ COPY training training
 COPY calibration calibration
 COPY export export
 COPY gdposr gdposr
-# More extras than none: docker build --build-arg EXTRAS=[server]
+# More extras than none: docker build --build-arg "EXTRAS=[server]" .
 ARG EXTRAS=
 RUN python3 -m venv /opt/gdposr && /opt/gdposr/bin/pip install --no-cache-dir --no-compile ".${EXTRAS}"
 
