@@ -7,7 +7,7 @@ COPY training training
 COPY calibration calibration
 COPY export export
 COPY gdposr gdposr
-# More extras than none: docker build --build-arg EXTRAS=[server]
+# More extras than none: docker build --build-arg "EXTRAS=[server]" .
 ARG EXTRAS=
 RUN python3 -m venv /opt/gdposr && /opt/gdposr/bin/pip install --no-cache-dir --no-compile ".${EXTRAS}"
 
@@ -15,7 +15,7 @@ FROM python:3.13-slim
 RUN useradd --create-home --uid 1000 gdposr
 COPY --from=build /opt/gdposr /opt/gdposr
 ENV PATH=/opt/gdposr/bin:$PATH
-USER gdposr
+USER 1000
 WORKDIR /photos
 ENTRYPOINT ["gdposr"]
 CMD ["--help"]

@@ -108,6 +108,16 @@ def test_a_report_without_its_extra_is_refused_at_once(
     assert 'pip install "gdposr[report]"' in err
 
 
+def test_accuracy_on_open_photos_without_their_extra_is_refused_at_once(
+    gdposr: Any, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gdposr.forward.find_spec", lambda name: None)
+    code, out, err = gdposr("accuracy", toy_bundle)
+    assert (code, out) == (2, "")
+    assert "accuracy without --lr and --hr needs torch" in err
+    assert 'pip install "gdposr[export]"' in err
+
+
 def test_accuracy_tells_real_differences_from_none(
     gdposr: Any, toy_bundle: Path, pairs: list[object], tmp_path: Path
 ) -> None:

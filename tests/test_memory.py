@@ -1,6 +1,7 @@
 """Memory: sizes as text, tiles that fit a limit, and the peak of a large photo."""
 
 import dataclasses
+import sys
 from argparse import ArgumentTypeError
 from bisect import bisect_left
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from runtime.upscale.tiling import least_tile
 from runtime.upscale.upscaler import Upscaler
 
 RULE = SizeRule(multiple_of=2, minimum=16, tile=256, context=26)
+# Megabytes that suffice for a photo of 400x600 pixels. Python takes more from 3.13 on.
+LEAST = 130 if sys.version_info >= (3, 13) else 120
 COSTS = Costs(weights=1_000_000, pixel=2500, kept=272)
 
 
@@ -105,10 +108,9 @@ def test_blended_tiles_do_not_depend_on_the_machine() -> None:
 
 
 def test_tiles_shrink_with_the_limit() -> None:
-    plans = [plan(limit << 20) for limit in (2000, 600, 400, 250, 150, 110)]
-    assert [
-        p.peak <= limit << 20 for p, limit in zip(plans, (2000, 600, 400, 250, 150, 110), strict=True)
-    ] == [True] * 6
+    limits = (2000, 600, 400, 250, 150, LEAST - 10)
+    plans = [plan(limit << 20) for limit in limits]
+    assert [p.peak <= limit << 20 for p, limit in zip(plans, limits, strict=True)] == [True] * 6
     works = [p.tile[0] * p.tile[1] * p.lanes for p in plans]
     assert works == sorted(works, reverse=True)
     assert plans[0] == plan(2000 << 20, tile=2 * RULE.tile), "twice the bundle's side where there is room"
@@ -136,7 +138,10 @@ def test_too_low_a_limit_names_the_least() -> None:
         plan(80 << 20)
     least = memory_size(str(caught.value).split("at least ")[1].split()[0])
     smallest = plan(least)
-    assert smallest.tile == (least_tile(RULE),) * 2 == (26, 26)
+    assert smallest.tile[0] == least_tile(RULE) == 26
+    assert smallest.tile[1] - 26 in (0, 2, 4), (
+        "the named limit is whole megabytes, so that some of the last may be left"
+    )
     assert smallest.lanes == 1
     with pytest.raises(SettingError):
         plan(least - (1 << 20))
@@ -230,14 +235,14 @@ def measured(run_python: Callable[..., Any], *arguments: object) -> tuple[int, i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "fix"), [(120, "none"), (200, "none"), (200, "wavelet")])
+@pytest.mark.parametrize(("limit", "fix"), [(LEAST, "none"), (200, "none"), (200, "wavelet")])
 def test_the_built_in_model_keeps_the_limit(run_python: Callable[..., Any], limit: int, fix: str) -> None:
     size, most = measured(run_python, "built-in", fix, 400, 600, limit << 20, "strips")
     assert size == 400 * 600 * 48
     assert most <= limit << 20, f"peak {most / 2**20:.0f}M for a limit of {limit}M"
 
 
-@pytest.mark.parametrize("limit", [120, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [LEAST, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_command_keeps_the_limit_while_it_writes(
     run_python: Callable[..., Any], tmp_path: Path, limit: int
 ) -> None:

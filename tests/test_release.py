@@ -23,6 +23,8 @@ def test_workflow_checks_every_python(root: Path, settings: dict) -> None:
     pythons = jobs["check"]["strategy"]["matrix"]["python"]
     assert pythons == ["3.11", "3.12", "3.13"]  # strings: as a number, 3.10 would be 3.1
     assert settings["project"]["requires-python"] == f">={pythons[0]}"
+    named = re.findall(r"Python :: (3\.\d+)", str(settings["project"]["classifiers"]))
+    assert named == pythons
     runs = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
     assert runs["check"][0].startswith("make check ")
     called = {words[1] for lines in runs.values() for words in map(str.split, lines) if words[0] == "make"}
@@ -30,6 +32,10 @@ def test_workflow_checks_every_python(root: Path, settings: dict) -> None:
     assert called <= targets((root / "Makefile").read_text())
     for file in re.findall(r"-c (\S+?)\"", str(runs)):
         assert (root / file).is_file()
+    actions = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    assert actions
+    # a tag can be moved, a commit cannot
+    assert [name for name in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name)] == []
     assert workflow["permissions"] == {"contents": "read"}
     assert workflow[True]["push"]["branches"] == ["main"]  # YAML 1.1 reads the key "on" as true
 

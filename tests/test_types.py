@@ -1,6 +1,9 @@
 """What a type checker sees of the Python interface in a program of somebody else."""
 
+import ast
+import inspect
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -35,6 +38,17 @@ def test_a_mistyped_name_is_an_error(
     )  # fmt: skip
     assert result.returncode == 1
     assert f'Module "{package}" has no attribute "Upscalar"' in result.stdout
+
+
+@pytest.mark.parametrize("name", ["Bundle", "Upscaler"])
+def test_public_attributes_state_their_types(name: str) -> None:
+    """What is inferred differs from one type checker to another."""
+    import gdposr
+
+    tree = ast.parse(textwrap.dedent(inspect.getsource(getattr(gdposr, name))))
+    assigned = [target for node in ast.walk(tree) if isinstance(node, ast.Assign) for target in node.targets]
+    names = [node.attr for target in assigned for node in ast.walk(target) if isinstance(node, ast.Attribute)]
+    assert [name for name in names if not name.startswith("_")] == []
 
 
 def test_the_client_runs(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gdposr import __version__
 from gdposr.console import FAILED, OK, UsageError, add_bundle, emit, progress_bar, say, table, whole_number
-from gdposr.forward import check_report
+from gdposr.forward import check_report, require
 
 if TYPE_CHECKING:
     from calibration.measure.accuracy import AccuracyReport, Row
@@ -125,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--lr and --hr belong together: give both, or neither for the open photos")
     if args.lr is not None:
         return _run(args)
+    require(("torch", "safetensors", "skimage"), "export", "accuracy without --lr and --hr")
     from calibration.samples import write_open_pairs
 
     with tempfile.TemporaryDirectory(prefix="gdposr-") as folder:

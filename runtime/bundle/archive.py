@@ -44,7 +44,8 @@ class Archive:
     """A .zip with one bundle, at its top or in one folder. marker: the file that shows which. Keeps no file open."""
 
     def __init__(self, path: Path, marker: str) -> None:
-        self.path, self.marker = path, marker
+        self.path: Path = path
+        self.marker: str = marker
 
     def read(self, name: str, expected: int | None) -> bytes:
         """The file of that name in the bundle. expected: its size in bytes. None: at most that of a manifest."""

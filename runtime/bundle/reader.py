@@ -33,15 +33,15 @@ class Bundle:
     """An opened bundle. Keeps no file open: every read opens, checks and closes one."""
 
     def __init__(self, path: Path, read: _Reader) -> None:
-        self.path = path
+        self.path: Path = path
         self._read = read
         content = read(MANIFEST_NAME, None)
         # As they were read, for passing the bundle on.
-        self.manifest_bytes = content
-        self.manifest = Manifest.from_dict(_parse(content, path))
+        self.manifest_bytes: bytes = content
+        self.manifest: Manifest = Manifest.from_dict(_parse(content, path))
         _check_demand(path, self.manifest)
         # Names this bundle in reports.
-        self.digest = hashlib.sha256(content).hexdigest()[:16]
+        self.digest: str = hashlib.sha256(content).hexdigest()[:16]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None) -> Bundle:

@@ -59,7 +59,9 @@ class Engine:
         open_backend: Callable[[int], Backend],
         note: Callable[[str], None],
     ) -> None:
-        self.backend, self.costs, self.threads = backend, costs, threads
+        self.backend: Backend = backend
+        self.costs: Costs = costs
+        self.threads: int = threads
         # Side of the largest core that has not run out of memory. None: memory has not run out.
         self.tile_limit: int | None = None
         self._open_backend, self._note = open_backend, note

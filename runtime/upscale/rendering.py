@@ -69,7 +69,7 @@ class Rendering:
         self._picture, self._request = picture, request
         self._lr_size = (picture.height, picture.width)
         self._sr_size = (picture.height * manifest.scale, picture.width * manifest.scale)
-        self.size = (
+        self.size: tuple[int, int] = (
             max(1, round(picture.height * request.scale)),
             max(1, round(picture.width * request.scale)),
         )

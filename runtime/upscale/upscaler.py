@@ -66,21 +66,23 @@ class Upscaler:
         check: bool = True,
         notify: Callable[[str], None] | None = None,
     ) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.bundle: Bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest: Manifest = self.bundle.manifest
-        self.scale = self.manifest.scale
-        self.color_fix = self.manifest.color_fix if color_fix is None else color_fix
+        self.scale: int = self.manifest.scale
+        self.color_fix: str = self.manifest.color_fix if color_fix is None else color_fix
         if self.color_fix not in COLOR_FIXES:
             raise SettingError(f"color_fix: expected one of {', '.join(COLOR_FIXES)}, got {self.color_fix!r}")
-        self.temperature = _temperature(temperature)
-        self.tile = None if tile is None else setting("tile", tile, 1)
-        self.max_memory = None if max_memory is None else setting("max_memory", max_memory, 1)
-        self.threads = usable_processors() if threads is None else setting("threads", threads, 1)
+        self.temperature: float = _temperature(temperature)
+        self.tile: int | None = None if tile is None else setting("tile", tile, 1)
+        self.max_memory: int | None = None if max_memory is None else setting("max_memory", max_memory, 1)
+        self.threads: int = usable_processors() if threads is None else setting("threads", threads, 1)
         self._notes: list[str] = []
         self._notify = notify
         backend = self._load(device, precision, check)
-        self.device, self.precision = backend.device, backend.precision
-        self.placement = backend.placement  # graph nodes by provider, or None if not known
+        self.device: str = backend.device
+        self.precision: str = backend.precision
+        # graph nodes by provider, or None if not known
+        self.placement: dict[str, int] | None = backend.placement
         costs = Costs.of(self.manifest, self.precision)
         self._engine: Engine | None = Engine(backend, costs, self.threads, self._open, self._note)
 
