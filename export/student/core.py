@@ -113,7 +113,17 @@ class CoreSettings(RunSettings):
         for name in ("crispness", "truth_error", "trust_ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("sharpness", "sharpness_degraded", "trust", "pixel", "gradient", "chroma", "grid", "feature", "adversary"):
+        for name in (
+            "sharpness",
+            "sharpness_degraded",
+            "trust",
+            "pixel",
+            "gradient",
+            "chroma",
+            "grid",
+            "feature",
+            "adversary",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("adversary_from", "truth", "cards"):
