@@ -151,7 +151,7 @@ NOISE_SET     = batch=4 crop=128 score=26 cards=0.3 adversary=0.3 adversary_from
 NOISE_STEPS   = 4000
 GDPO_SET      = lr=4e-4 anchor=0.1 weighting=fixed group=12
 GDPO_STEPS    = 350
-MIX           = --share 0
+MIX           = --share 0 --noise 0.85
 CHAIN_ARGS    =
 # state.old: what a kill in the middle of replacing it leaves
 resumed       = $(if $(wildcard $(CHAIN)/$(1)/state $(CHAIN)/$(1)/state.old),--resume)
