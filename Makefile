@@ -148,10 +148,10 @@ PICTURES      = $(shell awk 'BEGIN {n = int($(CHAIN_MINUTES) * $(if $(filter x4p
 CORE_SET      = student.far_blocks=2 student.consistent=true batch=2 crop=192 crispness=1.3 sharpness=0.65 sharpness_degraded=1.5 chroma=3 lr=6e-4 cards=0.5 \
 	feature=0 adversary=0 ema=0.998
 NOISE_SET     = batch=4 crop=128 score=26 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.15
-NOISE_STEPS   = 4000
+NOISE_STEPS   = 2500
 GDPO_SET      = lr=4e-4 anchor=0.1 weighting=fixed group=12
 GDPO_STEPS    = 350
-MIX           = --share 0 --noise 0.85
+MIX           = --share 0
 CHAIN_ARGS    =
 # state.old: what a kill in the middle of replacing it leaves
 resumed       = $(if $(wildcard $(CHAIN)/$(1)/state $(CHAIN)/$(1)/state.old),--resume)

@@ -129,7 +129,7 @@ def test_chain_runs_every_stage_in_order(tree: Path) -> None:
     assert [stage_of(command) for command in commands] == STAGES
     trained = [line for line in commands if "gdposr train student-" in line]
     assert "--minutes 96 " in trained[0]  # the pictures have about four
-    assert ["--steps 4000 " in trained[1], "--steps 350 " in trained[2]] == [True, True]
+    assert ["--steps 2500 " in trained[1], "--steps 350 " in trained[2]] == [True, True]
     assert all('--data "my photos"' in line and "--workers 3" in line for line in trained)
     assert not any("--resume" in line for line in commands)
     assert '--prior "my.param" --out runs/chain/pictures --items 500' in commands[0]
