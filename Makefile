@@ -161,6 +161,10 @@ settings      = $(foreach setting,$(1),--set $(setting))
 stage         = $(RUN) -m gdposr train student-$(2) --data "$(DATA)" --out $(CHAIN)/$(1) --workers $(WORKERS) $(3) \
 	$(call settings,$(4)) $(PERCEPTUAL) $(call resumed,$(1)) $(CHAIN_ARGS)
 
+ifeq ($(CORE)$(PRIOR),)
+$(error CORE= trains a core on pictures of a prior: expected PRIOR=FILE.param or PRIOR=x4plus, got none)
+endif
+
 ifneq ($(words $(CHAIN)),1)
 $(error CHAIN must be one folder without spaces, got "$(CHAIN)")
 endif

@@ -87,10 +87,11 @@ def test_the_shipped_bundle_carries_its_proof() -> None:
     assert floats - set(cost) == {
         "encoder/Conv",
         "generator/Conv",
-        "generator/last/Conv",
+        "generator/Add_2",
+        "generator/Add_3",
     }  # what gives pictures, by rule and not by measurement
     floats &= set(cost)
-    assert min(found["onnx"], key=lambda row: row.psnr).layer in floats
+    assert floats == {"encoder/blocks/5/Add"}  # what leaves the encoder: the rest is precise enough in INT8
     assert sum(cost[layer] for layer in floats) < 0.1 * sum(cost.values()), (
         "sums may stay float, the bulk must not"
     )
@@ -110,9 +111,10 @@ def test_sensitivity_prints_the_layers_worst_first(
     assert main(["sensitivity", "--report", str(page)]) == 0
     lines = capsys.readouterr().out.splitlines()
     start = next(k for k, line in enumerate(lines) if line.startswith("onnx"))
-    assert lines[start + 1].split()[0] == "encoder/stem/Conv"
-    assert lines[start + 1].split()[-1] == "32"
-    assert "encoder/stem/Conv" in page.read_text()
+    worst = [line.split()[0] for line in lines[start + 1 : start + 3]]
+    assert worst[0] == "generator/last/Conv"
+    assert lines[start + 1].split()[-1] == "8"
+    assert all(layer in page.read_text() for layer in worst)
     assert main(["sensitivity", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)["sensitivity"]
     assert {"layer", "bits", "psnr", "cost", "chosen"} == set(data["onnx"][0])

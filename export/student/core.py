@@ -256,7 +256,7 @@ class StudentCore(StudentStage):
     def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
         """The training target, (n, 3, 4h, 4w) in [0, 1].
 
-        For photos: the prior's picture in the input's mean colours, with more contrast, and with the photo's coarse
+        For photos: the prior's picture in the input's mean colours, with more contrast, sharpened, and with the photo's coarse
         part as far as the input shows it. A drawn card is its own target, and so is a photo without a prior's picture."""
         if batch.target is None:
             return batch.hr

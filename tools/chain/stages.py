@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# The first row of every chain, and the stage that replaces the core if no prior was given.
+# The first row of every chain, and the stage that stands for the core if the chain began with one.
 BICUBIC, GIVEN = "bicubic", "given core"
 
 
@@ -58,7 +58,7 @@ def find_stages(chain: Path, core: Path | None) -> list[tuple[Stage, Path]]:
     """The stages of a finished chain with their models' folders.
 
     chain: folder of the chain.
-    core: the core that a chain without a prior began with. It replaces the stage before noise.
+    core: the core that the chain began with, if it trained none. It replaces the stage before noise.
 
     Raises FileNotFoundError if a model is missing."""
     found = [(stage, chain / stage.model) for stage in STAGES]

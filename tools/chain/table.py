@@ -1,6 +1,6 @@
 """The table of `make chain`: the change by each stage against the stage before it, in figures with intervals and in words.
 
-    python -m tools.chain.table --chain runs/chain --data photos/ --prior general.param
+    python -m tools.chain.table --chain runs/chain --data photos/ [--prior general.param] [--core STUDENT] [--ships STUDENT]
 
 A difference counts if its 95 % interval (bootstrap over photos) excludes zero. If no aim of a stage improved in this sense, the table
 says that the stage adds nothing."""
@@ -171,7 +171,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _notes(held: Held, prior: str | None, core: Path | None, features: bool) -> list[str]:
-    """The sentences below the table.
+    """The sentences above the table.
 
     held: the pictures.
     prior: the published network that the core learned from; None: it was not given.

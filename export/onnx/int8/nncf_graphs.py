@@ -135,7 +135,7 @@ class Workbench:
 def quantized(
     model: onnx.ModelProto, feeds: Sequence[Feed], names: Collection[str], weight_bits: int
 ) -> onnx.ModelProto:
-    """NNCF's graph with some layers in INT8.
+    """NNCF's graph with some layers in INT8, its kernels and ranges as `rounding` has them.
 
     model: the fp32 graph, which stays as it is.
     feeds: calibration inputs.
@@ -176,7 +176,7 @@ def check_finite(role: str, path: Path, model: onnx.ModelProto, feeds: Sequence[
 
 
 def _parameters(weight_bits: int) -> Any:
-    """NNCF's settings: ranges from the smallest to the largest value seen, and biases as they were trained.
+    """NNCF's settings: biases as they were trained, and ranges from the smallest to the largest value, which `fit_ranges` replaces.
 
     NNCF's default range, a mean over samples, cuts off the strongest details: 38 instead of 46 dB for the worst photo. Its bias
     correction makes pictures sharper: of RealSR it costs the student .11 dB of PSNR, where INT8 without it costs none."""

@@ -20,7 +20,7 @@ SHARES: Final = np.linspace(1.0, 0.4, 25)
 def keep_sums(quantized: onnx.ModelProto, source: onnx.ModelProto) -> None:
     """Round the kernels of NNCF's graph anew, in place, so that each keeps its sum. Scales stay.
 
-    quantized: NNCF's graph, whose convolutions have weights of 8 bits.
+    quantized: NNCF's graph, whose convolutions have symmetric weights of 8 bits.
     source: the fp32 graph with the same names of nodes.
 
     If every weight is rounded to the nearest step, the sum of a kernel changes by a random amount. A flat part of a picture then
@@ -76,7 +76,7 @@ def fit_ranges(quantized: onnx.ModelProto, source: onnx.ModelProto, feeds: Seque
 
 
 def seen(source: onnx.ModelProto, names: Collection[str], feeds: Sequence[Feed]) -> dict[str, np.ndarray]:
-    """Values of float tensors, inputs among them, over the feeds: about `SEEN` of each feed, evenly spread."""
+    """Values of float tensors, inputs among them, over the feeds: every k-th in memory, about `SEEN` of each feed."""
     inner = sorted(set(names) - {value.name for value in source.graph.input})
     values_of = watched(source, inner) if inner else None
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
