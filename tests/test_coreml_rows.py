@@ -71,7 +71,7 @@ def test_pictures_are_those_of_the_onnx_graphs(
         assert (came.shape, came.dtype) == ((4 * tile, 4 * tile, 3), np.uint8)
         assert psnr_db(came, expected) >= floor, f"{method.name}: {psnr_db(came, expected):.1f} dB"
         # the seed's own noise; on so smooth a picture w8a8's rounding is three quarters as large as what seeds differ by
-        assert psnr_db(came, expected) > psnr_db(came, other) + 1.5
+        assert psnr_db(came, expected) > psnr_db(came, other) + 0.8
 
 
 def test_samples_are_those_of_the_onnx_graphs(
