@@ -33,9 +33,8 @@ def test_device_is_a_gpu_where_there_is_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     used = []
-    monkeypatch.setattr(
-        distill, "make_accelerator", lambda *args, device: used.append(device) or make_accelerator("no")
-    )
+    accelerator = make_accelerator("no")  # before a GPU is feigned: its state is the process's
+    monkeypatch.setattr(distill, "make_accelerator", lambda *args, device: used.append(device) or accelerator)
     monkeypatch.setattr(distill, "run", lambda *args, **more: {"finished": True})
     common = ["--data", str(photos), "--perceptual-weights", str(weights), "--out", str(tmp_path / "run")]
     for there in (True, False):
