@@ -61,17 +61,18 @@ def test_rows_say_what_they_are(bundle: Bundle, methods: list[Method]) -> None:
         assert "reference evaluator" in method.notes[0]
 
 
-def test_pictures_are_those_of_the_onnx_graphs(
-    methods: list[Method], onnx: Upscaler, make_pixels: Pixels, tile: int
-) -> None:
-    lr = make_pixels(tile, tile)
+def test_pictures_are_those_of_the_onnx_graphs(methods: list[Method], onnx: Upscaler, tile: int) -> None:
+    # squares with grain: on a smooth picture seeds hardly differ by more than w8a8's rounding
+    squares = np.random.default_rng(1).integers(60, 200, (tile // 4, tile // 4, 3)).repeat(4, 0).repeat(4, 1)
+    grain = np.random.default_rng(2).normal(0, 12, squares.shape)
+    lr = (squares + grain).clip(0, 255).astype(np.uint8)
     expected, other = onnx.up(lr, seed=SEED)[0], onnx.up(lr, seed=SEED + 1)[0]
     for method, floor in zip(methods, FLOOR_DB.values(), strict=True):
         came = method.upscale("a", lr)
         assert (came.shape, came.dtype) == ((4 * tile, 4 * tile, 3), np.uint8)
         assert psnr_db(came, expected) >= floor, f"{method.name}: {psnr_db(came, expected):.1f} dB"
-        # the seed's own noise; on so smooth a picture w8a8's rounding is three quarters as large as what seeds differ by
-        assert psnr_db(came, expected) > psnr_db(came, other) + 0.8
+        # the seed's own noise
+        assert psnr_db(came, expected) > psnr_db(came, other) + 1.5
 
 
 def test_samples_are_those_of_the_onnx_graphs(
