@@ -201,6 +201,12 @@ def test_chain_refuses_a_folder_that_make_cannot_name(tree: Path) -> None:
     assert 'CHAIN must be one folder without spaces, got "my runs"' in result.stderr
 
 
+def test_chain_from_nothing_asks_for_a_prior(tree: Path) -> None:
+    result = make(tree, "-n", "chain", "CORE=", "PRIOR=")
+    assert result.returncode == 2
+    assert "expected PRIOR=FILE.param or PRIOR=x4plus, got none" in result.stderr
+
+
 def test_test_is_the_first_command(tree: Path) -> None:
     assert make(tree, "test", "PYTHON=./fakepython").returncode == 0
     assert (
