@@ -224,6 +224,13 @@ def test_a_core_takes_the_noise_of_another_student(tmp_path: Path) -> None:
         interpolate.interpolate(noisy, core, 0.0)
 
 
+def test_equal_weights_give_an_equal_file(tmp_path: Path) -> None:
+    student = lively()
+    for k in range(8):
+        save_student(student, tmp_path / str(k), {"minutes": k})
+    assert len({(tmp_path / str(k) / "model.safetensors").read_bytes() for k in range(8)}) == 1
+
+
 def test_saved_student_comes_back_equal(tmp_path: Path) -> None:
     student = lively()
     save_student(student, tmp_path / "run", {"steps": 3})
