@@ -29,7 +29,8 @@ def save_student(
     provenance: JSON that describes how the student was made. Of an absolute path, which may name its user, only the end is written.
     half: round the weights to float16, which halves the file; they load as float32.
 
-    Equal weights give an equal file. Both files are first written to a temporary folder, so an error leaves an earlier student intact."""
+    Equal weights give an equal model.safetensors. Both files are first written to a temporary folder, so an error leaves an
+    earlier student intact."""
     target = Path(folder).resolve()
     if target.is_file():
         raise FileExistsError(f"{target} is a file, expected a folder for the student; name another")
