@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="T",
-        help="how strongly texture is drawn: 0 not at all, 1 as the model learned it (default), 2 so that samples differ clearly, "
-        "with specks in places",
+        help="how strongly texture is drawn: 0 not at all, 1 as the model learned it (default), 2 twice as strongly, "
+        "with rougher edges",
     )
     parser.add_argument("--scale", type=scale_factor, help="any factor up to 4 (default: the model's own)")
     parser.add_argument(

@@ -47,7 +47,7 @@ class Upscaler:
     max_memory: bytes that this process may take, with the picture, the result and the program. None: no limit.
     color_fix: "none", "adain" or "wavelet". None: the bundle's.
     temperature: standard deviation of the noise, from 0 to `HOTTEST`. 0: no texture is drawn, and all seeds give one picture. 1: what
-        the model was trained with. 2: samples differ more, with specks in places.
+        the model was trained with. 2: twice as strongly, with rougher edges.
     check: run the bundle's probe first. A device that fails it is refused, or replaced if "auto" leaves a choice.
     notify: called with each note, such as a fallback. They are also in `notes`.
     """
