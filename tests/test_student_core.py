@@ -11,7 +11,14 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from student_cases import SHAPE, a_batch, a_student  # noqa: E402  (after importorskip)
 
 from export.student.core import CoreSettings, StudentCore, stages_before  # noqa: E402
-from export.student.losses import fine_part, gradient_loss, low_pass_loss, told_by, with_colours_of  # noqa: E402
+from export.student.losses import (  # noqa: E402
+    fine_part,
+    gradient_loss,
+    local_range,
+    low_pass_loss,
+    told_by,
+    with_colours_of,
+)
 from export.student.model.checkpoint import save_student  # noqa: E402
 from export.student.model.growing import deepened, started  # noqa: E402
 from export.student.model.network import StudentConfig  # noqa: E402
@@ -93,7 +100,8 @@ def test_crispness_moves_the_target_away_from_the_enlargement(pictures: Path) ->
     batch = a_batch(pictures, 2)
     enlarged = torch.full_like(batch.hr, 0.5)
     own, crisp, soft = (
-        core(adversary=0.0, crispness=c, truth=0.0)._target(batch, enlarged) for c in (1.0, 1.5, 0.5)
+        core(adversary=0.0, crispness=c, truth=0.0, overshoot=1e4)._target(batch, enlarged)
+        for c in (1.0, 1.5, 0.5)
     )
     prior = with_colours_of(batch.target, batch.lr)
     torch.testing.assert_close(own, with_colours_of(prior, batch.lr))
@@ -145,6 +153,21 @@ def test_a_degraded_input_has_a_sharper_target_than_a_clean_one(pictures: Path) 
     strongly = gain(clean + 0.3, sharpness_degraded=1.0)  # tells nothing of the photo
     assert strongly == pytest.approx(gain(clean + 0.3, sharpness=1.0), rel=0.02)
     assert 1.01 < gain(clean + 5 / 255, sharpness_degraded=1.0) < strongly
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3], ids=["clean", "degraded"])
+def test_sharpening_steepens_an_edge_and_gives_it_no_halo(pictures: Path, shift: float) -> None:
+    batch = a_batch(pictures, 2)
+    # a soft edge, from .3 to .7 in 9 pixels
+    edge = torch.linspace(-3, 4, batch.hr.shape[-1]).clamp(0, 1).mul(0.4).add(0.3).expand_as(batch.hr)
+    lr = torch.nn.functional.avg_pool2d(edge, 4) + shift
+    shown = replace(batch, lr=lr, hr=edge, target=edge)
+    settings = {"adversary": 0.0, "sharpness": 4.0, "truth": 0.0, "crispness": 1.0}
+    limited, free = (core(**settings, overshoot=level)._target(shown, edge) for level in (2.0, 1e4))
+    low, high = local_range(with_colours_of(edge, lr))
+    beyond = lambda target: float(torch.maximum(target - high, low - target).max()) * 255  # noqa: E731
+    assert beyond(limited) < 2.5 < 6 < beyond(free)
+    assert limited.diff().max() > 1.3 * edge.diff().max()
 
 
 def test_a_drawn_card_is_its_own_target(pictures: Path) -> None:

@@ -12,6 +12,8 @@ from export.student.losses import (  # noqa: E402
     fine_part,
     gradient_loss,
     grid_loss,
+    limited,
+    local_range,
     low_pass,
     low_pass_loss,
     texture_weight,
@@ -150,6 +152,18 @@ def test_with_coarse_part_of_keeps_the_detail_and_takes_what_cells_say() -> None
     ).abs().mean()
     torch.testing.assert_close(with_coarse_part_of(picture, photo, 0.0), picture.clamp(0, 1))
     torch.testing.assert_close(with_coarse_part_of(photo, photo), photo.clamp(0, 1))
+
+
+def test_limited_keeps_what_lies_within_and_lets_little_beyond() -> None:
+    image = torch.rand(1, 3, 12, 12)
+    low, high = local_range(image, side=3)
+    assert torch.equal(limited(image, low, high, 0.1), image)
+    assert low[0, 1, 5, 7] == image[0, 1, 4:7, 6:9].min()
+    assert high[0, 2, 0, 11] == image[0, 2, :2, 10:].max()  # at a corner, of what lies inside
+    above = limited(high + 0.5, low, high, 0.1) - high
+    slightly = limited(low - 0.01, low, high, 0.1) - low
+    torch.testing.assert_close(above, torch.full_like(above, 0.1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(slightly, torch.full_like(slightly, -0.01), atol=1e-4, rtol=0)
 
 
 def test_with_colours_of_takes_a_tint_away_and_leaves_the_detail() -> None:

@@ -20,6 +20,8 @@ from export.student.losses import (
     chroma_loss,
     gradient_loss,
     grid_loss,
+    limited,
+    local_range,
     low_pass_loss,
     told_by,
     trusted,
@@ -68,6 +70,9 @@ class CoreSettings(RunSettings):
     sharpness_degraded: float = 0.0
     """Further amount of that mask for an input that tells nothing of the photo, and less the more it tells (`losses.told_by`).
     People like more of it there than on clean inputs (training/EXPERIMENTS.md, 2026-11-30)."""
+    overshoot: float = 5.0
+    """Levels of 1/255 by which the target may exceed the values around it (`losses.local_range`): the photo's as far as the input
+    shows it, else the prior's. Contrast and sharpness then steepen edges without halos. A large value allows any."""
     truth: float = 1.0
     """Share of the photo in the target's coarse part (means over 4x4 pixels), for inputs that still show it. 0: all
     of it from the prior; 1: all of it from the photo."""
@@ -110,7 +115,7 @@ class CoreSettings(RunSettings):
             raise ValueError(f"crop must be a multiple of 16 HR pixels, got {self.crop}")
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"optimizer must be muon or adamw, got {self.optimizer!r}")
-        for name in ("crispness", "truth_error", "trust_ratio"):
+        for name in ("crispness", "overshoot", "truth_error", "trust_ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in (
@@ -256,8 +261,9 @@ class StudentCore(StudentStage):
     def _target(self, batch: Batch, enlarged: Tensor) -> Tensor:
         """The training target, (n, 3, 4h, 4w) in [0, 1].
 
-        For photos: the prior's picture in the input's mean colours, with more contrast, sharpened, and with the photo's coarse
-        part as far as the input shows it. A drawn card is its own target, and so is a photo without a prior's picture."""
+        For photos: the prior's picture in the input's mean colours, with more contrast, sharpened without halos, and with the
+        photo's coarse part as far as the input shows it. A drawn card is its own target, and so is a photo without a prior's
+        picture."""
         if batch.target is None:
             return batch.hr
         target = with_colours_of(batch.target, batch.lr)
@@ -268,9 +274,15 @@ class StudentCore(StudentStage):
             planes = crisp.float().flatten(0, 1)
             detail = sharpen(planes, SHARPENED_SIGMA, 1.0) - planes
         amount = self.settings.sharpness + (1 - told) * self.settings.sharpness_degraded
-        crisp = (crisp + amount * detail.unflatten(0, (-1, 3))).clamp(0, 1)
-        # colours again, since clamping shifts the mean
-        mixed = with_colours_of(with_coarse_part_of(crisp, hr, self.settings.truth * told), batch.lr)
+        crisp = crisp + amount * detail.unflatten(0, (-1, 3))
+        # within what the photo has nearby, as far as the input shows it, and else the prior's picture
+        bounds = zip(local_range(target), local_range(hr), strict=True)
+        low, high = (torch.lerp(of_prior, of_photo, told) for of_prior, of_photo in bounds)
+        margin = self.settings.overshoot / 255
+        crisp = limited(crisp, low, high, margin).clamp(0, 1)
+        mixed = with_coarse_part_of(crisp, hr, self.settings.truth * told)
+        # colours again, since clamping shifts the mean, and limits again, since the coarse part has steps of 4 pixels along edges
+        mixed = limited(with_colours_of(mixed, batch.lr), low, high, margin).clamp(0, 1)
         return (
             mixed if batch.drawn is None else torch.where(batch.drawn[:, None, None, None], batch.hr, mixed)
         )

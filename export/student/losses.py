@@ -69,6 +69,19 @@ def with_coarse_part_of(picture: Tensor, photo: Tensor, share: float | Tensor = 
     return (picture + share * coarse).clamp(0, 1)
 
 
+def local_range(image: Tensor, side: int = 5) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest value in a square around each pixel: (n, c, h, w) -> the same twice. side: odd."""
+    return -F.max_pool2d(-image, side, 1, side // 2), F.max_pool2d(image, side, 1, side // 2)
+
+
+def limited(image: Tensor, low: Tensor, high: Tensor, margin: float) -> Tensor:
+    """The image in [low, high], or beyond it by less than `margin`: an excess of x becomes margin tanh(x / margin).
+
+    image, low, high: (n, c, h, w) each -> same."""
+    inside = torch.minimum(torch.maximum(image, low), high)
+    return inside + margin * torch.tanh((image - inside) / margin)
+
+
 def told_by(lr: Tensor, photo: Tensor, error: float) -> Tensor:
     """How well an input determines the photo's means over 4x4 pixels: (n, 3, h, w), (n, 3, 4h, 4w) -> (n, 1, 1, 1) in (0, 1].
 
