@@ -99,15 +99,15 @@ def test_core_learns_the_prior_and_no_noise(pictures: Path) -> None:
 def test_crispness_moves_the_target_away_from_the_enlargement(pictures: Path) -> None:
     batch = a_batch(pictures, 2)
     enlarged = torch.full_like(batch.hr, 0.5)
+    texture = 0.5 + 0.2 * (torch.rand(batch.hr.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
+    batch = replace(batch, lr=torch.nn.functional.avg_pool2d(texture, 4), hr=texture, target=texture)
     own, crisp, soft = (
-        core(adversary=0.0, crispness=c, truth=0.0, overshoot=1e4)._target(batch, enlarged)
-        for c in (1.0, 1.5, 0.5)
+        core(adversary=0.0, crispness=c, truth=0.0)._target(batch, enlarged) for c in (1.0, 1.5, 0.5)
     )
-    prior = with_colours_of(batch.target, batch.lr)
-    torch.testing.assert_close(own, with_colours_of(prior, batch.lr))
-    torch.testing.assert_close(fine_part(soft), fine_part(prior) / 2, atol=2e-3, rtol=0)
-    wanted = with_colours_of((enlarged + 1.5 * (prior - enlarged)).clamp(0, 1), batch.lr)
-    torch.testing.assert_close(crisp, wanted)
+    torch.testing.assert_close(own, texture, atol=5e-3, rtol=0)
+    torch.testing.assert_close(fine_part(soft), fine_part(texture) / 2, atol=5e-3, rtol=0)
+    within = (texture - 0.5).abs() < 0.05  # what lies further out meets the limit
+    torch.testing.assert_close(fine_part(crisp)[within], 1.5 * fine_part(texture)[within], atol=2e-2, rtol=0)
 
 
 def test_what_is_coarse_in_the_target_is_the_photos(pictures: Path) -> None:
@@ -163,11 +163,22 @@ def test_sharpening_steepens_an_edge_and_gives_it_no_halo(pictures: Path, shift:
     lr = torch.nn.functional.avg_pool2d(edge, 4) + shift
     shown = replace(batch, lr=lr, hr=edge, target=edge)
     settings = {"adversary": 0.0, "sharpness": 4.0, "truth": 0.0, "crispness": 1.0}
-    limited, free = (core(**settings, overshoot=level)._target(shown, edge) for level in (2.0, 1e4))
+    limited, sharper = (core(**settings, overshoot=level)._target(shown, edge) for level in (1.0, 30.0))
     low, high = local_range(with_colours_of(edge, lr))
     beyond = lambda target: float(torch.maximum(target - high, low - target).max()) * 255  # noqa: E731
-    assert beyond(limited) < 2.5 < 6 < beyond(free)
+    assert beyond(limited) < 1.2 < 2.4 < beyond(sharper)
     assert limited.diff().max() > 1.3 * edge.diff().max()
+
+
+def test_plain_places_of_the_prior_are_smoothed_and_busy_ones_sharpened(pictures: Path) -> None:
+    batch = a_batch(pictures, 2)
+    grain = torch.randn(batch.hr.shape, generator=torch.Generator().manual_seed(0))
+    for strength, change in ((1 / 255, "less"), (0.2, "more")):
+        prior = 0.5 + strength * grain.clamp(-2, 2)
+        shown = replace(batch, lr=torch.nn.functional.avg_pool2d(prior, 4), hr=prior, target=prior)
+        made = core(adversary=0.0, sharpness=1.0, truth=0.0, crispness=1.0)._target(shown, prior)
+        ratio = float(made.std() / prior.std())
+        assert ratio < 0.7 if change == "less" else ratio > 1.05
 
 
 def test_a_drawn_card_is_its_own_target(pictures: Path) -> None:

@@ -16,6 +16,8 @@ from export.student.losses import (  # noqa: E402
     local_range,
     low_pass,
     low_pass_loss,
+    plain,
+    plain_loss,
     texture_weight,
     with_coarse_part_of,
     with_colours_of,
@@ -164,6 +166,19 @@ def test_limited_keeps_what_lies_within_and_lets_little_beyond() -> None:
     slightly = limited(low - 0.01, low, high, 0.1) - low
     torch.testing.assert_close(above, torch.full_like(above, 0.1), atol=1e-3, rtol=0)
     torch.testing.assert_close(slightly, torch.full_like(slightly, -0.01), atol=1e-4, rtol=0)
+
+
+def test_plain_loss_sees_a_faint_mesh_on_a_wall_and_not_in_texture() -> None:
+    wall, texture = torch.full((1, 3, 32, 32), 0.5), torch.rand(1, 3, 32, 32)
+    mesh = torch.zeros(32, 32)
+    mesh[::4] = 3 / 255
+    assert plain(*local_range(wall)).min() == 1
+    assert plain(*local_range(texture)).max() < 0.01
+    seen, hidden = (float(plain_loss(target + mesh, target)) for target in (wall, texture))
+    assert seen > 100 * hidden
+    assert seen == pytest.approx(
+        3 / 255 / 4 + (2 + 2 + 0) * 3 / 255 / 4 / 3, rel=0.05
+    )  # pixels, and steps of 1, 2 and 4
 
 
 def test_with_colours_of_takes_a_tint_away_and_leaves_the_detail() -> None:

@@ -23,6 +23,8 @@ from export.student.losses import (
     limited,
     local_range,
     low_pass_loss,
+    plain,
+    plain_loss,
     told_by,
     trusted,
     with_coarse_part_of,
@@ -40,6 +42,8 @@ from training.metrics.squeezenet import LAYERS, SqueezeFeatures, squared_feature
 SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
 # Sigma in pixels of the unsharp mask on the target.
 SHARPENED_SIGMA = 1.2
+# Share of the values' range around a pixel by which the target may exceed it, where that is less than the setting `overshoot`.
+OVERSHOOT_SHARE = 0.15
 # Side in periods of the grid loss's windows. In larger ones a mesh whose sign changes from place to place escapes it.
 GRID_CELLS = 3
 
@@ -66,7 +70,7 @@ class CoreSettings(RunSettings):
     for more contrast and compensates for the softness of a small network."""
     sharpness: float = 0.0
     """Amount of an unsharp mask on the target, with a sigma of 1.2 pixels; 0 leaves it as it is. Other than crispness, it
-    strengthens the finest detail alone."""
+    strengthens the finest detail alone, and plain places (`losses.plain`) are smoothed instead."""
     sharpness_degraded: float = 0.0
     """Further amount of that mask for an input that tells nothing of the photo, and less the more it tells (`losses.told_by`).
     People like more of it there than on clean inputs (training/EXPERIMENTS.md, 2026-11-30)."""
@@ -92,6 +96,9 @@ class CoreSettings(RunSettings):
     chroma: float = 2.0
     """Weight of the L1 distance between colours without brightness. It penalises colour fringes and blotches, which
     the L1 of pixels hardly sees."""
+    plain: float = 3.0
+    """Weight of `losses.plain_loss`, the error on the target's plain places. It removes what is left there of noise, of a JPEG's blocks
+    and of a mesh, which the L1 of pixels hardly sees beside the error of texture."""
     grid: float = 30.0
     """Weight of `losses.grid_loss`, at the pixel shuffle's period and in windows of `GRID_CELLS` periods. Used with the feature loss
     only, which rewards a mesh of this period where the student cannot draw the texture."""
@@ -125,6 +132,7 @@ class CoreSettings(RunSettings):
             "pixel",
             "gradient",
             "chroma",
+            "plain",
             "grid",
             "feature",
             "adversary",
@@ -266,21 +274,22 @@ class StudentCore(StudentStage):
         picture."""
         if batch.target is None:
             return batch.hr
-        target = with_colours_of(batch.target, batch.lr)
-        crisp = torch.lerp(enlarged.detach(), target, self.settings.crispness)
-        hr = batch.hr.float()
-        told = told_by(batch.lr.float(), hr, self.settings.truth_error / 255)
+        s = self.settings
+        hr, target = batch.hr.float(), with_colours_of(batch.target, batch.lr)
+        told = told_by(batch.lr.float(), hr, s.truth_error / 255)
+        nearby = local_range(target)
+        crisp = torch.lerp(enlarged.detach(), target, s.crispness)
         with torch.autocast(crisp.device.type, enabled=False):  # bfloat16 would round the target
             planes = crisp.float().flatten(0, 1)
-            detail = sharpen(planes, SHARPENED_SIGMA, 1.0) - planes
-        amount = self.settings.sharpness + (1 - told) * self.settings.sharpness_degraded
-        crisp = crisp + amount * detail.unflatten(0, (-1, 3))
+            detail = (sharpen(planes, SHARPENED_SIGMA, 1.0) - planes).unflatten(0, (-1, 3))
+        # sharpened where there is something to see, smoothed on plain places: there the prior's picture has a mesh
+        sharpness = s.sharpness + (1 - told) * s.sharpness_degraded
+        flat = plain(*nearby)
+        crisp = crisp + ((1 - flat) * sharpness - flat) * detail
         # within what the photo has nearby, as far as the input shows it, and else the prior's picture
-        bounds = zip(local_range(target), local_range(hr), strict=True)
-        low, high = (torch.lerp(of_prior, of_photo, told) for of_prior, of_photo in bounds)
-        margin = self.settings.overshoot / 255
-        crisp = limited(crisp, low, high, margin).clamp(0, 1)
-        mixed = with_coarse_part_of(crisp, hr, self.settings.truth * told)
+        low, high = (torch.lerp(a, b, told) for a, b in zip(nearby, local_range(hr), strict=True))
+        margin = (OVERSHOOT_SHARE * (high - low)).clamp(1e-4, s.overshoot / 255)
+        mixed = with_coarse_part_of(limited(crisp, low, high, margin).clamp(0, 1), hr, s.truth * told)
         # colours again, since clamping shifts the mean, and limits again, since the coarse part has steps of 4 pixels along edges
         mixed = limited(with_colours_of(mixed, batch.lr), low, high, margin).clamp(0, 1)
         return (
@@ -297,7 +306,8 @@ class StudentCore(StudentStage):
         s = self.settings
         losses = {"pixel": (picture - target).abs().mean(), "gradient": gradient_loss(picture, target)}
         losses |= {"structure": low_pass_loss(picture, target), "chroma": chroma_loss(picture, target)}
-        anchor = s.pixel * (losses["pixel"] + losses["structure"])
+        losses["plain"] = plain_loss(picture, target)
+        anchor = s.pixel * (losses["pixel"] + losses["structure"]) + s.plain * losses["plain"]
         anchor = anchor + s.gradient * losses["gradient"] + s.chroma * losses["chroma"]
         total = anchor
         if judged and self.features is not None and s.feature > 0:

@@ -74,10 +74,29 @@ def local_range(image: Tensor, side: int = 5) -> tuple[Tensor, Tensor]:
     return -F.max_pool2d(-image, side, 1, side // 2), F.max_pool2d(image, side, 1, side // 2)
 
 
-def limited(image: Tensor, low: Tensor, high: Tensor, margin: float) -> Tensor:
+def plain(low: Tensor, high: Tensor, level: float = 8 / 255) -> Tensor:
+    """How plain a picture is at each pixel, from its `local_range`: (n, c, h, w) twice -> (n, 1, h, w) in (0, 1].
+
+    level: mean range over channels at which the result is 1/2."""
+    return 1 / (1 + ((high - low).mean(1, keepdim=True) / level).square())
+
+
+def plain_loss(image: Tensor, target: Tensor) -> Tensor:
+    """L1 on the target's `plain` places, of pixels and of their differences over 1, 2 and 4 pixels: (n, c, h, w) twice -> scalar."""
+    apart, weight = image - target, plain(*local_range(target))
+    steps = [
+        ((apart[..., k:, :] - apart[..., :-k, :]).abs() * weight[..., k:, :]).mean()
+        + ((apart[..., k:] - apart[..., :-k]).abs() * weight[..., k:]).mean()
+        for k in (1, 2, 4)
+    ]
+    return (apart.abs() * weight).mean() + torch.stack(steps).mean()
+
+
+def limited(image: Tensor, low: Tensor, high: Tensor, margin: float | Tensor) -> Tensor:
     """The image in [low, high], or beyond it by less than `margin`: an excess of x becomes margin tanh(x / margin).
 
-    image, low, high: (n, c, h, w) each -> same."""
+    image, low, high: (n, c, h, w) each -> same.
+    margin: above 0, a number or a tensor like them."""
     inside = torch.minimum(torch.maximum(image, low), high)
     return inside + margin * torch.tanh((image - inside) / margin)
 
