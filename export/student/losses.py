@@ -74,7 +74,7 @@ def local_range(image: Tensor, side: int = 5) -> tuple[Tensor, Tensor]:
     return -F.max_pool2d(-image, side, 1, side // 2), F.max_pool2d(image, side, 1, side // 2)
 
 
-def plain(low: Tensor, high: Tensor, level: float = 8 / 255) -> Tensor:
+def plain(low: Tensor, high: Tensor, level: float = 4 / 255) -> Tensor:
     """How plain a picture is at each pixel, from its `local_range`: (n, c, h, w) twice -> (n, 1, h, w) in (0, 1].
 
     level: mean range over channels at which the result is 1/2."""
