@@ -75,8 +75,9 @@ class CoreSettings(RunSettings):
     """Further amount of that mask for an input that tells nothing of the photo, and less the more it tells (`losses.told_by`).
     People like more of it there than on clean inputs (training/EXPERIMENTS.md, 2026-11-30)."""
     overshoot: float = 5.0
-    """Levels of 1/255 by which the target may exceed the values around it (`losses.local_range`): the photo's as far as the input
-    shows it, else the prior's. Contrast and sharpness then steepen edges without halos. A large value allows any."""
+    """Levels of 1/255 by which the target may exceed the values around it (`losses.local_range`), and at most by `OVERSHOOT_SHARE`
+    of their range: the photo's as far as the input shows it, else the prior's. So contrast and sharpness steepen edges without
+    halos."""
     truth: float = 1.0
     """Share of the photo in the target's coarse part (means over 4x4 pixels), for inputs that still show it. 0: all
     of it from the prior; 1: all of it from the photo."""
