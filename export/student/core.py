@@ -126,18 +126,8 @@ class CoreSettings(RunSettings):
         for name in ("crispness", "overshoot", "truth_error", "trust_ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in (
-            "sharpness",
-            "sharpness_degraded",
-            "trust",
-            "pixel",
-            "gradient",
-            "chroma",
-            "plain",
-            "grid",
-            "feature",
-            "adversary",
-        ):
+        weights = ("trust", "pixel", "gradient", "chroma", "plain", "grid", "feature", "adversary")
+        for name in ("sharpness", "sharpness_degraded", *weights):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("adversary_from", "truth", "cards"):
