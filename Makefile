@@ -145,7 +145,7 @@ PRIOR         = $(or $(wildcard $(PEER_NCNN)),$(if $(CORE),,x4plus))
 # As many as the prior makes in about 4 % of the minutes, on two CPU cores; x4plus takes fourteen times as long as a small one.
 PICTURES      = $(shell awk 'BEGIN {n = int($(CHAIN_MINUTES) * $(if $(filter x4plus,$(PRIOR)),0.36,5)); print (n < 16 ? 16 : (n > 3400 ? 3400 : n))}')
 # Settings by stage, as KEY=VALUE words; EXPERIMENTS.md says where they come from. CHAIN_ARGS goes to every stage.
-CORE_SET      = student.far_blocks=2 student.consistent=true batch=2 crop=192 crispness=1.55 sharpness=2.5 sharpness_degraded=3 overshoot=6 \
+CORE_SET      = student.far_blocks=2 student.consistent=true batch=2 crop=192 crispness=1.3 sharpness=1.8 sharpness_degraded=2 overshoot=6 \
 	chroma=3 lr=6e-4 cards=0.5 feature=0 adversary=0 ema=0.998
 NOISE_SET     = batch=4 crop=128 score=26 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.15
 NOISE_STEPS   = 2500

@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("torch", reason="needs the extra `train`")
 
 from training.data import cards as graphics
-from training.data.cards import Variety, draw_card, recoloured
+from training.data.cards import Variety, draw_card, draw_shapes, recoloured
 from training.data.photos import CropParams, PairDataset, PhotoSet
 
 
@@ -34,6 +34,28 @@ def test_cards_come_in_gray_and_in_colour_and_with_smooth_edges() -> None:
     assert 0.2 < np.mean(gray) < 0.8
     plain = [len(np.unique(card.reshape(-1, 3), axis=0)) for card in cards]
     assert min(plain) > 2, "edges that jump would alias before they are degraded"
+
+
+def test_edges_of_shapes_are_placed_finer_than_pixels() -> None:
+    cards = [draw_shapes(rng(seed), 96).astype(float).mean(axis=2) for seed in range(80)]
+    places = []
+    for card in cards:
+        # columns with one step, between two plain grays: how much of the pixel between them is of either
+        steps = np.abs(np.diff(card, axis=0)) > 1
+        for x in np.flatnonzero((steps.sum(axis=0) == 2) & (np.ptp(card, axis=0) > 20)):
+            (first, second), column = np.flatnonzero(steps[:, x]), card[:, x]
+            if second == first + 1:
+                places.append((column[second] - column[first]) / (column[second + 1] - column[first]))
+    shares, _ = np.histogram(places, bins=6, range=(0.2, 0.8))
+    assert len(places) > 300
+    assert shares.min() > 0.04 * len(places), "a drawing on a grid of half pixels has few places"
+
+
+def test_a_share_of_the_cards_is_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = np.zeros((64, 64, 3), np.uint8)
+    monkeypatch.setattr(graphics, "draw_shapes", lambda rng, size: blank)
+    for share, least, most in ((0.0, 0, 0), (0.4, 10, 40), (1.0, 60, 60)):
+        assert least <= sum(draw_card(rng(seed), 64, share) is blank for seed in range(60)) <= most
 
 
 def test_no_text_is_smaller_than_lr_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +111,5 @@ def test_shares_decide_how_many_pictures_are_no_plain_photos(tmp_path: Path) -> 
 def test_wrong_shares_are_refused() -> None:
     with pytest.raises(ValueError, match="graphics_share must be from 0 to 1, got 2"):
         Variety(cards=2.0)
+    with pytest.raises(ValueError, match="shapes must be from 0 to 1, got -1"):
+        Variety(shapes=-1.0)

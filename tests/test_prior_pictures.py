@@ -105,5 +105,8 @@ def test_cards_are_drawn_anew_and_are_their_own_target(pictures: Path) -> None:
     assert torch.equal(first.target, first.hr)
     assert torch.equal(first.lr, again.lr)
     assert not torch.equal(first.hr, other.hr)
+    shapes = CachedPairs(caches, 64, seed=1, cards=1.0, shapes=1.0).item(0)
+    assert shapes.drawn
+    assert not torch.equal(shapes.hr, first.hr)
     mixed = CachedPairs(caches, 64, seed=1, cards=0.2)
     assert 5 <= sum(mixed.item(k).drawn for k in range(60)) <= 20

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import cards
+import edges
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,6 +41,8 @@ TEXT_SIZES: Final = (5, 6, 7, 8, 10)  # LR pixels of an em: bicubic reads 0.77 o
 TEXT_LOSS: Final = 0.06  # share of glyphs to be read by bicubic and not by the model (none)
 FOREIGN_DB: Final = -15.0  # a frequency not the pattern's own, to the pattern's: a fifth of its amplitude
 FOREIGN_GAIN_DB: Final = 3.0  # or, where bicubic lets through more than that, at most so much above bicubic
+WOBBLE: Final = 0.2  # HR pixels; RMS, of a straight edge, clean (0.16)
+WOBBLE_JPEG: Final = 0.5  # the same, JPEG 60 (0.45)
 TEXTURE: Final = 0.8  # levels, below the finest step of an 8-bit picture (0.61)
 SEEDS_APART: Final = 1.1  # levels between two seeds of a sky: two such textures with nothing in common (0.60)
 KEPT_DB: Final = (
@@ -186,6 +189,19 @@ def test_a_foreign_peak_is_seen(name: str) -> None:
     assert seen
     assert level == pytest.approx(20 * np.log10(share), abs=1)
     assert not cards.foreign_peak(pattern.hr + 3 * strongest * wave, pattern)[0]
+
+
+@cases(*edges.EDGES)
+def test_straight_edges_stay_straight(upscaler: Callable[[str], Upscaler], precision: str, name: str) -> None:
+    hr, figures = edges.edge(name), []
+    for jpeg, limit in ((None, WOBBLE), (60, WOBBLE_JPEG)):
+        lr = cards.reduced(hr, jpeg)
+        plain, found = (
+            edges.wobble(sr, name) for sr in (bicubic(lr, cards.SCALE), upscaler(precision).up(lr)[0])
+        )
+        where = f"{name}, {precision}, {'clean' if jpeg is None else f'JPEG {jpeg}'}"
+        figures.append(Figure(f"{where}: wobble, HR pixels (bicubic {plain:.3f})", found, high=limit))
+    check(figures)
 
 
 @cases(*cards.SKIES)

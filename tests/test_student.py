@@ -136,7 +136,7 @@ def test_a_mixture_tells_of_each_run_once() -> None:
     mixed = interpolate.told(first, second, 0.3)
     parents = {"first": {"steps": 7}, "second": {"steps": 9}}
     assert mixed == {
-        "interpolated": {"share_of_second": 0.3, "noise": 1.0, **parents},
+        "interpolated": {"share_of_second": 0.3, "noise": 1.0, "contrast": 1.0, **parents},
         "history": [start, more, other],
     }
     assert interpolate.told(mixed, first, 0.5)["history"] == [start, more, other]
@@ -172,7 +172,8 @@ def test_interpolated_student_lies_between_two(tmp_path: Path, capsys: pytest.Ca
     for wrong, message in (
         ([*folders, "--share", "2"], "from 0"),
         ([*folders, "--share", "0.5", "--noise", "0"], "factor above 0"),
-        ([*folders, "--share", "0.5", "--noise", "nan"], "factor above 0"),
+        ([*folders, "--share", "0.5", "--noise", "nan"], "noise must be a factor above 0"),
+        ([*folders, "--share", "0.5", "--contrast", "-1"], "contrast must be a factor above 0"),
         ([folders[0], str(tmp_path / "wide"), "--share", "0.5"], "one shape"),
         ([folders[0], str(tmp_path), "--share", "0.5"], "not a student checkpoint"),
     ):
@@ -196,6 +197,24 @@ def test_a_mixture_can_take_its_noise_as_stronger(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(mixed["1.5"](lr, noise), mixed["1"](lr, 1.5 * noise), atol=1e-5, rtol=0)
         assert (mixed["1.5"](lr, noise) - mixed["1"](lr, noise)).abs().max() > 1e-3
+
+
+def test_contrast_is_a_factor_on_what_is_drawn_beyond_bicubic(tmp_path: Path) -> None:
+    save_student(lively(), tmp_path / "one", {})
+    folders = [str(tmp_path / "one")] * 2
+    made = {}
+    for contrast in ("1", "1.5"):
+        options = ["--share", "0", "--contrast", contrast, "--out", str(tmp_path / contrast)]
+        assert interpolate.main([*folders, *options]) == 0
+        made[contrast], provenance = load_student(tmp_path / contrast)
+        assert provenance["interpolated"]["contrast"] == float(contrast)
+    with torch.no_grad():
+        noise, image = torch.randn(1, SMALL.noise_channels, 8, 8), torch.rand(1, 3, 16, 16)
+        features, base = made["1"].encode(image)
+        plain, strong = (student.generator.picture(features, base, noise) for student in made.values())
+        bicubic = torch.pixel_shuffle(base, SMALL.scale)
+    assert (plain - bicubic).abs().max() > 1e-3
+    torch.testing.assert_close(strong - bicubic, 1.5 * (plain - bicubic), atol=1e-5, rtol=0)
 
 
 def test_a_core_takes_the_noise_of_another_student(tmp_path: Path) -> None:

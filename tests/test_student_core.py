@@ -81,7 +81,7 @@ def test_core_learns_the_prior_and_no_noise(pictures: Path) -> None:
     assert stage.phases(0.5) == ("student",)
     optimizer = torch.optim.Adam(stage.groups()["student"][0], 2e-3)
     seen = []
-    for _ in range(60):
+    for _ in range(80):
         losses, _ = stage("student", batch, {})
         optimizer.zero_grad()
         losses["loss"].backward()
@@ -168,6 +168,16 @@ def test_sharpening_steepens_an_edge_and_gives_it_no_halo(pictures: Path, shift:
     little, more = (float(torch.maximum(t - high, low - t).max()) * 255 for t in (limited, sharper))
     assert little < 1.2 < 2.4 < more
     assert limited.diff().max() > 1.3 * edge.diff().max()
+
+
+def test_one_level_of_brightness_costs_more_than_as_much_grain() -> None:
+    stage = core(adversary=0.0, feature=0.0)
+    target = torch.full((1, 3, 64, 64), 0.5)
+    grain = torch.randn(target.shape, generator=torch.Generator().manual_seed(0)).sign() / 255
+    brighter, grainy = (stage._losses(target + error, target, target, []) for error in (1 / 255, grain))
+    torch.testing.assert_close(brighter["level"], torch.tensor(1 / 255))
+    assert grainy["level"] < 0.05 * brighter["level"]
+    assert brighter["pixel"].isclose(grainy["pixel"])
 
 
 def test_plain_places_of_the_prior_are_smoothed_and_busy_ones_sharpened(pictures: Path) -> None:

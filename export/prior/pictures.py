@@ -107,17 +107,24 @@ class CachedPairs:
     crop: side in HR pixels, at most that of the smallest picture.
     seed: selects places, rotations and cards.
     cards: share of the items, 0 to 1, that are drawn (`training.data.cards`) and are their own target. Priors get
-        small letters and fine patterns wrong."""
+        small letters and fine patterns wrong.
+    shapes: share of these cards, 0 to 1, that are shapes with straight and round edges instead of print and patterns."""
 
     def __init__(
-        self, caches: Sequence[PictureCache], crop: int, seed: int = 0, *, cards: float = 0.0
+        self,
+        caches: Sequence[PictureCache],
+        crop: int,
+        seed: int = 0,
+        *,
+        cards: float = 0.0,
+        shapes: float = 0.0,
     ) -> None:
         for cache in caches:
             if crop // 4 > cache.side():
                 raise ValueError(
                     f"crop={crop} is larger than the pictures of {cache.folder}: at most {4 * cache.side()}"
                 )
-        self.caches, self.crop, self.seed, self.cards = tuple(caches), crop, seed, cards
+        self.caches, self.crop, self.seed, self.cards, self.shapes = tuple(caches), crop, seed, cards, shapes
         self.places = [(cache, k) for cache in self.caches for k in range(len(cache))]
 
     @property
@@ -128,7 +135,7 @@ class CachedPairs:
         rng = np.random.default_rng([self.seed, index])
         cache, k = self.places[int(rng.integers(len(self.places)))]
         if rng.random() < self.cards:
-            hr = from_pixels(draw_card(rng, self.crop))
+            hr = from_pixels(draw_card(rng, self.crop, self.shapes))
             return Pair(degrade_everyday(hr, rng), hr, Path("card"), True, hr)
         side = self.crop // 4
         top, left = (int(x) for x in rng.integers(0, cache.side() - side + 1, 2))

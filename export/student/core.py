@@ -44,6 +44,8 @@ SHAPE = StudentConfig(width=48, encoder_blocks=4, detail=48, fold=1)
 SHARPENED_SIGMA = 1.2
 # Share of the values' range around a pixel by which the target may exceed it, where that is less than the setting `overshoot`.
 OVERSHOOT_SHARE = 0.15
+# Side in HR pixels of the squares over which `level` compares means, at most the crop.
+LEVEL_CELL = 64
 # Side in periods of the grid loss's windows. In larger ones a mesh whose sign changes from place to place escapes it.
 GRID_CELLS = 3
 
@@ -66,30 +68,28 @@ class CoreSettings(RunSettings):
     clip: float = 0.5
     ema: float = 0.999
     crispness: float = 1.15
-    """Factor on the target's difference from the bicubic upscale; 1 leaves the target as it is. A larger value asks
-    for more contrast and compensates for the softness of a small network."""
+    """Factor on the target's difference from the bicubic upscale. Above 1 it makes up for the softness of a small network."""
     sharpness: float = 0.0
     """Amount of an unsharp mask on the target, with a sigma of 1.2 pixels; 0 leaves it as it is. Other than crispness, it
     strengthens the finest detail alone, and plain places (`losses.plain`) are smoothed instead."""
     sharpness_degraded: float = 0.0
-    """Further amount of that mask for an input that tells nothing of the photo, and less the more it tells (`losses.told_by`).
-    People like more of it there than on clean inputs (training/EXPERIMENTS.md, 2026-11-30)."""
+    """Further amount of that mask for an input that tells nothing of the photo, and less the more it tells (`losses.told_by`)."""
     overshoot: float = 5.0
     """Levels of 1/255 by which the target may exceed the values around it (`losses.local_range`), and at most by `OVERSHOOT_SHARE`
     of their range: the photo's as far as the input shows it, else the prior's. So contrast and sharpness steepen edges without
     halos."""
     truth: float = 1.0
-    """Share of the photo in the target's coarse part (means over 4x4 pixels), for inputs that still show it. 0: all
-    of it from the prior; 1: all of it from the photo."""
+    """Share of the photo, instead of the prior, in the target's coarse part (means over 4x4 pixels), for inputs that still show it."""
     truth_error: float = 5.0
-    """RMS error in levels of 1/255, between an input and those 4x4 means, at which the photo's share is half of
-    `truth`. A larger value trusts the photo for more strongly degraded inputs too."""
+    """RMS error in levels of 1/255, between an input and those 4x4 means, at which the photo's share is half of `truth`."""
     trust: float = 0.005
     """Weight of the cross-entropy between a consistent student's trust in its input and `losses.trusted`."""
     trust_ratio: float = 0.15
     """The ratio of `losses.trusted`. A larger value also trusts inputs that are less clean."""
     cards: float = 0.2
     """Share of drawn pairs, 0 to 1: letters and patterns as fine as an LR picture can hold. Priors get these wrong."""
+    shapes: float = 0.4
+    """Share of the drawn pairs, 0 to 1, that are shapes with straight and round edges (`training.data.cards.draw_shapes`)."""
     pixel: float = 1.0
     """Weight of the L1 distances to the target, of pixels and of means over 8x8 pixels."""
     gradient: float = 1.0
@@ -100,6 +100,9 @@ class CoreSettings(RunSettings):
     plain: float = 3.0
     """Weight of `losses.plain_loss`, the error on the target's plain places. It removes what is left there of noise, of a JPEG's blocks
     and of a mesh, which the L1 of pixels hardly sees beside the error of texture."""
+    level: float = 10.0
+    """Weight of the L1 distance between means over `LEVEL_CELL` HR pixels, which keeps the input's brightness and colours: those of the
+    target are right within .1 of a level of 1/255, but the other losses hardly feel one."""
     grid: float = 30.0
     """Weight of `losses.grid_loss`, at the pixel shuffle's period and in windows of `GRID_CELLS` periods. Used with the feature loss
     only, which rewards a mesh of this period where the student cannot draw the texture."""
@@ -126,11 +129,11 @@ class CoreSettings(RunSettings):
         for name in ("crispness", "overshoot", "truth_error", "trust_ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        weights = ("trust", "pixel", "gradient", "chroma", "plain", "grid", "feature", "adversary")
+        weights = ("trust", "pixel", "gradient", "chroma", "plain", "level", "grid", "feature", "adversary")
         for name in ("sharpness", "sharpness_degraded", *weights):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("adversary_from", "truth", "cards"):
+        for name in ("adversary_from", "truth", "cards", "shapes"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if len(self.feature_layers) != len(LAYERS):
@@ -298,8 +301,11 @@ class StudentCore(StudentStage):
         losses = {"pixel": (picture - target).abs().mean(), "gradient": gradient_loss(picture, target)}
         losses |= {"structure": low_pass_loss(picture, target), "chroma": chroma_loss(picture, target)}
         losses["plain"] = plain_loss(picture, target)
+        losses["level"] = low_pass_loss(picture, target, min(LEVEL_CELL, picture.shape[-1]))
         anchor = s.pixel * (losses["pixel"] + losses["structure"]) + s.plain * losses["plain"]
-        anchor = anchor + s.gradient * losses["gradient"] + s.chroma * losses["chroma"]
+        anchor = (
+            anchor + s.gradient * losses["gradient"] + s.chroma * losses["chroma"] + s.level * losses["level"]
+        )
         total = anchor
         if judged and self.features is not None and s.feature > 0:
             losses["grid"] = grid_loss(picture, target, self.student.config.scale, GRID_CELLS)

@@ -1,6 +1,6 @@
 """Mix the weights of two students: network interpolation (Wang et al., ESRGAN, 2018).
 
-    python -m export.student.interpolate FIRST SECOND --share 0.5 [--noise 1.4] --out STUDENT
+    python -m export.student.interpolate FIRST SECOND --share 0.5 [--noise 1.4] [--contrast 1.1] --out STUDENT
 
 Both students must descend from the same weights, such as a faithful one and one richer in texture. The mixture
 behaves like something between the two, except for its response to noise, which is weaker than either's, because
@@ -26,19 +26,23 @@ from export.student.model.network import NOISE_PATH, Student
 from runtime.text import print_error
 
 
-def interpolate(first: Student, second: Student, share: float, noise: float = 1.0) -> Student:
+def interpolate(
+    first: Student, second: Student, share: float, noise: float = 1.0, contrast: float = 1.0
+) -> Student:
     """(1 - share) * first + share * second, weight by weight.
 
     first, second: of one shape, with two exceptions. If the first lacks the gate of the noise, it takes the second's path of
         the noise. If only the first is consistent, the mixture has its trust.
     share: in [0, 1].
     noise: factor above 0 on the weights of the noise's convolution, with the same effect as scaling the noise.
+    contrast: factor above 0 on the last convolution, hence on what the picture has beyond the bicubic upscale.
 
     Raises ValueError if the shapes differ."""
     if not 0 <= share <= 1:
         raise ValueError(f"share must be from 0 (the first student) to 1 (the second), got {share}")
-    if not 0 < noise < math.inf:
-        raise ValueError(f"noise must be a factor above 0, got {noise}")
+    for name, factor in (("noise", noise), ("contrast", contrast)):
+        if not 0 < factor < math.inf:
+            raise ValueError(f"{name} must be a factor above 0, got {factor}")
     borrowed = second.config.noise_gate and not first.config.noise_gate
     if borrowed:
         first = with_noise(first, second.config.noise_channels)
@@ -60,11 +64,20 @@ def interpolate(first: Student, second: Student, share: float, noise: float = 1.
     )
     with torch.no_grad():
         mixed.generator.noise.weight.mul_(noise)
+        for parameter in mixed.generator.last.parameters():
+            parameter.mul_(contrast)
     return mixed.eval()
 
 
 def mix(
-    first: Path, second: Path, share: float, out: Path, *, noise: float = 1.0, half: bool = False
+    first: Path,
+    second: Path,
+    share: float,
+    out: Path,
+    *,
+    noise: float = 1.0,
+    contrast: float = 1.0,
+    half: bool = False,
 ) -> None:
     """Interpolate two checkpoints and write the result.
 
@@ -72,23 +85,28 @@ def mix(
     share: of the second, 0 to 1.
     out: folder of the new checkpoint; its provenance describes both students.
     noise: factor on the weights of the noise's convolution.
+    contrast: factor on the last convolution.
     half: store the weights as float16."""
     (one, before), (two, after) = load_student(first), load_student(second)
-    save_student(interpolate(one, two, share, noise), out, told(before, after, share, noise), half=half)
+    mixed = interpolate(one, two, share, noise, contrast)
+    save_student(mixed, out, told(before, after, share, noise, contrast), half=half)
 
 
-def told(first: dict[str, Any], second: dict[str, Any], share: float, noise: float = 1.0) -> dict[str, Any]:
+def told(
+    first: dict[str, Any], second: dict[str, Any], share: float, noise: float = 1.0, contrast: float = 1.0
+) -> dict[str, Any]:
     """Provenance of the mixture: of both students, and under "history" each stage that either had before, once, the first's first.
 
     first, second: provenance of the students.
-    share, noise: as given to `interpolate`."""
+    share, noise, contrast: as given to `interpolate`."""
     parents = {"first": _without(first), "second": _without(second)}
     history: list[Any] = []
     for parent in (first, second):
         history += [
             stage for stage in parent.get("history", []) if stage not in (*history, *parents.values())
         ]
-    return {"interpolated": {"share_of_second": share, "noise": noise, **parents}, "history": history}
+    factors = {"share_of_second": share, "noise": noise, "contrast": contrast}
+    return {"interpolated": {**factors, **parents}, "history": history}
 
 
 def _without(parent: dict[str, Any]) -> dict[str, Any]:
@@ -111,11 +129,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FACTOR",
         help="strengthens (above 1) or weakens the effect of the noise",
     )
+    parser.add_argument(
+        "--contrast",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="strengthens (above 1) or weakens what is drawn beyond the bicubic upscale",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint")
     parser.add_argument("--half", action="store_true", help="store float16 weights, half the bytes")
     args = parser.parse_args(argv)
     try:
-        mix(args.first, args.second, args.share, args.out, noise=args.noise, half=args.half)
+        mix(
+            args.first,
+            args.second,
+            args.share,
+            args.out,
+            noise=args.noise,
+            contrast=args.contrast,
+            half=args.half,
+        )
     except (ValueError, OSError) as error:
         print_error(error)
         return 2

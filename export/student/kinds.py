@@ -72,15 +72,17 @@ class Kind:
     """Makes the training pairs from settings and sources."""
 
 
-def photo_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.cards) -> Pairs:
+def photo_pairs(
+    settings: RunSettings, sources: Sources, cards: float = VARIETY.cards, shapes: float = 0.0
+) -> Pairs:
     """Photos degraded as users' photos are, here or on the device; a tenth of them are recoloured.
 
-    cards: share of drawn pairs, 0 to 1."""
+    cards, shapes: share of drawn pairs, 0 to 1, and of shapes among these."""
     return PairDataset(
         sources.photos,
         CropParams(settings.crop, zoom_range=(settings.zoom_min, 1.0)),
         reduce=unreduced if sources.on_device(settings) else degrade_everyday,
-        variety=replace(VARIETY, cards=cards),
+        variety=replace(VARIETY, cards=cards, shapes=shapes),
         seed=settings.seed,
     )
 
@@ -90,20 +92,24 @@ def preparation(settings: RunSettings, sources: Sources) -> DevicePreparation | 
     return DevicePreparation(settings.seed, sources.prior) if sources.on_device(settings) else None
 
 
-def cached_pairs(settings: RunSettings, sources: Sources, cards: float = VARIETY.cards) -> Pairs:
-    """Pairs from a prior's stored pictures, and drawn cards. cards: share of drawn pairs, 0 to 1."""
+def cached_pairs(
+    settings: RunSettings, sources: Sources, cards: float = VARIETY.cards, shapes: float = 0.0
+) -> Pairs:
+    """Pairs from a prior's stored pictures, and drawn cards.
+
+    cards, shapes: share of drawn pairs, 0 to 1, and of shapes among these."""
     caches = [PictureCache(folder) for folder in sources.pictures]
-    return CachedPairs(caches, settings.crop, settings.seed, cards=cards)
+    return CachedPairs(caches, settings.crop, settings.seed, cards=cards, shapes=shapes)
 
 
 def core_pairs(settings: CoreSettings, sources: Sources) -> Pairs:
     if sources.prior is not None and not sources.pictures:
-        return photo_pairs(settings, sources, settings.cards)
+        return photo_pairs(settings, sources, settings.cards, settings.shapes)
     if not sources.pictures:
         raise ValueError(
             "the core needs a prior's pictures: give --pictures DIR, made by gdposr train pictures, or --prior"
         )
-    return cached_pairs(settings, sources, settings.cards)
+    return cached_pairs(settings, sources, settings.cards, settings.shapes)
 
 
 def any_pairs(settings: RunSettings, sources: Sources) -> Pairs:

@@ -27,17 +27,24 @@ class Variety:
 
     cards: float = 0.0
     """Share of drawn cards, 0 to 1."""
+    shapes: float = 0.0
+    """Share of these cards, 0 to 1, that are `draw_shapes` instead of print and patterns."""
     recolour: float = 0.0
     """Share of the photos, 0 to 1, that become gray or get other colours."""
 
     def __post_init__(self) -> None:
-        for name, share in (("graphics_share", self.cards), ("recolour_share", self.recolour)):
+        shares = {"graphics_share": self.cards, "shapes": self.shapes, "recolour_share": self.recolour}
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {share}")
 
 
-def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random card, (size, size, 3) uint8: lines of text or a pattern, in grays or two random colours, on a plain or graded ground."""
+def draw_card(rng: np.random.Generator, size: int, shapes: float = 0.0) -> np.ndarray:
+    """A random card, (size, size, 3) uint8: lines of text or a pattern, in grays or two random colours, on a plain or graded ground.
+
+    shapes: probability, 0 to 1, that it is `draw_shapes` instead."""
+    if shapes > 0 and rng.random() < shapes:
+        return draw_shapes(rng, size)
     paper, ink = _colours(rng)
     kind = rng.choice(
         ["text", "stripes", "checks", "bricks", "rings", "strokes"], p=[0.5, 0.15, 0.1, 0.15, 0.03, 0.07]
@@ -51,6 +58,40 @@ def draw_card(rng: np.random.Generator, size: int) -> np.ndarray:
     ground = paper + (_ramp(rng, size, gray=bool(np.ptp(paper) == 0)) if rng.random() < 0.3 else 0.0)
     mixed = ground + coverage[..., None] * (ink - ground)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def draw_shapes(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Half planes, bands, discs and rings in gray or in random colours, (size, size, 3) uint8: long edges, straight and round.
+
+    Their coverage is computed from the distance to the edge. Drawn on a fine grid and reduced, as cards are, a slightly sloping edge
+    has steps, and a model taught by it wavering ones."""
+    paper, _ = _colours(rng)
+    gray = bool(np.ptp(paper) == 0)
+    picture = np.broadcast_to(paper, (size, size, 3))
+    if rng.random() < 0.3:
+        picture = picture + _ramp(rng, size, gray=gray)
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    for _ in range(int(rng.integers(2, 9))):
+        left, top = rng.uniform(0.1, 0.9, 2) * size
+        if rng.random() < 0.3:
+            distance = np.hypot(x - left, y - top) - rng.uniform(0.05, 1) * size
+        else:  # half of the edges are nearly upright or level, which is hardest
+            angle = (
+                rng.uniform(0, np.pi)
+                if rng.random() < 0.5
+                else rng.integers(2) * np.pi / 2 + rng.normal(0, 0.12)
+            )
+            distance = (x - left) * np.sin(angle) - (y - top) * np.cos(angle)
+        if rng.random() < 0.4:
+            distance = np.abs(distance) - np.exp(rng.uniform(np.log(0.7), np.log(16)))
+        wide = np.exp(rng.uniform(0, np.log(2 if rng.random() < 0.85 else 10)))  # width of the edge in pixels
+        contrast = rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(12), np.log(160)))
+        colour = picture[int(top), int(left)] + contrast + (0.0 if gray else rng.normal(0, 25, 3))
+        if rng.random() < 0.3:
+            colour = colour + _ramp(rng, size, gray=gray)
+        coverage = np.clip(0.5 - distance / wide, 0, 1)[..., None]
+        picture = picture + coverage * (np.clip(colour, 0, 255) - picture)
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
 def recoloured(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

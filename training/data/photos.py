@@ -235,7 +235,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
     def _varied(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         """The picture, and whether it is a drawn card."""
         if self.variety.cards > 0 and rng.random() < self.variety.cards:
-            return draw_card(rng, self.crop.size), True
+            return draw_card(rng, self.crop.size, self.variety.shapes), True
         if self.variety.recolour > 0 and rng.random() < self.variety.recolour:
             return recoloured(pixels, rng), False
         return pixels, False
