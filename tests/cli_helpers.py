@@ -2,8 +2,10 @@
 
 import os
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 
@@ -30,3 +32,13 @@ def check_shown(text: str) -> None:
     assert "Traceback" not in text
     hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in "\n\u200c\u200d"}
     assert not hidden, hidden
+
+
+def write_pairs(make_pixels: Callable[..., np.ndarray], folder: Path) -> list[object]:
+    """--lr and --hr with two pairs, LR 36x34 and 32x30."""
+    for name, scale in (("lr", 1), ("hr", 4)):
+        (folder / name).mkdir()
+        for index, (height, width) in enumerate(((36, 34), (32, 30))):
+            pixels = make_pixels(height * scale, width * scale, seed=index)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return ["--lr", folder / "lr", "--hr", folder / "hr"]
