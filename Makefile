@@ -145,8 +145,10 @@ PRIOR         = $(or $(wildcard $(PEER_NCNN)),$(if $(CORE),,x4plus))
 # As many as the prior makes in about 4 % of the minutes, on two CPU cores; x4plus takes fourteen times as long as a small one.
 PICTURES      = $(shell awk 'BEGIN {n = int($(CHAIN_MINUTES) * $(if $(filter x4plus,$(PRIOR)),0.36,5)); print (n < 16 ? 16 : (n > 3400 ? 3400 : n))}')
 # Settings by stage, as KEY=VALUE words; EXPERIMENTS.md says where they come from. CHAIN_ARGS goes to every stage.
-CORE_SET      = student.far_blocks=2 student.consistent=true batch=2 crop=192 crispness=1.3 sharpness=1.8 sharpness_degraded=2 overshoot=6 \
+CORE_SET      = student.far_blocks=2 student.consistent=true batch=2 crop=192 crispness=1.15 sharpness=1.8 sharpness_degraded=1 overshoot=6 \
 	chroma=3 lr=6e-4 cards=0.5 feature=0 adversary=0 ema=0.998
+# What the core's last minutes have besides: its own pictures, sharpened, as targets.
+SHARPEN_SET   = own=0.65 lr=3e-4
 NOISE_SET     = batch=4 crop=128 score=26 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.15
 NOISE_STEPS   = 2500
 GDPO_SET      = lr=4e-4 anchor=0.1 weighting=fixed group=12
@@ -179,8 +181,11 @@ $(CHAIN)/pictures.done: | $(DEV)
 	$(RUN) -m gdposr train pictures --data "$(DATA)" --prior "$(PRIOR)" --out $(CHAIN)/pictures --items $(PICTURES)
 	@touch $@
 
-$(CHAIN)/core/model/config.json: | $(CHAIN)/pictures.done
-	$(call stage,core,core,$(call minutes,0.96),$(CORE_SET)) --pictures $(CHAIN)/pictures
+$(CHAIN)/soft/model/config.json: | $(CHAIN)/pictures.done
+	$(call stage,soft,core,$(call minutes,0.88),$(CORE_SET)) --pictures $(CHAIN)/pictures
+
+$(CHAIN)/core/model/config.json: | $(CHAIN)/soft/model/config.json
+	$(call stage,core,core,$(call minutes,0.08),$(CORE_SET) $(SHARPEN_SET)) --pictures $(CHAIN)/pictures --init $(CHAIN)/soft/model
 
 $(CHAIN)/noise/model/config.json: | $(if $(CORE),$(DEV),$(CHAIN)/core/model/config.json)
 	@$(if $(CORE),echo "the chain begins with the core in $(CORE) (CORE= trains one from nothing)")

@@ -94,6 +94,7 @@ def test_export_targets_say_what_to_write(tree: Path, target: str, kinds: str) -
 STAGES = [
     "pictures",
     "student-core",
+    "student-core",
     "student-noise",
     "student-gdpo",
     "interpolate",
@@ -128,17 +129,21 @@ def test_chain_runs_every_stage_in_order(tree: Path) -> None:
     )
     assert [stage_of(command) for command in commands] == STAGES
     trained = [line for line in commands if "gdposr train student-" in line]
-    assert "--minutes 96 " in trained[0]  # the pictures have about four
-    assert ["--steps 2500 " in trained[1], "--steps 350 " in trained[2]] == [True, True]
+    assert ["--minutes 88 " in trained[0], "--minutes 8 " in trained[1]] == [
+        True,
+        True,
+    ]  # the pictures have about four
+    assert ["--steps 2500 " in trained[2], "--steps 350 " in trained[3]] == [True, True]
     assert all('--data "my photos"' in line and "--workers 3" in line for line in trained)
     assert not any("--resume" in line for line in commands)
     assert '--prior "my.param" --out runs/chain/pictures --items 500' in commands[0]
-    core, noise, gdpo = trained
-    assert settings_of(core)["student.far_blocks"] == "2"
-    assert settings_of(core)["student.consistent"] == "true"
-    for line, before in zip((noise, gdpo), ("core/model", "noise/model"), strict=True):
+    for core in trained[:2]:
+        assert settings_of(core)["student.far_blocks"] == "2"
+        assert settings_of(core)["student.consistent"] == "true"
+        assert "--pictures runs/chain/pictures" in core
+    assert ["own" in settings_of(line) for line in trained] == [False, True, False, False]
+    for line, before in zip(trained[1:], ("soft/model", "core/model", "noise/model"), strict=True):
         assert line.partition("--init ")[2].split()[0] == f"runs/chain/{before}"
-    assert "--pictures runs/chain/pictures" in core
     assert commands[-3].startswith(
         "-m export.student.interpolate runs/chain/gdpo/model runs/chain/noise/model"
     )
@@ -160,7 +165,7 @@ def test_chain_has_settings_that_its_stages_know(tree: Path) -> None:
 
 def test_chain_begins_with_the_core_of_what_ships_and_compares_with_that(tree: Path) -> None:
     commands = chain_commands(tree, "PRIOR=my.param")
-    assert [stage_of(command) for command in commands] == STAGES[2:]
+    assert [stage_of(command) for command in commands] == STAGES[3:]
     assert '--init "export/weights/pocket-core"' in commands[0]
     assert '--core "export/weights/pocket-core" --ships "export/weights/pocket"' in commands[-1]
     assert '--prior "my.param"' in commands[-1]
@@ -178,21 +183,22 @@ def test_chain_makes_fewer_pictures_with_a_slow_prior(tree: Path) -> None:
 
 def test_chain_leaves_finished_stages_and_resumes_the_one_that_was_stopped(tree: Path) -> None:
     chain = tree / "runs/chain"
-    (chain / "core/model").mkdir(parents=True)
-    (chain / "core/model/config.json").write_text("{}")
+    for stage in ("soft", "core"):
+        (chain / stage / "model").mkdir(parents=True)
+        (chain / stage / "model/config.json").write_text("{}")
     (chain / "pictures.done").write_text("")
     (chain / "core/state").mkdir()
     (chain / "noise/state").mkdir(parents=True)
     commands = chain_commands(tree, "CORE=", "PRIOR=my.param")
-    assert [stage_of(command) for command in commands] == STAGES[2:]
+    assert [stage_of(command) for command in commands] == STAGES[3:]
     assert ["--resume" in command for command in commands] == [True] + [False] * 4
 
 
 def test_chain_goes_on_from_a_state_that_was_being_replaced(tree: Path) -> None:
-    (tree / "runs/chain/core/state.old").mkdir(parents=True)
+    (tree / "runs/chain/soft/state.old").mkdir(parents=True)
     commands = chain_commands(tree, "CORE=", "PRIOR=my.param", "CHAIN_ARGS=--preset tiny")
     trained = [line for line in commands if "--preset tiny" in line]
-    assert ["--resume" in line for line in trained] == [True] + [False] * 2
+    assert ["--resume" in line for line in trained] == [True] + [False] * 3
 
 
 def test_chain_refuses_a_folder_that_make_cannot_name(tree: Path) -> None:

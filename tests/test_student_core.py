@@ -155,6 +155,25 @@ def test_a_degraded_input_has_a_sharper_target_than_a_clean_one(pictures: Path) 
     assert 1.01 < gain(clean + 5 / 255, sharpness_degraded=1.0) < strongly
 
 
+def test_where_an_input_is_degraded_the_start_s_own_picture_is_sharpened(pictures: Path) -> None:
+    """Where it is clean the target is that picture itself, and what the student learns does not move it."""
+    batch, stage = a_batch(pictures, 2), core(adversary=0.0, own=2.0)
+    clean = torch.nn.functional.avg_pool2d(batch.hr, 4)
+    noise = 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    for lr, least, most in ((clean, 0.99, 1.01), ((clean + noise).clamp(0, 1), 1.05, 3.0)):
+        shown = replace(batch, lr=lr)
+        own = stage.sample(lr, batch.hr, 0)
+        target = stage._target(shown, own)
+        assert least < float(target.diff().abs().mean() / own.diff().abs().mean()) < most
+        low, high = local_range(own)
+        assert torch.maximum(target - high, low - target).max() < stage.settings.overshoot / 255 + 1e-4
+    with torch.no_grad():
+        stage.student.generator.last.weight.mul_(2.0)
+    assert torch.equal(stage._target(shown, own), target)
+    card = replace(shown, drawn=torch.tensor([True, False]))
+    assert torch.equal(stage._target(card, own)[0], batch.hr[0])
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.3], ids=["clean", "degraded"])
 def test_sharpening_steepens_an_edge_and_gives_it_no_halo(pictures: Path, shift: float) -> None:
     batch = a_batch(pictures, 2)

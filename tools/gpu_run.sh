@@ -33,7 +33,7 @@ DATA=${DATA:-runs/data} OUT=${OUT:-out} STATE=${STATE:-runs/gpu} DRY_RUN=${DRY_R
 MINUTES=${MINUTES:-9} TOTAL=${TOTAL:-25} PRIOR=${PRIOR:-x4plus}
 FEATURES=${FEATURES:-} INIT=${INIT:-} WHEELS=${WHEELS:-} WORKERS=${WORKERS:-$(nproc)}
 # Those of `make chain`, for larger batches.
-CORE_SET=${CORE_SET:-batch=64 student.far_blocks=2 student.consistent=true crispness=1.3 sharpness=1.8 sharpness_degraded=2 overshoot=6 chroma=3 cards=0.5 feature=0 adversary=0}
+CORE_SET=${CORE_SET:-batch=64 student.far_blocks=2 student.consistent=true crispness=1.15 sharpness=1.8 sharpness_degraded=1 overshoot=6 chroma=3 cards=0.5 feature=0 adversary=0}
 NOISE_SET=${NOISE_SET:-batch=48 score=26 cards=0.3 adversary=0.3 adversary_from=0.05 flat=0.15}
 GDPO_SET=${GDPO_SET:-batch=16 lr=4e-4 anchor=0.1 weighting=fixed group=12}
 if [ -z "${PYTHON:-}" ]; then PYTHON=python3; [ -x .venv/bin/python ] && PYTHON=.venv/bin/python; fi

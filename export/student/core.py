@@ -6,6 +6,7 @@ the student's pictures with the prior's make it crisper."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,9 @@ class CoreSettings(RunSettings):
     strengthens the finest detail alone, and plain places (`losses.plain`) are smoothed instead."""
     sharpness_degraded: float = 0.0
     """Further amount of that mask for an input that tells nothing of the photo, and less the more it tells (`losses.told_by`)."""
+    own: float = 0.0
+    """Amount of that mask on the picture of the student that the run began with, as far as the input does not show the photo. Above 0
+    that is the target: a student follows it much closer than a prior's picture, of which it draws half of the finest detail."""
     overshoot: float = 5.0
     """Levels of 1/255 by which the target may exceed the values around it (`losses.local_range`), and at most by `OVERSHOOT_SHARE`
     of their range: the photo's as far as the input shows it, else the prior's. So contrast and sharpness steepen edges without
@@ -130,7 +134,7 @@ class CoreSettings(RunSettings):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         weights = ("trust", "pixel", "gradient", "chroma", "plain", "level", "grid", "feature", "adversary")
-        for name in ("sharpness", "sharpness_degraded", *weights):
+        for name in ("sharpness", "sharpness_degraded", "own", *weights):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("adversary_from", "truth", "cards", "shapes"):
@@ -144,6 +148,13 @@ def stages_before(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     """Provenance of the earlier stages, oldest first, from the provenance in a student's checkpoint."""
     last = {name: value for name, value in provenance.items() if name != "history"}
     return [*provenance.get("history", []), *([last] if last else [])]
+
+
+def finest_detail(picture: Tensor) -> Tensor:
+    """What an unsharp mask with a sigma of `SHARPENED_SIGMA` pixels adds at an amount of 1, (n, 3, h, w) float32."""
+    with torch.autocast(picture.device.type, enabled=False):  # bfloat16 would round it
+        planes = picture.float().flatten(0, 1)
+        return (sharpen(planes, SHARPENED_SIGMA, 1.0) - planes).unflatten(0, (-1, 3))
 
 
 def silence(student: Student, features: Tensor) -> Tensor:
@@ -212,6 +223,7 @@ class StudentCore(StudentStage):
         super().__init__()
         self.settings, self.student, self.features = settings, student, features
         nn.init.zeros_(student.generator.noise.weight)  # noise has no effect until the next stage
+        self.start = copy.deepcopy(student).requires_grad_(False) if settings.own > 0 else None
         self.adversary_on = False
         self.adversary = Adversary(settings.discriminator_width).requires_grad_(settings.adversary > 0)
         self.history = history or []
@@ -269,13 +281,14 @@ class StudentCore(StudentStage):
         if batch.target is None:
             return batch.hr
         s = self.settings
-        hr, target = batch.hr.float(), with_colours_of(batch.target, batch.lr)
+        hr = batch.hr.float()
+        if self.start is not None:
+            return self._own_target(batch)
         told = told_by(batch.lr.float(), hr, s.truth_error / 255)
+        target = with_colours_of(batch.target, batch.lr)
         nearby = local_range(target)
         crisp = torch.lerp(enlarged.detach(), target, s.crispness)
-        with torch.autocast(crisp.device.type, enabled=False):  # bfloat16 would round the target
-            planes = crisp.float().flatten(0, 1)
-            detail = (sharpen(planes, SHARPENED_SIGMA, 1.0) - planes).unflatten(0, (-1, 3))
+        detail = finest_detail(crisp)
         # sharpened where there is something to see, smoothed on plain places: there the prior's picture has a mesh
         sharpness = s.sharpness + (1 - told) * s.sharpness_degraded
         flat = plain(*nearby)
@@ -288,6 +301,22 @@ class StudentCore(StudentStage):
         mixed = limited(with_colours_of(mixed, batch.lr), low, high, margin).clamp(0, 1)
         return (
             mixed if batch.drawn is None else torch.where(batch.drawn[:, None, None, None], batch.hr, mixed)
+        )
+
+    def _own_target(self, batch: Batch) -> Tensor:
+        """The start's own picture, sharpened without halos where the input is not to be trusted; a card is its own target here, too."""
+        assert self.start is not None
+        trust = trusted(batch.lr.float(), batch.hr.float(), self.settings.trust_ratio)
+        degraded = 1 - F.interpolate(trust, scale_factor=float(self.student.config.scale), mode="nearest")
+        with torch.no_grad():
+            features, base = self.start.encode(batch.lr)
+            own = self.start.generator.picture(features, base, silence(self.start, features))
+        low, high = local_range(own)
+        amount = self.settings.own * degraded * (1 - plain(low, high))
+        margin = (OVERSHOOT_SHARE * (high - low)).clamp(1e-4, self.settings.overshoot / 255)
+        sharp = limited(own + amount * finest_detail(own), low, high, margin).clamp(0, 1)
+        return (
+            sharp if batch.drawn is None else torch.where(batch.drawn[:, None, None, None], batch.hr, sharp)
         )
 
     def _losses(self, picture: Tensor, target: Tensor, enlarged: Tensor, judged: list[int]) -> Losses:
